@@ -1,0 +1,43 @@
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+# Two threads beside another job are slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test lint typecheck proof
+
+help:
+	@echo 'make install    .venv with the tested versions'
+	@echo 'make demo       distill, sample, compare and evaluate the tiny model on a CPU, into runs/demo'
+	@echo 'make test       ruff, mypy and pytest'
+	@echo 'make proof      run benchmarks/proof.py'
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("rats-video needs Python 3.11 or newer, and $(PYTHON) is %d.%d: make install PYTHON=python3.11" % sys.version_info[:2] if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	# torch alone first: resolved with the rest, pip may prefer a build that brings the CUDA packages.
+	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/rats-video run --config tiny --output runs/demo
+
+test: lint typecheck
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# mypy knows no package-dir mapping: show it the tree as installed, in links, so that cli/ is rats_video.cli.
+typecheck: install
+	rm -rf build/mypy/rats_video
+	mkdir -p build/mypy/rats_video
+	cd build/mypy/rats_video && ln -s ../../../rats_video/* ../../../cli ../../../configs ../../../datasets .
+	cd build/mypy && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+proof: install
+	$(BIN)/python benchmarks/proof.py

@@ -1,0 +1,63 @@
+"""The `rats-video` command. A command imports what it runs inside itself, so that help answers at once."""
+
+import errno
+import sys
+from typing import Annotated
+
+import typer
+
+import rats_video
+from rats_video.cli import distill, evaluate, export, run, sample, train
+from rats_video.errors import UserError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app.command("run", epilog=run.EXAMPLE)(run.run)
+app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
+app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
+app.add_typer(export.app, name="export")
+app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.add_typer(train.app, name="train")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
+) -> None:
+    """Distill a slow text-to-video diffusion model into a few-step one that people prefer (RATS).
+
+    Start with `rats-video run`: it distills a tiny model on a CPU, samples it, compares it with its teacher and
+    evaluates it. Each command explains its options with `--help`.
+    """
+    if version:
+        typer.echo(f"rats-video {rats_video.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends as one line and exit code 2, a bug keeps its traceback."""
+    try:
+        code = app(prog_name="rats-video", standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 2)
+    except typer.TyperException as error:
+        _fail(error.format_message(), error.exit_code)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _fail(f"disk full while writing {error.filename or 'the output'}", 2)
+    if code == 130:  # noqa: PLR2004  # how Typer reports Ctrl-C
+        _fail("interrupted", code)
+    sys.exit(code)
+
+
+def _fail(line: str, code: int) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    # Text, because a `Text` takes no markup from a file name; soft_wrap, because a script greps for one line.
+    text = Text.assemble(("error:", "bold red"), " ", " ".join(line.split()))
+    Console(stderr=True).print(text, soft_wrap=True, highlight=False)
+    sys.exit(code)

@@ -1,0 +1,77 @@
+"""Options that several commands share, each described once."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rats_video.errors import UserError
+
+
+def _check_device(value: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise typer.BadParameter(f"{value!r} is not one of auto, cpu, cuda, cuda:N")
+    return value
+
+
+ConfigOption = Annotated[
+    str, typer.Option("--config", metavar="NAME|FILE", help="Config: a packaged name, or the path of a YAML file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one config value, as in a.b=c. Repeatable."),
+]
+RunFolderOption = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to. [default: runs/CONFIG]")
+]
+TrainFolderOption = Annotated[
+    Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to. [default: runs/MODEL-CONFIG]")
+]
+OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write to.")]
+ConfigSeedOption = Annotated[
+    int | None, typer.Option("--seed", min=0, help="Seed of all randomness. [default: the config's seed]")
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the starting noise.")]
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        "--device",
+        metavar="auto|cpu|cuda|cuda:N",
+        callback=_check_device,
+        help="Where to compute; auto takes the GPU when there is one.",
+    ),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
+NfeOption = Annotated[
+    int, typer.Option("--nfe", min=1, help="Network evaluations a clip: fewer is faster, more is finer.")
+]
+NumVideosOption = Annotated[
+    int | None, typer.Option("--num-videos", min=1, help="Videos to make. [default: one a prompt]")
+]
+PromptOption = Annotated[
+    list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What the video shows. Repeatable.")
+]
+PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Text file, one prompt a line.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished `distill` or `run`.")]
+
+
+def run_folder(output: Path | None, config: str) -> Path:
+    """Where a run goes: as told, or `runs/` and the config's name."""
+    return output or Path("runs") / Path(config).stem
+
+
+def check_exclusive(first: tuple[str, object], second: tuple[str, object]) -> None:
+    """Refuse two options that contradict each other."""
+    if first[1] and second[1]:
+        raise UserError(f"cannot be used with {second[0]}", where=first[0], fix="give one of them")
+
+
+def parse_nfe_list(text: str) -> tuple[int, ...]:
+    """`3,4,8` as (3, 4, 8), in the order given."""
+    parts = [part.strip() for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"0*[1-9][0-9]{0,3}", part):
+            raise UserError(f"{part!r} is not a whole number from 1 to 9999", where="--nfe", fix="like --nfe 3,4,8")
+    return tuple(dict.fromkeys(int(part) for part in parts))

@@ -1,0 +1,86 @@
+"""`rats-video train`: the models that a distillation starts from."""
+
+from pathlib import Path
+
+import typer
+
+from rats_video.cli.options import (
+    ConfigOption,
+    ConfigSeedOption,
+    DeviceOption,
+    OverwriteOption,
+    SetOption,
+    TrainFolderOption,
+    run_folder,
+)
+
+app = typer.Typer(help="Train what a distillation starts from: VAE, teacher, reward.")
+
+
+@app.command(epilog="Example: `rats-video train vae --config tiny --output runs/vae`")
+def vae(
+    *,
+    config: ConfigOption = "tiny",
+    output: TrainFolderOption = None,
+    seed: ConfigSeedOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Train a video VAE: the codec between pixels and latents."""
+    from rats_video.build import run_train_vae
+
+    run_train_vae(
+        config=config,
+        overrides=overrides or [],
+        output=run_folder(output, f"vae-{Path(config).stem}"),
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+    )
+
+
+@app.command(epilog="Example: `rats-video train teacher --config tiny --output runs/teacher`")
+def teacher(
+    *,
+    config: ConfigOption = "tiny",
+    output: TrainFolderOption = None,
+    seed: ConfigSeedOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Train a many-step teacher in the latents of a trained VAE."""
+    from rats_video.build import run_train_teacher
+
+    run_train_teacher(
+        config=config,
+        overrides=overrides or [],
+        output=run_folder(output, f"teacher-{Path(config).stem}"),
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+    )
+
+
+@app.command(epilog="Example: `rats-video train reward --config tiny --output runs/reward`")
+def reward(
+    *,
+    config: ConfigOption = "tiny",
+    output: TrainFolderOption = None,
+    seed: ConfigSeedOption = None,
+    device: DeviceOption = "auto",
+    overwrite: OverwriteOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Train a reward model that scores decoded clips."""
+    from rats_video.build import run_train_reward
+
+    run_train_reward(
+        config=config,
+        overrides=overrides or [],
+        output=run_folder(output, f"reward-{Path(config).stem}"),
+        seed=seed,
+        device=device,
+        overwrite=overwrite,
+    )

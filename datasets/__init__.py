@@ -1,0 +1,1 @@
+"""Files and generators to tensors. No models here."""

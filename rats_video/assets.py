@@ -1,0 +1,27 @@
+"""Model folders by path or by the name of one that ships with the package."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from rats_video.errors import UserError
+
+ASSETS = Path(__file__).parent / "assets"
+
+
+def resolve_folder(name_or_path: str, *, where: str) -> Path:
+    """The folder a configuration names: an embedded one such as `tiny-wan`, or any path.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if (ASSETS / name_or_path).is_dir() and "/" not in name_or_path and name_or_path not in {"", ".", ".."}:
+        return ASSETS / name_or_path
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir():
+        return folder
+    embedded = sorted(path.name for path in ASSETS.iterdir() if path.is_dir()) if ASSETS.is_dir() else []
+    close = difflib.get_close_matches(name_or_path, embedded, n=1)
+    fix = f"did you mean {close[0]}?" if close else f"embedded ones: {', '.join(embedded)}"
+    raise UserError(f"no such folder: {name_or_path}", where=where, fix=fix)

@@ -1,0 +1,158 @@
+"""Configuration of `rats-video distill` and `rats-video run`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rats_video.config.schema import (
+    ClipConfig,
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OptimizerConfig,
+    PositiveFloat,
+    PositiveInt,
+)
+
+
+class ShapesPrompts(Config):
+    """Captions of the synthetic shapes, with their fixed split."""
+
+    kind: Literal["shapes"] = "shapes"
+
+
+class FilePrompts(Config):
+    """One prompt a line; empty lines are skipped."""
+
+    kind: Literal["file"]
+    train: str = Field(description="text file of training prompts")
+    heldout: str = Field(description="text file of prompts for evaluation, none of them in the training file")
+
+
+Prompts = Annotated[ShapesPrompts | FilePrompts, Field(discriminator="kind")]
+
+
+class WordRewardConfig(Config):
+    """A reward trained by `rats-video train reward`."""
+
+    kind: Literal["word"] = "word"
+    path: str = Field(description="folder with config.json and model.safetensors, or the name of an embedded one")
+
+
+
+class SigmoidGate(Config):
+    """Shaping weight `floor + (1 - floor) * sigmoid((R_teacher - R_student) / tau)` (RATS, gate)."""
+
+    kind: Literal["sigmoid"]
+    tau: PositiveFloat = Field(0.15, description="reward difference that moves the weight from 0.5 to 0.73")
+    level: Literal["frame", "clip"] = Field("frame", description="one weight a latent frame, or one a clip")
+    floor: float = Field(0.0, ge=0, le=1, description="shaping that always remains; 0 is the paper's gate")
+
+
+class ConstantGate(Config):
+    """The same shaping weight whatever the rewards say."""
+
+    kind: Literal["constant"]
+    weight: float = Field(1.0, ge=0, le=1)
+
+
+Gate = Annotated[SigmoidGate | ConstantGate, Field(discriminator="kind")]
+
+
+class ShapingConfig(Config):
+    """How student and teacher latents are compared at the horizons."""
+
+    motion_weight: NonNegativeFloat = Field(0.5, description="weight of the motion term beside the appearance term")
+    horizon_weights: tuple[NonNegativeFloat, ...] | None = Field(
+        None, description="one weight a student step, first to last; null weighs all alike"
+    )
+
+
+class MethodConfig(Config):
+    """Loss = -reward_weight * R_student + alpha * gate * shaping."""
+
+    reward_weight: NonNegativeFloat = 1.0
+    alpha: NonNegativeFloat = 1.0
+    gate: Gate
+    shaping: ShapingConfig = ShapingConfig()
+    reward_margin: NonNegativeFloat | None = Field(
+        None, description="cap the student's reward at the teacher's plus this; null leaves it uncapped, as published"
+    )
+
+
+class FrozenTeacher(Config):
+    """The base model, sampled with many steps."""
+
+    kind: Literal["frozen"]
+    num_steps: PositiveInt = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
+    guidance_scale: PositiveFloat = 3.0
+    reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
+    cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
+
+
+class EmaTeacher(Config):
+    """The running average of the student's weights, sampled with many steps (as published)."""
+
+    kind: Literal["ema"]
+    decay: float = Field(0.99, ge=0, lt=1)
+    num_steps: PositiveInt = 48
+    guidance_scale: PositiveFloat = Field(1.0, description="at the start")
+    guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
+    guidance_fade_steps: NonNegativeInt = 0
+    reuse: PositiveInt = 1
+
+
+Teacher = Annotated[FrozenTeacher | EmaTeacher, Field(discriminator="kind")]
+
+
+class StudentConfig(Config):
+    """The few-step sampler that is trained."""
+
+    num_steps: tuple[PositiveInt, ...] = Field((4,), min_length=1, description="NFE trained for; several take turns")
+    grad_steps: PositiveInt | None = Field(None, description="how many of the last steps carry gradient; null = all")
+
+
+class TrainingConfig(Config):
+    """The optimisation."""
+
+    steps: PositiveInt = 150
+    batch_size: PositiveInt = 8
+    optimizer: OptimizerConfig
+    checkpoint_every: PositiveInt = Field(50, description="steps")
+    keep_checkpoints: PositiveInt = Field(2, description="how many are kept, newest first")
+
+
+class ComparisonConfig(Config):
+    """`export comparison`."""
+
+    num_videos: PositiveInt = 6
+
+
+class EvaluationConfig(Config):
+    """`evaluate`."""
+
+    nfe: tuple[PositiveInt, ...] = (3, 4, 5, 8)
+    num_clips: PositiveInt = 64
+    batch_size: PositiveInt = 32
+    teacher_steps: PositiveInt = 50
+    guidance_scale: PositiveFloat = 3.0
+
+
+class DistillConfig(Config):
+    """Root of `distill` and `run`."""
+
+    seed: int = 0
+    model: str = Field(description="pipeline folder that diffusers.WanPipeline loads, or the name of an embedded one")
+    clip: ClipConfig = ClipConfig()
+    shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")
+    prompts: Prompts = ShapesPrompts()
+    reward: WordRewardConfig
+    heldout_reward: WordRewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
+    method: MethodConfig
+    teacher: Teacher
+    student: StudentConfig = StudentConfig()
+    training: TrainingConfig
+    comparison: ComparisonConfig = ComparisonConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()

@@ -1,0 +1,150 @@
+"""Turns what pydantic found wrong into one line: which file or `--set`, which key, what is wrong, how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import reprlib
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from rats_video.errors import UserError
+
+KIND = "kind"  # the discriminator of every union of choices
+Tree = dict[str, Any]
+Layer = tuple[str, Tree]  # where it comes from, as an error line names it, and what it says
+KeyPath = tuple[str | int, ...]
+
+# Errors whose message already holds the value, or that have none to show.
+_SELF_EVIDENT = {"extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found", "value_error"}
+_BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 60
+
+
+def explain(error: ValidationError, model: type[BaseModel], merged: Tree, layers: Sequence[Layer]) -> UserError:
+    """The first mistake in full and the number of others.
+
+    Args:
+        error: what pydantic raised.
+        model: the root it checked against.
+        merged: the tree it checked.
+        layers: what `merged` was made of, in order, to name the file or `--set` at fault.
+    """
+    # A misspelt key also leaves the right one missing: the misspelling is the line to show.
+    details = sorted(error.errors(), key=lambda detail: detail["type"] not in {"extra_forbidden", "union_tag_invalid"})
+    described = [_describe(detail, model, merged) for detail in details]
+    path, _, fix = described[0]
+    # `int | Literal["auto"]` fails once a member, all at one key: one error with alternatives.
+    what = " or ".join(dict.fromkeys(what for other, what, _ in described if other == path))
+    if details[0]["type"] not in _SELF_EVIDENT:
+        what += f", got {show(details[0]['input'])}"
+    more = len({other for other, _, _ in described}) - 1
+    fix = "; ".join(filter(None, (fix, f"and {more} more" if more else "")))
+    dotted = ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else show(part) for part in path)
+    label = _origin(layers, path)
+    return UserError(what, where=label if not dotted or label == f"--set {dotted}" else f"{label}: {dotted}", fix=fix)
+
+
+def _describe(detail: ErrorDetails, model: type[BaseModel], merged: Tree) -> tuple[KeyPath, str, str]:
+    """The key's path, what is wrong with it, and a fix."""
+    loc = detail["loc"]
+    path, annotation, field = _locate(loc, model, merged)
+    message = " ".join(detail["msg"].split()).removeprefix("Value error, ").replace("Input should", "must")
+    match detail["type"]:
+        case "extra_forbidden":
+            _, annotation, _ = _locate(loc[:-1], model, merged)
+            keys = [key for holder in _models(annotation) for key in holder.model_fields]
+            return path, "unknown key", nearest(path[-1], keys) or f"valid keys: {', '.join(keys)}"
+        case "missing":
+            return path, "required, but missing", ""
+        case "union_tag_invalid" | "union_tag_not_found" as error:
+            kinds = [kind for member in _models(annotation) for kind in _kinds(member)]
+            kind = detail["ctx"]["tag"] if error == "union_tag_invalid" else ""
+            what = f"unknown kind {show(kind)}" if kind else "required, but missing"
+            return (*path, KIND), what, nearest(kind, kinds) or f"choose from {', '.join(kinds)}"
+        case "model_type" | "model_attributes_type" | "dict_type":
+            return path, "must be a group of keys", ""
+        case "string_type":
+            return path, "must be text", "quotes keep a value text"
+        case error:
+            if error.endswith(("_type", "_parsing", "_from_float")):
+                message = message.split(",")[0]  # the rest explains pydantic's parser
+            rules = field.metadata if field else []
+            bounds = [
+                f"{sign} {rule}"
+                for each in rules
+                for name, sign in _BOUNDS.items()
+                if (rule := getattr(each, name, None)) is not None
+            ]
+            return path, message, f"allowed: {' and '.join(bounds)}" if len(bounds) > 1 else ""
+
+
+def _locate(loc: Iterable[str | int], model: type[BaseModel], merged: Tree) -> tuple[KeyPath, Any, FieldInfo | None]:
+    """The dotted path behind a pydantic location, which also names union members, with its annotation and field."""
+    path: list[str | int] = []
+    annotation: Any = model
+    field: FieldInfo | None = None
+    node: Any = merged
+    for part in loc:
+        members = _models(annotation)
+        chosen = next((each for each in members if part in {*_kinds(each), each.__name__}), None)
+        if chosen and len(members) > 1:
+            annotation = chosen
+            continue
+        field = next((each.model_fields[str(part)] for each in members if part in each.model_fields), None)
+        known = part in node if isinstance(node, dict) else isinstance(node, list) and isinstance(part, int)
+        if field or known:  # else the label of a member of a plain union
+            path.append(part)
+            annotation = field.annotation if field else annotation
+            node = node[part] if _says(node, (part,)) else None  # a missing tuple item has an index, no value
+    return tuple(path), annotation, field
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """Every model an annotation mentions, whatever unions, lists and `Annotated` it is wrapped in."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _kinds(model: type[BaseModel]) -> tuple[str, ...]:
+    return get_args(model.model_fields[KIND].annotation) if KIND in model.model_fields else ()
+
+
+def _origin(layers: Sequence[Layer], path: KeyPath) -> str:
+    """The last layer that says the longest part of `path`."""
+    for length in range(len(path), 0, -1):
+        for label, tree in reversed(layers):
+            if _says(tree, path[:length]):
+                return label
+    return next(label for label, _ in reversed(layers) if not label.startswith("--set"))
+
+
+def _says(node: Any, path: KeyPath) -> bool:
+    for part in path:
+        if isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        elif isinstance(node, dict) and (key := part if part in node else str(part)) in node:
+            node = node[key]
+        else:
+            return False
+    return True
+
+
+def nearest(word: object, choices: Iterable[str]) -> str:
+    """A hint at the choice that looks most like `word`, or nothing."""
+    near = difflib.get_close_matches(str(word), choices, 1)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def show(value: object) -> str:
+    """A value as a short Python literal on one line."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of thousands of digits has no repr
+        return "a number too long to show"

@@ -1,0 +1,102 @@
+"""Configuration of `rats-video train vae | teacher | reward`: how the embedded default was made."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from rats_video.config.schema import ClipConfig, Config, NonNegativeFloat, OptimizerConfig, PositiveFloat, PositiveInt
+
+
+class VaeModelConfig(Config):
+    """Shape of the AutoencoderKLWan."""
+
+    base_dim: PositiveInt = 16
+    dim_mult: tuple[PositiveInt, ...] = (1, 2, 2)
+    latent_channels: PositiveInt = 32
+    patch_size: PositiveInt = Field(4, description="pixels folded into channels before the first convolution")
+    num_res_blocks: PositiveInt = 1
+
+
+class VaeStageConfig(Config):
+    """One stage of the curriculum: short clips first, whole clips last (later latent frames are otherwise never seen)."""
+
+    num_frames: PositiveInt
+    batch_size: PositiveInt
+    steps: PositiveInt
+    lr: PositiveFloat
+
+
+class VaeConfig(Config):
+    """Root of `train vae`."""
+
+    seed: int = 0
+    clip: ClipConfig = ClipConfig()
+    model: VaeModelConfig = VaeModelConfig()
+    stages: tuple[VaeStageConfig, ...] = Field(min_length=1)
+    object_weight: PositiveFloat = Field(6.0, description="extra loss weight of pixels off the background")
+    kl_weight: NonNegativeFloat = 1e-5
+    latent_noise: NonNegativeFloat = Field(
+        0.1, description="noise added to latents in training, in their own deviations: samples are never exact"
+    )
+    stats_clips: PositiveInt = Field(512, description="clips from which latents_mean and latents_std are measured")
+    eval_clips: PositiveInt = 64
+
+
+class TransformerConfig(Config):
+    """Shape of the WanTransformer3DModel."""
+
+    num_heads: PositiveInt = 4
+    head_dim: PositiveInt = 32
+    ffn_dim: PositiveInt = 512
+    num_layers: PositiveInt = 6
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)
+
+
+class TextEncoderConfig(Config):
+    """Shape of the UMT5 encoder. It stays random: thirty words need contextual features, not a learned language."""
+
+    d_model: PositiveInt = 64
+    num_layers: PositiveInt = 2
+    num_heads: PositiveInt = 4
+
+
+class TeacherTrainConfig(Config):
+    """Root of `train teacher`: flow matching on cached latents."""
+
+    seed: int = 0
+    clip: ClipConfig = ClipConfig()
+    vae: str = Field("tiny-wan", description="pipeline folder or embedded name whose VAE is used")
+    transformer: TransformerConfig = TransformerConfig()
+    text_encoder: TextEncoderConfig = TextEncoderConfig()
+    num_clips: PositiveInt = Field(8192, description="clips rendered and encoded once")
+    batch_size: PositiveInt = 64
+    steps: PositiveInt = 4000
+    optimizer: OptimizerConfig
+    shift: PositiveFloat = Field(3.0, description="sigma grid shift, in training and in the saved scheduler")
+    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of clips trained on the empty prompt")
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    eval_clips: PositiveInt = 64
+    eval_steps: PositiveInt = 50
+    guidance_scale: PositiveFloat = 3.0
+
+
+class RewardTrainConfig(Config):
+    """Root of `train reward`."""
+
+    seed: int = 0
+    clip: ClipConfig = ClipConfig()
+    encoder: Literal["frames", "volume"] = "frames"
+    width: PositiveInt = 128
+    model: str = Field("tiny-wan", description="pipeline whose samples and round trips the reward also learns from")
+    sample_steps: tuple[PositiveInt, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of those samples")
+    guidance_scales: tuple[PositiveFloat, ...] = (1.0, 3.0)
+    shift: PositiveFloat = 3.0
+    num_samples: PositiveInt = Field(3000, description="clips sampled from the model, labelled by measurement")
+    num_round_trips: PositiveInt = Field(1000, description="rendered clips sent through the VAE and back")
+    batch_size: PositiveInt = 24
+    steps: PositiveInt = 3000
+    optimizer: OptimizerConfig
+    label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="keeps log-odds, and so the score, bounded")
+    eval_clips: PositiveInt = 256

@@ -1,0 +1,62 @@
+"""The sampler: Euler along a sigma grid, keeping only the latents somebody asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from rats_video.diffusion.flow import euler_step
+from rats_video.diffusion.guidance import guided
+from rats_video.types import TextCondition, Trajectory, VelocityFn
+
+
+def rollout(
+    velocity: VelocityFn,
+    noise: Tensor,
+    sigmas: Tensor,
+    text: TextCondition,
+    *,
+    negative: TextCondition | None = None,
+    guidance_scale: float = 1.0,
+    keep: Collection[int] | None = None,
+    grad_steps: Collection[int] = (),
+) -> Trajectory:
+    """Integrate from `noise` at `sigmas[0]` to `sigmas[-1]`.
+
+    Args:
+        velocity: the denoiser.
+        noise: `[B, C, F, H, W]`.
+        sigmas: `[N + 1]` falling.
+        text: B encoded prompts.
+        negative: one encoded negative prompt; needed when `guidance_scale` is not 1.
+        guidance_scale: 1 = off, one evaluation a step instead of two.
+        keep: indices into `sigmas` whose latents are kept (the last one always is); default only the last.
+        grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
+            gradient straight from their output to their input, as truncated backpropagation does.
+
+    Returns:
+        Trajectory: `nfe` counts network evaluations a clip.
+    """
+    num_steps = len(sigmas) - 1
+    use_guidance = guidance_scale != 1.0
+    if use_guidance:
+        if negative is None:
+            raise ValueError("guidance_scale != 1 needs a negative prompt")
+        velocity = guided(velocity, negative, guidance_scale)
+    kept = {num_steps, *(keep or ())}
+    sigmas = sigmas.to(noise.device)
+    latents = noise
+    horizon_latents = [latents] if 0 in kept else []
+    for step in range(num_steps):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and step in grad_steps):
+            slope = velocity(latents, sigmas[step].expand(len(latents)), text)
+        latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
+        if step + 1 in kept:
+            horizon_latents.append(latents)
+    return Trajectory(
+        sigmas=tuple(float(sigmas[i]) for i in sorted(kept)),
+        latents=tuple(horizon_latents),
+        nfe=num_steps * (2 if use_guidance else 1),
+    )

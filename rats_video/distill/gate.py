@@ -1,0 +1,46 @@
+"""The reward-aware gate: how much of the teacher's guidance is still wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from rats_video.config.distill import ConstantGate, SigmoidGate
+from rats_video.types import RewardScores
+
+GateFn = Callable[[RewardScores, RewardScores], Tensor]
+"""`(teacher scores, student scores) -> weight on shaping [B, F] or [B, 1]`, in [0, 1], without gradient."""
+
+
+def build_gate(cfg: SigmoidGate | ConstantGate, temporal_stride: int) -> GateFn:
+    """The gate a configuration names."""
+    match cfg:
+        case SigmoidGate():
+            return lambda teacher, student: sigmoid_gate(teacher, student, cfg, temporal_stride)
+        case ConstantGate():
+            return lambda _, student: torch.full_like(student.clip, cfg.weight)[:, None].detach()
+
+
+def sigmoid_gate(teacher: RewardScores, student: RewardScores, cfg: SigmoidGate, temporal_stride: int) -> Tensor:
+    """`floor + (1 - floor) * sigmoid((R_T - R_S) / tau)`: strong while the teacher leads, gone once it is surpassed.
+
+    The paper's figure prints g = 1 / (1 + exp((R_T - R_S) / tau)), which rises with the student's lead; the weight on
+    shaping is 1 - g. With frame scores on both sides and level "frame" there is one weight a latent frame, `[B, F]`;
+    otherwise one a clip, `[B, 1]`.
+    """
+    if cfg.level == "frame" and teacher.frames is not None and student.frames is not None:
+        lead = pool_to_latent_frames(teacher.frames - student.frames, temporal_stride)
+    else:
+        lead = (teacher.clip - student.clip)[:, None]
+    return (cfg.floor + (1 - cfg.floor) * torch.sigmoid(lead / cfg.tau)).detach()
+
+
+def pool_to_latent_frames(frames: Tensor, temporal_stride: int) -> Tensor:
+    """Mean of pixel-frame values `[B, T]` on each latent frame `[B, F]`, along a causal VAE's own map.
+
+    Latent 0 holds pixel frame 0 alone; latent f >= 1 holds `stride * (f - 1) + 1 ... stride * f`.
+    """
+    first, rest = frames[:, :1], frames[:, 1:]
+    return torch.cat([first, rest.unflatten(1, (-1, temporal_stride)).mean(dim=2)], dim=1)

@@ -1,0 +1,56 @@
+"""Which noise levels both trajectories pass through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.types import Trajectory
+
+
+@dataclass(frozen=True)
+class Horizons:
+    """Where the student's grid meets the teacher's.
+
+    Args:
+        sigmas: the K student noise levels below 1, falling to 0.
+        teacher_steps: the teacher's solver steps.
+        keep: indices into the teacher's grid that must be kept to reach every sigma.
+        residual: the largest distance from a sigma to the teacher's nearest one; 0 where the grids nest.
+    """
+
+    sigmas: tuple[float, ...]
+    teacher_steps: int
+    keep: tuple[int, ...]
+    residual: float
+
+
+def match_horizons(student_steps: int, teacher_steps: int, shift: float) -> Horizons:
+    """Match every student noise level with the teacher's own, or with its two neighbours where the grids do not nest."""
+    student, teacher = sigma_grid(student_steps, shift)[1:], sigma_grid(teacher_steps, shift)
+    distance = (student[:, None] - teacher[None]).abs()
+    nearest = distance.amin(dim=1)
+    keep: set[int] = set()
+    for step in range(1, student_steps + 1):
+        position = step * teacher_steps / student_steps  # both grids are uniform in u
+        keep |= {int(position), -int(-position // 1)}
+    return Horizons(tuple(student.tolist()), teacher_steps, tuple(sorted(keep)), float(nearest.max()))
+
+
+def at_horizons(trajectory: Trajectory, sigmas: tuple[float, ...]) -> Trajectory:
+    """The trajectory's latents at `sigmas`, linear in sigma between its two neighbours."""
+    return Trajectory(sigmas, tuple(_latents_at(trajectory, sigma) for sigma in sigmas), trajectory.nfe)
+
+
+def _latents_at(trajectory: Trajectory, sigma: float) -> Tensor:
+    kept = torch.tensor(trajectory.sigmas)
+    nearest = int((kept - sigma).abs().argmin())
+    if abs(trajectory.sigmas[nearest] - sigma) < 1e-6:  # noqa: PLR2004  # the same grid point in float32
+        return trajectory.latents[nearest]
+    below = int((kept < sigma).nonzero()[0])
+    high, low = trajectory.sigmas[below - 1], trajectory.sigmas[below]
+    share = (high - sigma) / (high - low)
+    return torch.lerp(trajectory.latents[below - 1], trajectory.latents[below], share)

@@ -1,0 +1,65 @@
+"""A frozen teacher's rollouts on disk: computed once, found again by every run with the same teacher and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rats_video.distill.teacher import Guide
+from rats_video.types import PromptBatch, RewardScores, Trajectory
+
+
+class DiskGuideStore:
+    """One safetensors file a batch, under a folder named after everything the rollout depends on.
+
+    Args:
+        root: parent folder.
+        identity: what the teacher, its reward and its sampling are; rollouts of another identity are never mixed in.
+        device: where loaded tensors go.
+    """
+
+    def __init__(self, root: Path, identity: dict[str, object], device: torch.device) -> None:
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        self._folder, self._device = root / digest, device
+        self._folder.mkdir(parents=True, exist_ok=True)
+        (self._folder / "identity.json").write_text(json.dumps(identity, indent=2, default=str) + "\n")
+
+    def _path(self, batch: PromptBatch) -> Path:
+        content = hashlib.sha256(repr(batch.prompts).encode() + batch.noise.cpu().numpy().tobytes())
+        return self._folder / f"{batch.index:06d}-{batch.num_steps}-{content.hexdigest()[:12]}.safetensors"
+
+    def load(self, batch: PromptBatch) -> Guide | None:
+        """The stored rollout, or None; an unreadable file is as good as none."""
+        path = self._path(batch)
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+                tensors: dict[str, Tensor] = {key: file.get_tensor(key).to(self._device) for key in file.keys()}  # noqa: SIM118
+                header = json.loads(file.metadata()["guide"])
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
+        latents = tuple(tensors[f"latents.{k}"] for k in range(len(header["sigmas"])))
+        parts = {name: tensors[f"part.{name}"] for name in header["parts"]}
+        scores = RewardScores(tensors["clip"], tensors.get("frames"), parts)
+        return Guide(Trajectory(tuple(header["sigmas"]), latents, header["nfe"]), scores)
+
+    def save(self, batch: PromptBatch, guide: Guide) -> None:
+        """Write a rollout whole or not at all."""
+        path, trajectory, scores = self._path(batch), guide.trajectory, guide.scores
+        tensors = {f"latents.{k}": latents for k, latents in enumerate(trajectory.latents)}
+        tensors |= {f"part.{name}": part for name, part in scores.parts.items()} | {"clip": scores.clip}
+        if scores.frames is not None:
+            tensors["frames"] = scores.frames
+        header = {"sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts)}
+        aside = path.with_suffix(f".{os.getpid()}.partial")
+        metadata = {"guide": json.dumps(header)}
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside, metadata)
+        os.replace(aside, path)

@@ -1,0 +1,107 @@
+"""The teacher: a many-step sampler whose trajectory and reward the student is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from rats_video.config.distill import EmaTeacher, FrozenTeacher
+from rats_video.diffusion.rollout import rollout
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.distill.ema import update_ema
+from rats_video.distill.horizon import at_horizons, match_horizons
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
+
+
+@dataclass(frozen=True)
+class Guide:
+    """A teacher rollout as the student sees it: latents at the student's noise levels, and how the clip scores."""
+
+    trajectory: Trajectory
+    scores: RewardScores
+
+
+class GuideStore(Protocol):
+    """Rollouts of a teacher that never changes, found again by batch."""
+
+    def load(self, batch: PromptBatch) -> Guide | None:
+        """The stored rollout, or None."""
+        ...
+
+    def save(self, batch: PromptBatch, guide: Guide) -> None:
+        """Keep a rollout."""
+        ...
+
+
+class TeacherSampler:
+    """Rolls the teacher out without gradient.
+
+    Args:
+        backbone: the teacher's own model: the base for a frozen teacher, a twin of the student for an EMA one.
+        reward: scores the decoded clips.
+        cfg: which teacher.
+        shift: of the sigma grid, the student's own.
+        store: where a frozen teacher's rollouts are kept, if anywhere.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        reward: Reward,
+        cfg: FrozenTeacher | EmaTeacher,
+        shift: float,
+        store: GuideStore | None = None,
+    ) -> None:
+        self.backbone, self.cfg = backbone, cfg
+        self._reward, self._shift, self._store = reward, shift, store
+        self._negative = backbone.encode_text([""])
+        self._last: tuple[int, Guide] | None = None
+        self._updates = 0
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale in force: an EMA teacher's fades as the student absorbs guidance into its own weights."""
+        match self.cfg:
+            case FrozenTeacher():
+                return self.cfg.guidance_scale
+            case EmaTeacher():
+                progress = min(1.0, self._updates / max(1, self.cfg.guidance_fade_steps))
+                return self.cfg.guidance_scale + progress * (self.cfg.guidance_end - self.cfg.guidance_scale)
+
+    @torch.no_grad()
+    def guide(self, batch: PromptBatch) -> Guide:
+        """The rollout for a batch; one rollout serves all the updates that see the same batch."""
+        if self._last is not None and self._last[0] == batch.index:
+            return self._last[1]
+        guide = self._store.load(batch) if self._store else None
+        if guide is None:
+            guide = self._roll_out(batch)
+            if self._store:
+                self._store.save(batch, guide)
+        self._last = (batch.index, guide)
+        return guide
+
+    def _roll_out(self, batch: PromptBatch) -> Guide:
+        horizons = match_horizons(batch.num_steps, self.cfg.num_steps, self._shift)
+        path = rollout(
+            self.backbone.velocity,
+            batch.noise,
+            sigma_grid(self.cfg.num_steps, self._shift),
+            self.backbone.encode_text(batch.prompts),
+            negative=self._negative,
+            guidance_scale=self.guidance_scale,
+            keep=horizons.keep,
+        )
+        scores = self._reward(self.backbone.decode(path.x0), batch.prompts)
+        return Guide(at_horizons(path, horizons.sigmas), scores)
+
+    def follow(self, student: Backbone, updates: int, *, resumed: bool = False) -> None:
+        """After the student's `updates`-th optimizer step: an EMA teacher moves after it, a frozen one stays.
+
+        `resumed` only tells how many updates are done; the average itself came with the checkpoint.
+        """
+        self._updates = updates
+        if isinstance(self.cfg, EmaTeacher) and not resumed:
+            update_ema(self.backbone.denoiser, student.denoiser, self.cfg.decay)

@@ -1,0 +1,20 @@
+"""Errors a user can mend. Anything else is a bug and keeps its traceback."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in what the user gave us: shown as one line, exit code 2, no traceback.
+
+    Args:
+        what: what is wrong, one clause ("nfe must be at least 1, got 0").
+        where: the config key, option or file it is wrong in ("--nfe", "teacher.num_steps", a path).
+        fix: how to mend it ("use 3, 4, 5 or 8").
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what = what
+        self.where = where
+        self.fix = fix
+        line = f"{where}: {what}" if where else what
+        super().__init__(f"{line} ({fix})" if fix else line)

@@ -1,0 +1,141 @@
+"""Means with honest intervals: clips of one prompt are not independent, so the prompts are what is counted."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+_LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and how far it can be trusted.
+
+    Args:
+        mean: the mean.
+        ci95: half the width of its 95% Student-t interval; infinite when one unit alone gives no spread.
+        num: independent units behind it (groups where groups were given, else values).
+    """
+
+    mean: float
+    ci95: float
+    num: int
+
+
+def mean_ci95(values: Sequence[float] | Tensor, groups: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean over prompts with its 95% interval.
+
+    With `groups`, values are first averaged within each group and the interval is that of the group means. Counting
+    several seeds of one prompt as if they were so many prompts would make the interval too narrow.
+
+    Args:
+        values: N scores, `[N]` if a tensor.
+        groups: N labels, one a value (the prompt, say); None treats every value as independent.
+
+    Raises:
+        ValueError: there is no value, one is not finite, or the lengths differ.
+    """
+    numbers = _finite_floats(values)
+    if groups is not None:
+        numbers = _group_means(numbers, groups)
+    num = len(numbers)
+    mean = math.fsum(numbers) / num
+    if num == 1:
+        return Estimate(mean=mean, ci95=math.inf, num=1)
+    variance = math.fsum((number - mean) ** 2 for number in numbers) / (num - 1)
+    return Estimate(mean=mean, ci95=t_quantile95(num - 1) * math.sqrt(variance / num), num=num)
+
+
+def paired_difference(
+    a_values: Sequence[float] | Tensor,
+    b_values: Sequence[float] | Tensor,
+    groups: Sequence[Hashable] | None = None,
+) -> Estimate:
+    """Mean of `a - b` with its 95% interval, the two scored on the same prompts and noise in the same order.
+
+    Pairing removes what the two share (a hard prompt is hard for both), so it finds differences that two separate
+    intervals hide. The difference is distinguishable from zero when `abs(mean) > ci95`.
+
+    Args:
+        a_values: N scores, `[N]` if a tensor.
+        b_values: N scores of the other arm, pair by pair.
+        groups: as in `mean_ci95`.
+
+    Raises:
+        ValueError: as `mean_ci95`, or the two differ in length.
+    """
+    a_numbers, b_numbers = _finite_floats(a_values), _finite_floats(b_values)
+    if len(a_numbers) != len(b_numbers):
+        raise ValueError(f"paired values must match: got {len(a_numbers)} and {len(b_numbers)}")
+    return mean_ci95([a - b for a, b in zip(a_numbers, b_numbers, strict=True)], groups)
+
+
+def intervals_apart(a: Estimate, b: Estimate) -> bool:
+    """Whether the two 95% intervals do not touch: sufficient for a difference, not necessary."""
+    return abs(a.mean - b.mean) > a.ci95 + b.ci95
+
+
+@functools.lru_cache(maxsize=256)
+def t_quantile95(degrees: int) -> float:
+    """The t with `P(|T| < t) = 0.95` for Student's t with `degrees` degrees of freedom (12.706 for 1, 1.960 at last).
+
+    Solved by bisection on the closed form for whole degrees of freedom (Abramowitz and Stegun 26.7.3-4), in the angle
+    `theta = atan(t / sqrt(degrees))`: exact to rounding, and no SciPy.
+
+    Raises:
+        ValueError: `degrees` is below 1.
+    """
+    if degrees < 1:
+        raise ValueError(f"degrees of freedom must be at least 1, got {degrees}")
+    low, high = 0.0, math.pi / 2
+    while (middle := (low + high) / 2) not in (low, high):  # until no float lies between
+        if _central_probability(middle, degrees) < _LEVEL:
+            low = middle
+        else:
+            high = middle
+    return math.sqrt(degrees) * math.tan(high)
+
+
+def _central_probability(theta: float, degrees: int) -> float:
+    """`P(|T| < sqrt(degrees) * tan(theta))`."""
+    sine, cosine_squared = math.sin(theta), math.cos(theta) ** 2
+    odd = degrees % 2
+    term = math.cos(theta) if odd else 1.0
+    total = 0.0
+    for power in range(odd, degrees - 1, 2):
+        total += term
+        term *= cosine_squared * (power + 1) / (power + 2)
+    return 2 / math.pi * (theta + sine * total) if odd else sine * total
+
+
+def _finite_floats(values: Sequence[float] | Tensor) -> list[float]:
+    """The values as Python floats, or a ValueError."""
+    if isinstance(values, Tensor):
+        if values.ndim != 1:
+            raise ValueError(f"values must be [N], got {list(values.shape)}")
+        values = values.tolist()
+    numbers = [float(value) for value in values]
+    if not numbers:
+        raise ValueError("values are empty")
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("values hold NaN or infinity")
+    return numbers
+
+
+def _group_means(numbers: Sequence[float], groups: Sequence[Hashable]) -> list[float]:
+    """The mean of each group, in order of first appearance."""
+    if len(groups) != len(numbers):
+        raise ValueError(f"groups must match the values: got {len(groups)} and {len(numbers)}")
+    members: defaultdict[Hashable, list[float]] = defaultdict(list)
+    for number, group in zip(numbers, groups, strict=True):
+        members[group].append(number)
+    return [math.fsum(member) / len(member) for member in members.values()]

@@ -1,0 +1,176 @@
+"""Clips to mp4 files and back, and prompts to file names. Tensors are `[T, 3, H, W]` in [0, 1]."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import unicodedata
+import uuid
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import torch
+
+from rats_video.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+_RANGE_SLACK = 0.01  # decoders overshoot [0, 1] by a rounding; [-1, 1] or 0..255 pixels are a caller's bug
+_HASH_DIGITS = 10
+_ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high"}
+_BT709 = 1  # the same code for matrix, primaries and transfer
+_LIMITED_RANGE = 1
+
+
+def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
+    """Write a clip that plays everywhere: H.264, yuv420p, BT.709, the index before the data.
+
+    The file appears at `path` complete or not at all: it is encoded beside it and moved into place. Odd heights and
+    widths, which yuv420p cannot hold, grow by one repeated edge row or column.
+
+    Args:
+        frames: pixels `[T, 3, H, W]`, floating point in [0, 1], on any device.
+        path: the file to write, replaced if it exists; missing parent folders are made.
+        fps: frames a second.
+
+    Raises:
+        ValueError: `frames` is not such a tensor or `fps` is not positive.
+        UserError: `frames` holds NaN or infinity, or the file cannot be written.
+    """
+    frames = frames.detach()
+    _check_clip(frames, fps, where=str(path))
+    with replacing(path, "video") as partial:
+        _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001))
+
+
+@contextlib.contextmanager
+def replacing(path: Path, what: str) -> Iterator[Path]:
+    """Yield a partial file's path in the same folder and move it onto `path` at the end; on any error delete it.
+
+    Args:
+        path: the file to appear, complete or not at all; missing parent folders are made.
+        what: what the file holds, for the error ("video").
+
+    Raises:
+        UserError: the folder or the file cannot be written (permissions, a full disk, a folder in its place).
+    """
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:  # PyAV's disk errors derive from it too
+        reason = error.strerror or str(error)
+        fix = "check that the folder can be written to and has space left"
+        raise UserError(f"cannot write the {what}: {reason}", where=str(path), fix=fix) from error
+
+
+def read_mp4(path: Path) -> tuple[Tensor, float]:
+    """Read every frame of a video file.
+
+    Args:
+        path: any file FFmpeg can decode; the whole clip is held in memory.
+
+    Returns:
+        Pixels `[T, 3, H, W]`, float32 in [0, 1], and the frames a second.
+
+    Raises:
+        UserError: the file is missing, is no video, or holds no frame.
+    """
+    import av  # noqa: PLC0415
+
+    fix = "give a readable video file"
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UserError("holds no video stream", where=str(path), fix=fix)
+            rate = container.streams.video[0].average_rate
+            images = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+    except (av.error.FFmpegError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read the video: {reason}", where=str(path), fix=fix) from error
+    if not images or not rate:
+        raise UserError("holds no frame", where=str(path), fix=fix)
+    return torch.stack(images).permute(0, 3, 1, 2).float() / 255, float(rate)
+
+
+def slugify(prompt: str, max_length: int = 48) -> str:
+    """A readable file name stem for a prompt, e.g. "a-red-circle-moving-left-1f0c9d2b7a".
+
+    Only `[a-z0-9-]` are used, so no prompt can name another folder. The hash covers the whole prompt, so prompts that
+    share their first words, or differ only in case or accents, still get different names.
+
+    Args:
+        prompt: any text, the empty one too.
+        max_length: most characters of the result, hash included.
+
+    Raises:
+        ValueError: `max_length` cannot hold the hash.
+    """
+    if max_length < _HASH_DIGITS:
+        raise ValueError(f"max_length must be at least {_HASH_DIGITS}, got {max_length}")
+    # surrogatepass: a prompt that came from undecodable command-line bytes still gets a name.
+    data = prompt.encode("utf-8", "surrogatepass")
+    digest = hashlib.sha1(data, usedforsecurity=False).hexdigest()[:_HASH_DIGITS]
+    ascii_text = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode()
+    words = re.sub(r"[^a-z0-9]+", "-", ascii_text.lower()).strip("-")
+    words = words[: max(0, max_length - _HASH_DIGITS - 1)].rstrip("-")
+    return f"{words}-{digest}" if words else digest
+
+
+def _check_clip(frames: Tensor, fps: float, *, where: str) -> None:
+    """Refuse what cannot be a clip; see `write_mp4` for the errors."""
+    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:  # noqa: PLR2004
+        raise ValueError(f"frames must be [T, 3, H, W] and not empty, got {list(frames.shape)}")
+    if not frames.is_floating_point():
+        raise ValueError(f"frames must be floating point in [0, 1], got {frames.dtype}")
+    if not 0 < fps < float("inf"):
+        raise ValueError(f"fps must be positive, got {fps}")
+    if not bool(torch.isfinite(frames).all()):
+        fix = "the model diverged: try an earlier checkpoint, or float32 instead of half precision"
+        raise UserError("the frames hold NaN or infinity", where=where, fix=fix)
+    low, high = (value.item() for value in torch.aminmax(frames))
+    if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
+        raise ValueError(f"frames must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+
+
+def _encode(frames: Tensor, path: Path, *, rate: Fraction) -> None:
+    """Encode `frames` `[T, 3, H, W]` into a new file at `path`."""
+    import av  # noqa: PLC0415
+
+    height, width = frames.shape[-2:]
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=rate)
+        stream.pix_fmt = "yuv420p"
+        stream.options = _ENCODER_OPTIONS
+        stream.height, stream.width = height + height % 2, width + width % 2
+        # Without these tags players guess BT.601 for small clips, and colours shift.
+        context = stream.codec_context
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED_RANGE
+        for index, image in enumerate(_rgb_images(frames)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+            frame.pts, frame.time_base = index, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _rgb_images(frames: Tensor) -> Iterator[NDArray[np.uint8]]:
+    """Frames `[T, 3, H, W]` one by one as `[even H, even W, 3]` bytes: a long clip is never held twice."""
+    height, width = frames.shape[-2:]
+    for frame in frames:
+        image = frame.float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+        rows = torch.arange(height + height % 2).clamp(max=height - 1)
+        columns = torch.arange(width + width % 2).clamp(max=width - 1)
+        yield image[:, rows][:, :, columns].permute(1, 2, 0).contiguous().numpy()

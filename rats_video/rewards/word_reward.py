@@ -1,0 +1,161 @@
+"""A learned video reward for small vocabularies: does the clip show each word of the prompt, and is it well made?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from einops import rearrange
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rats_video.errors import UserError
+from rats_video.types import RewardScores
+
+Encoder = Literal["frames", "volume"]
+_QUALITY_WEIGHT = 0.5
+
+
+class WordReward(nn.Module):
+    """Scores clips by the words they show (alignment) and by how well they are made (quality).
+
+    `clip score = mean over the prompt's words of log P(word shown) + 0.5 * log P(undamaged)`, at most 0. Both
+    probabilities are read from the clip alone, per clip and per frame (with a temporal context of a few frames).
+
+    Args:
+        words: the vocabulary of words that are scored; all other words of a prompt are ignored.
+        encoder: "frames" (2-D convolutions, attention pooling with coordinates, temporal convolutions) or "volume"
+            (3-D convolutions, average and maximum pooling).
+        width: feature channels.
+    """
+
+    def __init__(self, words: Sequence[str], encoder: Encoder = "frames", width: int = 128) -> None:
+        super().__init__()
+        self.words = tuple(words)
+        self.config = {"words": list(words), "encoder": encoder, "width": width}
+        self.encoder = FrameEncoder(width) if encoder == "frames" else VolumeEncoder(width)
+        self.frame_head = nn.Linear(width, len(words) + 1)
+        self.clip_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, len(words) + 1))
+
+    def logits(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-odds of each word, and last of being undamaged: clip `[B, V + 1]` and frame `[B, T, V + 1]`."""
+        features = self.encoder(videos * 2 - 1)
+        pooled = torch.cat([features.mean(dim=1), features.amax(dim=1)], dim=-1)
+        return self.clip_head(pooled), self.frame_head(features)
+
+    def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
+        """Score `[B, T, 3, height, width]` in [0, 1]; raises UserError for a prompt without a known word."""
+        clip, frames = self.logits(videos)
+        mentioned = self.mentioned_words(prompts).to(clip)
+        alignment = _mean_log_probability(clip[:, :-1], mentioned)
+        frame_alignment = _mean_log_probability(frames[..., :-1], mentioned[:, None])
+        quality, frame_quality = F.logsigmoid(clip[:, -1]), F.logsigmoid(frames[..., -1])
+        return RewardScores(
+            clip=alignment + _QUALITY_WEIGHT * quality,
+            frames=frame_alignment + _QUALITY_WEIGHT * frame_quality,
+            parts={"alignment": alignment, "quality": quality},
+        )
+
+    def mentioned_words(self, prompts: Sequence[str]) -> Tensor:
+        """`[B, V]` bool: which words of the vocabulary each prompt contains."""
+        rows = [[word in prompt.lower().split() for word in self.words] for prompt in prompts]
+        for prompt, row in zip(prompts, rows, strict=True):
+            if not any(row):
+                raise UserError(
+                    f"the reward knows no word of {prompt!r}", where="prompt", fix=f"use {', '.join(self.words)}"
+                )
+        return torch.tensor(rows)
+
+    def save(self, folder: Path) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
+        save_file(self.state_dict(), folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> WordReward:
+        """Load a frozen reward; raises UserError if the folder does not hold one."""
+        try:
+            reward = cls(**json.loads((folder / "config.json").read_text()))
+            reward.load_state_dict(load_file(folder / "model.safetensors"))
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"not a word reward: {reason}", where=str(folder)) from error
+        return reward.requires_grad_(requires_grad=False).eval().to(device)
+
+
+def _mean_log_probability(logits: Tensor, mentioned: Tensor) -> Tensor:
+    """Mean over the mentioned words of log P(word), over the last dimension."""
+    return (F.logsigmoid(logits) * mentioned).sum(dim=-1) / mentioned.sum(dim=-1)
+
+
+class FrameEncoder(nn.Module):
+    """Pixels `[B, T, 3, H, W]` in [-1, 1] to features `[B, T, D]`: space first, then time."""
+
+    def __init__(self, width: int, num_heads: int = 8) -> None:
+        super().__init__()
+        channels = (5, 24, 48, 72, 96)
+        self.stem = nn.Sequential(*(
+            layer
+            for i, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False))
+            for layer in (
+                nn.Conv2d(inputs, outputs, 3 if i else 5, stride=2 if i < 3 else 1, padding=1 if i else 2),  # noqa: PLR2004
+                nn.GroupNorm(8, outputs),
+                nn.SiLU(),
+            )
+        ))  # fmt: skip
+        self.attention = nn.Conv2d(channels[-1], num_heads, 1)
+        self.project = nn.Linear(channels[-1] * 2 + 2 * num_heads, width)
+        self.temporal = nn.ModuleList(nn.Conv1d(width, width, 5, padding=2, padding_mode="replicate") for _ in range(3))
+
+    def forward(self, videos: Tensor) -> Tensor:
+        """Encode."""
+        batch = videos.shape[0]
+        frames = rearrange(videos, "b t c h w -> (b t) c h w")
+        features = self.stem(torch.cat([frames, _coordinates(frames)], dim=1))
+        weights = self.attention(features).flatten(2).softmax(dim=-1)  # [B T, heads, positions]
+        positions = torch.einsum("nhp,ncp->nhc", weights, _coordinates(features).flatten(2)).flatten(1)
+        attended = torch.einsum("np,ncp->nc", weights.mean(dim=1), features.flatten(2))
+        pooled = torch.cat([features.mean(dim=(2, 3)), attended, positions], dim=-1)
+        hidden = rearrange(self.project(pooled), "(b t) d -> b d t", b=batch)
+        for layer in self.temporal:
+            hidden = hidden + F.silu(layer(hidden))
+        return rearrange(hidden, "b d t -> b t d")
+
+
+class VolumeEncoder(nn.Module):
+    """Pixels `[B, T, 3, H, W]` in [-1, 1] to features `[B, T, D]`: space and time together."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        channels = (5, 24, 40, 64, 96)
+        self.layers = nn.ModuleList(
+            nn.Conv3d(inputs, outputs, (3, 4, 4), stride=(1, 2, 2), padding=(1, 1, 1))
+            for inputs, outputs in zip(channels, channels[1:], strict=False)
+        )
+        self.norms = nn.ModuleList(nn.GroupNorm(4, outputs) for outputs in channels[1:])
+        self.project = nn.Conv1d(channels[-1] * 18, width, 3, padding=1)
+
+    def forward(self, videos: Tensor) -> Tensor:
+        """Encode."""
+        hidden = rearrange(videos, "b t c h w -> b c t h w")
+        places = _coordinates(videos[:, 0])[:, :, None].expand(-1, -1, hidden.shape[2], -1, -1)
+        hidden = torch.cat([hidden, places], dim=1)
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            hidden = F.gelu(norm(layer(hidden)))
+        frames = rearrange(hidden, "b c t h w -> (b t) c h w")
+        pooled = torch.cat([F.adaptive_avg_pool2d(frames, 4).flatten(1), frames.mean((2, 3)), frames.amax((2, 3))], 1)
+        return rearrange(self.project(rearrange(pooled, "(b t) d -> b d t", b=len(videos))), "b d t -> b t d")
+
+
+def _coordinates(images: Tensor) -> Tensor:
+    """x and y in [-1, 1] for `[N, C, H, W]`: `[N, 2, H, W]`."""
+    height, width = images.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)
+    x = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype)
+    grid = torch.stack(torch.meshgrid(x, y, indexing="xy"))
+    return grid.expand(len(images), -1, -1, -1)

@@ -1,0 +1,86 @@
+"""Checkpoints of a distillation: written aside, then renamed; only what trains; no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from rats_video.errors import UserError
+
+
+def save_checkpoint(
+    folder: Path, step: int, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer, keep: int
+) -> Path:
+    """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`.
+
+    Args:
+        folder: the run's checkpoint folder.
+        step: optimizer steps done.
+        student: the denoiser that trains.
+        teacher: the EMA teacher's denoiser; None for a frozen teacher, which the run can rebuild.
+        optimizer: its state is flattened into tensors.
+        keep: how many checkpoints stay.
+    """
+    target = folder / f"step-{step:06d}"
+    aside = folder / f".{target.name}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(_tensors(student), aside / "student.safetensors")
+    if teacher is not None:
+        save_file(_tensors(teacher), aside / "teacher.safetensors")
+    save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+    (aside / "state.json").write_text(json.dumps({"step": step}) + "\n")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(aside, target)
+    for old in list_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Whole checkpoints of a run, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+
+
+def load_checkpoint(
+    path: Path, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
+) -> int:
+    """Restore everything in place and return the steps done; raises UserError if the checkpoint does not fit."""
+    try:
+        student.load_state_dict(load_file(path / "student.safetensors"))
+        if teacher is not None:
+            teacher.load_state_dict(load_file(path / "teacher.safetensors"))
+        _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
+        return int(json.loads((path / "state.json").read_text())["step"])
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot resume from it: {reason}", where=str(path), fix="start anew with --overwrite") from error
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

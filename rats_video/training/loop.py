@@ -1,0 +1,115 @@
+"""The training loop of `distill`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rats_video.config.distill import DistillConfig, EmaTeacher
+from rats_video.distill.step import Rats, rats_step
+from rats_video.errors import UserError
+from rats_video.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from rats_video.training.interrupt import StopRequest
+from rats_video.training.metrics import MetricsFile
+from rats_video.training.optim import cosine_lr, seeded
+from rats_video.training.progress import ProgressBar
+from rats_video.types import Backbone, PromptBatch
+
+
+class Interrupted(Exception):  # noqa: N818  # not an error: everything is saved
+    """The user stopped the run; `step` steps are saved."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped after step {step}")
+        self.step = step
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a distillation keeps its files."""
+
+    root: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.root / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON row a step."""
+        return self.root / "metrics.jsonl"
+
+
+def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunFolder) -> None:
+    """Train `rats.student` in place for `cfg.training.steps` steps, continuing from the newest checkpoint if any.
+
+    Raises:
+        UserError: the loss is not finite; the last checkpoint stands.
+        Interrupted: the user asked to stop; the step was finished and saved.
+    """
+    training = cfg.training
+    student = rats.student.denoiser.train()
+    ema = rats.teacher.backbone.denoiser if isinstance(cfg.teacher, EmaTeacher) else None
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=training.optimizer.lr, betas=training.optimizer.betas,
+        weight_decay=training.optimizer.weight_decay,
+    )  # fmt: skip
+    saved = list_checkpoints(run.checkpoints)
+    start = load_checkpoint(saved[-1], student, ema, optimizer) if saved else 0
+    rats.teacher.follow(rats.student, start, resumed=True)
+    metrics = MetricsFile(run.metrics, start)
+    with StopRequest() as stop, ProgressBar("distill", training.steps, start) as progress:
+        for step in range(start, training.steps):
+            began = time.perf_counter()
+            row = _update(rats, cfg, draw_batch(rats.student, cfg, prompts, step), optimizer, step)
+            rats.teacher.follow(rats.student, step + 1)
+            metrics.append({"step": step + 1, **row, "seconds": time.perf_counter() - began})
+            progress.advance(
+                reward=row["reward/student"], teacher=row["reward/teacher"], gate=row["gate/weight"], loss=row["loss"]
+            )
+            is_last = step + 1 == training.steps
+            if (step + 1) % training.checkpoint_every == 0 or stop.requested or is_last:
+                save_checkpoint(run.checkpoints, step + 1, student, ema, optimizer, training.keep_checkpoints)
+            if stop.requested and not is_last:
+                raise Interrupted(step + 1)
+
+
+def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], step: int) -> PromptBatch:
+    """The batch of a step, a pure function of the seed and the step: resumed runs and all arms of a comparison agree."""
+    index = step // cfg.teacher.reuse
+    generator = seeded(cfg.seed, 1, index)
+    chosen = torch.randint(len(prompts), (cfg.training.batch_size,), generator=generator).tolist()
+    return PromptBatch(
+        index=index,
+        prompts=tuple(prompts[i] for i in chosen),
+        noise=backbone.sample_noise(len(chosen), cfg.clip.spec, generator),
+        num_steps=cfg.student.num_steps[index % len(cfg.student.num_steps)],
+    )
+
+
+def _update(
+    rats: Rats, cfg: DistillConfig, batch: PromptBatch, optimizer: torch.optim.Optimizer, step: int
+) -> dict[str, float]:
+    options = cfg.training.optimizer
+    lr = options.lr * min(1.0, (step + 1) / max(1, options.warmup_steps))
+    if options.decay:
+        lr = cosine_lr(step, cfg.training.steps, options.lr, warmup=options.warmup_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    loss, row = rats_step(rats, batch)
+    if not math.isfinite(row["loss"]):
+        raise UserError(
+            f"the loss is {row['loss']} at step {step + 1}; earlier checkpoints are kept",
+            where="distill", fix="lower training.optimizer.lr or method.alpha",
+        )  # fmt: skip
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(rats.student.denoiser.parameters(), options.max_grad_norm)
+    optimizer.step()
+    return {**row, "grad_norm": float(norm), "lr": lr}

@@ -1,0 +1,180 @@
+"""Train the embedded default's teacher: flow matching on cached latents of rendered shapes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rats_video.backbones.wan import WanBackbone
+from rats_video.config.pretrain import TeacherTrainConfig, TextEncoderConfig, TransformerConfig
+from rats_video.datasets.shapes import VOCABULARY, ShapeAttributes, split_combinations
+from rats_video.datasets.shapes_measure import measure_shapes
+from rats_video.diffusion.flow import add_noise
+from rats_video.diffusion.rollout import rollout
+from rats_video.diffusion.schedule import shift_sigma, sigma_grid
+from rats_video.distill.ema import update_ema
+from rats_video.training.optim import cosine_lr, seeded
+from rats_video.training.progress import ProgressBar
+from rats_video.training.vae import draw_shapes
+from rats_video.types import TextCondition
+
+
+def build_tokenizer() -> Any:
+    """A WordLevel tokenizer of the shapes vocabulary that ends each prompt with `</s>`, as UMT5's does."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = ("<pad>", "</s>", "<unk>", *dict.fromkeys(VOCABULARY))
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"  # noqa: S106
+    )
+
+
+def build_text_encoder(cfg: TextEncoderConfig, vocab_size: int) -> Any:
+    """A randomly initialised UMT5 encoder; its final layer norm gives features of unit size."""
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    head_dim = cfg.d_model // cfg.num_heads
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocab_size, d_model=cfg.d_model, d_kv=head_dim, d_ff=2 * cfg.d_model,
+            num_layers=cfg.num_layers, num_heads=cfg.num_heads, pad_token_id=0, eos_token_id=1, dropout_rate=0.0,
+        )
+    )  # fmt: skip
+
+
+def build_transformer(cfg: TransformerConfig, *, latent_channels: int, text_dim: int) -> Any:
+    """A randomly initialised WanTransformer3DModel."""
+    from diffusers import WanTransformer3DModel
+
+    return WanTransformer3DModel(
+        patch_size=cfg.patch_size, num_attention_heads=cfg.num_heads, attention_head_dim=cfg.head_dim,
+        in_channels=latent_channels, out_channels=latent_channels, text_dim=text_dim, freq_dim=256,
+        ffn_dim=cfg.ffn_dim, num_layers=cfg.num_layers, cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """Clips encoded once: `latents` `[N, C, F, H, W]`, `prompt_index` `[N]` into `text` (the last row is the empty one)."""
+
+    latents: Tensor
+    prompt_index: Tensor
+    text: TextCondition
+
+
+def train_teacher(cfg: TeacherTrainConfig, vae: Any, device: torch.device) -> tuple[WanBackbone, dict[str, float]]:
+    """Train a text-to-video model on the training combinations.
+
+    Returns:
+        The backbone with the averaged weights, and its measured adherence on held-out combinations.
+    """
+    torch.manual_seed(cfg.seed)
+    tokenizer = build_tokenizer()
+    text_encoder = build_text_encoder(cfg.text_encoder, len(tokenizer)).to(device)
+    transformer = build_transformer(
+        cfg.transformer, latent_channels=vae.config.z_dim, text_dim=cfg.text_encoder.d_model
+    ).to(device)
+    backbone = WanBackbone(transformer, vae, text_encoder, tokenizer)
+    train, heldout = split_combinations()
+    cache = encode_clips(backbone, cfg, train)
+    average = copy.deepcopy(transformer).eval()
+    _fit(backbone, average, cache, cfg)
+    backbone = WanBackbone(average, vae, text_encoder, tokenizer)
+    return backbone, evaluate_teacher(backbone, cfg, heldout)
+
+
+def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: list[ShapeAttributes]) -> LatentCache:
+    """Render and encode `num_clips` clips of the combinations."""
+    rows: list[Tensor] = []
+    index: list[int] = []
+    where = {attributes: i for i, attributes in enumerate(combinations)}
+    with ProgressBar("encode clips", cfg.num_clips) as progress:
+        for start in range(0, cfg.num_clips, 64):
+            batch = min(64, cfg.num_clips - start)
+            videos, attributes = draw_shapes(combinations, batch, cfg.clip.spec, (cfg.seed, 1, start), backbone.device)
+            rows.append(backbone.encode(videos))
+            index += [where[a] for a in attributes]
+            progress.advance(batch)
+    text = backbone.encode_text([*(a.prompt for a in combinations), ""])
+    return LatentCache(torch.cat(rows), torch.tensor(index, device=backbone.device), text)
+
+
+def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTrainConfig) -> None:
+    optimizer = torch.optim.AdamW(
+        backbone.denoiser.parameters(), lr=cfg.optimizer.lr, betas=cfg.optimizer.betas,
+        weight_decay=cfg.optimizer.weight_decay,
+    )  # fmt: skip
+    with ProgressBar("train teacher", cfg.steps) as progress:
+        for step in range(cfg.steps):
+            lr = cfg.optimizer.lr
+            if cfg.optimizer.decay:
+                lr = cosine_lr(step, cfg.steps, lr, warmup=cfg.optimizer.warmup_steps)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = flow_matching_loss(backbone, cache, cfg, step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(backbone.denoiser.parameters(), cfg.optimizer.max_grad_norm)
+            optimizer.step()
+            update_ema(average, backbone.denoiser, min(cfg.ema_decay, (1 + step) / (10 + step)))
+            if step % 20 == 19 or step + 1 == cfg.steps:
+                progress.advance(step % 20 + 1, loss=float(loss))
+
+
+def flow_matching_loss(backbone: WanBackbone, cache: LatentCache, cfg: TeacherTrainConfig, step: int) -> Tensor:
+    """Mean square error of the velocity at random noise levels (Lipman et al., 2023; Liu et al., 2023)."""
+    generator, device = seeded(cfg.seed, 2, step), backbone.device
+    chosen = torch.randint(len(cache.latents), (cfg.batch_size,), generator=generator).to(device)
+    sigma = shift_sigma(torch.rand(cfg.batch_size, generator=generator), cfg.shift).to(device)
+    dropped = (torch.rand(cfg.batch_size, generator=generator) < cfg.prompt_dropout).to(device)
+    x0 = cache.latents[chosen]
+    noise = torch.randn(x0.shape, generator=generator).to(device)
+    prompts = torch.where(dropped, len(cache.text) - 1, cache.prompt_index[chosen])
+    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, TextCondition(cache.text.embeds[prompts]))
+    return F.mse_loss(velocity, noise - x0)
+
+
+@torch.no_grad()
+def evaluate_teacher(
+    backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: list[ShapeAttributes]
+) -> dict[str, float]:
+    """Measured adherence on held-out combinations: with guidance at `eval_steps`, without it at 4 steps."""
+    prompts = [combinations[i % len(combinations)].prompt for i in range(cfg.eval_clips)]
+    text, negative = backbone.encode_text(prompts), backbone.encode_text([""])
+    noise = backbone.sample_noise(len(prompts), cfg.clip.spec, seeded(cfg.seed, 3))
+    metrics: dict[str, float] = {}
+    for num_steps, scale in ((cfg.eval_steps, cfg.guidance_scale), (4, 1.0)):
+        sigmas = sigma_grid(num_steps, cfg.shift)
+        clips = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale)
+        videos = torch.cat([backbone.decode(latents) for latents in clips.x0.split(32)])
+        measures = measure_shapes(videos, prompts)
+        metrics[f"adherence_{num_steps}_steps"] = float(measures.adherence.mean())
+        for name, values in measures.attributes.items():
+            metrics[f"{name}_{num_steps}_steps"] = float(values.float().mean())
+    return metrics
+
+
+def save_pipeline(backbone: WanBackbone, folder: Path, *, shift: float) -> None:
+    """Write a folder that `diffusers.WanPipeline.from_pretrained` loads, its scheduler on our sigma grid."""
+    from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+
+    pipeline = WanPipeline(
+        tokenizer=backbone.tokenizer,
+        text_encoder=backbone.text_encoder,
+        vae=backbone.vae,
+        scheduler=FlowMapEulerDiscreteScheduler(shift=shift),
+        transformer=backbone.transformer,
+    )
+    pipeline.save_pretrained(folder)

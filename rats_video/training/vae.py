@@ -1,0 +1,130 @@
+"""Train the embedded default's VAE: an AutoencoderKLWan on rendered shapes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rats_video.backbones.wan import decode_unclamped
+from rats_video.config.pretrain import VaeConfig, VaeStageConfig
+from rats_video.datasets.shapes import ShapeAttributes, render, split_combinations
+from rats_video.training.optim import cosine_lr, seeded
+from rats_video.training.progress import ProgressBar
+from rats_video.types import ClipSpec
+
+
+def build_vae(cfg: VaeConfig) -> Any:
+    """A randomly initialised AutoencoderKLWan with temporal stride 4."""
+    from diffusers import AutoencoderKLWan
+
+    model = cfg.model
+    num_downsamples = len(model.dim_mult) - 1
+    return AutoencoderKLWan(
+        base_dim=model.base_dim,
+        dim_mult=list(model.dim_mult),
+        z_dim=model.latent_channels,
+        num_res_blocks=model.num_res_blocks,
+        attn_scales=[],
+        temperal_downsample=[True] * 2 + [False] * (num_downsamples - 2),
+        patch_size=model.patch_size,
+        in_channels=3 * model.patch_size**2,
+        out_channels=3 * model.patch_size**2,
+        scale_factor_spatial=model.patch_size * 2**num_downsamples,
+        scale_factor_temporal=4,
+        latents_mean=[0.0] * model.latent_channels,
+        latents_std=[1.0] * model.latent_channels,
+    )
+
+
+def draw_shapes(
+    combinations: list[ShapeAttributes], batch: int, clip: ClipSpec, seeds: tuple[int, ...], device: torch.device
+) -> tuple[Tensor, list[ShapeAttributes]]:
+    """A batch of rendered clips of random combinations, a pure function of `seeds`."""
+    generator = seeded(*seeds)
+    chosen = torch.randint(len(combinations), (batch,), generator=generator).tolist()
+    attributes = [combinations[i] for i in chosen]
+    return render(attributes, clip, generator, device), attributes
+
+
+def train_vae(cfg: VaeConfig, device: torch.device) -> tuple[Any, dict[str, float]]:
+    """Run the curriculum, then measure the latents' statistics into the VAE's config.
+
+    Returns:
+        The AutoencoderKLWan and the PSNR in dB on held-out clips.
+    """
+    torch.manual_seed(cfg.seed)
+    vae = build_vae(cfg).to(device).train()
+    train, heldout = split_combinations()
+    with ProgressBar("train vae", sum(stage.steps for stage in cfg.stages)) as progress:
+        for index, stage in enumerate(cfg.stages):
+            _train_stage(vae, cfg, stage, index, train, progress)
+    vae.eval()
+    _store_latent_stats(vae, cfg, train)
+    return vae, {"psnr_db": evaluate_psnr(vae, cfg, heldout)}
+
+
+def _train_stage(
+    vae: Any, cfg: VaeConfig, stage: VaeStageConfig, index: int, train: list[ShapeAttributes], progress: ProgressBar
+) -> None:
+    optimizer = torch.optim.Adam(vae.parameters(), lr=stage.lr, betas=(0.9, 0.99))
+    clip = ClipSpec(stage.num_frames, cfg.clip.height, cfg.clip.width, cfg.clip.fps)
+    device = next(vae.parameters()).device
+    for step in range(stage.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = cosine_lr(step, stage.steps, stage.lr, warmup=min(50, stage.steps // 10), floor=0.05)
+        videos, _ = draw_shapes(train, stage.batch_size, clip, (cfg.seed, 1 + index, step), device)
+        loss, mse = vae_loss(vae, videos, cfg, seeded(cfg.seed, 101 + index, step, device=device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        if step % 10 == 9 or step + 1 == stage.steps:
+            done = step % 10 + 1
+            progress.advance(done, frames=stage.num_frames, psnr=-10 * math.log10(max(1e-9, float(mse))))
+
+
+def vae_loss(vae: Any, videos: Tensor, cfg: VaeConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """L1 + 4 L2 with pixels of the object weighted up, plus a small KL; and the plain mean square error in [0, 1]."""
+    pixels = videos.transpose(1, 2) * 2 - 1
+    posterior = vae.encode(pixels).latent_dist
+    latents = posterior.mean
+    spread = latents.detach().std(dim=(0, 2, 3, 4), keepdim=True)
+    noise = torch.randn(latents.shape, generator=generator, device=latents.device)
+    decoded = decode_unclamped(vae, latents + noise * (posterior.std + cfg.latent_noise * spread))
+    is_object = (pixels - pixels[..., :1, :1]).abs().amax(dim=1, keepdim=True) > 0.02  # the corner is background
+    weight = 1 + cfg.object_weight * is_object
+    error = decoded - pixels
+    reconstruction = (weight * (error.abs() + 4 * error.square())).mean()
+    loss = reconstruction + cfg.kl_weight * posterior.kl().mean()
+    return loss, error.detach().square().mean() / 4
+
+
+@torch.no_grad()
+def _store_latent_stats(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes]) -> None:
+    device = next(vae.parameters()).device
+    batches = [
+        vae.encode(videos.transpose(1, 2) * 2 - 1).latent_dist.mean
+        for start in range(0, cfg.stats_clips, 32)
+        for videos, _ in [draw_shapes(combinations, 32, cfg.clip.spec, (cfg.seed, 90, start), device)]
+    ]
+    latents = torch.cat(batches)
+    vae.register_to_config(
+        latents_mean=latents.mean(dim=(0, 2, 3, 4)).tolist(), latents_std=latents.std(dim=(0, 2, 3, 4)).tolist()
+    )
+
+
+@torch.no_grad()
+def evaluate_psnr(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes]) -> float:
+    """Mean PSNR in dB of the round trip on whole clips."""
+    device = next(vae.parameters()).device
+    scores: list[float] = []
+    for start in range(0, cfg.eval_clips, 16):
+        videos, _ = draw_shapes(combinations, 16, cfg.clip.spec, (cfg.seed, 91, start), device)
+        pixels = videos.transpose(1, 2) * 2 - 1
+        decoded = vae.decode(vae.encode(pixels).latent_dist.mean, return_dict=False)[0]
+        mse = (decoded - pixels).square().mean(dim=(1, 2, 3, 4)) / 4
+        scores += (-10 * mse.log10()).tolist()
+    return sum(scores) / len(scores)

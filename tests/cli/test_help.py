@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rats_video.cli import app as cli
+from rats_video.errors import UserError
+
+TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite"]
+VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device"]
+OPTIONS = {
+    "distill": [*TRAIN, "--resume"],
+    "run": [*TRAIN, "--resume"],
+    "sample": [*VIDEOS, "--model"],
+    "export comparison": [*VIDEOS, "RUN"],
+    "evaluate": ["--nfe", "--num-clips", "--output", "--device", "--seed", "RUN"],
+    "train vae": TRAIN,
+    "train teacher": TRAIN,
+    "train reward": TRAIN,
+}
+SUBCOMMANDS = {
+    "": ["run", "distill", "sample", "export", "evaluate", "train"],
+    "export": ["comparison"],
+    "train": ["vae", "teacher", "reward"],
+}
+Outcome = tuple[int, str, str]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+    """What the commands ask of a stand-in `rats_video.build`, by function."""
+    made: dict[str, dict[str, Any]] = {}
+    build = types.ModuleType("rats_video.build")
+    names = ("distill", "all", "sample", "export_comparison", "evaluate", "train_vae", "train_teacher", "train_reward")
+    for name in names:
+        setattr(build, f"run_{name}", lambda name=name, **kwargs: made.update({f"run_{name}": kwargs}))
+    monkeypatch.setitem(sys.modules, "rats_video.build", build)
+    return made
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    def call(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["rats-video", *arguments])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return (caught.value.code or 0, *capsys.readouterr())
+
+    monkeypatch.setenv("COLUMNS", "200")
+    return call
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS.items())
+def test_help_lists_every_option_and_an_example(command: Callable[..., Outcome], name: str, options: list[str]) -> None:
+    code, out, err = command(*name.split(), "--help")
+    assert (code, err) == (0, "")
+    assert set(options) <= set(out.split())
+    assert f"Example: rats-video {name}" in out
+    assert {word for word in out.split() if word.startswith("--")} == {o for o in options if o != "RUN"} | {"--help"}
+
+
+@pytest.mark.parametrize(("name", "commands"), SUBCOMMANDS.items())
+def test_help_lists_the_commands(command: Callable[..., Outcome], name: str, commands: list[str]) -> None:
+    code, out, _ = command(*name.split(), "--help")
+    assert code == 0
+    assert [word for line in out.splitlines() if line.startswith("│ ") for word in line.split()[1:2]][-len(commands) :]
+    assert set(commands) <= set(out.split())
+
+
+def test_version_and_bare_call(command: Callable[..., Outcome]) -> None:
+    assert command("--version") == (0, "rats-video 0.1.0\n", "")
+    code, out, _ = command()
+    assert code == 0
+    assert "Usage: rats-video" in out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["evaluate", "x", "--nfe", "0"]])
+def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, atexit\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'numpy', 'accelerate', 'av', 'decord'}\n"
+        "atexit.register(lambda: print('HEAVY', sorted(heavy & set(sys.modules))))\n"
+        f"sys.argv = ['rats-video', *{arguments!r}]\n"
+        "from rats_video.cli.app import main\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("distill --foo", "No such option: --foo"),
+        ("distill --overwite", "--overwrite"),
+        ("distil", "No such command 'distil'. Did you mean 'distill'?"),
+        ("train", "Missing command."),
+        ("evaluate", "Missing argument 'RUN'."),
+        ("distill --seed -1", "'--seed': Input should be greater than or equal to 0"),
+        ("distill --seed x", "'--seed'"),
+        ("distill --device gpu", "'--device': 'gpu' is not one of auto, cpu, cuda, cuda:N"),
+        ("distill --device cuda:", "'--device': 'cuda:' is not one of"),
+        ("distill --resume --overwrite", "--resume: cannot be used with --overwrite (give one of them)"),
+        ("sample --nfe 0", "'--nfe': Input should be greater than or equal to 1"),
+        ("sample --num-videos 0", "'--num-videos'"),
+        ("sample --prompt a --prompts b", "--prompt: cannot be used with --prompts"),
+        ("export comparison r --prompt a --prompts b", "--prompt: cannot be used with --prompts"),
+        ("evaluate r --nfe 3,4,x", "--nfe: 'x' is not a whole number from 1 to 9999 (like --nfe 3,4,8)"),
+        ("evaluate r --nfe 3,0", "--nfe: '0' is not a whole number"),
+        ("evaluate r --nfe 3,,4", "--nfe: '' is not a whole number"),
+        ("evaluate r --nfe ²", "--nfe: '²' is not a whole number"),
+        ("evaluate r --num-clips 0", "'--num-clips'"),
+    ],
+)
+def test_bad_value_is_one_line_and_exit_2(
+    command: Callable[..., Outcome], calls: dict[str, Any], arguments: str, expected: str
+) -> None:
+    code, out, err = command(*arguments.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert expected in err
+    assert calls == {}
+
+
+RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "overwrite": False}
+VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "function", "expected"),
+    [
+        ("distill", "run_distill", RUN | {"output": Path("runs/tiny"), "resume": False}),
+        (
+            "distill --config my/big.yaml --set a=1 --set b.c=[2] --seed 7 --device cuda:1 --overwrite",
+            "run_distill",
+            {
+                "config": "my/big.yaml",
+                "overrides": ["a=1", "b.c=[2]"],
+                "output": Path("runs/big"),
+                "seed": 7,
+                "device": "cuda:1",
+                "resume": False,
+                "overwrite": True,
+            },
+        ),
+        ("run --output o --resume", "run_all", RUN | {"output": Path("o"), "resume": True}),
+        ("sample", "run_sample", VIDEO | {"model": None, "output": Path("samples")}),
+        (
+            "sample --prompt a --prompt b --model m --num-videos 3",
+            "run_sample",
+            VIDEO | {"model": Path("m"), "output": Path("samples"), "prompts": ["a", "b"], "num_videos": 3},
+        ),
+        (
+            "export comparison r --prompts f --nfe 8",
+            "run_export_comparison",
+            VIDEO | {"run": Path("r"), "prompts_file": Path("f"), "output": None, "nfe": 8},
+        ),
+        (
+            "evaluate r --nfe 8,3,3",
+            "run_evaluate",
+            {"run": Path("r"), "nfe": (8, 3), "num_clips": 64, "seed": 0, "output": None, "device": "auto"},
+        ),
+        ("train vae", "run_train_vae", RUN | {"output": Path("runs/vae-tiny")}),
+        ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),
+        ("train reward --overwrite", "run_train_reward", RUN | {"output": Path("runs/reward-tiny"), "overwrite": True}),
+    ],
+)
+def test_command_calls_build(
+    command: Callable[..., Outcome], calls: dict[str, Any], arguments: str, function: str, expected: dict[str, Any]
+) -> None:
+    assert command(*arguments.split()) == (0, "", "")
+    assert calls == {function: expected}
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (
+            UserError("no [bold]such[/bold] :smile:\nfile " + "x" * 300, where="a/b"),
+            2,
+            "a/b: no [bold]such[/bold] :smile:",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device", "o/a.mp4"), 2, "disk full while writing o/a.mp4"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "disk full while writing the output"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_failure_is_one_line(  # noqa: PLR0917
+    command: Callable[..., Outcome],
+    calls: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    line: str,
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["rats_video.build"], "run_distill", fail)
+    found, out, err = command("distill")
+    assert (found, out, calls) == (code, "", {})
+    assert err.startswith(f"error: {line}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "denied", "x"), RuntimeError("a bug")])
+def test_a_bug_keeps_its_traceback(calls: dict[str, Any], monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["rats_video.build"], "run_distill", fail)
+    monkeypatch.setattr(sys, "argv", ["rats-video", "distill"])
+    with pytest.raises(type(error)):
+        cli.main()
+    assert calls == {}
