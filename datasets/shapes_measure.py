@@ -34,7 +34,7 @@ MIN_SHARE = 0.85  # of the frames (or border pixels) that must agree: 2 of 17 fr
 COLOR_TOLERANCE = 0.25  # RGB distance; under half the gap between any two palette colours, so no colour is two words
 MIN_CONTRAST = 0.25  # RGB distance of object and background; the palettes are at least 0.52 apart
 AREA = (0.015, 0.2)  # of the frame; rendered shapes cover 0.033 ... 0.078, two of them still count as seen
-MIN_FIT = 0.82  # overlap (IoU) with the best of the ideal shapes of the same area and centroid
+MIN_FIT = 0.82  # overlap (IoU) with the best ideal shape; lenient: a square on its corner overlaps a circle by 0.83
 MAX_OFF_PATH = 1.5  # pixels from the straight path at which a frame still lies on it
 MIN_MOTION = 0.3  # pixels a frame below which nothing moves anywhere
 MIN_ALIGNMENT = 0.894  # cosine with the direction: the motion across is less than half of that along
@@ -44,9 +44,9 @@ WOBBLE_SCALE = 1.0  # pixels a frame^2        each scale is the defect that mult
 FLICKER_SCALE = 0.1  # mean |RGB change|      a frame's smoothness or constancy by 1/e
 COLOR_SCALE = 0.15  # RGB distance
 AREA_SCALE = 0.25  # |log area ratio|
-FIT_SCALE = 0.2  # IoU
+FIT_SCALE = 0.3  # IoU
 
-_CHUNK = 8  # clips worked on at once: bounds the memory of a bulk reading, and is the fastest on a CPU
+_CHUNK = 4  # clips worked on at once: bounds the memory of a bulk reading, and is the fastest on a CPU
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ShapeReadings:
         smoothness: `[B]` in [0, 1], the mean over inner frames of exp(-wobble / 1 px - flicker / 0.1). Wobble is the
             length of the centroid's second difference; flicker the mean absolute change of the pixels outside the
             object. A frame counts 0 where it or a neighbour lacks the object. Uniform motion, and rest, score 1.
-        constancy: `[B]` in [0, 1], the mean over frames of exp(-colour / 0.15 - size / 0.25 - fit / 0.2): how far the
+        constancy: `[B]` in [0, 1], the mean over frames of exp(-colour / 0.15 - size / 0.25 - fit / 0.3): how far the
             object's RGB, log area and overlap with the three ideal shapes are from their medians over the clip.
             A frame without the object counts 0, so this is, softly, the share of frames where the object is itself.
     """
@@ -91,6 +91,7 @@ def measure_shapes(videos: Tensor, prompts: Sequence[str]) -> ShapeMeasures:
     Raises:
         UserError: a prompt is not a caption of the shapes data.
     """
+    assert len(prompts) == len(videos), "one prompt a clip"
     prompted = [parse_prompt(prompt) for prompt in prompts]
     readings = read_shapes(videos)
     attributes = {
@@ -113,7 +114,7 @@ def read_words(videos: Tensor) -> list[dict[str, str | None]]:
 @torch.no_grad()
 def read_shapes(videos: Tensor) -> ShapeReadings:
     """Read clips `[B, T, 3, height, width]` in [0, 1], T at least 3, on their own device."""
-    parts = [_read_chunk(chunk.float()) for chunk in videos.split(_CHUNK)]
+    parts = [_read_chunk(videos[i : i + _CHUNK].float()) for i in range(0, len(videos), _CHUNK)]
     return ShapeReadings(
         words={name: torch.cat([part.words[name] for part in parts]) for name in ATTRIBUTES},
         smoothness=torch.cat([part.smoothness for part in parts]),
@@ -170,9 +171,9 @@ def _segment(videos: Tensor, border: Tensor) -> _Scene:
     pixels = coverage.sum((-2, -1)).clamp(min=1.0)  # [B, T]
     area = pixels / (height * width)
     x, y = (torch.arange(n, device=videos.device) + 0.5 for n in (width, height))
-    centre_x = coverage.sum(-2) @ x / pixels
-    centre_y = coverage.sum(-1) @ y / pixels
-    core = coverage.flatten(2).square().square()  # edges are a mix with the background
+    centre_x = (coverage.sum(-2) * x).sum(-1) / pixels  # not `@`: TF32 would be 0.05 pixels off
+    centre_y = (coverage.sum(-1) * y).sum(-1) / pixels
+    core = coverage.flatten(2).pow(8)  # edges are a mix with the background
     color = torch.einsum("btp,btcp->btc", core, videos.flatten(3)) / core.sum(-1, keepdim=True).clamp(min=1.0)
     return _Scene(
         coverage=coverage,
@@ -222,7 +223,7 @@ def _fits(coverage: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 def _sharpen(coverage: Tensor) -> Tensor:
     """Steepen edges around the half level, so that a blurry outline fits as well as a crisp one."""
-    return (1.5 * coverage - 0.25).clamp(0, 1)
+    return (2 * coverage - 0.5).clamp(0, 1)
 
 
 def _read_motion(scene: _Scene) -> tuple[Tensor, Tensor]:
@@ -262,7 +263,8 @@ def _constancy(scene: _Scene) -> Tensor:
 
     def departure(feature: Tensor) -> Tensor:
         """Distance `[B, T]` of each frame's feature `[B, T, D]` from its median over the clip."""
-        return (feature - _median(feature, dim=1, valid=scene.present[..., None])[:, None]).norm(dim=-1)
+        usual = _median(feature, dim=1, valid=scene.present[..., None])
+        return (feature - usual[:, None]).square().sum(-1).sqrt()
 
     color, size, fit = departure(scene.color), departure(scene.area.log()[..., None]), departure(scene.fits)
     return (scene.present * torch.exp(-color / COLOR_SCALE - size / AREA_SCALE - fit / FIT_SCALE)).mean(1)
@@ -270,7 +272,8 @@ def _constancy(scene: _Scene) -> Tensor:
 
 def _nearest(colors: Tensor, palette: dict[str, tuple[float, float, float]]) -> Tensor:
     """Index `[...]` of the palette colour within `COLOR_TOLERANCE` of colours `[..., 3]`, else UNREADABLE."""
-    gap, index = torch.cdist(colors, colors.new_tensor(list(palette.values()))).min(-1)
+    gaps = torch.cdist(colors, colors.new_tensor(list(palette.values())), compute_mode="donot_use_mm_for_euclid_dist")
+    gap, index = gaps.min(-1)
     return index.masked_fill(gap > COLOR_TOLERANCE, UNREADABLE)
 
 
@@ -281,9 +284,9 @@ def _agreed(words: Tensor, num_words: int) -> Tensor:
 
 
 def _median(values: Tensor, dim: int, valid: Tensor | None = None) -> Tensor:
-    """Upper median over `dim` of the `valid` values (inf if there are none, and junk is then masked by the caller).
+    """Upper median over `dim` of the `valid` values; inf if there are none (callers mask what follows from it).
 
-    By sorting: unlike `torch.median`, deterministic on a GPU too.
+    By sorting, so that it is deterministic on a GPU too, as `torch.median` is not.
     """
     if valid is None:
         return values.sort(dim).values.select(dim, values.shape[dim] // 2)

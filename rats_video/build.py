@@ -92,7 +92,7 @@ def run_train_vae(
     where = pick_device(device)
     claim_folder(output, overwrite=overwrite)
     began = time.monotonic()
-    vae, metrics = train_vae(cfg, where)
+    vae, metrics = train_vae(cfg, where, output)
     vae.save_pretrained(output / "vae")
     _record(output, cfg, time.monotonic() - began, where, metrics)
     return metrics

@@ -21,7 +21,8 @@ LAYERS = (
     {"evaluation", "inference", "training", "distill"},
     {"backbones", "rewards", "datasets"},
     {"diffusion", "config"},
-    {"types", "errors", "configs", "assets", ""},  # configs and assets are data; "" is rats_video/__init__.py
+    {"assets"},  # finds the folders that ship with the package
+    {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
 )
 NEIGHBOURS = LAYERS[2]  # may import one another, without a cycle
 SEES_PROTOCOLS_ONLY = {"distill": {"backbones", "rewards"}}

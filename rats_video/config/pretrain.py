@@ -26,6 +26,7 @@ class VaeStageConfig(Config):
     batch_size: PositiveInt
     steps: PositiveInt
     lr: PositiveFloat
+    trains: Literal["all", "decoder"] = "all"
 
 
 class VaeConfig(Config):
@@ -35,10 +36,9 @@ class VaeConfig(Config):
     clip: ClipConfig = ClipConfig()
     model: VaeModelConfig = VaeModelConfig()
     stages: tuple[VaeStageConfig, ...] = Field(min_length=1)
-    object_weight: PositiveFloat = Field(6.0, description="extra loss weight of pixels off the background")
-    kl_weight: NonNegativeFloat = 1e-5
+    object_weight: PositiveFloat = Field(15.0, description="extra loss weight of pixels off the background")
     latent_noise: NonNegativeFloat = Field(
-        0.1, description="noise added to latents in training, in their own deviations: samples are never exact"
+        0.05, description="noise added to latents in training, in their own deviations: samples are never exact"
     )
     stats_clips: PositiveInt = Field(512, description="clips from which latents_mean and latents_std are measured")
     eval_clips: PositiveInt = 64

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _BACKGROUND = (15, 18, 23)
 _LABEL_BAR = (27, 32, 40)
 _TITLE_INK = (245, 247, 250)
-_STATS_INK = (168, 179, 194)
+_STATS_INK = (184, 194, 207)
 _PROMPT_INK = (214, 220, 228)
 
 _MIN_TEXT = 11  # pixels: smaller is unreadable on a README page, so text wraps or is cut instead
@@ -128,7 +128,7 @@ def compose_comparison(panels: Sequence[Panel], *, prompt: str, min_height: int 
         raise ValueError("a comparison needs at least one panel")
     shapes = {tuple(panel.frames.shape) for panel in panels}
     shape = shapes.pop()
-    if shapes or len(shape) != 4 or shape[1] != 3:  # noqa: PLR2004
+    if shapes or len(shape) != 4 or shape[1] != 3 or 0 in shape:  # noqa: PLR2004
         raise ValueError(f"panels must share one shape [T, 3, H, W], got {[list(p.frames.shape) for p in panels]}")
     layout = _plan(panels, height=shape[2], width=shape[3], min_height=min_height)
     # The labels never change: draw them once, repeat them over time, and lay the clips in.
@@ -178,15 +178,16 @@ def _fit_stats(texts: Sequence[str], width: int, size: int) -> tuple[int, tuple[
 
 def _draw_labels(panels: Sequence[Panel], prompt: str, layout: _Layout) -> Tensor:
     """The canvas `[3, H', W']` without the clips."""
-    import numpy as np  # noqa: PLC0415
-    from PIL import Image, ImageDraw  # noqa: PLC0415
+    import numpy as np
+    from PIL import Image, ImageDraw
 
     height, width = layout.canvas(len(panels))
     header = Image.new("RGB", (width * _OVERSAMPLE, layout.top * _OVERSAMPLE), _BACKGROUND)
     draw = ImageDraw.Draw(header)
     room = width - 2 * (layout.gap + layout.pad)
     middle = layout.prompt_bar / 2
-    _write(draw, (layout.gap + layout.pad, middle), prompt, room, round(layout.title_size * 0.9), _PROMPT_INK)
+    size = round(layout.title_size * 0.9)
+    _write(draw, (layout.gap + layout.pad, middle), prompt, room=room, size=size, ink=_PROMPT_INK)
     for index, panel in enumerate(panels):
         left, right = layout.left(index), layout.left(index) + layout.panel[1]
         box = (left, layout.prompt_bar, right - 1 / _OVERSAMPLE, layout.top)  # the last column is included
@@ -194,10 +195,10 @@ def _draw_labels(panels: Sequence[Panel], prompt: str, layout: _Layout) -> Tenso
         room = layout.panel[1] - 2 * layout.pad
         left += layout.pad
         middle = layout.prompt_bar + layout.pad + layout.title_pitch / 2
-        _write(draw, (left, middle), panel.title, room, layout.title_size, _TITLE_INK, bold=True)
+        _write(draw, (left, middle), panel.title, room=room, size=layout.title_size, ink=_TITLE_INK, bold=True)
         middle += (layout.title_pitch + layout.stats_pitch) / 2
         for line in layout.stats[index]:
-            _write(draw, (left, middle), line, room, layout.stats_size, _STATS_INK)
+            _write(draw, (left, middle), line, room=room, size=layout.stats_size, ink=_STATS_INK)
             middle += layout.stats_pitch
     image = Image.new("RGB", (width, height), _BACKGROUND)
     image.paste(header.reduce(_OVERSAMPLE), (0, 0))
@@ -208,10 +209,10 @@ def _write(
     draw: ImageDraw,
     left_middle: tuple[float, float],
     text: str,
+    *,
     room: int,
     size: int,
     ink: tuple[int, int, int],
-    *,
     bold: bool = False,
 ) -> None:
     """Draw one line of text, shrunk a little or cut to `room` pixels; all lengths before oversampling."""
@@ -264,7 +265,7 @@ def _drawable(text: str) -> str:
 
 def _font(size: int) -> FreeTypeFont | ImageFont:
     """Pillow's bundled font, oversampled: the same on every machine, no font file to ship."""
-    from PIL import ImageFont  # noqa: PLC0415
+    from PIL import ImageFont
 
     return ImageFont.load_default(size=size * _OVERSAMPLE)
 

@@ -87,7 +87,7 @@ def read_mp4(path: Path) -> tuple[Tensor, float]:
     Raises:
         UserError: the file is missing, is no video, or holds no frame.
     """
-    import av  # noqa: PLC0415
+    import av
 
     fix = "give a readable video file"
     try:
@@ -146,7 +146,7 @@ def _check_clip(frames: Tensor, fps: float, *, where: str) -> None:
 
 def _encode(frames: Tensor, path: Path, *, rate: Fraction) -> None:
     """Encode `frames` `[T, 3, H, W]` into a new file at `path`."""
-    import av  # noqa: PLC0415
+    import av
 
     height, width = frames.shape[-2:]
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:

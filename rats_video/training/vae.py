@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from rats_video.training.optim import cosine_lr, seeded
 from rats_video.training.progress import ProgressBar
 from rats_video.types import ClipSpec
 
+_LOG_VARIANCE = -8.0
+
 
 def build_vae(cfg: VaeConfig) -> Any:
     """A randomly initialised AutoencoderKLWan with temporal stride 4."""
@@ -22,8 +25,10 @@ def build_vae(cfg: VaeConfig) -> Any:
 
     model = cfg.model
     num_downsamples = len(model.dim_mult) - 1
-    return AutoencoderKLWan(
+    vae = AutoencoderKLWan(
         base_dim=model.base_dim,
+        decoder_base_dim=model.base_dim,
+        is_residual=True,  # shortcuts past the strided layers: colours arrive early in training
         dim_mult=list(model.dim_mult),
         z_dim=model.latent_channels,
         num_res_blocks=model.num_res_blocks,
@@ -37,6 +42,29 @@ def build_vae(cfg: VaeConfig) -> Any:
         latents_mean=[0.0] * model.latent_channels,
         latents_std=[1.0] * model.latent_channels,
     )
+    # An autoencoder in a VAE's clothes: the posterior is narrow and stays so, the noise in training is ours.
+    with torch.no_grad():
+        vae.quant_conv.weight[model.latent_channels :] = 0
+        vae.quant_conv.bias[model.latent_channels :] = _LOG_VARIANCE
+    _inflate(vae)
+    return vae
+
+
+@torch.no_grad()
+def _inflate(vae: Any) -> None:
+    """Start as an image autoencoder that repeats itself in time, so that single frames can teach whole clips.
+
+    Causal convolutions look only at the present frame; the temporal strides pass the newest frame down and its features
+    up to both of its successors. Without this, what stage 1 learns is undone when clips first arrive.
+    """
+    for name, parameter in vae.named_parameters():
+        if parameter.ndim != 5 or parameter.shape[2] == 1:  # noqa: PLR2004  # not a temporal convolution
+            continue
+        parameter[:, :, :-1] = 0
+        if ".time_conv." in name:
+            channels = parameter.shape[1]
+            identity = torch.eye(channels).repeat(parameter.shape[0] // channels, 1)
+            parameter[:, :, -1] = identity[:, :, None, None]
 
 
 def draw_shapes(
@@ -49,8 +77,11 @@ def draw_shapes(
     return render(attributes, clip, generator, device), attributes
 
 
-def train_vae(cfg: VaeConfig, device: torch.device) -> tuple[Any, dict[str, float]]:
-    """Run the curriculum, then measure the latents' statistics into the VAE's config.
+def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, dict[str, float]]:
+    """Run the curriculum; after each stage the VAE, with its latents' statistics, is saved as `folder/stage-K`.
+
+    A stage that trains only the decoder leaves the latents as they are, so that a teacher can be trained on an earlier
+    stage's latents while the decoder is still being refined.
 
     Returns:
         The AutoencoderKLWan and the PSNR in dB on held-out clips.
@@ -58,18 +89,25 @@ def train_vae(cfg: VaeConfig, device: torch.device) -> tuple[Any, dict[str, floa
     torch.manual_seed(cfg.seed)
     vae = build_vae(cfg).to(device).train()
     train, heldout = split_combinations()
-    with ProgressBar("train vae", sum(stage.steps for stage in cfg.stages)) as progress:
-        for index, stage in enumerate(cfg.stages):
+    for index, stage in enumerate(cfg.stages):
+        with ProgressBar(f"train vae, stage {index + 1}", stage.steps) as progress:
             _train_stage(vae, cfg, stage, index, train, progress)
+        if stage.trains == "all":
+            _store_latent_stats(vae, cfg, train)
+        vae.save_pretrained(folder / f"stage-{index + 1}")
     vae.eval()
-    _store_latent_stats(vae, cfg, train)
     return vae, {"psnr_db": evaluate_psnr(vae, cfg, heldout)}
 
 
 def _train_stage(
     vae: Any, cfg: VaeConfig, stage: VaeStageConfig, index: int, train: list[ShapeAttributes], progress: ProgressBar
 ) -> None:
-    optimizer = torch.optim.Adam(vae.parameters(), lr=stage.lr, betas=(0.9, 0.99))
+    trained = [vae] if stage.trains == "all" else [vae.post_quant_conv, vae.decoder]
+    parameters = [parameter for module in trained for parameter in module.parameters()]
+    vae.requires_grad_(requires_grad=False)
+    for module in trained:
+        module.requires_grad_(requires_grad=True)
+    optimizer = torch.optim.Adam(parameters, lr=stage.lr, betas=(0.9, 0.99))
     clip = ClipSpec(stage.num_frames, cfg.clip.height, cfg.clip.width, cfg.clip.fps)
     device = next(vae.parameters()).device
     for step in range(stage.steps):
@@ -79,7 +117,7 @@ def _train_stage(
         loss, mse = vae_loss(vae, videos, cfg, seeded(cfg.seed, 101 + index, step, device=device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step % 10 == 9 or step + 1 == stage.steps:
             done = step % 10 + 1
@@ -87,18 +125,15 @@ def _train_stage(
 
 
 def vae_loss(vae: Any, videos: Tensor, cfg: VaeConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """L1 + 4 L2 with pixels of the object weighted up, plus a small KL; and the plain mean square error in [0, 1]."""
+    """L1 + 4 L2 with pixels of the object weighted up; and the plain mean square error of pixels in [0, 1]."""
     pixels = videos.transpose(1, 2) * 2 - 1
-    posterior = vae.encode(pixels).latent_dist
-    latents = posterior.mean
+    latents = vae.encode(pixels).latent_dist.mean
     spread = latents.detach().std(dim=(0, 2, 3, 4), keepdim=True)
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-    decoded = decode_unclamped(vae, latents + noise * (posterior.std + cfg.latent_noise * spread))
+    decoded = decode_unclamped(vae, latents + cfg.latent_noise * spread * noise)
     is_object = (pixels - pixels[..., :1, :1]).abs().amax(dim=1, keepdim=True) > 0.02  # the corner is background
-    weight = 1 + cfg.object_weight * is_object
     error = decoded - pixels
-    reconstruction = (weight * (error.abs() + 4 * error.square())).mean()
-    loss = reconstruction + cfg.kl_weight * posterior.kl().mean()
+    loss = ((1 + cfg.object_weight * is_object) * (error.abs() + 4 * error.square())).mean()
     return loss, error.detach().square().mean() / 4
 
 

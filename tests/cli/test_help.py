@@ -70,7 +70,6 @@ def test_help_lists_every_option_and_an_example(command: Callable[..., Outcome],
 def test_help_lists_the_commands(command: Callable[..., Outcome], name: str, commands: list[str]) -> None:
     code, out, _ = command(*name.split(), "--help")
     assert code == 0
-    assert [word for line in out.splitlines() if line.startswith("│ ") for word in line.split()[1:2]][-len(commands) :]
     assert set(commands) <= set(out.split())
 
 
@@ -193,7 +192,7 @@ def test_command_calls_build(
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_failure_is_one_line(  # noqa: PLR0917
+def test_failure_is_one_line(
     command: Callable[..., Outcome],
     calls: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
