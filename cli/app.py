@@ -8,7 +8,7 @@ import typer
 
 import rats_video
 from rats_video.cli import distill, evaluate, export, run, sample, train
-from rats_video.errors import UserError
+from rats_video.errors import Interrupted, UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
@@ -42,6 +42,9 @@ def main() -> None:
         code = app(prog_name="rats-video", standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        sys.exit(130)
     except typer.TyperException as error:
         _fail(error.format_message(), error.exit_code)
     except OSError as error:

@@ -1,5 +1,7 @@
 """`rats-video distill`."""
 
+import typer
+
 from rats_video.cli.options import (
     ConfigOption,
     ConfigSeedOption,
@@ -30,9 +32,9 @@ def distill(
     Writes `config.resolved.yaml`, the log, checkpoints and the student's weights.
     """
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    from rats_video.build import run_distill
+    from rats_video.build.distill import run_distill
 
-    run_distill(
+    lines = run_distill(
         config=config,
         overrides=overrides or [],
         output=run_folder(output, config),
@@ -41,3 +43,4 @@ def distill(
         resume=resume,
         overwrite=overwrite,
     )
+    typer.echo("\n".join(lines))

@@ -43,9 +43,9 @@ def comparison(
     Writes one MP4 a prompt. Without prompts it uses the run's validation prompts.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
-    from rats_video.build import run_export_comparison
+    from rats_video.build.inference import run_export_comparison
 
-    run_export_comparison(
+    lines = run_export_comparison(
         run=run,
         nfe=nfe,
         prompts=prompt or [],
@@ -55,3 +55,4 @@ def comparison(
         output=output,
         device=device,
     )
+    typer.echo("\n".join(lines))

@@ -1,5 +1,7 @@
 """`rats-video run`."""
 
+import typer
+
 from rats_video.cli.options import (
     ConfigOption,
     ConfigSeedOption,
@@ -30,7 +32,7 @@ def run(
     Steps already done in the folder are skipped.
     """
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    from rats_video.build import run_all
+    from rats_video.build.run import run_all
 
     run_all(
         config=config,
@@ -40,4 +42,5 @@ def run(
         device=device,
         resume=resume,
         overwrite=overwrite,
+        say=typer.echo,
     )

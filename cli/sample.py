@@ -40,9 +40,9 @@ def sample(
     Writes one MP4 a video. Without prompts it uses the model's own examples.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
-    from rats_video.build import run_sample
+    from rats_video.build.inference import run_sample
 
-    run_sample(
+    lines = run_sample(
         model=model,
         nfe=nfe,
         prompts=prompt or [],
@@ -52,3 +52,4 @@ def sample(
         output=output,
         device=device,
     )
+    typer.echo("\n".join(lines))

@@ -28,9 +28,9 @@ def vae(
     overrides: SetOption = None,
 ) -> None:
     """Train a video VAE: the codec between pixels and latents."""
-    from rats_video.build import run_train_vae
+    from rats_video.build.pretrain import run_train_vae
 
-    run_train_vae(
+    lines = run_train_vae(
         config=config,
         overrides=overrides or [],
         output=run_folder(output, f"vae-{Path(config).stem}"),
@@ -38,6 +38,7 @@ def vae(
         device=device,
         overwrite=overwrite,
     )
+    typer.echo("\n".join(lines))
 
 
 @app.command(epilog="Example: `rats-video train teacher --config tiny --output runs/teacher`")
@@ -51,9 +52,9 @@ def teacher(
     overrides: SetOption = None,
 ) -> None:
     """Train a many-step teacher in the latents of a trained VAE."""
-    from rats_video.build import run_train_teacher
+    from rats_video.build.pretrain import run_train_teacher
 
-    run_train_teacher(
+    lines = run_train_teacher(
         config=config,
         overrides=overrides or [],
         output=run_folder(output, f"teacher-{Path(config).stem}"),
@@ -61,6 +62,7 @@ def teacher(
         device=device,
         overwrite=overwrite,
     )
+    typer.echo("\n".join(lines))
 
 
 @app.command(epilog="Example: `rats-video train reward --config tiny --output runs/reward`")
@@ -74,9 +76,9 @@ def reward(
     overrides: SetOption = None,
 ) -> None:
     """Train a reward model that scores decoded clips."""
-    from rats_video.build import run_train_reward
+    from rats_video.build.pretrain import run_train_reward
 
-    run_train_reward(
+    lines = run_train_reward(
         config=config,
         overrides=overrides or [],
         output=run_folder(output, f"reward-{Path(config).stem}"),
@@ -84,3 +86,4 @@ def reward(
         device=device,
         overwrite=overwrite,
     )
+    typer.echo("\n".join(lines))

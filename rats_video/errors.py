@@ -18,3 +18,7 @@ class UserError(Exception):
         self.fix = fix
         line = f"{where}: {what}" if where else what
         super().__init__(f"{line} ({fix})" if fix else line)
+
+
+class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
+    """The user asked a run to stop and it did, with everything saved; the message says how to go on."""

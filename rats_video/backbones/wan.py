@@ -79,6 +79,18 @@ class WanBackbone:
         """The same model with its own copy of the denoiser; VAE and text encoder are shared."""
         return type(self)(copy.deepcopy(self.transformer), self.vae, self.text_encoder, self.tokenizer)
 
+    def load_denoiser(self, folder: Path) -> Self:
+        """The same model with the denoiser of another folder's `transformer/`, e.g. a student's."""
+        from diffusers import WanTransformer3DModel
+
+        try:
+            transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot load its transformer/: {reason}", where=str(folder)) from error
+        transformer = transformer.to(device=self.device, dtype=torch.float32).eval()
+        return type(self)(transformer, self.vae, self.text_encoder, self.tokenizer)
+
     def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
         """`(C, F, H, W)` of a clip's latents.
 

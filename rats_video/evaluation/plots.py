@@ -63,13 +63,14 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 4.2), layout="constrained", facecolor="white")
-    grid = figure.add_gridspec(2, 2, width_ratios=(1.15, 1), height_ratios=(1, 1.5), wspace=0.06)
+    right = [_draw_gate] if _series(rows, "gate/weight")[0] else []  # an ablation without a gate logs none
+    right += [_draw_shaping] if _horizons(rows) else []
+    heights = (1, 1.5)[-len(right) :] if right else (1,)  # the gate needs less height than the losses
+    columns = 2 if right else 1
+    grid = figure.add_gridspec(len(heights), columns, width_ratios=(1.15, 1)[:columns], height_ratios=heights)
     _draw_rewards(figure.add_subplot(grid[:, 0]), steps, student, teacher)
-    gate = figure.add_subplot(grid[0, 1])
-    shaping = figure.add_subplot(grid[1, 1], sharex=gate)
-    gate.tick_params(labelbottom=False)
-    _draw_gate(gate, rows)
-    _draw_shaping(shaping, rows)
+    for index, draw in enumerate(right):
+        draw(figure.add_subplot(grid[index, 1]), rows)
     _save(figure, path)
 
 
@@ -95,12 +96,18 @@ def plot_nfe_curve(
     axes = [figure.add_subplot(1, len(shown), index + 1) for index in range(len(shown))]
     for axis, name in zip(axes, shown, strict=True):
         _draw_metric(axis, [row for row in rows if name in row.metrics], name)
-    entries = {}
+    entries: dict[str, Any] = {}
     for axis in axes:  # an arm may lack a metric: gather the legend from all panels
         handles, labels = axis.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
     figure.legend(
-        entries.values(), entries.keys(), loc="outside upper center", ncols=len(entries), frameon=False, fontsize=9.5
+        entries.values(),
+        entries.keys(),
+        loc="outside upper center",
+        ncols=len(entries),
+        frameon=False,
+        fontsize=9.5,
+        labelcolor=_INK,
     )
     _save(figure, path)
 
@@ -130,7 +137,7 @@ def _draw_rewards(axis: Any, steps: list[float], student: list[float], teacher: 
         )
     note = f" (mean of the last {window})" if window > 1 else ""
     _style(axis, title=f"Reward{note}", xlabel="optimizer step")
-    axis.legend(loc="best", frameon=False, fontsize=9.5)
+    axis.legend(loc="best", reverse=True, frameon=False, fontsize=9.5, labelcolor=_INK)
 
 
 def _draw_gate(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
@@ -147,20 +154,25 @@ def _draw_shaping(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
     """Shaping loss, a line a horizon: from noise (dark) to clip (light), on a log scale."""
     from matplotlib import colormaps
 
-    keys = {key for row in rows for key in row if _is_horizon(key)}
-    horizons = sorted(keys, key=lambda key: float(key.removeprefix(_SHAPING)), reverse=True)
+    horizons = _horizons(rows)
     for index, key in enumerate(horizons):
         steps, (loss,) = _series(rows, key)
         smooth = _trailing_mean(loss, _smoothing_window(len(steps)))
-        # At sigma 1 both start from the same noise: a loss of exactly 0 has no place on a log axis.
         positive = [value if value > 0 else math.nan for value in smooth]
-        if all(map(math.isnan, positive)):
-            continue
         color = colormaps["viridis"](0.05 + 0.8 * index / max(1, len(horizons) - 1))
-        axis.plot(steps, positive, color=color, linewidth=1.6, label=f"σ = {float(key.removeprefix(_SHAPING)):.2f}")  # noqa: RUF001
-    if axis.lines:
-        axis.set_yscale("log")
-        axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9, handlelength=1.2)
+        label = f"σ = {float(key.removeprefix(_SHAPING)):.3g}"  # noqa: RUF001
+        axis.plot(steps, positive, color=color, linewidth=1.6, label=label)
+    axis.set_yscale("log")
+    # The lines lie in the legend's order: trajectories part as the noise falls.
+    axis.legend(
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        reverse=True,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.2,
+        labelcolor=_INK,
+    )
     _style(axis, title="Shaping loss at each horizon (log)", xlabel="optimizer step")
 
 
@@ -187,7 +199,7 @@ def _draw_metric(axis: Any, rows: Sequence[ArmRow], name: str) -> None:
             yerr=[value.ci95 if math.isfinite(value.ci95) else 0.0 for value in values],
             color=_ARM_COLORS.get(arm) or next(others),
             marker=_MARKERS[index % len(_MARKERS)],
-            markersize=5.5,
+            markersize=5,
             linewidth=1.8,
             elinewidth=1.2,
             capsize=3,
@@ -218,7 +230,8 @@ def _style(axis: Any, *, title: str, xlabel: str = "") -> None:
 def _save(figure: Any, path: Path) -> None:
     """Write the image, complete or not at all."""
     with replacing(path, "figure") as partial:
-        figure.savefig(partial, dpi=_DPI)
+        # Named: without a suffix to go by, matplotlib would write to another file than the one asked for.
+        figure.savefig(partial, dpi=_DPI, format=path.suffix.removeprefix(".") or "png")
 
 
 def _series(rows: Sequence[Mapping[str, float]], *keys: str) -> tuple[list[float], tuple[list[float], ...]]:
@@ -227,9 +240,15 @@ def _series(rows: Sequence[Mapping[str, float]], *keys: str) -> tuple[list[float
     return [row["step"] for row in kept], tuple([row[key] for row in kept] for key in keys)
 
 
-def _is_horizon(key: str) -> bool:
-    """Whether `key` is `shaping/<sigma>`; other shaping terms may share the prefix."""
-    return key.startswith(_SHAPING) and key.removeprefix(_SHAPING).replace(".", "", 1).isdigit()
+def _horizons(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """The keys `shaping/<sigma>` from noise to clip; other terms may share the prefix.
+
+    At sigma 1 both trajectories start from the same noise: a loss of exactly 0 has no place on a log axis.
+    """
+    keys = {key for row in rows for key, value in row.items() if key.startswith(_SHAPING) and 0 < value < math.inf}
+    sigmas = {key: key.removeprefix(_SHAPING) for key in keys}
+    numbers = {key: float(sigma) for key, sigma in sigmas.items() if sigma.replace(".", "", 1).isdigit()}
+    return sorted(numbers, key=lambda key: numbers[key], reverse=True)
 
 
 def _smoothing_window(num_values: int) -> int:

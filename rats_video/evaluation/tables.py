@@ -101,6 +101,11 @@ def metric_title(name: str) -> str:
     return METRIC_TITLES.get(name, name.replace("_", " "))
 
 
+def headline(row: ArmRow) -> ArmRow:
+    """The row with only the metrics of `METRIC_TITLES`, for a table that fits a page."""
+    return row.model_copy(update={"metrics": {n: row.metrics[n] for n in METRIC_TITLES if n in row.metrics}})
+
+
 def markdown_table(rows: Sequence[ArmRow]) -> str:
     """The rows as an aligned Markdown table, without a final newline; the best mean of each metric is bold.
 

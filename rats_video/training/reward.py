@@ -17,7 +17,8 @@ from rats_video.datasets.shapes_measure import read_shapes
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.rewards.word_reward import WordReward
-from rats_video.training.optim import cosine_lr, seeded
+from rats_video.seeds import seeded
+from rats_video.training.optim import cosine_lr
 from rats_video.training.progress import ProgressBar
 from rats_video.training.vae import draw_shapes
 

@@ -19,7 +19,8 @@ from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import shift_sigma, sigma_grid
 from rats_video.distill.ema import update_ema
-from rats_video.training.optim import cosine_lr, seeded
+from rats_video.seeds import seeded
+from rats_video.training.optim import cosine_lr
 from rats_video.training.progress import ProgressBar
 from rats_video.training.vae import draw_shapes
 from rats_video.types import TextCondition

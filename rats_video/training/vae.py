@@ -12,7 +12,8 @@ from torch import Tensor
 from rats_video.backbones.wan import decode_unclamped
 from rats_video.config.pretrain import VaeConfig, VaeStageConfig
 from rats_video.datasets.shapes import ShapeAttributes, render, split_combinations
-from rats_video.training.optim import cosine_lr, seeded
+from rats_video.seeds import seeded
+from rats_video.training.optim import cosine_lr
 from rats_video.training.progress import ProgressBar
 from rats_video.types import ClipSpec
 

@@ -1,0 +1,90 @@
+"""The comparison: every arm on the same held-out prompts from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rats_video.evaluation.stats import mean_ci95
+from rats_video.evaluation.tables import ArmRow, MetricValue
+from rats_video.inference.sampler import SamplerSpec, sample_videos
+from rats_video.types import Backbone, ClipSpec, Reward
+
+Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
+"""`(videos, prompts) -> named scores [B]`, higher is better."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: a model and how it is sampled."""
+
+    name: str
+    backbone: Backbone
+    spec: SamplerSpec
+
+
+@dataclass
+class ArmScores:
+    """Raw scores of an arm, clip by clip: `metrics` maps a name to N values."""
+
+    arm: str
+    spec: SamplerSpec
+    prompts: list[str] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    def row(self) -> ArmRow:
+        """Means with 95% intervals over prompts."""
+        return ArmRow(
+            arm=self.arm,
+            num_steps=self.spec.num_steps,
+            nfe=self.spec.nfe,
+            num_clips=len(self.prompts),
+            seconds_per_clip=sum(self.seconds) / len(self.seconds),
+            metrics={name: MetricValue.of(mean_ci95(v, self.prompts)) for name, v in self.metrics.items()},
+        )
+
+
+def reward_measure(name: str, reward: Reward) -> Measure:
+    """A reward's clip score as a metric."""
+    return lambda videos, prompts: {name: reward(videos, prompts).clip}
+
+
+def shapes_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """What can be read back from a shapes clip: adherence, smoothness, constancy and each attribute."""
+    from rats_video.datasets.shapes_measure import measure_shapes
+
+    measures = measure_shapes(videos, prompts)
+    return {
+        "adherence": measures.adherence,
+        "smoothness": measures.smoothness,
+        "constancy": measures.constancy,
+        **{name: values.float() for name, values in measures.attributes.items()},
+    }
+
+
+@torch.no_grad()
+def score_arm(
+    arm: Arm,
+    prompts: Sequence[str],
+    clip: ClipSpec,
+    measures: Sequence[Measure],
+    *,
+    seed: int,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> ArmScores:
+    """Sample one clip a prompt and measure it; `advance` is told of each finished batch's network evaluations."""
+    scores = ArmScores(arm.name, arm.spec)
+    batches = sample_videos(arm.backbone, prompts, clip, arm.spec, seed=seed, batch_size=batch_size)
+    for samples in batches:
+        scores.prompts += samples.prompts
+        scores.seconds += [samples.seconds_per_clip] * len(samples.prompts)
+        for measure in measures:
+            for name, values in measure(samples.videos, samples.prompts).items():
+                scores.metrics.setdefault(name, []).extend(values.tolist())
+        advance(arm.spec.nfe * len(samples.prompts))
+    return scores

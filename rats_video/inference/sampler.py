@@ -1,0 +1,64 @@
+"""Prompts to clips, with exactly the network calls that were asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rats_video.diffusion.rollout import rollout
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.seeds import seeded
+from rats_video.types import Backbone, ClipSpec
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """How a model is sampled: solver steps, grid shift, guidance (1 = off)."""
+
+    num_steps: int
+    shift: float
+    guidance_scale: float = 1.0
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations a clip: guidance doubles them."""
+        return self.num_steps * (1 if self.guidance_scale == 1.0 else 2)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch of clips `[B, T, 3, height, width]` in [0, 1] with its prompts, and wall seconds a clip."""
+
+    videos: Tensor
+    prompts: tuple[str, ...]
+    seconds_per_clip: float
+
+
+def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Tensor:
+    """Starting noise `[1, C, F, H, W]` of the `index`-th clip: the same for every model, batch size and machine."""
+    return backbone.sample_noise(1, clip, seeded(seed, 2, index))
+
+
+@torch.no_grad()
+def sample_videos(
+    backbone: Backbone, prompts: Sequence[str], clip: ClipSpec, spec: SamplerSpec, *, seed: int, batch_size: int = 16
+) -> Iterator[Samples]:
+    """Sample one clip a prompt, a batch at a time; clip i starts from the i-th noise of the seed."""
+    negative = backbone.encode_text([""])
+    sigmas = sigma_grid(spec.num_steps, spec.shift)
+    for start in range(0, len(prompts), batch_size):
+        batch = tuple(prompts[start : start + batch_size])
+        began = time.perf_counter()
+        noise = torch.cat([clip_noise(backbone, clip, seed, start + i) for i in range(len(batch))])
+        text = backbone.encode_text(batch)
+        path = rollout(
+            backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=spec.guidance_scale
+        )
+        videos = backbone.decode(path.x0)
+        if videos.is_cuda:
+            torch.cuda.synchronize()
+        yield Samples(videos, batch, (time.perf_counter() - began) / len(batch))

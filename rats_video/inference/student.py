@@ -1,0 +1,68 @@
+"""The student as an artifact: a denoiser and the card that says how it must be sampled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.errors import UserError
+
+CARD = "rats.json"
+
+
+@dataclass(frozen=True)
+class StudentCard:
+    """What a student must be sampled with: wrong sigmas ruin a few-step model, so they travel with it.
+
+    Args:
+        model: the base pipeline, by embedded name or path.
+        num_steps: step counts it was trained for.
+        shift: of its sigma grid.
+        clip: frames, height, width and fps it was trained at.
+        steps: optimizer steps of its training.
+        seed: of its training.
+    """
+
+    model: str
+    num_steps: tuple[int, ...]
+    shift: float
+    clip: dict[str, float]
+    steps: int
+    seed: int
+
+    @property
+    def sigmas(self) -> dict[str, list[float]]:
+        """Noise levels by step count."""
+        return {str(steps): sigma_grid(steps, self.shift).tolist() for steps in self.num_steps}
+
+
+def save_student(transformer: Any, card: StudentCard, folder: Path) -> None:
+    """Write `transformer/` and the card, whole or not at all."""
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    transformer.save_pretrained(aside / "transformer")
+    content = {**asdict(card), "guidance_scale": 1.0, "sigmas": card.sigmas}
+    (aside / CARD).write_text(json.dumps(content, indent=2) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+
+
+def load_card(folder: Path) -> StudentCard:
+    """Read a student's card; raises UserError where there is none."""
+    try:
+        content = json.loads((folder / CARD).read_text())
+        return StudentCard(
+            model=str(content["model"]), num_steps=tuple(int(n) for n in content["num_steps"]),
+            shift=float(content["shift"]), clip=dict(content["clip"]), steps=int(content["steps"]),
+            seed=int(content["seed"]),
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"no student here ({CARD} is missing or unreadable)", where=str(folder),
+            fix="give the folder of a finished `rats-video distill`",
+        ) from error  # fmt: skip
