@@ -51,7 +51,7 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             raise
         _fail(f"disk full while writing {error.filename or 'the output'}", 2)
-    if code == 130:  # noqa: PLR2004  # how Typer reports Ctrl-C
+    if code == 130:  # how Typer reports Ctrl-C
         _fail("interrupted", code)
     sys.exit(code)
 

@@ -21,7 +21,7 @@ def _span(generator: Generator, clips: Tensor) -> Tensor:
     batch, frames = clips.shape[:2]
     start = torch.randint(frames, (batch, 1), generator=generator)
     length = torch.randint(2, frames, (batch, 1), generator=generator)
-    whole = torch.rand(batch, 1, generator=generator) < 0.5  # noqa: PLR2004
+    whole = torch.rand(batch, 1, generator=generator) < 0.5
     index = torch.arange(frames)[None]
     return (((index >= start) & (index < start + length)) | whole).to(clips.device)
 

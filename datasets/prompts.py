@@ -54,5 +54,6 @@ def check_prompt(prompt: str, unknown_words: Sequence[str]) -> None:
         raise UserError("the prompt is empty", where="--prompt", fix="say what to draw")
     if unknown_words:
         raise UserError(
-            f"this model does not know {', '.join(repr(word) for word in unknown_words)} in {prompt!r}", where="--prompt"
+            f"this model does not know {', '.join(repr(word) for word in unknown_words)} in {prompt!r}",
+            where="--prompt",
         )

@@ -37,7 +37,10 @@ DIRECTIONS: dict[str, tuple[float, float]] = {  # (x, y) in image axes: y grows 
     "up": (0.0, -1.0),
     "down": (0.0, 1.0),
 }
-SPEEDS: dict[str, tuple[float, float]] = {"slow": (1.0, 1.2), "fast": (2.0, 2.2)}  # pixels a frame, uniform in the range
+SPEEDS: dict[str, tuple[float, float]] = {
+    "slow": (1.0, 1.2),
+    "fast": (2.0, 2.2),
+}  # pixels a frame, uniform in the range
 RADIUS = (10.0, 11.5)  # pixels, uniform: half the extent of the circle; the others are drawn to a similar area
 SHAPES_CLIP = ClipSpec(num_frames=17, height=64, width=64, fps=8.0)
 

@@ -166,7 +166,7 @@ def _segment(videos: Tensor, border: Tensor) -> _Scene:
     contrast = _median(brightest, dim=1)  # [B]; of the clip, so that a frame where the object fades has none
     coverage = (distance / contrast.clamp(min=MIN_CONTRAST)[:, None, None, None]).clamp(max=1)
     # Soft edges give sub-pixel centroids, but only next to the object: elsewhere it is noise.
-    coverage = coverage * _grow(coverage > 0.5)  # noqa: PLR2004
+    coverage = coverage * _grow(coverage > 0.5)
 
     pixels = coverage.sum((-2, -1)).clamp(min=1.0)  # [B, T]
     area = pixels / (height * width)

@@ -103,7 +103,9 @@ class WanBackbone:
                 f"num_frames must be 1 + a multiple of {self.temporal_stride}, got {clip.num_frames}",
                 where="clip.num_frames",
             )
-        for name, pixels, patch in zip(("height", "width"), (clip.height, clip.width), config.patch_size[1:]):
+        for name, pixels, patch in zip(
+            ("height", "width"), (clip.height, clip.width), config.patch_size[1:], strict=True
+        ):
             if pixels % (stride * patch):
                 raise UserError(f"must be a multiple of {stride * patch}, got {pixels}", where=f"clip.{name}")
         frames = 1 + (clip.num_frames - 1) // self.temporal_stride
@@ -152,9 +154,9 @@ class WanBackbone:
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:
         """Normalised latents `[B, C, F, H, W]` (posterior mean) of pixels `[B, T, 3, height, width]` in [0, 1]."""
-        posterior = self.vae.encode(videos.transpose(1, 2) * 2 - 1).latent_dist
-        mean, std = self._latent_stats(posterior.mode())
-        return (posterior.mode() - mean) / std
+        latents: Tensor = self.vae.encode(videos.transpose(1, 2) * 2 - 1).latent_dist.mode()
+        mean, std = self._latent_stats(latents)
+        return (latents - mean) / std
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
@@ -167,11 +169,8 @@ class WanBackbone:
         return pixels + (pixels.clamp(0, 1) - pixels).detach()
 
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.vae.config
-        return tuple(  # type: ignore[return-value]  # a generator of exactly two
-            torch.tensor(values, device=like.device, dtype=like.dtype).view(1, -1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
+        mean, std = like.new_tensor(self.vae.config.latents_mean), like.new_tensor(self.vae.config.latents_std)
+        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 
 def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
@@ -186,7 +185,7 @@ def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
     ]
     pixels = torch.cat(chunks, dim=2)
     patch_size = vae.config.patch_size
-    return pixels if patch_size is None else unpatchify(pixels, patch_size=patch_size)  # type: ignore[no-any-return]
+    return pixels if patch_size is None else unpatchify(pixels, patch_size=patch_size)
 
 
 def use_compact_text(transformer: Any) -> None:

@@ -11,9 +11,10 @@ import torch
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.common import claim_folder, environment, pick_device, write_json
+from rats_video.build.common import claim_folder, environment, pick_device
 from rats_video.config.load import load_config
 from rats_video.config.pretrain import RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.files import write_json
 from rats_video.training.reward import train_reward
 from rats_video.training.teacher import save_pipeline, train_teacher
 from rats_video.training.vae import train_vae
@@ -45,7 +46,8 @@ def run_train_vae(
     """`train vae`: OUTPUT/vae and OUTPUT/training.json."""
     cfg = _pretrain_config(VaeConfig, "vae", config, overrides, seed)
     where = pick_device(device)
-    claim_folder(output, overwrite=overwrite)
+    if overwrite or not (output / "stage-1").is_dir():  # finished stages are kept: an interrupted run goes on
+        claim_folder(output, overwrite=overwrite)
     began = time.monotonic()
     vae, metrics = train_vae(cfg, where, output)
     vae.save_pretrained(output / "vae")

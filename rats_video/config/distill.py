@@ -41,7 +41,6 @@ class WordRewardConfig(Config):
     path: str = Field(description="folder with config.json and model.safetensors, or the name of an embedded one")
 
 
-
 class SigmoidGate(Config):
     """Shaping weight `floor + (1 - floor) * sigmoid((R_teacher - R_student) / tau)` (RATS, gate)."""
 

@@ -20,7 +20,7 @@ class VaeModelConfig(Config):
 
 
 class VaeStageConfig(Config):
-    """One stage of the curriculum: short clips first, whole clips last (later latent frames are otherwise never seen)."""
+    """One stage of the curriculum: short clips first, whole clips last (or later latent frames are never seen)."""
 
     num_frames: PositiveInt
     batch_size: PositiveInt

@@ -29,7 +29,7 @@ class Horizons:
 
 
 def match_horizons(student_steps: int, teacher_steps: int, shift: float) -> Horizons:
-    """Match every student noise level with the teacher's own, or with its two neighbours where the grids do not nest."""
+    """Match every student noise level with the teacher's own, or its two neighbours where the grids do not nest."""
     student, teacher = sigma_grid(student_steps, shift)[1:], sigma_grid(teacher_steps, shift)
     distance = (student[:, None] - teacher[None]).abs()
     nearest = distance.amin(dim=1)
@@ -48,7 +48,7 @@ def at_horizons(trajectory: Trajectory, sigmas: tuple[float, ...]) -> Trajectory
 def _latents_at(trajectory: Trajectory, sigma: float) -> Tensor:
     kept = torch.tensor(trajectory.sigmas)
     nearest = int((kept - sigma).abs().argmin())
-    if abs(trajectory.sigmas[nearest] - sigma) < 1e-6:  # noqa: PLR2004  # the same grid point in float32
+    if abs(trajectory.sigmas[nearest] - sigma) < 1e-6:  # the same grid point in float32
         return trajectory.latents[nearest]
     below = int((kept < sigma).nonzero()[0])
     high, low = trajectory.sigmas[below - 1], trajectory.sigmas[below]

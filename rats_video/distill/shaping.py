@@ -17,7 +17,7 @@ def shaping_by_horizon(student: Trajectory, teacher: Trajectory, *, motion_weigh
         ValueError: the trajectories were kept at different noise levels.
     """
     apart = [abs(a - b) for a, b in zip(student.sigmas, teacher.sigmas, strict=True)]
-    if max(apart) > 1e-5:  # noqa: PLR2004  # float32 rounding of the same grid
+    if max(apart) > 1e-5:  # float32 rounding of the same grid
         raise ValueError(f"horizons differ: student {student.sigmas}, teacher {teacher.sigmas}")
     return torch.stack([
         frame_distance(ours - theirs.detach(), motion_weight)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.distill.teacher import Guide
+from rats_video.files import replacing, write_json
 from rats_video.types import PromptBatch, RewardScores, Trajectory
 
 
@@ -26,10 +26,10 @@ class DiskGuideStore:
     """
 
     def __init__(self, root: Path, identity: dict[str, object], device: torch.device) -> None:
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._folder, self._device = root / digest, device
         self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "identity.json").write_text(json.dumps(identity, indent=2, default=str) + "\n")
+        write_json(self._folder / "identity.json", identity)
 
     def _path(self, batch: PromptBatch) -> Path:
         content = hashlib.sha256(repr(batch.prompts).encode() + batch.noise.cpu().numpy().tobytes())
@@ -41,7 +41,7 @@ class DiskGuideStore:
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            with safe_open(path, framework="pt") as file:
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key).to(self._device) for key in file.keys()}  # noqa: SIM118
                 header = json.loads(file.metadata()["guide"])
         except (SafetensorError, OSError, KeyError, ValueError):
@@ -59,7 +59,6 @@ class DiskGuideStore:
         if scores.frames is not None:
             tensors["frames"] = scores.frames
         header = {"sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts)}
-        aside = path.with_suffix(f".{os.getpid()}.partial")
-        metadata = {"guide": json.dumps(header)}
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside, metadata)
-        os.replace(aside, path)
+        host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        with replacing(path, "teacher rollout") as aside:
+            save_file(host, aside, {"guide": json.dumps(header)})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import metric_title
-from rats_video.inference.video import replacing
+from rats_video.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

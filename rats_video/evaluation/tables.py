@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rats_video.errors import UserError
-from rats_video.inference.video import replacing
+from rats_video.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

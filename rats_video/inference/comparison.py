@@ -58,7 +58,7 @@ class Panel:
         parts = [
             f"{self.num_steps} step{'s' if self.num_steps != 1 else ''}",
             f"{self.nfe} NFE",
-            f"{self.seconds:.2f} s" if self.seconds < 100 else f"{self.seconds:.0f} s",  # noqa: PLR2004
+            f"{self.seconds:.2f} s" if self.seconds < 100 else f"{self.seconds:.0f} s",
         ]
         if self.reward is not None:
             parts.append(f"reward {self.reward:z.2f}")
@@ -128,7 +128,7 @@ def compose_comparison(panels: Sequence[Panel], *, prompt: str, min_height: int 
         raise ValueError("a comparison needs at least one panel")
     shapes = {tuple(panel.frames.shape) for panel in panels}
     shape = shapes.pop()
-    if shapes or len(shape) != 4 or shape[1] != 3 or 0 in shape:  # noqa: PLR2004
+    if shapes or len(shape) != 4 or shape[1] != 3 or 0 in shape:
         raise ValueError(f"panels must share one shape [T, 3, H, W], got {[list(p.frames.shape) for p in panels]}")
     layout = _plan(panels, height=shape[2], width=shape[3], min_height=min_height)
     # The labels never change: draw them once, repeat them over time, and lay the clips in.

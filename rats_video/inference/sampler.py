@@ -55,9 +55,7 @@ def sample_videos(
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, start + i) for i in range(len(batch))])
         text = backbone.encode_text(batch)
-        path = rollout(
-            backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=spec.guidance_scale
-        )
+        path = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=spec.guidance_scale)
         videos = backbone.decode(path.x0)
         if videos.is_cuda:
             torch.cuda.synchronize()

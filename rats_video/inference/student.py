@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
+from rats_video.files import replacing, write_json
 
 CARD = "rats.json"
 
@@ -43,13 +42,9 @@ class StudentCard:
 
 def save_student(transformer: Any, card: StudentCard, folder: Path) -> None:
     """Write `transformer/` and the card, whole or not at all."""
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    transformer.save_pretrained(aside / "transformer")
-    content = {**asdict(card), "guidance_scale": 1.0, "sigmas": card.sigmas}
-    (aside / CARD).write_text(json.dumps(content, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(aside, folder)
+    with replacing(folder, "student") as aside:
+        transformer.save_pretrained(aside / "transformer")
+        write_json(aside / CARD, {**asdict(card), "guidance_scale": 1.0, "sigmas": card.sigmas})
 
 
 def load_card(folder: Path) -> StudentCard:

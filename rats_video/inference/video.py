@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 import unicodedata
-import uuid
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
 
 from rats_video.errors import UserError
+from rats_video.files import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,31 +47,6 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
     _check_clip(frames, fps, where=str(path))
     with replacing(path, "video") as partial:
         _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001))
-
-
-@contextlib.contextmanager
-def replacing(path: Path, what: str) -> Iterator[Path]:
-    """Yield a partial file's path in the same folder and move it onto `path` at the end; on any error delete it.
-
-    Args:
-        path: the file to appear, complete or not at all; missing parent folders are made.
-        what: what the file holds, for the error ("video").
-
-    Raises:
-        UserError: the folder or the file cannot be written (permissions, a full disk, a folder in its place).
-    """
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield partial
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:  # PyAV's disk errors derive from it too
-        reason = error.strerror or str(error)
-        fix = "check that the folder can be written to and has space left"
-        raise UserError(f"cannot write the {what}: {reason}", where=str(path), fix=fix) from error
 
 
 def read_mp4(path: Path) -> tuple[Tensor, float]:
@@ -130,7 +104,7 @@ def slugify(prompt: str, max_length: int = 48) -> str:
 
 def _check_clip(frames: Tensor, fps: float, *, where: str) -> None:
     """Refuse what cannot be a clip; see `write_mp4` for the errors."""
-    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:  # noqa: PLR2004
+    if frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
         raise ValueError(f"frames must be [T, 3, H, W] and not empty, got {list(frames.shape)}")
     if not frames.is_floating_point():
         raise ValueError(f"frames must be floating point in [0, 1], got {frames.dtype}")

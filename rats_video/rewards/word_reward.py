@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,7 +44,10 @@ class WordReward(nn.Module):
 
     def logits(self, videos: Tensor) -> tuple[Tensor, Tensor]:
         """Log-odds of each word, and last of being undamaged: clip `[B, V + 1]` and frame `[B, T, V + 1]`."""
-        features = self.encoder(videos * 2 - 1)
+        batch = len(videos)
+        # Half the resolution: shapes stay legible, and no gradient can reward patterns finer than two pixels.
+        small = F.avg_pool2d(rearrange(videos * 2 - 1, "b t c h w -> (b t) c h w"), 2)
+        features = self.encoder(rearrange(small, "(b t) c h w -> b t c h w", b=batch))
         pooled = torch.cat([features.mean(dim=1), features.amax(dim=1)], dim=-1)
         return self.clip_head(pooled), self.frame_head(features)
 
@@ -98,12 +102,12 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, width: int, num_heads: int = 8) -> None:
         super().__init__()
-        channels = (5, 24, 48, 72, 96)
+        channels = (5, 24, 48, 64)
         self.stem = nn.Sequential(*(
             layer
-            for i, (inputs, outputs) in enumerate(zip(channels, channels[1:], strict=False))
+            for i, (inputs, outputs) in enumerate(itertools.pairwise(channels))
             for layer in (
-                nn.Conv2d(inputs, outputs, 3 if i else 5, stride=2 if i < 3 else 1, padding=1 if i else 2),  # noqa: PLR2004
+                nn.Conv2d(inputs, outputs, 3 if i else 5, stride=2 if i < 2 else 1, padding=1 if i else 2),
                 nn.GroupNorm(8, outputs),
                 nn.SiLU(),
             )
@@ -121,10 +125,10 @@ class FrameEncoder(nn.Module):
         positions = torch.einsum("nhp,ncp->nhc", weights, _coordinates(features).flatten(2)).flatten(1)
         attended = torch.einsum("np,ncp->nc", weights.mean(dim=1), features.flatten(2))
         pooled = torch.cat([features.mean(dim=(2, 3)), attended, positions], dim=-1)
-        hidden = rearrange(self.project(pooled), "(b t) d -> b d t", b=batch)
+        hidden: Tensor = rearrange(self.project(pooled), "(b t) d -> b d t", b=batch)
         for layer in self.temporal:
             hidden = hidden + F.silu(layer(hidden))
-        return rearrange(hidden, "b d t -> b t d")
+        return hidden.transpose(1, 2)
 
 
 class VolumeEncoder(nn.Module):
@@ -132,10 +136,10 @@ class VolumeEncoder(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        channels = (5, 24, 40, 64, 96)
+        channels = (5, 24, 48, 64)
         self.layers = nn.ModuleList(
             nn.Conv3d(inputs, outputs, (3, 4, 4), stride=(1, 2, 2), padding=(1, 1, 1))
-            for inputs, outputs in zip(channels, channels[1:], strict=False)
+            for inputs, outputs in itertools.pairwise(channels)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(4, outputs) for outputs in channels[1:])
         self.project = nn.Conv1d(channels[-1] * 18, width, 3, padding=1)
@@ -149,11 +153,12 @@ class VolumeEncoder(nn.Module):
             hidden = F.gelu(norm(layer(hidden)))
         frames = rearrange(hidden, "b c t h w -> (b t) c h w")
         pooled = torch.cat([F.adaptive_avg_pool2d(frames, 4).flatten(1), frames.mean((2, 3)), frames.amax((2, 3))], 1)
-        return rearrange(self.project(rearrange(pooled, "(b t) d -> b d t", b=len(videos))), "b d t -> b t d")
+        projected: Tensor = self.project(rearrange(pooled, "(b t) d -> b d t", b=len(videos)))
+        return projected.transpose(1, 2)
 
 
 def _coordinates(images: Tensor) -> Tensor:
-    """x and y in [-1, 1] for `[N, C, H, W]`: `[N, 2, H, W]`."""
+    """X and y in [-1, 1] for `[N, C, H, W]`: `[N, 2, H, W]`."""
     height, width = images.shape[-2:]
     y = torch.linspace(-1, 1, height, device=images.device, dtype=images.dtype)
     x = torch.linspace(-1, 1, width, device=images.device, dtype=images.dtype)

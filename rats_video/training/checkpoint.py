@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rats_video.errors import UserError
+from rats_video.files import replacing, write_json
 
 
 def save_checkpoint(
@@ -30,16 +30,13 @@ def save_checkpoint(
         keep: how many checkpoints stay.
     """
     target = folder / f"step-{step:06d}"
-    aside = folder / f".{target.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(_tensors(student), aside / "student.safetensors")
-    if teacher is not None:
-        save_file(_tensors(teacher), aside / "teacher.safetensors")
-    save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
-    (aside / "state.json").write_text(json.dumps({"step": step}) + "\n")
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(aside, target)
+    with replacing(target, "checkpoint") as aside:
+        aside.mkdir()
+        save_file(_tensors(student), aside / "student.safetensors")
+        if teacher is not None:
+            save_file(_tensors(teacher), aside / "teacher.safetensors")
+        save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
+        write_json(aside / "state.json", {"step": step})
     for old in list_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return target
@@ -50,9 +47,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
 
 
-def load_checkpoint(
-    path: Path, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer
-) -> int:
+def load_checkpoint(path: Path, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer) -> int:
     """Restore everything in place and return the steps done; raises UserError if the checkpoint does not fit."""
     try:
         student.load_state_dict(load_file(path / "student.safetensors"))
@@ -62,7 +57,9 @@ def load_checkpoint(
         return int(json.loads((path / "state.json").read_text())["step"])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"cannot resume from it: {reason}", where=str(path), fix="start anew with --overwrite") from error
+        raise UserError(
+            f"cannot resume from it: {reason}", where=str(path), fix="start anew with --overwrite"
+        ) from error
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

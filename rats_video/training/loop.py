@@ -13,10 +13,10 @@ import torch
 from rats_video.config.distill import DistillConfig, EmaTeacher
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted, UserError
+from rats_video.seeds import seeded
 from rats_video.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
-from rats_video.seeds import seeded
 from rats_video.training.optim import cosine_lr
 from rats_video.training.progress import ProgressBar
 from rats_video.types import Backbone, PromptBatch
@@ -70,11 +70,13 @@ def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunF
             if (step + 1) % training.checkpoint_every == 0 or stop.requested or is_last:
                 save_checkpoint(run.checkpoints, step + 1, student, ema, optimizer, training.keep_checkpoints)
             if stop.requested and not is_last:
-                raise Interrupted(f"stopped after step {step + 1}, which is saved; add --resume to the same command to go on")
+                raise Interrupted(
+                    f"stopped after step {step + 1}, which is saved; add --resume to the same command to go on"
+                )
 
 
 def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], step: int) -> PromptBatch:
-    """The batch of a step, a pure function of the seed and the step: resumed runs and all arms of a comparison agree."""
+    """The batch of a step, a pure function of seed and step: resumed runs and all arms of a comparison agree."""
     index = step // cfg.teacher.reuse
     generator = seeded(cfg.seed, 1, index)
     chosen = torch.randint(len(prompts), (cfg.training.batch_size,), generator=generator).tolist()

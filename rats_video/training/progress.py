@@ -57,7 +57,7 @@ class ProgressBar:
         if self._bar is not None:
             self._bar.stop()
 
-    def advance(self, steps: int = 1, **info: float) -> None:
+    def advance(self, steps: int = 1, /, **info: float) -> None:
         """`steps` more are done; `info` are figures to show beside the bar."""
         self._done += steps
         now = time.monotonic()

@@ -27,8 +27,10 @@ _PREFERENCE_MARGIN = 0.1  # smoothness + constancy, each in [0, 1]
 
 @dataclass(frozen=True)
 class ClipPool:
-    """Clips kept as bytes: `videos` `[N, T, 3, H, W]` uint8, `words` `[N, V]` that they measurably show, `craft` `[N]`
-    (smoothness + constancy, in [0, 2]) and the prompts they were drawn for."""
+    """Clips kept as bytes, with what they measurably show and the prompts they were drawn for.
+
+    `videos` is `[N, T, 3, H, W]` uint8, `words` `[N, V]`, `craft` `[N]` smoothness + constancy, in [0, 2].
+    """
 
     videos: Tensor
     words: Tensor
@@ -122,8 +124,7 @@ def train_reward(cfg: RewardTrainConfig, backbone: WanBackbone) -> tuple[WordRew
             loss.backward()
             torch.nn.utils.clip_grad_norm_(reward.parameters(), cfg.optimizer.max_grad_norm)
             optimizer.step()
-            if step % 20 == 19 or step + 1 == cfg.steps:
-                progress.advance(step % 20 + 1, **{name: float(value) for name, value in losses.items()})
+            progress.advance(**{name: float(value) for name, value in losses.items()})
     reward.eval()
     return reward, evaluate_reward(reward, sample_pool(backbone, cfg, heldout, cfg.eval_clips, stream=13))
 
@@ -168,12 +169,13 @@ def reward_losses(
     left_craft, right_craft = craft.chunk(2)
     decided = (left_craft - right_craft).abs() > _PREFERENCE_MARGIN
     sign = torch.sign(left_craft - right_craft)
+    anchor = _anchor(good, bad, cfg.label_smoothing) + _anchor(good_frames, bad_frames, cfg.label_smoothing)
     return {
         "words": F.binary_cross_entropy_with_logits(clip[:, :-1], words) + 0.5 * (frame_loss * is_whole).mean(),
         "preference": -F.logsigmoid(good - bad).mean()
         - (F.logsigmoid(good_frames - bad_frames) * damaged_frames).sum() / damaged_frames.sum().clamp(min=1)
         - (F.logsigmoid(sign * (left - right)) * decided).sum() / decided.sum().clamp(min=1),
-        "anchor": 0.1 * (_anchor(good, bad, cfg.label_smoothing) + _anchor(good_frames, bad_frames, cfg.label_smoothing)),
+        "anchor": 0.1 * anchor,
     }  # fmt: skip
 
 

@@ -32,12 +32,15 @@ def build_tokenizer() -> Any:
     from transformers import PreTrainedTokenizerFast
 
     words = ("<pad>", "</s>", "<unk>", *dict.fromkeys(VOCABULARY))
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"  # noqa: S106
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
     )
 
 
@@ -68,7 +71,7 @@ def build_transformer(cfg: TransformerConfig, *, latent_channels: int, text_dim:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Clips encoded once: `latents` `[N, C, F, H, W]`, `prompt_index` `[N]` into `text` (the last row is the empty one)."""
+    """Clips encoded once: `latents` `[N, C, F, H, W]`, with `prompt_index` `[N]` into `text`, its last row empty."""
 
     latents: Tensor
     prompt_index: Tensor
@@ -130,8 +133,7 @@ def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTr
             torch.nn.utils.clip_grad_norm_(backbone.denoiser.parameters(), cfg.optimizer.max_grad_norm)
             optimizer.step()
             update_ema(average, backbone.denoiser, min(cfg.ema_decay, (1 + step) / (10 + step)))
-            if step % 20 == 19 or step + 1 == cfg.steps:
-                progress.advance(step % 20 + 1, loss=float(loss))
+            progress.advance(loss=float(loss))
 
 
 def flow_matching_loss(backbone: WanBackbone, cache: LatentCache, cfg: TeacherTrainConfig, step: int) -> Tensor:

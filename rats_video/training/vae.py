@@ -59,7 +59,7 @@ def _inflate(vae: Any) -> None:
     up to both of its successors. Without this, what stage 1 learns is undone when clips first arrive.
     """
     for name, parameter in vae.named_parameters():
-        if parameter.ndim != 5 or parameter.shape[2] == 1:  # noqa: PLR2004  # not a temporal convolution
+        if parameter.ndim != 5 or parameter.shape[2] == 1:  # not a temporal convolution
             continue
         parameter[:, :, :-1] = 0
         if ".time_conv." in name:
@@ -82,7 +82,7 @@ def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, 
     """Run the curriculum; after each stage the VAE, with its latents' statistics, is saved as `folder/stage-K`.
 
     A stage that trains only the decoder leaves the latents as they are, so that a teacher can be trained on an earlier
-    stage's latents while the decoder is still being refined.
+    stage's latents while the decoder is still being refined. Stages found in `folder` are not trained again.
 
     Returns:
         The AutoencoderKLWan and the PSNR in dB on held-out clips.
@@ -91,11 +91,15 @@ def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, 
     vae = build_vae(cfg).to(device).train()
     train, heldout = split_combinations()
     for index, stage in enumerate(cfg.stages):
+        done = folder / f"stage-{index + 1}"
+        if done.is_dir():
+            vae = type(vae).from_pretrained(done).to(device).train()
+            continue
         with ProgressBar(f"train vae, stage {index + 1}", stage.steps) as progress:
             _train_stage(vae, cfg, stage, index, train, progress)
         if stage.trains == "all":
             _store_latent_stats(vae, cfg, train)
-        vae.save_pretrained(folder / f"stage-{index + 1}")
+        vae.save_pretrained(done)
     vae.eval()
     return vae, {"psnr_db": evaluate_psnr(vae, cfg, heldout)}
 
@@ -120,9 +124,7 @@ def _train_stage(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
-        if step % 10 == 9 or step + 1 == stage.steps:
-            done = step % 10 + 1
-            progress.advance(done, frames=stage.num_frames, psnr=-10 * math.log10(max(1e-9, float(mse))))
+        progress.advance(frames=stage.num_frames, psnr=-10 * math.log10(max(1e-9, float(mse))))
 
 
 def vae_loss(vae: Any, videos: Tensor, cfg: VaeConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -95,13 +95,14 @@ def test_training_figure(tmp_path: Path, figures: list[Figure]) -> None:
         "Gate weight on shaping",
         "Shaping loss at each horizon (log)",
     ]
-    rewards, gate, shaping = figure.axes
+    axes: list[Any] = figure.axes
+    rewards, gate, shaping = axes
     # Rows of index 20 and 21 average to 0.05: the first pair above 0.
     assert [text.get_text() for text in rewards.texts] == ["student passes teacher\nat step 210"]
     smoothed = {line.get_label(): list(line.get_ydata()) for line in rewards.lines}
     assert smoothed["student"][:3] == pytest.approx([-2.0, -1.95, -1.85])
     assert smoothed["teacher"] == [0.0] * 40
-    assert list(gate.lines[0].get_ydata())[:2] == pytest.approx([1.0, 0.975])
+    assert gate.lines[0].get_ydata()[:2] == pytest.approx([1.0, 0.975])
     assert shaping.get_yscale() == "log"
     assert [line.get_label() for line in shaping.lines] == ["σ = 0.9", "σ = 0.5"]  # noqa: RUF001 (neither 1.000 nor motion)
 
@@ -119,7 +120,8 @@ def test_training_figure_skips_rows_without_rewards(tmp_path: Path, figures: lis
     rows[5]["reward/student"] = math.nan
     plot_training(rows, tmp_path / "training.svg")
     assert (tmp_path / "training.svg").read_text().startswith("<?xml")
-    assert [len(line.get_xdata()) for line in figures[0].axes[0].lines[:4]] == [38] * 4
+    lines: list[Any] = list(figures[0].axes[0].lines)
+    assert [len(line.get_xdata()) for line in lines[:4]] == [38] * 4
 
 
 def test_training_figure_needs_rewards(tmp_path: Path) -> None:
@@ -149,7 +151,8 @@ def test_nfe_figure(tmp_path: Path, figures: list[Figure]) -> None:
     plot_nfe_curve(TABLE, tmp_path / "nfe.png")
     (figure,) = figures
     assert titles(figure) == ["Trained reward", "Adherence"]  # no row holds heldout_reward
-    reward, adherence = figure.axes
+    axes: list[Any] = figure.axes
+    reward, adherence = axes
     assert list(reward.get_xticks()) == [3, 4, 6, 8, 16]
     assert [label.get_text() for label in adherence.get_xticklabels()] == ["3", "6", "8", "16"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [

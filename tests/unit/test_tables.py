@@ -11,7 +11,15 @@ from pydantic import ValidationError
 
 from rats_video.errors import UserError
 from rats_video.evaluation.stats import Estimate
-from rats_video.evaluation.tables import ArmRow, MetricValue, markdown_table, metric_title, read_rows, write_rows
+from rats_video.evaluation.tables import (
+    ArmRow,
+    MetricValue,
+    headline,
+    markdown_table,
+    metric_title,
+    read_rows,
+    write_rows,
+)
 
 
 def make_row(arm: str, num_steps: int, nfe: int, seconds: float, **metrics: tuple[float, float]) -> ArmRow:
@@ -54,6 +62,12 @@ def test_no_rows_is_an_empty_table() -> None:
 def test_titles() -> None:
     assert metric_title("heldout_reward") == "held-out reward"
     assert metric_title("dynamic_degree") == "dynamic degree"
+
+
+def test_headline_keeps_the_titled_metrics_in_title_order() -> None:
+    row = make_row("a", 4, 4, 0.1, speed=(1.0, 0.1), adherence=(0.5, 0.1), reward=(0.2, 0.1))
+    assert list(headline(row).metrics) == ["reward", "adherence"]
+    assert headline(row).metrics["reward"] == row.metrics["reward"]
 
 
 def test_round_trip_through_json(tmp_path: Path) -> None:

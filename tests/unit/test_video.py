@@ -115,7 +115,8 @@ def test_a_failure_half_way_leaves_the_old_file_only(
 ) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"old")
-    real, seen = av.VideoFrame.from_ndarray, []
+    real = av.VideoFrame.from_ndarray
+    seen: list[Any] = []
 
     def fail_late(image: Any, **options: Any) -> Any:
         if len(seen) == 90:  # x264 looks about 40 frames ahead before the file appears

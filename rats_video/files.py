@@ -1,0 +1,47 @@
+"""Files and folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from rats_video.errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: Path, what: str) -> Iterator[Path]:
+    """Yield a path beside `path` for a file or folder that is moved onto it at the end, or deleted on any error.
+
+    Args:
+        path: the file or folder to appear, complete or not at all; missing parent folders are made.
+        what: what it holds, for the error ("video").
+
+    Raises:
+        UserError: the folder or the file cannot be written (permissions, a full disk, a folder in its place).
+    """
+    partial = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            if path.is_dir() and partial.is_dir():
+                shutil.rmtree(path)
+            partial.replace(path)
+        finally:
+            if partial.is_dir():
+                shutil.rmtree(partial)
+            partial.unlink(missing_ok=True)
+    except OSError as error:  # PyAV's disk errors derive from it too
+        reason = error.strerror or str(error)
+        fix = "check that the folder can be written to and has space left"
+        raise UserError(f"cannot write the {what}: {reason}", where=str(path), fix=fix) from error
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON."""
+    with replacing(path, "record") as partial:
+        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
