@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,11 +63,14 @@ def run_train_teacher(
 
     cfg = _pretrain_config(TeacherTrainConfig, "teacher", config, overrides, seed)
     where = pick_device(device)
-    vae = AutoencoderKLWan.from_pretrained(resolve_folder(cfg.vae, where="vae") / "vae").to(where).eval()
+    vae_folder = resolve_folder(cfg.vae, where="vae")
+    vae = AutoencoderKLWan.from_pretrained(vae_folder / "vae").to(where).eval()
     claim_folder(output, overwrite=overwrite)
     began = time.monotonic()
     backbone, metrics = train_teacher(cfg, vae, where)
     save_pipeline(backbone, output, shift=cfg.shift)
+    if (record := vae_folder / "training.json").is_file():
+        shutil.copy(record, output / "vae" / record.name)
     return _record(output, cfg, time.monotonic() - began, where, metrics)
 
 

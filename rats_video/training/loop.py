@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -19,24 +17,8 @@ from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
 from rats_video.training.optim import cosine_lr
 from rats_video.training.progress import ProgressBar
+from rats_video.training.run_folder import RunFolder
 from rats_video.types import Backbone, PromptBatch
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a distillation keeps its files."""
-
-    root: Path
-
-    @property
-    def checkpoints(self) -> Path:
-        """One folder a checkpoint."""
-        return self.root / "checkpoints"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON row a step."""
-        return self.root / "metrics.jsonl"
 
 
 def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunFolder) -> None:
@@ -57,6 +39,7 @@ def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunF
     start = load_checkpoint(saved[-1], student, ema, optimizer) if saved else 0
     rats.teacher.follow(rats.student, start, resumed=True)
     metrics = MetricsFile(run.metrics, start)
+    is_due = False
     with StopRequest() as stop, ProgressBar("distill", training.steps, start) as progress:
         for step in range(start, training.steps):
             began = time.perf_counter()
@@ -67,12 +50,14 @@ def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunF
                 reward=row["reward/student"], teacher=row["reward/teacher"], gate=row["gate/weight"], loss=row["loss"]
             )
             is_last = step + 1 == training.steps
-            if (step + 1) % training.checkpoint_every == 0 or stop.requested or is_last:
+            # Saved only between teacher rollouts: one that is half used up would not be found again by a resumed run.
+            is_whole = (step + 1) % cfg.teacher.reuse == 0
+            is_due = is_due or stop.requested or (step + 1) % training.checkpoint_every == 0
+            if is_last or (is_due and is_whole):
                 save_checkpoint(run.checkpoints, step + 1, student, ema, optimizer, training.keep_checkpoints)
-            if stop.requested and not is_last:
-                raise Interrupted(
-                    f"stopped after step {step + 1}, which is saved; add --resume to the same command to go on"
-                )
+                is_due = False
+                if stop.requested and not is_last:
+                    raise Interrupted(f"stopped after step {step + 1}, which is saved; --resume goes on from there")
 
 
 def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], step: int) -> PromptBatch:

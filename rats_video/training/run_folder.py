@@ -1,0 +1,58 @@
+"""Every file of a run, named once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a distillation and what follows it keep their files."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration with all defaults filled in; a folder with it is a run."""
+        return self.root / "config.resolved.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware."""
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON row a step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder a checkpoint."""
+        return self.root / "checkpoints"
+
+    @property
+    def student(self) -> Path:
+        """The finished student."""
+        return self.root / "student"
+
+    @property
+    def curves(self) -> Path:
+        """The training figure."""
+        return self.root / "training.png"
+
+    @property
+    def samples(self) -> Path:
+        """The student's clips."""
+        return self.root / "samples"
+
+    @property
+    def comparison(self) -> Path:
+        """Teacher, base and student side by side."""
+        return self.root / "comparison"
+
+    @property
+    def evaluation(self) -> Path:
+        """The table and the curve over NFE."""
+        return self.root / "evaluation"

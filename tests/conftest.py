@@ -1,0 +1,170 @@
+"""Shared by all tests: a tiny random Wan pipeline, two tiny rewards, and configurations of a distillation on them."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads beside another job are slower than one
+
+import pytest
+import torch
+from torch import Tensor
+
+from rats_video.backbones.wan import WanBackbone
+from rats_video.config.distill import DistillConfig
+from rats_video.config.load import load_config
+from rats_video.config.pretrain import TextEncoderConfig, TransformerConfig, VaeConfig
+from rats_video.datasets.shapes import WORDS, split_combinations
+from rats_video.rewards.word_reward import WordReward
+from rats_video.seeds import seeded
+from rats_video.types import ClipSpec, PromptBatch, RewardScores
+
+torch.set_num_threads(1)
+
+SHIFT = 3.0
+TINY_CONFIG = """
+seed: 5
+model: {model}
+clip: {{num_frames: 5, height: 32, width: 32}}
+reward: {{path: {reward}}}
+heldout_reward: {{path: {heldout}}}
+method: {{alpha: 2.0, gate: {{kind: sigmoid, tau: 0.05, floor: 0.1}}}}
+teacher: {{kind: frozen, num_steps: 8, guidance_scale: 2.0}}
+student: {{num_steps: [4]}}
+training:
+  steps: 2
+  batch_size: 2
+  optimizer: {{lr: 1.0e-3}}
+  checkpoint_every: 3
+comparison: {{num_videos: 1}}
+evaluation: {{nfe: [4], num_clips: 4, batch_size: 4, teacher_steps: 4, guidance_scale: 2.0}}
+"""
+
+
+@pytest.fixture(scope="session")
+def clip() -> ClipSpec:
+    return ClipSpec(num_frames=5, height=32, width=32, fps=8.0)
+
+
+@pytest.fixture(scope="session")
+def captions() -> tuple[str, ...]:
+    """Training prompts of the shapes data."""
+    return tuple(attributes.prompt for attributes in split_combinations()[0][:12])
+
+
+@pytest.fixture(scope="session")
+def vae_config() -> VaeConfig:
+    return VaeConfig.model_validate({
+        "clip": {"num_frames": 5, "height": 32, "width": 32},
+        "model": {"base_dim": 8, "dim_mult": (1, 1, 1), "latent_channels": 4, "patch_size": 2},
+        "stages": [
+            {"num_frames": 1, "batch_size": 2, "steps": 2, "lr": 1e-2},
+            {"num_frames": 5, "batch_size": 1, "steps": 2, "lr": 1e-2, "trains": "decoder"},
+        ],
+        "stats_clips": 32,
+        "eval_clips": 16,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory, vae_config: VaeConfig) -> Path:
+    """A pipeline folder of random weights that `diffusers.WanPipeline` loads (14,000 + 57,000 parameters)."""
+    from rats_video.training.teacher import build_text_encoder, build_tokenizer, build_transformer, save_pipeline
+    from rats_video.training.vae import build_vae
+
+    torch.manual_seed(0)
+    vae = build_vae(vae_config)
+    with torch.no_grad():  # a fresh VAE ignores the past: a trained one does not
+        for parameter in vae.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 0.8, 1.2, 1.0])
+    tokenizer = build_tokenizer()
+    text_encoder = build_text_encoder(TextEncoderConfig(d_model=16, num_layers=1, num_heads=2), len(tokenizer))
+    shape = TransformerConfig(num_heads=2, head_dim=8, ffn_dim=32, num_layers=2, patch_size=(1, 2, 2))
+    transformer = build_transformer(shape, latent_channels=4, text_dim=16)
+    folder = tmp_path_factory.mktemp("models") / "tiny-wan"
+    save_pipeline(WanBackbone(transformer, vae, text_encoder, tokenizer), folder, shift=SHIFT)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reward_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of two random word rewards: one of each encoder."""
+    torch.manual_seed(1)
+    root = tmp_path_factory.mktemp("rewards")
+    words = [word for choices in WORDS.values() for word in choices]
+    WordReward(words, "frames", width=16).save(root / "reward")
+    WordReward(words, "volume", width=16).save(root / "heldout")
+    return root / "reward", root / "heldout"
+
+
+@pytest.fixture(scope="session")
+def loaded(tiny_wan: Path) -> WanBackbone:
+    return WanBackbone.from_pretrained(tiny_wan)
+
+
+@pytest.fixture
+def backbone(loaded: WanBackbone) -> WanBackbone:
+    """The tiny model with a denoiser of the test's own."""
+    return loaded.twin()
+
+
+class ColorReward:
+    """Higher as frames near one colour a prompt: simple, differentiable, with frame scores, and unlike any network."""
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
+        target = torch.tensor([[len(prompt) % 3 / 2, 0.2, 0.8] for prompt in prompts])[:, None, :, None, None]
+        frames = -(videos - target).square().mean(dim=(2, 3, 4))
+        return RewardScores(frames.mean(dim=1), frames, {"color": frames.mean(dim=1)})
+
+
+@pytest.fixture
+def color_reward() -> ColorReward:
+    return ColorReward()
+
+
+@pytest.fixture(scope="session")
+def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_wan: Path, reward_folders: tuple[Path, Path]) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "smoke.yaml"
+    path.write_text(TINY_CONFIG.format(model=tiny_wan, reward=reward_folders[0], heldout=reward_folders[1]))
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_config(config_file: Path) -> Callable[..., DistillConfig]:
+    """A tiny distillation, changed by `a.b=value` overrides."""
+    return lambda *overrides: load_config(DistillConfig, str(config_file), group="distill", overrides=overrides)
+
+
+@pytest.fixture
+def batch(backbone: WanBackbone, clip: ClipSpec, captions: tuple[str, ...]) -> PromptBatch:
+    return PromptBatch(0, captions[:2], backbone.sample_noise(2, clip, seeded(9)), num_steps=4)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Outcome]:
+    """Runs the command line in this process."""
+    from rats_video.cli.app import main
+
+    def call(*arguments: object) -> Outcome:
+        out, err = io.StringIO(), io.StringIO()
+        argv = ["rats-video", *map(str, arguments)]
+        with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
+            with pytest.raises(SystemExit) as caught:
+                main()
+        return Outcome(int(caught.value.code or 0), out.getvalue(), err.getvalue())
+
+    return call
