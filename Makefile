@@ -4,13 +4,14 @@ STAMP := .venv/.installed
 # Two threads beside another job are slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test lint typecheck proof
+.PHONY: help install demo test lint typecheck proof assets
 
 help:
 	@echo 'make install    .venv with the tested versions'
 	@echo 'make demo       distill, sample, compare and evaluate the tiny model on a CPU, into runs/demo'
 	@echo 'make test       ruff, mypy and pytest'
-	@echo 'make proof      run benchmarks/proof.py'
+	@echo 'make proof      distill and judge every arm of the README table (about an hour)'
+	@echo 'make assets     train the embedded models again, into runs/'
 
 install: $(STAMP)
 
@@ -41,3 +42,10 @@ typecheck: install
 
 proof: install
 	$(BIN)/python benchmarks/proof.py
+
+assets: install
+	$(BIN)/rats-video train vae --output runs/tiny-vae
+	$(BIN)/rats-video train teacher --output runs/tiny-wan --set vae=runs/tiny-vae
+	$(BIN)/rats-video train reward --output runs/shapes-reward --set model=runs/tiny-wan
+	$(BIN)/rats-video train reward --config tiny-heldout --output runs/shapes-reward-heldout --set model=runs/tiny-wan
+	$(BIN)/rats-video distill --output runs/tiny --set model=runs/tiny-wan --set reward.path=runs/shapes-reward

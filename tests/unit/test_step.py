@@ -20,7 +20,9 @@ from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats, rats_step, reward_gain
 from rats_video.distill.store import DiskGuideStore
 from rats_video.distill.teacher import Guide, TeacherSampler
-from rats_video.training.loop import RunFolder, train_loop
+from rats_video.errors import UserError
+from rats_video.training.loop import train_loop
+from rats_video.training.run_folder import RunFolder
 from rats_video.types import PromptBatch, Reward, RewardScores, TextCondition
 
 MakeConfig = Callable[..., DistillConfig]
@@ -52,7 +54,7 @@ def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in module.parameters()]
 
 
-def guide_by_hand(base: WanBackbone, batch: PromptBatch, reward: Reward) -> Guide:
+def guide_by_hand(base: WanBackbone, batch: PromptBatch, reward: Reward) -> tuple[list[Tensor], RewardScores]:
     """8 guided Euler steps, every second one kept, as the method's text says it."""
     text, nothing = base.encode_text(batch.prompts), base.encode_text([""])
     nothing = TextCondition(nothing.embeds.expand(2, -1, -1))
@@ -63,28 +65,28 @@ def guide_by_hand(base: WanBackbone, batch: PromptBatch, reward: Reward) -> Guid
             cond, uncond = base.velocity(x, sigma, text), base.velocity(x, sigma, nothing)
             x = x + (sigmas[step + 1] - sigmas[step]) * (uncond + 2.0 * (cond - uncond))
             kept += [x] if step % 2 else []
-        return Guide(kept, reward(base.decode(x), batch.prompts))  # type: ignore[arg-type]  # latents alone
+        return kept, reward(base.decode(x), batch.prompts)
 
 
 def loss_by_hand(
     rats: Rats, batch: PromptBatch, *, reward_weight: float, alpha: float, grad_steps: Sequence[int] = range(4)
 ) -> Tensor:
-    guide = guide_by_hand(rats.teacher.backbone, batch, rats.reward)
+    horizons, teacher = guide_by_hand(rats.teacher.backbone, batch, rats.reward)
     text, sigmas = rats.student.encode_text(batch.prompts), sigma_grid(4, 3.0)
     x, shaping = batch.noise, torch.zeros(2, 2)
     for step in range(4):
         slope = rats.student.velocity(x, sigmas[step].expand(2), text)
         x = x + (sigmas[step + 1] - sigmas[step]) * (slope if step in grad_steps else slope.detach())
-        off = x - guide.trajectory[step]  # type: ignore[index]
+        off = x - horizons[step]
         for frame in range(2):
             shaping[:, frame] += WEIGHTS[step] / 10 * (off[:, :, frame] ** 2).mean(dim=(1, 2, 3))
             shaping[:, frame] += WEIGHTS[step] / 10 * 0.3 * ((off[:, :, 1] - off[:, :, 0]) ** 2).mean(dim=(1, 2, 3))
     scores = rats.reward(rats.student.decode(x), batch.prompts)
     assert scores.frames is not None
-    assert guide.scores.frames is not None
+    assert teacher.frames is not None
     loss = -reward_weight * scores.clip.mean()
     for frame, (first, last) in enumerate(FRAMES):
-        lead = (guide.scores.frames - scores.frames)[:, first:last].mean(dim=1)
+        lead = (teacher.frames - scores.frames)[:, first:last].mean(dim=1)
         weight = 0.1 + 0.9 / (1 + torch.exp(-lead / 0.05))
         loss = loss + alpha * (weight.detach() * shaping[:, frame]).mean() / 2
     return loss
@@ -119,8 +121,8 @@ def test_the_row_shows_both_rewards_the_gate_and_each_horizon(
 ) -> None:
     rats = make_rats()
     _, row = rats_step(rats, batch)
-    guide = guide_by_hand(rats.teacher.backbone, batch, rats.reward)
-    assert row["reward/teacher"] == pytest.approx(guide.scores.clip.mean().item(), abs=1e-6)
+    _, teacher = guide_by_hand(rats.teacher.backbone, batch, rats.reward)
+    assert row["reward/teacher"] == pytest.approx(teacher.clip.mean().item(), abs=1e-6)
     assert row["reward/gap"] == pytest.approx(row["reward/student"] - row["reward/teacher"], abs=1e-6)
     assert row["gate/weight"] == pytest.approx((row["gate/frame0"] + row["gate/frame1"]) / 2, abs=1e-6)
     assert row["reward/student/color"] == pytest.approx(row["reward/student"])
@@ -130,7 +132,7 @@ def test_the_row_shows_both_rewards_the_gate_and_each_horizon(
 
 
 def test_gradient_reaches_the_student_only(
-    make_rats: Callable[..., Rats], batch: PromptBatch, reward_folders: tuple[Path, Path]
+    make_rats: Callable[..., Rats], backbone: WanBackbone, batch: PromptBatch, reward_folders: tuple[Path, Path]
 ) -> None:
     from rats_video.rewards.word_reward import WordReward
 
@@ -138,7 +140,7 @@ def test_gradient_reaches_the_student_only(
     rats = make_rats(reward=reward)
     loss, _ = rats_step(rats, batch)
     assert max(g.abs().max() for g in gradients(loss, rats.student.denoiser)) > 0
-    others = (rats.teacher.backbone.denoiser, reward, rats.student.vae, rats.student.text_encoder)  # type: ignore[attr-defined]
+    others = (rats.teacher.backbone.denoiser, reward, backbone.vae, backbone.text_encoder)
     assert all(parameter.grad is None for module in others for parameter in module.parameters())
 
 
@@ -211,10 +213,11 @@ def same_guide(one: Guide, other: Guide) -> bool:
 
 def test_the_guide_is_the_guided_rollout(make_rats: Callable[..., Rats], batch: PromptBatch) -> None:
     rats = make_rats()
-    guide, by_hand = rats.teacher.guide(batch), guide_by_hand(rats.teacher.backbone, batch, rats.reward)
+    guide, (by_hand, scores) = rats.teacher.guide(batch), guide_by_hand(rats.teacher.backbone, batch, rats.reward)
+    torch.testing.assert_close(guide.scores.clip, scores.clip)
     assert guide.trajectory.nfe == 16
     assert guide.trajectory.sigmas == tuple(sigma_grid(4, 3.0)[1:].tolist())
-    for ours, theirs in zip(guide.trajectory.latents, by_hand.trajectory, strict=True):  # type: ignore[arg-type]
+    for ours, theirs in zip(guide.trajectory.latents, by_hand, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         assert not ours.requires_grad
 
@@ -286,6 +289,28 @@ def test_training_moves_the_student_and_no_frozen_teacher(
     after = [each.denoiser.state_dict() for each in (rats.teacher.backbone, rats.student)]
     assert all(torch.equal(after[0][name], value) for name, value in before[0].items())
     assert all(not torch.equal(after[1][name], value) for name, value in before[1].items() if "attn" in name)
+
+
+def endless_reward(videos: Tensor, _: Sequence[str]) -> RewardScores:
+    return RewardScores(videos.mean(dim=(1, 2, 3, 4)) / 0)
+
+
+def endless_slope(videos: Tensor, _: Sequence[str]) -> RewardScores:
+    """Finite itself, but the slope of a square root at 0 is infinite."""
+    brightness = videos.mean(dim=(1, 2, 3, 4))
+    return RewardScores((brightness - brightness.detach()).sqrt())
+
+
+@pytest.mark.parametrize("reward", [endless_reward, endless_slope])
+def test_what_is_not_finite_never_reaches_the_weights(
+    make_config: MakeConfig, make_rats: Callable[..., Rats], captions: tuple[str, ...], tmp_path: Path, reward: Reward
+) -> None:
+    rats = make_rats(reward=reward)
+    before = copy.deepcopy(rats.student.denoiser.state_dict())
+    with pytest.raises(UserError, match=r"at step 1.*lower training\.optimizer\.lr or method\.alpha"):
+        train_loop(rats, make_config(), captions, RunFolder(tmp_path))
+    assert all(torch.equal(value, before[name]) for name, value in rats.student.denoiser.state_dict().items())
+    assert not (tmp_path / "checkpoints").exists()
 
 
 # ---------------------------------------------------------------------------------------------- rollouts kept on disk

@@ -1,0 +1,161 @@
+"""Checkpoints: whole or not at all, exact, and refused in one line where they do not fit; and stopping in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from rats_video.errors import UserError
+from rats_video.training import checkpoint
+from rats_video.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from rats_video.training.interrupt import StopRequest
+
+
+def trained(steps: int, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Linear(2, width)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.ones(1, 2)).square().sum().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
+    model, optimizer = trained(3)
+    average = nn.Linear(2, 3)
+    path = save_checkpoint(tmp_path, 3, model, average, optimizer, keep=2)
+    again, resumed = trained(0)
+    other = nn.Linear(2, 3)
+    assert load_checkpoint(path, again, other, resumed) == 3
+    assert same(model, again)
+    assert same(average, other)
+    for each, stepped in ((model, optimizer), (again, resumed)):
+        stepped.zero_grad()
+        each(torch.ones(1, 2)).square().sum().backward()
+        stepped.step()
+    assert same(model, again)  # the moments came back too
+    assert same(model, trained(4)[0])
+
+
+def test_without_an_ema_teacher_none_is_written(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 1, trained(1)[0], None, trained(1)[1], keep=2)
+    assert names(path) == ["optimizer.safetensors", "state.json", "student.safetensors"]
+
+
+def test_keeps_the_newest(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    for step in (2, 9, 10, 100):
+        save_checkpoint(tmp_path, step, model, None, optimizer, keep=2)
+    assert names(tmp_path) == ["step-000010", "step-000100"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == names(tmp_path)
+
+
+NO_SPACE = OSError(28, "No space left on device")
+NO_SPACE_IN_RUST = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("same_step", [False, True])
+@pytest.mark.parametrize(
+    ("crash_at", "error", "expected"),
+    [
+        ("student", NO_SPACE, UserError),
+        ("student", NO_SPACE_IN_RUST, UserError),
+        ("optimizer", NO_SPACE_IN_RUST, UserError),
+        ("state", NO_SPACE, UserError),
+        ("optimizer", KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_crash_while_writing_leaves_the_old_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    crash_at: str,
+    error: BaseException,
+    expected: type[BaseException],
+    *,
+    same_step: bool,
+) -> None:
+    model, optimizer = trained(1)
+    save_checkpoint(tmp_path, 1, model, None, optimizer, keep=1)
+
+    def crashing(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(what: Any, target: Path) -> Any:
+            if target.name.startswith(crash_at):
+                raise type(error)(*error.args)  # a new one: a raised one keeps its old traceback
+            return write(what, target)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_file", crashing(checkpoint.save_file))
+        patch.setattr(Path, "replace", crashing(Path.replace))
+        with pytest.raises(expected) as caught:
+            save_checkpoint(tmp_path, 1 if same_step else 2, trained(2)[0], None, optimizer, keep=1)
+    if expected is UserError:
+        assert "No space left on device" in str(caught.value)
+    (kept,) = list_checkpoints(tmp_path)
+    again, resumed = trained(0)
+    assert load_checkpoint(kept, again, None, resumed) == 1
+    assert same(again, model)
+    assert names(tmp_path) == ["step-000001"]  # and nothing half-written stays
+
+
+def test_no_folder_no_checkpoint(tmp_path: Path) -> None:
+    assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    "damage", ["other width", "no optimizer", "no teacher", "truncated student", "empty state", "state is text"]
+)
+def test_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path, damage: str) -> None:
+    model, optimizer = trained(2)
+    path = save_checkpoint(tmp_path, 2, model, None, optimizer, keep=1)
+    target, resumed = trained(0)
+    average = None
+    match damage:
+        case "other width":
+            target, resumed = trained(0, width=4)
+        case "no optimizer":
+            (path / "optimizer.safetensors").unlink()
+        case "no teacher":
+            average = nn.Linear(2, 3)
+        case "truncated student":
+            file = path / "student.safetensors"
+            file.write_bytes(file.read_bytes()[:-4])
+        case "empty state":
+            (path / "state.json").write_text("{}")
+        case "state is text":
+            (path / "state.json").write_text("step 2")
+    with pytest.raises(UserError, match=r"cannot resume from it: .*\(start anew with --overwrite\)") as caught:
+        load_checkpoint(path, target, average, resumed)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_first_signal_asks_second_interrupts(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with StopRequest() as stop:
+        assert not stop.requested
+        os.kill(os.getpid(), number)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
