@@ -103,11 +103,17 @@ def split_combinations() -> tuple[list[ShapeAttributes], list[ShapeAttributes]]:
 
 
 def render(
-    attributes: Sequence[ShapeAttributes], clip: ClipSpec, generator: Generator, device: torch.device | str = "cpu"
+    attributes: Sequence[ShapeAttributes],
+    clip: ClipSpec,
+    generator: Generator,
+    device: torch.device | str = "cpu",
+    *,
+    spread: float = 1.0,
 ) -> Tensor:
     """Render clips `[B, T, 3, height, width]` in [0, 1]; start, speed and size within an attribute are random.
 
-    The random numbers come from `generator` (on the CPU), so every `device` draws the same clips.
+    The random numbers come from `generator` (on the CPU), so every `device` draws the same clips. `spread` is the share
+    of the free room over which paths are scattered: 0 centres them all, 1 lets them touch the edges.
 
     Lengths are those of a 64-pixel-wide clip and scale with its width. The shape never leaves the view.
     Anti-aliasing is analytic: a pixel's coverage is its signed distance to the outline, clamped to half a pixel.
@@ -122,7 +128,7 @@ def render(
     margin = radius[:, None] * 1.2
     low = margin - travel.clamp(max=0)
     high = size - margin - travel.clamp(min=0)
-    start = low + unit[:, 2:] * (high - low).clamp(min=0)
+    start = low + (0.5 + spread * (unit[:, 2:] - 0.5)) * (high - low).clamp(min=0)
 
     progress = torch.linspace(0, 1, clip.num_frames)[None, :, None]
     centre = start[:, None] + progress * travel[:, None]  # [B, T, 2]

@@ -33,6 +33,7 @@ TINY_CONFIG = """
 seed: 5
 model: {model}
 clip: {{num_frames: 5, height: 32, width: 32}}
+prompts: {{kind: file, train: {prompts}/train.txt, heldout: {prompts}/heldout.txt}}
 reward: {{path: {reward}}}
 heldout_reward: {{path: {heldout}}}
 method: {{alpha: 2.0, gate: {{kind: sigmoid, tau: 0.05, floor: 0.1}}}}
@@ -131,9 +132,18 @@ def color_reward() -> ColorReward:
 
 
 @pytest.fixture(scope="session")
-def config_file(tmp_path_factory: pytest.TempPathFactory, tiny_wan: Path, reward_folders: tuple[Path, Path]) -> Path:
-    path = tmp_path_factory.mktemp("configs") / "smoke.yaml"
-    path.write_text(TINY_CONFIG.format(model=tiny_wan, reward=reward_folders[0], heldout=reward_folders[1]))
+def config_file(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_wan: Path,
+    reward_folders: tuple[Path, Path],
+    captions: tuple[str, ...],
+) -> Path:
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / "train.txt").write_text("\n".join(captions[:8]))
+    (folder / "heldout.txt").write_text("\n".join(captions[8:]))
+    reward, heldout = reward_folders
+    path = folder / "smoke.yaml"
+    path.write_text(TINY_CONFIG.format(model=tiny_wan, reward=reward, heldout=heldout, prompts=folder))
     return path
 
 
@@ -162,9 +172,13 @@ def command() -> Callable[..., Outcome]:
     def call(*arguments: object) -> Outcome:
         out, err = io.StringIO(), io.StringIO()
         argv = ["rats-video", *map(str, arguments)]
-        with mock.patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
-            with pytest.raises(SystemExit) as caught:
-                main()
+        with (
+            mock.patch.object(sys, "argv", argv),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            pytest.raises(SystemExit) as caught,
+        ):
+            main()
         return Outcome(int(caught.value.code or 0), out.getvalue(), err.getvalue())
 
     return call

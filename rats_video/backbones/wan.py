@@ -61,7 +61,7 @@ class WanBackbone:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load it as a Wan pipeline: {reason}", where=str(folder)) from error
-        transformer, vae, text_encoder = (part.to(device=device, dtype=torch.float32).eval() for part in parts)
+        transformer, vae, text_encoder = (part.to(device).eval() for part in parts)
         return cls(transformer, vae, text_encoder, tokenizer)
 
     @property
@@ -88,7 +88,7 @@ class WanBackbone:
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load its transformer/: {reason}", where=str(folder)) from error
-        transformer = transformer.to(device=self.device, dtype=torch.float32).eval()
+        transformer = transformer.to(self.device).eval()
         return type(self)(transformer, self.vae, self.text_encoder, self.tokenizer)
 
     def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:

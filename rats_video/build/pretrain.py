@@ -64,10 +64,11 @@ def run_train_teacher(
     cfg = _pretrain_config(TeacherTrainConfig, "teacher", config, overrides, seed)
     where = pick_device(device)
     vae_folder = resolve_folder(cfg.vae, where="vae")
+    init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
     vae = AutoencoderKLWan.from_pretrained(vae_folder / "vae").to(where).eval()
     claim_folder(output, overwrite=overwrite)
     began = time.monotonic()
-    backbone, metrics = train_teacher(cfg, vae, where)
+    backbone, metrics = train_teacher(cfg, vae, init, where, output)
     save_pipeline(backbone, output, shift=cfg.shift)
     if (record := vae_folder / "training.json").is_file():
         shutil.copy(record, output / "vae" / record.name)

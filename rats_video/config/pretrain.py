@@ -27,6 +27,10 @@ class VaeStageConfig(Config):
     steps: PositiveInt
     lr: PositiveFloat
     trains: Literal["all", "decoder"] = "all"
+    latent_noise: NonNegativeFloat = Field(
+        0.05, description="noise on the latents, in their own deviations: samples are never exact"
+    )
+    vary_noise: bool = Field(default=False, description="draw each clip's noise level between 0 and latent_noise")
 
 
 class VaeConfig(Config):
@@ -37,9 +41,6 @@ class VaeConfig(Config):
     model: VaeModelConfig = VaeModelConfig()
     stages: tuple[VaeStageConfig, ...] = Field(min_length=1)
     object_weight: PositiveFloat = Field(15.0, description="extra loss weight of pixels off the background")
-    latent_noise: NonNegativeFloat = Field(
-        0.05, description="noise added to latents in training, in their own deviations: samples are never exact"
-    )
     stats_clips: PositiveInt = Field(512, description="clips from which latents_mean and latents_std are measured")
     eval_clips: PositiveInt = 64
 
@@ -68,11 +69,14 @@ class TeacherTrainConfig(Config):
     seed: int = 0
     clip: ClipConfig = ClipConfig()
     vae: str = Field("tiny-wan", description="pipeline folder or embedded name whose VAE is used")
+    init: str | None = Field(None, description="folder whose transformer/ is trained on; null starts at random")
     transformer: TransformerConfig = TransformerConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     num_clips: PositiveInt = Field(8192, description="clips rendered and encoded once")
+    path_spread: float = Field(1.0, ge=0, le=1, description="how far the clips' paths scatter around the centre")
     batch_size: PositiveInt = 64
     steps: PositiveInt = 4000
+    checkpoint_every: PositiveInt = Field(300, description="steps; OUTPUT/checkpoint serves as init if a run is cut off")
     optimizer: OptimizerConfig
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, in training and in the saved scheduler")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of clips trained on the empty prompt")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import shift_sigma, sigma_grid
 from rats_video.distill.ema import update_ema
+from rats_video.files import replacing
 from rats_video.seeds import seeded
 from rats_video.training.optim import cosine_lr
 from rats_video.training.progress import ProgressBar
@@ -78,8 +80,10 @@ class LatentCache:
     text: TextCondition
 
 
-def train_teacher(cfg: TeacherTrainConfig, vae: Any, device: torch.device) -> tuple[WanBackbone, dict[str, float]]:
-    """Train a text-to-video model on the training combinations.
+def train_teacher(
+    cfg: TeacherTrainConfig, vae: Any, init: Path | None, device: torch.device, folder: Path
+) -> tuple[WanBackbone, dict[str, float]]:
+    """Train a text-to-video model on the training combinations; `init` is a folder whose transformer it starts from.
 
     Returns:
         The backbone with the averaged weights, and its measured adherence on held-out combinations.
@@ -91,10 +95,13 @@ def train_teacher(cfg: TeacherTrainConfig, vae: Any, device: torch.device) -> tu
         cfg.transformer, latent_channels=vae.config.z_dim, text_dim=cfg.text_encoder.d_model
     ).to(device)
     backbone = WanBackbone(transformer, vae, text_encoder, tokenizer)
+    if init is not None:
+        backbone = backbone.load_denoiser(init)
     train, heldout = split_combinations()
     cache = encode_clips(backbone, cfg, train)
-    average = copy.deepcopy(transformer).eval()
-    _fit(backbone, average, cache, cfg)
+    average = copy.deepcopy(backbone.transformer).eval()
+    _fit(backbone, average, cache, cfg, folder / "checkpoint")
+    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
     backbone = WanBackbone(average, vae, text_encoder, tokenizer)
     return backbone, evaluate_teacher(backbone, cfg, heldout)
 
@@ -107,7 +114,7 @@ def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: l
     with ProgressBar("encode clips", cfg.num_clips) as progress:
         for start in range(0, cfg.num_clips, 64):
             batch = min(64, cfg.num_clips - start)
-            videos, attributes = draw_shapes(combinations, batch, cfg.clip.spec, (cfg.seed, 1, start), backbone.device)
+            videos, attributes = draw_shapes(combinations, batch, cfg.clip.spec, (cfg.seed, 1, start), backbone.device, cfg.path_spread)
             rows.append(backbone.encode(videos))
             index += [where[a] for a in attributes]
             progress.advance(batch)
@@ -115,7 +122,7 @@ def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: l
     return LatentCache(torch.cat(rows), torch.tensor(index, device=backbone.device), text)
 
 
-def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTrainConfig) -> None:
+def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTrainConfig, checkpoint: Path) -> None:
     optimizer = torch.optim.AdamW(
         backbone.denoiser.parameters(), lr=cfg.optimizer.lr, betas=cfg.optimizer.betas,
         weight_decay=cfg.optimizer.weight_decay,
@@ -134,6 +141,9 @@ def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTr
             optimizer.step()
             update_ema(average, backbone.denoiser, min(cfg.ema_decay, (1 + step) / (10 + step)))
             progress.advance(loss=float(loss))
+            if (step + 1) % cfg.checkpoint_every == 0:
+                with replacing(checkpoint, "checkpoint") as aside:
+                    average.save_pretrained(aside / "transformer")
 
 
 def flow_matching_loss(backbone: WanBackbone, cache: LatentCache, cfg: TeacherTrainConfig, step: int) -> Tensor:

@@ -69,13 +69,18 @@ def _inflate(vae: Any) -> None:
 
 
 def draw_shapes(
-    combinations: list[ShapeAttributes], batch: int, clip: ClipSpec, seeds: tuple[int, ...], device: torch.device
+    combinations: list[ShapeAttributes],
+    batch: int,
+    clip: ClipSpec,
+    seeds: tuple[int, ...],
+    device: torch.device,
+    spread: float = 1.0,
 ) -> tuple[Tensor, list[ShapeAttributes]]:
     """A batch of rendered clips of random combinations, a pure function of `seeds`."""
     generator = seeded(*seeds)
     chosen = torch.randint(len(combinations), (batch,), generator=generator).tolist()
     attributes = [combinations[i] for i in chosen]
-    return render(attributes, clip, generator, device), attributes
+    return render(attributes, clip, generator, device, spread=spread), attributes
 
 
 def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, dict[str, float]]:
@@ -119,7 +124,7 @@ def _train_stage(
         for group in optimizer.param_groups:
             group["lr"] = cosine_lr(step, stage.steps, stage.lr, warmup=min(50, stage.steps // 10), floor=0.05)
         videos, _ = draw_shapes(train, stage.batch_size, clip, (cfg.seed, 1 + index, step), device)
-        loss, mse = vae_loss(vae, videos, cfg, seeded(cfg.seed, 101 + index, step, device=device))
+        loss, mse = vae_loss(vae, videos, cfg, stage, seeded(cfg.seed, 101 + index, step, device=device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -127,13 +132,18 @@ def _train_stage(
         progress.advance(frames=stage.num_frames, psnr=-10 * math.log10(max(1e-9, float(mse))))
 
 
-def vae_loss(vae: Any, videos: Tensor, cfg: VaeConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def vae_loss(
+    vae: Any, videos: Tensor, cfg: VaeConfig, stage: VaeStageConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """L1 + 4 L2 with pixels of the object weighted up; and the plain mean square error of pixels in [0, 1]."""
     pixels = videos.transpose(1, 2) * 2 - 1
     latents = vae.encode(pixels).latent_dist.mean
     spread = latents.detach().std(dim=(0, 2, 3, 4), keepdim=True)
     noise = torch.randn(latents.shape, generator=generator, device=latents.device)
-    decoded = decode_unclamped(vae, latents + cfg.latent_noise * spread * noise)
+    level = torch.full_like(spread[:1], stage.latent_noise)
+    if stage.vary_noise:
+        level = level * torch.rand(len(videos), 1, 1, 1, 1, generator=generator, device=latents.device)
+    decoded = decode_unclamped(vae, latents + level * spread * noise)
     is_object = (pixels - pixels[..., :1, :1]).abs().amax(dim=1, keepdim=True) > 0.02  # the corner is background
     error = decoded - pixels
     loss = ((1 + cfg.object_weight * is_object) * (error.abs() + 4 * error.square())).mean()

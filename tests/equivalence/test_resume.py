@@ -49,7 +49,10 @@ def train(
         cfg = make_config(*overrides)
         rats = build_rats(cfg, loaded.twin())
         train_loop(rats, cfg, captions, RunFolder(tmp_path / folder))
-        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in read_metrics(tmp_path / folder / "metrics.jsonl")]
+        rows = [
+            {k: v for k, v in row.items() if k != "seconds"}
+            for row in read_metrics(tmp_path / folder / "metrics.jsonl")
+        ]
         return Trained(rats.student.denoiser.state_dict(), rats.teacher.backbone.denoiser.state_dict(), rows)
 
     return call

@@ -31,9 +31,7 @@ def test_split_batches_equal_the_whole(
 ) -> None:
     whole = sample(loaded, prompts, clip, seed=1, batch_size=5)
     assert whole.shape == (5, 5, 3, 32, 32)
-    torch.testing.assert_close(
-        sample(loaded, prompts, clip, seed=1, batch_size=batch_size), whole, atol=2e-6, rtol=0
-    )
+    torch.testing.assert_close(sample(loaded, prompts, clip, seed=1, batch_size=batch_size), whole, atol=2e-6, rtol=0)
 
 
 def test_seed_repeats_and_differs(loaded: WanBackbone, clip: ClipSpec, prompts: tuple[str, ...]) -> None:

@@ -70,7 +70,7 @@ def test_heldout_prompts_must_not_be_trained_on(tmp_path: Path) -> None:
     [
         ("", [], "--prompt: the prompt is empty (say what to draw)"),
         (" \t", [], "--prompt: the prompt is empty (say what to draw)"),
-        ("a zebra on Mars", ["zebra", "Mars"], "--prompt: this model does not know 'zebra', 'Mars' in 'a zebra on Mars'"),
+        ("a zebra on Mars", ["zebra"], "--prompt: this model does not know 'zebra' in 'a zebra on Mars'"),
     ],
 )  # fmt: skip
 def test_prompt_that_cannot_be_followed(prompt: str, unknown: list[str], line: str) -> None:

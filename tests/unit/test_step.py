@@ -27,7 +27,11 @@ from rats_video.types import PromptBatch, Reward, RewardScores, TextCondition
 
 MakeConfig = Callable[..., DistillConfig]
 WEIGHTS = (1.0, 2.0, 3.0, 4.0)
-SET = ["method.reward_weight=0.7", f"method.shaping.horizon_weights={list(WEIGHTS)}", "method.shaping.motion_weight=0.3"]
+SET = [
+    "method.reward_weight=0.7",
+    f"method.shaping.horizon_weights={list(WEIGHTS)}",
+    "method.shaping.motion_weight=0.3",
+]
 FRAMES = ((0, 1), (1, 5))  # pixel frames of each latent frame
 
 
@@ -239,7 +243,7 @@ def test_one_rollout_serves_all_updates_on_a_batch(make_rats: Callable[..., Rats
     assert count.calls == 16
 
 
-def test_ema_moves_by_its_decay(backbone: WanBackbone) -> None:
+def test_ema_moves_by_its_decay() -> None:
     average, model = nn.Linear(2, 1), nn.Linear(2, 1)
     with torch.no_grad():
         average.weight.fill_(1.0)

@@ -174,8 +174,13 @@ def test_noise_is_standard_and_seeded(loaded: WanBackbone) -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "unknown"),
-    [(PROMPTS[0], []), ("A RED circle", []), ("a red zebra on Mars", ["zebra", "Mars"]), ("red, circle.", ["red,", "circle."])],
-)  # fmt: skip
+    [
+        (PROMPTS[0], []),
+        ("A RED circle", []),
+        ("a red zebra on Mars", ["zebra", "Mars"]),
+        ("red, circle.", ["red,", "circle."]),
+    ],
+)
 def test_unknown_words(loaded: WanBackbone, prompt: str, unknown: list[str]) -> None:
     assert loaded.unknown_words(prompt) == unknown
 

@@ -76,7 +76,7 @@ def test_gradient_reaches_every_frame_and_every_row_of_pixels(reward: WordReward
 
 @pytest.mark.parametrize("prompt", ["", "a zebra", "a reddish circles"])
 def test_prompt_without_a_known_word(reward: WordReward, videos: Tensor, prompt: str) -> None:
-    with pytest.raises(UserError, match="knows no word of .*use red, blue, circle, left"):
+    with pytest.raises(UserError, match=r"knows no word of .*use red, blue, circle, left"):
         reward(videos[:2], ["red", prompt])
 
 
