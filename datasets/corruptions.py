@@ -75,11 +75,12 @@ def jitter(clips: Tensor, _: Tensor, generator: Generator) -> tuple[Tensor, Tens
     """Frames displaced by up to three pixels."""
     batch, frames = clips.shape[:2]
     offsets = torch.randint(-3, 4, (batch, frames, 2), generator=generator)
+    moves = offsets.any(dim=2).to(clips.device)
     damaged = torch.stack([
         torch.stack([frame.roll((int(dy), int(dx)), dims=(1, 2)) for frame, (dy, dx) in zip(clip, shifts, strict=True)])
         for clip, shifts in zip(clips, offsets, strict=True)
     ])  # fmt: skip
-    return _blend(clips, damaged, _span(generator, clips))
+    return _blend(clips, damaged, _span(generator, clips) & moves)
 
 
 def swap(clips: Tensor, others: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from rats_video.errors import UserError
 
 
@@ -35,8 +37,8 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
             if partial.is_dir():
                 shutil.rmtree(partial)
             partial.unlink(missing_ok=True)
-    except OSError as error:  # PyAV's disk errors derive from it too
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:  # PyAV's disk errors derive from OSError, safetensors' do not
+        reason = getattr(error, "strerror", None) or str(error)
         fix = "check that the folder can be written to and has space left"
         raise UserError(f"cannot write the {what}: {reason}", where=str(path), fix=fix) from error
 

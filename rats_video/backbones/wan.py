@@ -44,21 +44,24 @@ class WanBackbone:
             UserError: a component is missing or is not of this family.
         """
         from diffusers import AutoencoderKLWan, WanTransformer3DModel
+        from safetensors import SafetensorError
         from transformers import AutoTokenizer, UMT5EncoderModel
+        from transformers.utils import logging
 
         for part in ("transformer", "vae", "text_encoder", "tokenizer"):
             if not (folder / part).is_dir():
                 raise UserError(
                     f"no {part}/ in it", where=str(folder), fix="give a folder that diffusers.WanPipeline loads"
                 )
+        logging.disable_progress_bar()
         try:
             parts = (
-                WanTransformer3DModel.from_pretrained(folder / "transformer"),
-                AutoencoderKLWan.from_pretrained(folder / "vae"),
-                UMT5EncoderModel.from_pretrained(folder / "text_encoder"),
+                WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32),
+                AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.float32),
+                UMT5EncoderModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
             )
             tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load it as a Wan pipeline: {reason}", where=str(folder)) from error
         transformer, vae, text_encoder = (part.to(device).eval() for part in parts)
@@ -84,7 +87,7 @@ class WanBackbone:
         from diffusers import WanTransformer3DModel
 
         try:
-            transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
+            transformer = WanTransformer3DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load its transformer/: {reason}", where=str(folder)) from error

@@ -34,9 +34,7 @@ def _record(folder: Path, cfg: Any, seconds: float, device: torch.device, metric
     return [*(f"{name}: {value:.4g}" for name, value in metrics.items()), f"{seconds:.0f} s: {folder}"]
 
 
-def _pretrain_config(
-    model: type[Any], group: str, config: str, overrides: Sequence[str], seed: int | None
-) -> Any:
+def _pretrain_config(model: type[Any], group: str, config: str, overrides: Sequence[str], seed: int | None) -> Any:
     extra = [] if seed is None else [f"seed={seed}"]
     return load_config(model, config, group=group, overrides=[*overrides, *extra])
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -44,12 +45,9 @@ class DiskGuideStore:
             with safe_open(path, framework="pt") as file:
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key).to(self._device) for key in file.keys()}  # noqa: SIM118
                 header = json.loads(file.metadata()["guide"])
-        except (SafetensorError, OSError, KeyError, ValueError):
+            return _guide(tensors, header)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             return None
-        latents = tuple(tensors[f"latents.{k}"] for k in range(len(header["sigmas"])))
-        parts = {name: tensors[f"part.{name}"] for name in header["parts"]}
-        scores = RewardScores(tensors["clip"], tensors.get("frames"), parts)
-        return Guide(Trajectory(tuple(header["sigmas"]), latents, header["nfe"]), scores)
 
     def save(self, batch: PromptBatch, guide: Guide) -> None:
         """Write a rollout whole or not at all."""
@@ -62,3 +60,10 @@ class DiskGuideStore:
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with replacing(path, "teacher rollout") as aside:
             save_file(host, aside, {"guide": json.dumps(header)})
+
+
+def _guide(tensors: dict[str, Tensor], header: dict[str, Any]) -> Guide:
+    latents = tuple(tensors[f"latents.{k}"] for k in range(len(header["sigmas"])))
+    parts = {name: tensors[f"part.{name}"] for name in header["parts"]}
+    scores = RewardScores(tensors["clip"], tensors.get("frames"), parts)
+    return Guide(Trajectory(tuple(header["sigmas"]), latents, header["nfe"]), scores)

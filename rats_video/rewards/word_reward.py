@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -86,7 +87,7 @@ class WordReward(nn.Module):
         try:
             reward = cls(**json.loads((folder / "config.json").read_text()))
             reward.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, ValueError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"not a word reward: {reason}", where=str(folder)) from error
         return reward.requires_grad_(requires_grad=False).eval().to(device)

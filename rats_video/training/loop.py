@@ -91,5 +91,10 @@ def _update(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(rats.student.denoiser.parameters(), options.max_grad_norm)
+    if not math.isfinite(norm):
+        raise UserError(
+            f"the gradient is {float(norm)} at step {step + 1}; earlier checkpoints are kept",
+            where="distill", fix="lower training.optimizer.lr or method.alpha",
+        )  # fmt: skip
     optimizer.step()
     return {**row, "grad_norm": float(norm), "lr": lr}

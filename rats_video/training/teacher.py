@@ -114,7 +114,9 @@ def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: l
     with ProgressBar("encode clips", cfg.num_clips) as progress:
         for start in range(0, cfg.num_clips, 64):
             batch = min(64, cfg.num_clips - start)
-            videos, attributes = draw_shapes(combinations, batch, cfg.clip.spec, (cfg.seed, 1, start), backbone.device, cfg.path_spread)
+            videos, attributes = draw_shapes(
+                combinations, batch, cfg.clip.spec, (cfg.seed, 1, start), backbone.device, cfg.path_spread
+            )
             rows.append(backbone.encode(videos))
             index += [where[a] for a in attributes]
             progress.advance(batch)

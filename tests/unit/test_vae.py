@@ -146,6 +146,6 @@ def test_loss_weighs_the_object_up(fresh: Any, vae_config: VaeConfig, monkeypatc
     videos[..., 8:16, 8:16] = 1.0  # 64 of 1024 pixels
     off = 0.25  # everywhere, in [-1, 1]
     monkeypatch.setattr("rats_video.training.vae.decode_unclamped", lambda *_: videos.transpose(1, 2) * 2 - 1 + off)
-    loss, mse = vae_loss(fresh, videos, vae_config, seeded(0))
+    loss, mse = vae_loss(fresh, videos, vae_config, vae_config.stages[0], seeded(0))
     assert mse.item() == pytest.approx(off**2 / 4)
     assert loss.item() == pytest.approx((1 + 15.0 * 64 / 1024) * (off + 4 * off**2), rel=1e-5)

@@ -1,0 +1,60 @@
+"""What every command's builder needs: devices, folders, records."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from rats_video.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first GPU, or the CPU where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"no such device: {name!r}", where="--device", fix="auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"{name} is not here: {torch.cuda.device_count()} GPUs seen", where="--device", fix="use cpu")
+    return device
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """Versions and hardware, for the record."""
+    packages = ("rats-video", "torch", "diffusers", "transformers")
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
+    return {
+        **{name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "device": f"{device.type}: {hardware}",
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def claim_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make an output folder ours; raises UserError if it holds something and `overwrite` is off."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError("is a file", where=str(folder), fix="give another --output")
+    if folder.exists() and any(folder.iterdir()):
+        if not overwrite:
+            raise UserError(
+                "already exists and is not empty", where=str(folder), fix="add --overwrite or another --output"
+            )
+        shutil.rmtree(folder)
+    make_folder(folder)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents; raises UserError where a file is in the way or writing is not allowed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot make this folder: {error.strerror}", where=str(folder), fix="give another --output"
+        ) from error

@@ -1,0 +1,164 @@
+"""`distill`: a configuration in, a trained student's folder out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from rats_video.assets import resolve_folder
+from rats_video.backbones.wan import WanBackbone
+from rats_video.build.common import claim_folder, environment, pick_device
+from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
+from rats_video.config.load import load_config, write_resolved
+from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
+from rats_video.distill.gate import build_gate
+from rats_video.distill.horizon import match_horizons
+from rats_video.distill.step import Rats
+from rats_video.distill.store import DiskGuideStore
+from rats_video.distill.teacher import TeacherSampler
+from rats_video.errors import UserError
+from rats_video.evaluation.plots import plot_training
+from rats_video.files import write_json
+from rats_video.inference.student import StudentCard, save_student
+from rats_video.rewards.word_reward import WordReward
+from rats_video.training.checkpoint import list_checkpoints
+from rats_video.training.loop import train_loop
+from rats_video.training.metrics import read_metrics
+from rats_video.training.run_folder import RunFolder
+
+
+def build_backbone(cfg: DistillConfig, device: torch.device) -> WanBackbone:
+    """The base model, checked against the clip size."""
+    backbone = WanBackbone.from_pretrained(resolve_folder(cfg.model, where="model"), device)
+    backbone.latent_shape(cfg.clip.spec)
+    return backbone
+
+
+def build_reward(cfg: WordRewardConfig, device: torch.device, *, where: str) -> WordReward:
+    """The reward a configuration names."""
+    return WordReward.load(resolve_folder(cfg.path, where=f"{where}.path"), device)
+
+
+def checked_prompts(cfg: DistillConfig, backbone: WanBackbone) -> PromptSplit:
+    """The run's prompts, each of them known to the model's text encoder."""
+    prompts = load_prompts(cfg.prompts)
+    for prompt in (*prompts.train, *prompts.heldout):
+        check_prompt(prompt, backbone.unknown_words(prompt))
+    return prompts
+
+
+def build_rats(cfg: DistillConfig, backbone: WanBackbone) -> Rats:
+    """Student, teacher, reward and gate on one base."""
+    device = backbone.device
+    reward = build_reward(cfg.reward, device, where="reward")
+    student = backbone.twin()
+    teacher_model = backbone.twin() if isinstance(cfg.teacher, EmaTeacher) else backbone
+    teacher_model.denoiser.requires_grad_(requires_grad=False).eval()
+    store = None
+    if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
+        store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device)
+    return Rats(
+        student=student,
+        teacher=TeacherSampler(teacher_model, reward, cfg.teacher, cfg.shift, store),
+        reward=reward,
+        gate=build_gate(cfg.method.gate, backbone.temporal_stride),
+        method=cfg.method,
+        student_config=cfg.student,
+        shift=cfg.shift,
+    )
+
+
+def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, object]:
+    """Everything a frozen teacher's rollout depends on besides prompts and noise, weights included."""
+    folders = (resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path"))
+    weights = hashlib.sha256()
+    for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
+        weights.update(path.read_bytes())
+    sampling = {"num_steps": teacher.num_steps, "guidance_scale": teacher.guidance_scale, "shift": cfg.shift}
+    return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump()}
+
+
+def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> None:
+    """Claim the run's folder, or check that the run in it may be continued with this configuration.
+
+    Raises:
+        UserError: the folder holds something and neither flag is given, or `resume` meets another configuration.
+    """
+    if resume and run.config.is_file():
+        before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
+        if changed := _changed_keys(before, cfg):
+            raise UserError(
+                f"--resume with another configuration: {', '.join(changed)} differ",
+                where=str(run.root), fix="resume with the same options, or start anew with --overwrite",
+            )  # fmt: skip
+    else:
+        if resume and run.root.exists() and any(run.root.iterdir()):
+            raise UserError("not a run: it has no config.resolved.yaml", where=str(run.root), fix="check --output")
+        claim_folder(run.root, overwrite=overwrite)
+    write_resolved(cfg, run.config)
+
+
+def _changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
+    """Top-level keys that decide the training and differ; how long it runs and how it is judged may change."""
+    free = {"comparison", "evaluation", "heldout_reward"}
+    old, new = before.model_dump(exclude=free), after.model_dump(exclude=free)
+    for tree in (old, new):
+        for key in ("steps", "checkpoint_every", "keep_checkpoints"):
+            if key != "steps" or not after.training.optimizer.decay:
+                del tree["training"][key]
+    return [key for key in new if old[key] != new[key]]
+
+
+def run_distill(
+    *,
+    config: str,
+    overrides: Sequence[str],
+    output: Path,
+    seed: int | None,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+) -> list[str]:
+    """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
+    extra = [] if seed is None else [f"seed={seed}"]
+    cfg = load_config(DistillConfig, config, group="distill", overrides=[*overrides, *extra])
+    run = RunFolder(output)
+    distill(cfg, run, pick_device(device), resume=resume, overwrite=overwrite)
+    return [f"student: {run.student}", f"training figure: {run.curves}"]
+
+
+def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume: bool, overwrite: bool) -> None:
+    """Train a student; everything that can be wrong with the configuration is found before the folder is touched."""
+    for steps in cfg.student.num_steps:
+        _check_horizons(cfg, steps)
+    backbone = build_backbone(cfg, device)
+    prompts = checked_prompts(cfg, backbone)
+    rats = build_rats(cfg, backbone)
+    for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
+        if reward is not None:
+            build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
+    prepare_run(cfg, run, resume=resume, overwrite=overwrite)
+    write_json(run.environment, environment(device))
+    train_loop(rats, cfg, prompts.train, run)
+    clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
+    done = int(list_checkpoints(run.checkpoints)[-1].name.removeprefix("step-"))
+    card = StudentCard(cfg.model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed)
+    save_student(rats.student.denoiser, card, run.student)
+    plot_training(read_metrics(run.metrics), run.curves)
+
+
+def _check_horizons(cfg: DistillConfig, student_steps: int) -> None:
+    weights = cfg.method.shaping.horizon_weights
+    if weights is not None and (len(weights) != student_steps or sum(weights) == 0):
+        raise UserError(
+            f"needs {student_steps} weights that are not all 0, got {list(weights)}",
+            where="method.shaping.horizon_weights", fix="one a student step, or null",
+        )  # fmt: skip
+    if cfg.teacher.num_steps < student_steps:
+        raise UserError(
+            f"{cfg.teacher.num_steps} is fewer than the student's {student_steps}", where="teacher.num_steps"
+        )
+    match_horizons(student_steps, cfg.teacher.num_steps, cfg.shift)

@@ -1,0 +1,75 @@
+"""`run`: the whole workflow from one configuration into one folder, skipping what is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rats_video.build.common import pick_device
+from rats_video.build.distill import distill, prepare_run
+from rats_video.build.inference import compare_files, evaluate_files, load_student, sample_files
+from rats_video.config.distill import DistillConfig
+from rats_video.config.load import load_config
+from rats_video.datasets.prompts import load_prompts
+from rats_video.inference.student import CARD, load_card
+from rats_video.training.run_folder import RunFolder
+
+
+def run_all(
+    *,
+    config: str,
+    overrides: Sequence[str],
+    output: Path,
+    seed: int | None,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Distill, sample, compare and evaluate into OUTPUT; `say` is told what each step made.
+
+    What the folder already holds of the same configuration is kept and gone on with.
+    """
+    extra = [] if seed is None else [f"seed={seed}"]
+    cfg = load_config(DistillConfig, config, group="distill", overrides=[*overrides, *extra])
+    where, run = pick_device(device), RunFolder(output)
+    say("1/4 distill")
+    go_on = resume or (run.config.is_file() and not overwrite)
+    trained = (run.student / CARD).is_file() and load_card(run.student).steps >= cfg.training.steps
+    before = load_config(DistillConfig, str(run.config.resolve()), group="distill") if run.config.is_file() else None
+    if go_on and trained:
+        prepare_run(cfg, run, resume=True, overwrite=False)
+        say(f"    done before: {run.student}")
+    else:
+        distill(cfg, run, where, resume=go_on, overwrite=overwrite)
+        say(f"    student: {run.student}")
+        say(f"    training figure: {run.curves}")
+
+    loaded = load_student(output, where)
+    heldout = load_prompts(cfg.prompts).heldout
+    spec = loaded.spec(loaded.card.num_steps[0])
+    prompts = [heldout[i % len(heldout)] for i in range(cfg.comparison.num_videos)]
+    steps: list[tuple[str, Path, Callable[[], list[str]]]] = [
+        (
+            "2/4 sample",
+            run.samples / "manifest.json",
+            lambda: sample_files(loaded, prompts, spec, seed=cfg.seed, output=run.samples),
+        ),
+        (
+            "3/4 export comparison",
+            run.comparison / "index.json",
+            lambda: compare_files(cfg, loaded, prompts, spec, seed=cfg.seed, output=run.comparison),
+        ),
+        (
+            "4/4 evaluate",
+            run.evaluation / "evaluation.json",
+            lambda: evaluate_files(cfg, loaded, seed=cfg.seed, output=run.evaluation),
+        ),
+    ]
+    for name, made, step in steps:
+        say(name)
+        if not (trained and before == cfg):  # made with another student, or judged in another way
+            made.unlink(missing_ok=True)
+        for line in [f"done before: {made.parent}"] if made.is_file() else step():
+            say(f"    {line}")
+    say(f"Look first at {run.comparison} (videos), {run.curves} and {run.evaluation / 'evaluation.md'}")
