@@ -28,6 +28,14 @@ ARMS: dict[str, tuple[str, ...]] = {
 }
 BASE_NFE = (3, 4, 5, 8)
 STUDENT_NFE = 4
+PAIRS = (
+    ("rats_frame", "teacher"),
+    ("rats_clip", "teacher"),
+    ("rats_frame", "imitation"),
+    ("rats_frame", "reward_only"),
+    ("rats_frame", "no_gate"),
+    ("rats_frame", "rats_clip"),
+)
 
 
 def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
@@ -83,8 +91,7 @@ def judge(options: argparse.Namespace) -> None:
     (RESULTS / "proof.md").write_text(table + "\n", encoding="utf-8")
     by_name = {arm.arm: arm for arm in scores if arm.arm != "base"}
     pairs = {}
-    for ours, theirs in (("rats_frame", "teacher"), ("rats_clip", "teacher"), ("rats_frame", "imitation"),
-                         ("rats_frame", "reward_only"), ("rats_frame", "no_gate"), ("rats_frame", "rats_clip")):  # fmt: skip
+    for ours, theirs in PAIRS:
         names = by_name[ours].metrics
         estimates = {
             name: paired_difference(by_name[ours].metrics[name], by_name[theirs].metrics[name], by_name[ours].prompts)

@@ -72,9 +72,10 @@ def shuffle(clips: Tensor, _: Tensor, generator: Generator) -> tuple[Tensor, Ten
 
 
 def jitter(clips: Tensor, _: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Frames displaced by up to three pixels."""
+    """Frames displaced by one to three pixels along both axes."""
     batch, frames = clips.shape[:2]
-    offsets = torch.randint(-3, 4, (batch, frames, 2), generator=generator)
+    offsets = torch.randint(1, 4, (batch, frames, 2), generator=generator)
+    offsets = offsets * (2 * torch.randint(2, (batch, frames, 2), generator=generator) - 1)
     moves = offsets.any(dim=2).to(clips.device)
     damaged = torch.stack([
         torch.stack([frame.roll((int(dy), int(dx)), dims=(1, 2)) for frame, (dy, dx) in zip(clip, shifts, strict=True)])

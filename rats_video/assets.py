@@ -10,13 +10,18 @@ from rats_video.errors import UserError
 ASSETS = Path(__file__).parent / "assets"
 
 
+def is_embedded(name: str) -> bool:
+    """Whether a name is that of a folder that ships with the package."""
+    return name not in {"", ".", ".."} and "/" not in name and (ASSETS / name).is_dir()
+
+
 def resolve_folder(name_or_path: str, *, where: str) -> Path:
     """The folder a configuration names: an embedded one such as `tiny-wan`, or any path.
 
     Raises:
         UserError: there is no such folder.
     """
-    if (ASSETS / name_or_path).is_dir() and "/" not in name_or_path and name_or_path not in {"", ".", ".."}:
+    if is_embedded(name_or_path):
         return ASSETS / name_or_path
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():

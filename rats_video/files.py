@@ -25,14 +25,16 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
     Raises:
         UserError: the folder or the file cannot be written (permissions, a full disk, a folder in its place).
     """
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
+    unique = uuid.uuid4().hex
+    partial, old = (path.with_name(f".{unique}.{kind}{path.suffix}") for kind in ("partial", "old"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial
-            if path.is_dir() and partial.is_dir():
-                shutil.rmtree(path)
+            if path.is_dir() and partial.is_dir():  # a folder cannot be replaced: step aside, never delete first
+                path.replace(old)
             partial.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             if partial.is_dir():
                 shutil.rmtree(partial)

@@ -44,7 +44,9 @@ def claim_folder(folder: Path, *, overwrite: bool) -> None:
     if folder.exists() and any(folder.iterdir()):
         if not overwrite:
             raise UserError(
-                "already exists and is not empty", where=str(folder), fix="add --overwrite or another --output"
+                "already exists and is not empty",
+                where=str(folder),
+                fix="add --overwrite or another --output",
             )
         shutil.rmtree(folder)
     make_folder(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rats_video.assets import resolve_folder
+from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.common import claim_folder, environment, pick_device
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
@@ -45,8 +45,10 @@ def build_reward(cfg: WordRewardConfig, device: torch.device, *, where: str) -> 
 def checked_prompts(cfg: DistillConfig, backbone: WanBackbone) -> PromptSplit:
     """The run's prompts, each of them known to the model's text encoder."""
     prompts = load_prompts(cfg.prompts)
-    for prompt in (*prompts.train, *prompts.heldout):
-        check_prompt(prompt, backbone.unknown_words(prompt))
+    everything = (*prompts.train, *prompts.heldout)
+    if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
+        for prompt in everything:
+            check_prompt(prompt, backbone.unknown_words(prompt))
     return prompts
 
 
@@ -91,12 +93,14 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
         before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
         if changed := _changed_keys(before, cfg):
             raise UserError(
-                f"--resume with another configuration: {', '.join(changed)} differ",
-                where=str(run.root), fix="resume with the same options, or start anew with --overwrite",
+                f"holds a run of another configuration: {', '.join(changed)} differ",
+                where=str(run.root), fix="give the same options, another --output, or --overwrite to start anew",
             )  # fmt: skip
     else:
         if resume and run.root.exists() and any(run.root.iterdir()):
             raise UserError("not a run: it has no config.resolved.yaml", where=str(run.root), fix="check --output")
+        if run.config.is_file() and not overwrite:
+            raise UserError("holds a run", where=str(run.root), fix="--resume goes on with it, --overwrite replaces it")
         claim_folder(run.root, overwrite=overwrite)
     write_resolved(cfg, run.config)
 
@@ -145,7 +149,8 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     train_loop(rats, cfg, prompts.train, run)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = int(list_checkpoints(run.checkpoints)[-1].name.removeprefix("step-"))
-    card = StudentCard(cfg.model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed)
+    model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
+    card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed)
     save_student(rats.student.denoiser, card, run.student)
     plot_training(read_metrics(run.metrics), run.curves)
 

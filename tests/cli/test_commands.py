@@ -138,7 +138,7 @@ def test_second_run_skips_what_is_done(command: Command, sets: list[str], finish
 def test_run_of_another_configuration_is_refused(command: Command, sets: list[str], finished: Path) -> None:
     before = snapshot(finished)
     outcome = command("run", "--config", "tiny", "--output", finished, *sets, "--set", "method.alpha=1")
-    refused(outcome, f"{finished}: --resume with another configuration: method differ")
+    refused(outcome, f"{finished}: holds a run of another configuration: method differ")
     assert snapshot(finished) == before
 
 
@@ -346,7 +346,7 @@ def test_finished_run_is_refused_untouched(command: Command, sets: list[str], fi
     refused(command("distill", "--output", finished, *sets), f"{finished}: already exists and is not empty")
     changed = ["--resume", "--seed", "3", "--set", "method.alpha=1"]
     outcome = command("distill", "--output", finished, *sets, *changed)
-    refused(outcome, "--resume with another configuration: seed, method differ")
+    refused(outcome, "holds a run of another configuration: seed, method differ")
     assert snapshot(finished) == before
 
 
@@ -443,7 +443,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert "--resume" in outcome.err
     assert "Traceback" not in outcome.err
     assert names(tmp_path / "run" / "checkpoints") == ["step-000002"]
-    refused(distill(steps=4), "already exists and is not empty")
+    refused(distill(steps=4), "holds a run (--resume goes on with it, --overwrite replaces it)")
     assert distill("--resume", steps=4).code == 0
     assert metrics_steps(tmp_path / "run") == [1, 2, 3, 4]
     assert json.loads((tmp_path / "run" / "student" / "rats.json").read_text())["steps"] == 4

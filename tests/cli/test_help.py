@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import subprocess
 import sys
 import types
@@ -30,18 +31,29 @@ SUBCOMMANDS = {
     "export": ["comparison"],
     "train": ["vae", "teacher", "reward"],
 }
+BUILDERS = {
+    "distill": ["run_distill"],
+    "run": ["run_all"],
+    "inference": ["run_sample", "run_export_comparison", "run_evaluate"],
+    "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward"],
+}
 Outcome = tuple[int, str, str]
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """What the commands ask of a stand-in `rats_video.build`, by function."""
+    """What the commands ask of stand-ins for the modules of `rats_video.build`, by function."""
     made: dict[str, dict[str, Any]] = {}
-    build = types.ModuleType("rats_video.build")
-    names = ("distill", "all", "sample", "export_comparison", "evaluate", "train_vae", "train_teacher", "train_reward")
-    for name in names:
-        setattr(build, f"run_{name}", lambda name=name, **kwargs: made.update({f"run_{name}": kwargs}))
-    monkeypatch.setitem(sys.modules, "rats_video.build", build)
+
+    def stand_in(name: str, **kwargs: Any) -> list[str]:
+        made[name] = kwargs
+        return []
+
+    for module, names in BUILDERS.items():
+        build = types.ModuleType(f"rats_video.build.{module}")
+        for name in names:
+            setattr(build, name, functools.partial(stand_in, name))
+        monkeypatch.setitem(sys.modules, build.__name__, build)
     return made
 
 
@@ -175,7 +187,9 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
 def test_command_calls_build(
     command: Callable[..., Outcome], calls: dict[str, Any], arguments: str, function: str, expected: dict[str, Any]
 ) -> None:
-    assert command(*arguments.split()) == (0, "", "")
+    assert command(*arguments.split()) == (0, "" if function == "run_all" else "\n", "")
+    say = calls[function].pop("say", None)
+    assert (say is not None) == (function == "run_all")
     assert calls == {function: expected}
 
 
@@ -203,7 +217,7 @@ def test_failure_is_one_line(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.build"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.build.distill"], "run_distill", fail)
     found, out, err = command("distill")
     assert (found, out, calls) == (code, "", {})
     assert err.startswith(f"error: {line}")
@@ -215,7 +229,7 @@ def test_a_bug_keeps_its_traceback(calls: dict[str, Any], monkeypatch: pytest.Mo
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.build"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.build.distill"], "run_distill", fail)
     monkeypatch.setattr(sys, "argv", ["rats-video", "distill"])
     with pytest.raises(type(error)):
         cli.main()

@@ -87,5 +87,5 @@ def test_reward_prefers_the_clip_that_shows_the_prompt(name: str) -> None:
 def test_names_resolve_only_inside_the_assets(tmp_path: Path) -> None:
     assert resolve_folder("tiny-wan", where="model") == ASSETS / "tiny-wan"
     assert resolve_folder(str(tmp_path), where="model") == tmp_path
-    with pytest.raises(UserError, match="model: no such folder: tiny-wam .*did you mean tiny-wan"):
+    with pytest.raises(UserError, match=r"model: no such folder: tiny-wam .*did you mean tiny-wan"):
         resolve_folder("tiny-wam", where="model")
