@@ -112,6 +112,11 @@ class WanBackbone:
             if pixels % (stride * patch):
                 raise UserError(f"must be a multiple of {stride * patch}, got {pixels}", where=f"clip.{name}")
         frames = 1 + (clip.num_frames - 1) // self.temporal_stride
+        if frames % config.patch_size[0]:
+            raise UserError(
+                f"{clip.num_frames} give {frames} latent frames, which patches of {config.patch_size[0]} do not divide",
+                where="clip.num_frames",
+            )
         return config.in_channels, frames, clip.height // stride, clip.width // stride
 
     def sample_noise(self, batch: int, clip: ClipSpec, generator: Generator) -> Tensor:

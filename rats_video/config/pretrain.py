@@ -41,6 +41,9 @@ class VaeConfig(Config):
     model: VaeModelConfig = VaeModelConfig()
     stages: tuple[VaeStageConfig, ...] = Field(min_length=1)
     object_weight: PositiveFloat = Field(15.0, description="extra loss weight of pixels off the background")
+    prune_channels: PositiveInt | None = Field(
+        None, description="keep only this many principal components of the latent channels, at the end"
+    )
     stats_clips: PositiveInt = Field(512, description="clips from which latents_mean and latents_std are measured")
     eval_clips: PositiveInt = 64
 

@@ -343,7 +343,10 @@ def test_folder_that_holds_something_is_refused_untouched(distill: Command, tmp_
 
 def test_finished_run_is_refused_untouched(command: Command, sets: list[str], finished: Path) -> None:
     before = snapshot(finished)
-    refused(command("distill", "--output", finished, *sets), f"{finished}: holds a run (--resume goes on with it, --overwrite replaces it)")
+    refused(
+        command("distill", "--output", finished, *sets),
+        f"{finished}: holds a run (--resume goes on with it, --overwrite replaces it)",
+    )
     changed = ["--resume", "--seed", "3", "--set", "method.alpha=1"]
     outcome = command("distill", "--output", finished, *sets, *changed)
     refused(outcome, "holds a run of another configuration: seed, method differ")

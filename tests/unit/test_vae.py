@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rats_video.backbones.wan import decode_unclamped
 from rats_video.config.pretrain import VaeConfig
+from rats_video.datasets.shapes import split_combinations
 from rats_video.seeds import seeded
-from rats_video.training.vae import build_vae, train_vae, vae_loss
+from rats_video.training.vae import build_vae, draw_shapes, prune_latents, train_vae, vae_loss
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +150,28 @@ def test_loss_weighs_the_object_up(fresh: Any, vae_config: VaeConfig, monkeypatc
     loss, mse = vae_loss(fresh, videos, vae_config, vae_config.stages[0], seeded(0))
     assert mse.item() == pytest.approx(off**2 / 4)
     assert loss.item() == pytest.approx((1 + 15.0 * 64 / 1024) * (off + 4 * off**2), rel=1e-5)
+
+
+def test_pruned_latents_are_the_principal_components_of_the_old_ones() -> None:
+    cfg = VaeConfig.model_validate({
+        "model": {"base_dim": 8, "latent_channels": 6, "patch_size": 2, "dim_mult": [1, 1, 1]},
+        "clip": {"num_frames": 5, "height": 32, "width": 32},
+        "stages": [{"num_frames": 1, "batch_size": 1, "steps": 1, "lr": 1.0}],
+        "stats_clips": 32,
+        "prune_channels": 6,
+    })  # fmt: skip
+    torch.manual_seed(3)
+    vae = build_vae(cfg).eval()
+    torch.nn.init.zeros_(vae.post_quant_conv.bias)  # zero padding stays zero only without it
+    train, _ = split_combinations()
+    rotated = prune_latents(vae, cfg, train)
+    pruned = prune_latents(vae, cfg.model_copy(update={"prune_channels": 2}), train)
+    videos, _ = draw_shapes(train, 4, cfg.clip.spec, (9,), torch.device("cpu"))
+    pixels = videos.transpose(1, 2) * 2 - 1
+    with torch.no_grad():
+        old, new, few = (model.encode(pixels).latent_dist.mean for model in (vae, rotated, pruned))
+        assert new.norm() == pytest.approx(float(old.norm()), rel=1e-4)
+        torch.testing.assert_close(new[:, :2].abs(), few.abs(), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(decode_unclamped(rotated, new), decode_unclamped(vae, old), rtol=1e-3, atol=1e-4)
+    assert new.square().mean(dim=(0, 2, 3, 4)).diff().le(1e-6).all()  # the largest component first
+    assert len(pruned.config.latents_std) == 2
