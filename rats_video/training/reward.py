@@ -124,7 +124,7 @@ def train_reward(cfg: RewardTrainConfig, backbone: WanBackbone) -> tuple[WordRew
             loss.backward()
             torch.nn.utils.clip_grad_norm_(reward.parameters(), cfg.optimizer.max_grad_norm)
             optimizer.step()
-            progress.advance(**{name: float(value) for name, value in losses.items()})
+            progress.advance(**{name: float(value.detach()) for name, value in losses.items()})
     reward.eval()
     return reward, evaluate_reward(reward, sample_pool(backbone, cfg, heldout, cfg.eval_clips, stream=13))
 

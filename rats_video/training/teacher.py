@@ -142,7 +142,7 @@ def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTr
             torch.nn.utils.clip_grad_norm_(backbone.denoiser.parameters(), cfg.optimizer.max_grad_norm)
             optimizer.step()
             update_ema(average, backbone.denoiser, min(cfg.ema_decay, (1 + step) / (10 + step)))
-            progress.advance(loss=float(loss))
+            progress.advance(loss=float(loss.detach()))
             if (step + 1) % cfg.checkpoint_every == 0:
                 with replacing(checkpoint, "checkpoint") as aside:
                     average.save_pretrained(aside / "transformer")
