@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from rats_video.config.load import load_config
+from rats_video.config.schema import Config
 from rats_video.errors import UserError
+
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 def pick_device(name: str) -> torch.device:
@@ -35,6 +41,14 @@ def environment(device: torch.device) -> dict[str, str]:
         "device": f"{device.type}: {hardware}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def load_seeded(
+    model: type[ConfigT], config: str, *, group: str, overrides: Sequence[str], seed: int | None
+) -> ConfigT:
+    """The configuration a command was given; `--seed` is its last override."""
+    extra = [] if seed is None else [f"seed={seed}"]
+    return load_config(model, config, group=group, overrides=[*overrides, *extra])
 
 
 def claim_folder(folder: Path, *, overwrite: bool) -> None:

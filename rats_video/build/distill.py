@@ -10,7 +10,7 @@ import torch
 
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.common import claim_folder, environment, pick_device
+from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
 from rats_video.config.load import load_config, write_resolved
 from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
@@ -127,8 +127,7 @@ def run_distill(
     overwrite: bool,
 ) -> list[str]:
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
-    extra = [] if seed is None else [f"seed={seed}"]
-    cfg = load_config(DistillConfig, config, group="distill", overrides=[*overrides, *extra])
+    cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     run = RunFolder(output)
     distill(cfg, run, pick_device(device), resume=resume, overwrite=overwrite)
     return [f"student: {run.student}", f"training figure: {run.curves}"]

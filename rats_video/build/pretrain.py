@@ -12,8 +12,7 @@ import torch
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.common import claim_folder, environment, pick_device
-from rats_video.config.load import load_config
+from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
 from rats_video.config.pretrain import RewardTrainConfig, TeacherTrainConfig, VaeConfig
 from rats_video.files import write_json
 from rats_video.training.reward import train_reward
@@ -34,16 +33,11 @@ def _record(folder: Path, cfg: Any, seconds: float, device: torch.device, metric
     return [*(f"{name}: {value:.4g}" for name, value in metrics.items()), f"{seconds:.0f} s: {folder}"]
 
 
-def _pretrain_config(model: type[Any], group: str, config: str, overrides: Sequence[str], seed: int | None) -> Any:
-    extra = [] if seed is None else [f"seed={seed}"]
-    return load_config(model, config, group=group, overrides=[*overrides, *extra])
-
-
 def run_train_vae(
     *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], overwrite: bool
 ) -> list[str]:
     """`train vae`: OUTPUT/vae and OUTPUT/training.json."""
-    cfg = _pretrain_config(VaeConfig, "vae", config, overrides, seed)
+    cfg = load_seeded(VaeConfig, config, group="vae", overrides=overrides, seed=seed)
     where = pick_device(device)
     if overwrite or not (output / "stage-1").is_dir():  # finished stages are kept: an interrupted run goes on
         claim_folder(output, overwrite=overwrite)
@@ -59,7 +53,7 @@ def run_train_teacher(
     """`train teacher`: a folder that `diffusers.WanPipeline` loads."""
     from diffusers import AutoencoderKLWan
 
-    cfg = _pretrain_config(TeacherTrainConfig, "teacher", config, overrides, seed)
+    cfg = load_seeded(TeacherTrainConfig, config, group="teacher", overrides=overrides, seed=seed)
     where = pick_device(device)
     vae_folder = resolve_folder(cfg.vae, where="vae")
     init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
@@ -77,7 +71,7 @@ def run_train_reward(
     *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], overwrite: bool
 ) -> list[str]:
     """`train reward`: a folder that the `word` reward loads."""
-    cfg = _pretrain_config(RewardTrainConfig, "reward", config, overrides, seed)
+    cfg = load_seeded(RewardTrainConfig, config, group="reward", overrides=overrides, seed=seed)
     where = pick_device(device)
     backbone = WanBackbone.from_pretrained(resolve_folder(cfg.model, where="model"), where)
     claim_folder(output, overwrite=overwrite)

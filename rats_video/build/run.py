@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rats_video.build.common import pick_device
+from rats_video.build.common import load_seeded, pick_device
 from rats_video.build.distill import distill, prepare_run
 from rats_video.build.inference import compare_files, evaluate_files, load_student, sample_files
 from rats_video.config.distill import DistillConfig
@@ -30,8 +30,7 @@ def run_all(
 
     What the folder already holds of the same configuration is kept and gone on with.
     """
-    extra = [] if seed is None else [f"seed={seed}"]
-    cfg = load_config(DistillConfig, config, group="distill", overrides=[*overrides, *extra])
+    cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     where, run = pick_device(device), RunFolder(output)
     say("1/4 distill")
     go_on = resume or (run.config.is_file() and not overwrite)

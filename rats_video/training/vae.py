@@ -117,7 +117,8 @@ def prune_latents(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes])
 
     A small autoencoder fills few of its channels: on the shapes 5 of 16 hold 98% of the variance, and a denoiser that
     must reproduce the noise on the other 11 learns little else. The projection is linear, so it folds into the last
-    convolution of the encoder and the first of the decoder.
+    convolution of the encoder and the first of the decoder. The small bias between them (post_quant_conv) is dropped:
+    it would have to be padded with, where convolutions pad with zeros.
     """
     kept = cfg.prune_channels
     assert kept is not None
