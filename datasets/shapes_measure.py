@@ -55,6 +55,7 @@ class ShapeReadings:
 
     Args:
         words: a `[B]` index into `WORDS[name]` for each name in `ATTRIBUTES`, `UNREADABLE` where no word holds.
+        frame_words: the same frame by frame, `[B, T]`, for what a single frame can show: color and shape.
         smoothness: `[B]` in [0, 1], the mean over inner frames of exp(-wobble / 1 px - flicker / 0.1). Wobble is the
             length of the centroid's second difference; flicker the mean absolute change of the pixels outside the
             object. A frame counts 0 where it or a neighbour lacks the object. Uniform motion, and rest, score 1.
@@ -64,6 +65,7 @@ class ShapeReadings:
     """
 
     words: dict[str, Tensor]
+    frame_words: dict[str, Tensor]
     smoothness: Tensor
     constancy: Tensor
 
@@ -117,6 +119,7 @@ def read_shapes(videos: Tensor) -> ShapeReadings:
     parts = [_read_chunk(videos[i : i + _CHUNK].float()) for i in range(0, len(videos), _CHUNK)]
     return ShapeReadings(
         words={name: torch.cat([part.words[name] for part in parts]) for name in ATTRIBUTES},
+        frame_words={name: torch.cat([part.frame_words[name] for part in parts]) for name in parts[0].frame_words},
         smoothness=torch.cat([part.smoothness for part in parts]),
         constancy=torch.cat([part.constancy for part in parts]),
     )
@@ -136,7 +139,7 @@ def _read_chunk(videos: Tensor) -> ShapeReadings:
         "direction": direction,
         "background": _agreed(_nearest(border, BACKGROUNDS).flatten(1), len(BACKGROUNDS)),
     }
-    return ShapeReadings(words, _smoothness(videos, scene), _constancy(scene))
+    return ShapeReadings(words, {"color": color, "shape": shape}, _smoothness(videos, scene), _constancy(scene))
 
 
 class _Scene(NamedTuple):

@@ -62,8 +62,10 @@ def run_train_teacher(
     began = time.monotonic()
     backbone, metrics = train_teacher(cfg, vae, init, where, output)
     save_pipeline(backbone, output, shift=cfg.shift)
-    if (record := vae_folder / "training.json").is_file():
-        shutil.copy(record, output / "vae" / record.name)
+    for record in (vae_folder / "vae" / "training.json", vae_folder / "training.json"):  # of a pipeline, of `train vae`
+        if record.is_file():
+            shutil.copy(record, output / "vae" / record.name)
+            break
     return _record(output, cfg, time.monotonic() - began, where, metrics)
 
 

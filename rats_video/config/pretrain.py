@@ -6,7 +6,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from rats_video.config.schema import ClipConfig, Config, NonNegativeFloat, OptimizerConfig, PositiveFloat, PositiveInt
+from rats_video.config.schema import (
+    ClipConfig,
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    OptimizerConfig,
+    PositiveFloat,
+    PositiveInt,
+)
 
 
 class VaeModelConfig(Config):
@@ -106,6 +114,10 @@ class RewardTrainConfig(Config):
     num_round_trips: PositiveInt = Field(1000, description="rendered clips sent through the VAE and back")
     batch_size: PositiveInt = 24
     steps: PositiveInt = 3000
+    word_steps: NonNegativeInt = Field(
+        300, description="first steps, on rendered clips and words alone; samples too early only confuse"
+    )
+    preference_weight: NonNegativeFloat = Field(0.3, description="of the preferences beside the words")
     optimizer: OptimizerConfig
     label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="keeps log-odds, and so the score, bounded")
     eval_clips: PositiveInt = 256

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,43 +26,56 @@ from rats_video.training.vae import draw_shapes
 _PREFERENCE_MARGIN = 0.1  # smoothness + constancy, each in [0, 1]
 
 
-@dataclass(frozen=True)
-class ClipPool:
-    """Clips kept as bytes, with what they measurably show and the prompts they were drawn for.
+class ClipTargets(NamedTuple):
+    """What N clips show: words `[N, V]` and, frame by frame, `[N, T, V]`, each 0 or 1; `craft` `[N]` in [0, 2].
 
-    `videos` is `[N, T, 3, H, W]` uint8, `words` `[N, V]`, `craft` `[N]` smoothness + constancy, in [0, 2].
+    Craft is smoothness + constancy. A frame's colour and shape are its own, so that every frame set right counts; its
+    other words are the clip's.
     """
 
-    videos: Tensor
     words: Tensor
+    frame_words: Tensor
     craft: Tensor
+
+
+@dataclass(frozen=True)
+class ClipPool:
+    """Clips `[N, T, 3, H, W]` kept as bytes, with what they measurably show and the prompts they were drawn for."""
+
+    videos: Tensor
+    targets: ClipTargets
     prompts: list[str]
 
-    def take(self, index: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Videos in [0, 1], words and craft of some clips."""
-        return self.videos[index].to(device).float() / 255, self.words[index].to(device), self.craft[index].to(device)
+    def take(self, index: Tensor, device: torch.device) -> tuple[Tensor, ClipTargets]:
+        """Videos in [0, 1] and targets of some clips."""
+        return self.videos[index].to(device).float() / 255, ClipTargets(*(t[index].to(device) for t in self.targets))
 
 
-def word_targets(videos: Tensor) -> tuple[Tensor, Tensor]:
-    """What clips measurably show: words `[B, V]` (0 / 1, all words of an unreadable attribute are 0), craft `[B]`."""
+def measured_targets(videos: Tensor) -> ClipTargets:
+    """What clips measurably show; all words of an attribute that cannot be read are 0."""
     readings = read_shapes(videos)
-    targets = [
-        (readings.words[name][:, None] == torch.arange(len(WORDS[name]), device=videos.device)).float()
-        for name in ATTRIBUTES
-    ]
-    return torch.cat(targets, dim=1), readings.smoothness + readings.constancy
+    clip, frames = [], []
+    for name in ATTRIBUTES:
+        index = torch.arange(len(WORDS[name]), device=videos.device)
+        words = readings.words[name][:, None].expand(-1, videos.shape[1])
+        clip.append((readings.words[name][:, None] == index).float())
+        frames.append((readings.frame_words.get(name, words)[..., None] == index).float())
+    return ClipTargets(torch.cat(clip, dim=-1), torch.cat(frames, dim=-1), readings.smoothness + readings.constancy)
 
 
 def _pool(videos: Tensor, prompts: list[str]) -> ClipPool:
-    words, craft = word_targets(videos)
-    return ClipPool((videos * 255).round().byte().cpu(), words.cpu(), craft.cpu(), prompts)
+    targets = ClipTargets(*(target.cpu() for target in measured_targets(videos)))
+    return ClipPool((videos * 255).round().byte().cpu(), targets, prompts)
+
+
+def _joined(targets: Sequence[ClipTargets]) -> ClipTargets:
+    return ClipTargets(*(torch.cat(parts) for parts in zip(*targets, strict=True)))
 
 
 def _concatenate(pools: Sequence[ClipPool]) -> ClipPool:
     return ClipPool(
         videos=torch.cat([pool.videos for pool in pools]),
-        words=torch.cat([pool.words for pool in pools]),
-        craft=torch.cat([pool.craft for pool in pools]),
+        targets=_joined([pool.targets for pool in pools]),
         prompts=[prompt for pool in pools for prompt in pool.prompts],
     )
 
@@ -118,7 +132,10 @@ def train_reward(cfg: RewardTrainConfig, backbone: WanBackbone) -> tuple[WordRew
         for step in range(cfg.steps):
             for group in optimizer.param_groups:
                 group["lr"] = cosine_lr(step, cfg.steps, cfg.optimizer.lr, warmup=cfg.optimizer.warmup_steps)
-            losses = reward_losses(reward, cfg, train, trips, samples, step)
+            if step < cfg.word_steps:
+                losses = word_losses(reward, cfg, train, step)
+            else:
+                losses = reward_losses(reward, cfg, train, trips, samples, step)
             loss = sum(losses.values(), torch.zeros((), device=device))
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -127,6 +144,25 @@ def train_reward(cfg: RewardTrainConfig, backbone: WanBackbone) -> tuple[WordRew
             progress.advance(**{name: float(value.detach()) for name, value in losses.items()})
     reward.eval()
     return reward, evaluate_reward(reward, sample_pool(backbone, cfg, heldout, cfg.eval_clips, stream=13))
+
+
+def word_losses(
+    reward: WordReward, cfg: RewardTrainConfig, combinations: list[ShapeAttributes], step: int
+) -> dict[str, Tensor]:
+    """Cross-entropy of each word's presence, by clip and by frame, on as many rendered clips as a whole step sees."""
+    generator, device = seeded(cfg.seed, 16, step), next(reward.parameters()).device
+    videos, attributes = draw_shapes(combinations, 3 * cfg.batch_size, cfg.clip.spec, (cfg.seed, 17, step), device)
+    words = reward.mentioned_words([a.prompt for a in attributes]).to(videos)
+    clip, frames = reward.logits(_grainy(videos, generator))
+    return {"words": _word_loss(clip, frames, words, words[:, None].expand(-1, frames.shape[1], -1), cfg)}
+
+
+def _word_loss(clip: Tensor, frames: Tensor, words: Tensor, frame_words: Tensor, cfg: RewardTrainConfig) -> Tensor:
+    """Cross-entropy of each word's presence in the clip, and half as much by frame; labels are smoothed."""
+    low, high = cfg.label_smoothing, 1 - cfg.label_smoothing
+    by_clip = F.binary_cross_entropy_with_logits(clip[:, :-1], words.clamp(low, high))
+    by_frame = F.binary_cross_entropy_with_logits(frames[..., :-1], frame_words.clamp(low, high))
+    return by_clip + 0.5 * by_frame
 
 
 def reward_losses(
@@ -144,39 +180,36 @@ def reward_losses(
     """
     generator, device = seeded(cfg.seed, 14, step), next(reward.parameters()).device
     half = cfg.batch_size // 2
-    rendered, attributes = draw_shapes(combinations, half, cfg.clip.spec, (cfg.seed, 15, step), device)
-    rendered_words = reward.mentioned_words([a.prompt for a in attributes]).to(rendered)
-    tripped, tripped_words, _ = trips.take(_choose(len(trips.prompts), half, generator), device)
-    clean, clean_words = torch.cat([rendered, tripped]), torch.cat([rendered_words, tripped_words])
+    rendered, _ = draw_shapes(combinations, half, cfg.clip.spec, (cfg.seed, 15, step), device)
+    tripped, tripped_targets = trips.take(_choose(len(trips.prompts), half, generator), device)
+    clean = torch.cat([rendered, tripped])
     damaged, damaged_frames = corrupt(clean, generator)
-    sampled, sampled_words, craft = samples.take(_choose(len(samples.prompts), cfg.batch_size, generator), device)
-    damaged_words, _ = word_targets(damaged)
+    sampled, sampled_targets = samples.take(_choose(len(samples.prompts), cfg.batch_size, generator), device)
+    targets = _joined([measured_targets(rendered), tripped_targets, measured_targets(damaged), sampled_targets])
 
-    videos = torch.cat([clean, damaged, sampled])
-    videos = videos + 0.02 * torch.randn(videos.shape, generator=generator).to(device)
-    clip, frames = reward.logits(videos)
-    words = torch.cat([clean_words, damaged_words, sampled_words])
-    words = words * (1 - 2 * cfg.label_smoothing) + cfg.label_smoothing
-    is_whole = torch.cat([torch.ones(len(clean)), torch.zeros(len(damaged)), torch.ones(len(sampled))]).to(device)
-    frame_loss = F.binary_cross_entropy_with_logits(
-        frames[..., :-1], words[:, None].expand(-1, frames.shape[1], -1), reduction="none"
-    ).mean(dim=(1, 2))
-
+    clip, frames = reward.logits(_grainy(torch.cat([clean, damaged, sampled]), generator))
     good, bad = clip[: len(clean), -1], clip[len(clean) : 2 * len(clean), -1]
     good_frames, bad_frames = frames[: len(clean), :, -1], frames[len(clean) : 2 * len(clean), :, -1]
     quality = clip[2 * len(clean) :, -1]
     left, right = quality.chunk(2)
-    left_craft, right_craft = craft.chunk(2)
+    left_craft, right_craft = sampled_targets.craft.chunk(2)
     decided = (left_craft - right_craft).abs() > _PREFERENCE_MARGIN
     sign = torch.sign(left_craft - right_craft)
+    preference = (
+        -F.logsigmoid(good - bad).mean()
+        - (F.logsigmoid(good_frames - bad_frames) * damaged_frames).sum() / damaged_frames.sum().clamp(min=1)
+        - (F.logsigmoid(sign * (left - right)) * decided).sum() / decided.sum().clamp(min=1)
+    )
     anchor = _anchor(good, bad, cfg.label_smoothing) + _anchor(good_frames, bad_frames, cfg.label_smoothing)
     return {
-        "words": F.binary_cross_entropy_with_logits(clip[:, :-1], words) + 0.5 * (frame_loss * is_whole).mean(),
-        "preference": -F.logsigmoid(good - bad).mean()
-        - (F.logsigmoid(good_frames - bad_frames) * damaged_frames).sum() / damaged_frames.sum().clamp(min=1)
-        - (F.logsigmoid(sign * (left - right)) * decided).sum() / decided.sum().clamp(min=1),
+        "words": _word_loss(clip, frames, targets.words, targets.frame_words, cfg),
+        "preference": cfg.preference_weight * preference,
         "anchor": 0.1 * anchor,
-    }  # fmt: skip
+    }
+
+
+def _grainy(videos: Tensor, generator: torch.Generator) -> Tensor:
+    return videos + 0.02 * torch.randn(videos.shape, generator=generator).to(videos.device)
 
 
 def _choose(total: int, batch: int, generator: torch.Generator) -> Tensor:
@@ -191,29 +224,43 @@ def _anchor(good: Tensor, bad: Tensor, smoothing: float) -> Tensor:
 
 @torch.no_grad()
 def evaluate_reward(reward: WordReward, pool: ClipPool) -> dict[str, float]:
-    """On sampled clips: balanced accuracy of "the prompted word is shown" by attribute, and what ranks by adherence."""
+    """On sampled clips, by attribute: how often it is shown, and the balanced accuracy of "the prompted word is shown".
+
+    Colour and shape by frame as well, since few clips may show a shape throughout. `rank_correlation` is Spearman's,
+    of score and measured adherence.
+    """
     device = next(reward.parameters()).device
-    logits, scores = [], []
+    logits, frame_logits, scores = [], [], []
     for index in torch.arange(len(pool.prompts)).split(64):
-        videos, _, _ = pool.take(index, device)
-        logits.append(reward.logits(videos)[0][:, :-1].cpu())
+        videos, _ = pool.take(index, device)
+        clip, frames = reward.logits(videos)
+        logits.append(clip[:, :-1].cpu())
+        frame_logits.append(frames[..., :-1].cpu())
         scores.append(reward(videos, [pool.prompts[i] for i in index]).clip.cpu())
-    predicted = torch.cat(logits) > 0
+    said, said_by_frame = torch.cat(logits) > 0, torch.cat(frame_logits) > 0
+    shown, shown_by_frame = pool.targets.words > 0, pool.targets.frame_words > 0
     mentioned = reward.mentioned_words(pool.prompts)
     metrics: dict[str, float] = {}
     start = 0
     for name, words in WORDS.items():
-        columns = slice(start, start + len(words))
+        place = torch.arange(mentioned.shape[1])
+        columns = mentioned & (place >= start) & (place < start + len(words))  # one in each row
         start += len(words)
-        said = (predicted[:, columns] & mentioned[:, columns]).any(dim=1)
-        shown = (pool.words[:, columns].bool() & mentioned[:, columns]).any(dim=1)
-        rates = [(said == shown)[shown == truth].float().mean() for truth in (True, False) if (shown == truth).any()]
-        metrics[f"accuracy_{name}"] = float(torch.stack(rates).mean())
-        metrics[f"shown_{name}"] = float(shown.float().mean())
-    adherence = (pool.words.bool() & mentioned).sum(dim=1).float()
+        metrics[f"shown_{name}"] = float(shown[columns].float().mean())
+        metrics[f"accuracy_{name}"] = _balanced_accuracy(said[columns], shown[columns])
+        if name in {"color", "shape"}:
+            by_frame = columns[:, None].expand_as(said_by_frame)
+            metrics[f"frame_accuracy_{name}"] = _balanced_accuracy(said_by_frame[by_frame], shown_by_frame[by_frame])
+    adherence = (shown & mentioned).sum(dim=1).float()
     ranks = torch.stack([_ranks(torch.cat(scores)), _ranks(adherence)])
     metrics["rank_correlation"] = float(torch.corrcoef(ranks)[0, 1])
     return metrics
+
+
+def _balanced_accuracy(said: Tensor, truth: Tensor) -> float:
+    """Mean over the true and the false cases of how often they are told; over those that occur."""
+    rates = [(said == truth)[truth == case].float().mean() for case in (True, False) if (truth == case).any()]
+    return float(torch.stack(rates).mean())
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ def log_probability(logit: float) -> float:
     return -math.log1p(math.exp(-logit))
 
 
-def score(logits: Sequence[float], words: Sequence[int]) -> float:
-    return sum(log_probability(logits[w]) for w in words) / len(words) + 0.5 * log_probability(logits[-1])
+def alignment(logits: Sequence[float], words: Sequence[int]) -> float:
+    return sum(log_probability(logits[w]) for w in words) / len(words)
 
 
 def test_score_is_the_formula(reward: WordReward, videos: Tensor) -> None:
@@ -46,9 +46,11 @@ def test_score_is_the_formula(reward: WordReward, videos: Tensor) -> None:
     assert (clip.shape, frames.shape) == ((3, 5), (3, 9, 5))
     assert scores.frames is not None
     for row, words in enumerate(([0, 2], [1, 3], [0, 1, 2, 3])):
-        assert scores.clip[row].item() == pytest.approx(score(clip[row].tolist(), words), rel=1e-5)
+        by_frame = [alignment(frames[row, frame].tolist(), words) for frame in range(9)]
+        by_clip = (alignment(clip[row].tolist(), words) + sum(by_frame) / 9) / 2
+        assert scores.clip[row].item() == pytest.approx(by_clip + 0.5 * log_probability(clip[row, -1].item()), rel=1e-5)
         for frame in range(9):
-            expected = score(frames[row, frame].tolist(), words)
+            expected = by_frame[frame] + 0.5 * log_probability(frames[row, frame, -1].item())
             assert scores.frames[row, frame].item() == pytest.approx(expected, rel=1e-5)
     total = scores.parts["alignment"] + 0.5 * scores.parts["quality"]
     torch.testing.assert_close(scores.clip, total)

@@ -1,0 +1,165 @@
+"""`train teacher` and `train reward`, driven as a user would, and what the reward learns from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from rats_video.backbones.wan import WanBackbone
+from rats_video.datasets.shapes import SHAPES_CLIP, WORDS, ShapeAttributes, render
+from rats_video.rewards.word_reward import WordReward
+from rats_video.seeds import seeded
+from rats_video.training.reward import ClipPool, ClipTargets, evaluate_reward, measured_targets
+
+Command = Callable[..., Any]
+VOCABULARY = [word for words in WORDS.values() for word in words]
+
+TEACHER = """
+clip: {{num_frames: 5, height: 32, width: 32}}
+vae: {model}
+transformer: {{num_heads: 2, head_dim: 8, ffn_dim: 32, num_layers: 1, patch_size: [1, 2, 2]}}
+text_encoder: {{d_model: 16, num_layers: 1, num_heads: 2}}
+num_clips: 64
+batch_size: 4
+steps: 3
+optimizer: {{lr: 1.0e-3}}
+eval_clips: 2
+eval_steps: 5
+"""
+REWARD = """
+clip: {{num_frames: 5, height: 32, width: 32}}
+model: {model}
+width: 16
+sample_steps: [2]
+num_samples: 40
+num_round_trips: 40
+batch_size: 4
+word_steps: {word_steps}
+steps: {steps}
+optimizer: {{lr: 5.0e-3}}
+eval_clips: 40
+"""
+
+
+def train(command: Command, kind: str, text: str, output: Path, *options: str) -> dict[str, Tensor]:
+    """Weights after a training run."""
+    config = output.with_suffix(".yaml")
+    config.write_text(text)
+    code, out, err = command("train", kind, "--config", config, "--output", output, *options)
+    assert code == 0, err
+    record = json.loads((output / "training.json").read_text())
+    assert out.endswith(f" s: {output}\n")
+    for name, value in record["metrics"].items():
+        assert 0 <= value <= 1 or name == "rank_correlation", name
+    return load_file(next(output.glob("transformer/*.safetensors"), output / "model.safetensors"))
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_teacher_is_reproducible_and_starts_where_init_says(command: Command, tiny_wan: Path, tmp_path: Path) -> None:
+    text = TEACHER.format(model=tiny_wan)
+    first = train(command, "teacher", text, tmp_path / "first")
+    assert same(first, train(command, "teacher", text, tmp_path / "again"))
+    assert not same(first, train(command, "teacher", text, tmp_path / "other", "--seed", "1"))
+    # A learning rate of 0 leaves the weights where they started.
+    going_on = text.replace("1.0e-3", "1.0e-30").replace("steps: 3", "steps: 1")
+    resumed = train(command, "teacher", going_on, tmp_path / "on", "--set", f"init={tmp_path / 'first'}")
+    for key, value in resumed.items():
+        torch.testing.assert_close(value, first[key], atol=1e-6, rtol=0)
+    assert (tmp_path / "on" / "model_index.json").is_file()
+    assert WanBackbone.from_pretrained(tmp_path / "on").unknown_words("a red zebra") == ["zebra"]
+
+
+def test_teacher_carries_its_vae_and_that_vae_s_own_record(command: Command, tiny_wan: Path, tmp_path: Path) -> None:
+    train(command, "teacher", TEACHER.format(model=tiny_wan), tmp_path / "first")
+    (tmp_path / "first" / "vae" / "training.json").write_text('{"of": "the VAE"}')
+    train(command, "teacher", TEACHER.format(model=tmp_path / "first"), tmp_path / "second")
+    assert json.loads((tmp_path / "second" / "vae" / "training.json").read_text()) == {"of": "the VAE"}
+    weights = [load_file(next((folder / "vae").glob("*.safetensors"))) for folder in (tiny_wan, tmp_path / "second")]
+    assert same(*weights)
+
+
+def test_reward_is_reproducible_and_loads(command: Command, tiny_wan: Path, tmp_path: Path) -> None:
+    text = REWARD.format(model=tiny_wan, word_steps=1, steps=3)
+    first = train(command, "reward", text, tmp_path / "first")
+    assert same(first, train(command, "reward", text, tmp_path / "again"))
+    assert not same(first, train(command, "reward", text, tmp_path / "other", "--seed", "1"))
+    assert same(first, WordReward.load(tmp_path / "first").state_dict())
+
+
+def test_reward_reads_the_background_after_forty_steps(command: Command, tiny_wan: Path, tmp_path: Path) -> None:
+    train(command, "reward", REWARD.format(model=tiny_wan, word_steps=40, steps=40), tmp_path / "reward")
+    reward = WordReward.load(tmp_path / "reward")
+    clips = [ShapeAttributes("fast", "red", "circle", "left", background) for background in WORDS["background"]]
+    logits, _ = reward.logits(render(clips, SHAPES_CLIP, seeded(3)))
+    first = VOCABULARY.index(WORDS["background"][0])
+    assert logits[:, first : first + len(clips)].argmax(dim=1).tolist() == list(range(len(clips)))
+
+
+# ------------------------------------------------------------------------------------------------------------ targets
+
+
+def shown(row: Tensor) -> list[str]:
+    return [word for word, there in zip(VOCABULARY, row.tolist(), strict=True) if there]
+
+
+def test_targets_are_the_words_a_rendered_clip_shows() -> None:
+    attributes = ShapeAttributes("slow", "cyan", "square", "up", "white")
+    targets = measured_targets(render([attributes], SHAPES_CLIP, seeded(1)))
+    assert set(shown(targets.words[0])) == {"slow", "cyan", "square", "up", "white"}
+    assert torch.equal(targets.frame_words, targets.words[:, None].expand(-1, 17, -1))
+    assert targets.craft.item() > 1.9
+
+
+def test_a_frame_has_its_own_colour_and_shape() -> None:
+    path = {"speed": "slow", "direction": "up", "background": "white"}
+    red, blue = (
+        render([ShapeAttributes(color=color, shape=shape, **path)], SHAPES_CLIP, seeded(1))
+        for color, shape in (("red", "square"), ("blue", "circle"))
+    )
+    targets = measured_targets(torch.cat([red[:, :8], blue[:, 8:]], dim=1))
+    assert set(shown(targets.words[0])) == {"slow", "up", "white"}  # no colour and no shape holds throughout
+    assert set(shown(targets.frame_words[0, 0])) == {"slow", "red", "square", "up", "white"}
+    assert set(shown(targets.frame_words[0, 16])) == {"slow", "blue", "circle", "up", "white"}
+
+
+class Oracle(WordReward):
+    """Says of clip i, which it knows by its brightness, what it was told."""
+
+    def __init__(self, words: Tensor) -> None:
+        super().__init__(VOCABULARY, width=16)
+        self.told = words
+
+    def logits(self, videos: Tensor) -> tuple[Tensor, Tensor]:
+        row = (videos[:, 0, 0, 0, 0] * 255).round().long()
+        clip = torch.cat([8 * self.told[row] - 4, torch.zeros(len(row), 1)], dim=1)
+        return clip, clip[:, None].expand(-1, videos.shape[1], -1)
+
+
+def pool(words: Tensor, prompts: Sequence[str]) -> ClipPool:
+    videos = torch.arange(len(prompts)).byte()[:, None, None, None, None].expand(-1, 3, 3, 4, 4)
+    return ClipPool(
+        videos, ClipTargets(words, words[:, None].expand(-1, 3, -1), torch.ones(len(prompts))), list(prompts)
+    )
+
+
+def test_accuracy_of_one_who_knows_and_one_who_is_always_wrong() -> None:
+    prompts = ["a fast red circle moving left on a gray background"] * 40
+    words = (torch.rand(40, len(VOCABULARY), generator=seeded(0)) < 0.5).float()
+    right = evaluate_reward(Oracle(words), pool(words, prompts))
+    wrong = evaluate_reward(Oracle(1 - words), pool(words, prompts))
+    assert right["rank_correlation"] == pytest.approx(1, abs=1e-5)
+    assert wrong["rank_correlation"] == pytest.approx(-1, abs=0.01)  # ties break by rounding
+    for name in ("accuracy_speed", "accuracy_color", "frame_accuracy_shape", "accuracy_background"):
+        assert right[name] == 1
+        assert wrong[name] == 0
+    assert right["shown_color"] == pytest.approx(words[:, VOCABULARY.index("red")].mean().item())
