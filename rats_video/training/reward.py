@@ -224,10 +224,11 @@ def _anchor(good: Tensor, bad: Tensor, smoothing: float) -> Tensor:
 
 @torch.no_grad()
 def evaluate_reward(reward: WordReward, pool: ClipPool) -> dict[str, float]:
-    """On sampled clips, by attribute: how often it is shown, and the balanced accuracy of "the prompted word is shown".
+    """On sampled clips, by attribute: how often the prompted word is shown, and how well the reward tells where it is.
 
-    Colour and shape by frame as well, since few clips may show a shape throughout. `rank_correlation` is Spearman's,
-    of score and measured adherence.
+    `auc_*` is the share of pairs (a clip that shows the word, one that does not) that the reward ranks rightly, 0.5 by
+    guessing; for colour and shape by frame as well, since few clips may show a shape throughout. It is left out where
+    all clips are alike. `rank_correlation` is Spearman's, of score and measured adherence.
     """
     device = next(reward.parameters()).device
     logits, frame_logits, scores = [], [], []
@@ -237,7 +238,7 @@ def evaluate_reward(reward: WordReward, pool: ClipPool) -> dict[str, float]:
         logits.append(clip[:, :-1].cpu())
         frame_logits.append(frames[..., :-1].cpu())
         scores.append(reward(videos, [pool.prompts[i] for i in index]).clip.cpu())
-    said, said_by_frame = torch.cat(logits) > 0, torch.cat(frame_logits) > 0
+    said, said_by_frame = torch.cat(logits), torch.cat(frame_logits)
     shown, shown_by_frame = pool.targets.words > 0, pool.targets.frame_words > 0
     mentioned = reward.mentioned_words(pool.prompts)
     metrics: dict[str, float] = {}
@@ -247,20 +248,23 @@ def evaluate_reward(reward: WordReward, pool: ClipPool) -> dict[str, float]:
         columns = mentioned & (place >= start) & (place < start + len(words))  # one in each row
         start += len(words)
         metrics[f"shown_{name}"] = float(shown[columns].float().mean())
-        metrics[f"accuracy_{name}"] = _balanced_accuracy(said[columns], shown[columns])
+        metrics |= _auc(f"auc_{name}", said[columns], shown[columns])
         if name in {"color", "shape"}:
             by_frame = columns[:, None].expand_as(said_by_frame)
-            metrics[f"frame_accuracy_{name}"] = _balanced_accuracy(said_by_frame[by_frame], shown_by_frame[by_frame])
+            metrics |= _auc(f"auc_{name}_by_frame", said_by_frame[by_frame], shown_by_frame[by_frame])
     adherence = (shown & mentioned).sum(dim=1).float()
     ranks = torch.stack([_ranks(torch.cat(scores)), _ranks(adherence)])
     metrics["rank_correlation"] = float(torch.corrcoef(ranks)[0, 1])
     return metrics
 
 
-def _balanced_accuracy(said: Tensor, truth: Tensor) -> float:
-    """Mean over the true and the false cases of how often they are told; over those that occur."""
-    rates = [(said == truth)[truth == case].float().mean() for case in (True, False) if (truth == case).any()]
-    return float(torch.stack(rates).mean())
+def _auc(name: str, scores: Tensor, truth: Tensor) -> dict[str, float]:
+    """Area under the ROC curve, from the rank sum of the true cases; nothing where only one kind occurs."""
+    positive, negative = int(truth.sum()), int((~truth).sum())
+    if not positive or not negative:
+        return {}
+    wins = float(_ranks(scores)[truth].sum()) - positive * (positive - 1) / 2
+    return {name: wins / (positive * negative)}
 
 
 def _ranks(values: Tensor) -> Tensor:

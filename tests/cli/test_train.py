@@ -159,7 +159,7 @@ def test_accuracy_of_one_who_knows_and_one_who_is_always_wrong() -> None:
     wrong = evaluate_reward(Oracle(1 - words), pool(words, prompts))
     assert right["rank_correlation"] == pytest.approx(1, abs=1e-5)
     assert wrong["rank_correlation"] == pytest.approx(-1, abs=0.01)  # ties break by rounding
-    for name in ("accuracy_speed", "accuracy_color", "frame_accuracy_shape", "accuracy_background"):
+    for name in ("auc_speed", "auc_color", "auc_shape_by_frame", "auc_background"):
         assert right[name] == 1
         assert wrong[name] == 0
     assert right["shown_color"] == pytest.approx(words[:, VOCABULARY.index("red")].mean().item())
