@@ -45,8 +45,7 @@ proof: install
 
 assets: install
 	$(BIN)/rats-video train vae --output runs/tiny-vae
-	$(BIN)/rats-video train teacher --output runs/tiny-wan-start --set vae=runs/tiny-vae
-	$(BIN)/rats-video train teacher --config tiny-shapes --output runs/tiny-wan --set vae=runs/tiny-wan-start --set init=runs/tiny-wan-start
+	$(BIN)/rats-video train teacher --output runs/tiny-wan --set vae=runs/tiny-vae
 	$(BIN)/rats-video train reward --output runs/shapes-reward --set model=runs/tiny-wan
 	$(BIN)/rats-video train reward --config tiny-heldout --output runs/shapes-reward-heldout --set model=runs/tiny-wan
 	$(BIN)/rats-video distill --output runs/tiny --set model=runs/tiny-wan --set reward.path=runs/shapes-reward

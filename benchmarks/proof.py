@@ -1,9 +1,11 @@
-"""The proof: every arm distilled with the same seed, prompts and noise, then judged on the same held-out clips.
+"""Every arm of a study distilled with the same seed, prompts and noise, then judged on the same held-out clips.
 
-    python benchmarks/proof.py [--config tiny] [--work runs/proof] [--clips 256] [--jobs 2] [--set key=value ...]
+    python benchmarks/proof.py [proof | teachers] [--config tiny] [--work runs/proof] [--clips 256] [--jobs 2]
+                               [--set key=value ...]
 
-Distills five students (skipping those that are done), samples them beside the teacher and the base model, and writes
-benchmarks/results/proof.json, proof.md and proof_pairs.json. A frozen teacher's rollouts are computed once and shared.
+Distills the study's students (skipping those that are done), samples them beside the teacher and the base model, and
+writes benchmarks/results/STUDY.json, STUDY.md and STUDY_pairs.json. A frozen teacher's rollouts are computed once and
+shared. `proof` asks whether RATS and its gate help, `teachers` which teacher serves best.
 """
 
 from __future__ import annotations
@@ -18,36 +20,52 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 
-# What each arm changes in the configuration; everything else is the same.
-ARMS: dict[str, tuple[str, ...]] = {
-    "imitation": ("method.gate.kind=constant", "method.gate.weight=1", "method.reward_weight=0"),
-    "reward_only": ("method.alpha=0",),
-    "no_gate": ("method.gate.kind=constant", "method.gate.weight=1"),
-    "rats_clip": ("method.gate.level=clip",),
-    "rats_frame": ("method.gate.level=frame",),
+EMA = ("teacher.kind=ema", "teacher.decay=0.98")
+
+# What each arm of a study changes in the configuration; everything else is the same.
+STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "proof": {
+        "imitation": ("method.gate.kind=constant", "method.gate.weight=1", "method.reward_weight=0"),
+        "reward_only": ("method.alpha=0",),
+        "no_gate": ("method.gate.kind=constant", "method.gate.weight=1"),
+        "rats_clip": ("method.gate.level=clip",),
+        "rats_frame": ("method.gate.level=frame",),
+    },
+    "teachers": {
+        "frozen": (),
+        "ema_guided": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=2"),
+        "ema_fading": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=1", "teacher.guidance_fade_steps=100"),
+        "ema_unguided": (*EMA, "teacher.guidance_scale=1", "teacher.guidance_end=1"),
+    },
 }
 BASE_NFE = (3, 4, 5, 8)
 STUDENT_NFE = 4
-PAIRS = (
-    ("rats_frame", "teacher"),
-    ("rats_clip", "teacher"),
-    ("rats_frame", "imitation"),
-    ("rats_frame", "reward_only"),
-    ("rats_frame", "no_gate"),
-    ("rats_frame", "rats_clip"),
-)
+# Each pair's difference is estimated clip by clip, on the same prompt and noise.
+PAIRS = {
+    "proof": (
+        ("rats_frame", "teacher"),
+        ("rats_clip", "teacher"),
+        ("rats_frame", "imitation"),
+        ("rats_frame", "reward_only"),
+        ("rats_frame", "no_gate"),
+        ("rats_frame", "rats_clip"),
+    ),
+    "teachers": (("frozen", "ema_guided"), ("frozen", "ema_fading"), ("frozen", "ema_unguided")),
+}
 
 
 def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
     """The command that a user would type for this arm."""
-    overrides = [f"teacher.cache={options.work / 'teacher'}", *options.set, *ARMS[arm]]
+    changes = STUDIES[options.study][arm]
+    cache = [] if set(EMA) <= set(changes) else [f"teacher.cache={options.work / 'teacher'}"]
+    overrides = [*cache, *options.set, *changes]
     flags = [item for override in overrides for item in ("--set", override)]
     return ["rats-video", "distill", "--config", options.config, "--output", str(options.work / arm), *flags]
 
 
 def distill_arms(options: argparse.Namespace) -> None:
-    """Distill all arms that are not done, `jobs` at a time, the first alone where a teacher's rollouts are shared."""
-    waiting = [arm for arm in ARMS if not (options.work / arm / "student" / "rats.json").is_file()]
+    """Distill all arms that are not done, `jobs` at a time."""
+    waiting = [arm for arm in STUDIES[options.study] if not (options.work / arm / "student" / "rats.json").is_file()]
     threads = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
     running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
@@ -74,9 +92,9 @@ def judge(options: argparse.Namespace) -> None:
     from rats_video.inference.sampler import SamplerSpec
 
     device = pick_device("auto")
-    students = {arm: load_student(options.work / arm, device) for arm in ARMS}
-    _, cfg = load_run(options.work / "rats_frame")
-    first = students["rats_frame"]
+    students = {arm: load_student(options.work / arm, device) for arm in STUDIES[options.study]}
+    name, first = next(iter(students.items()))
+    _, cfg = load_run(options.work / name)
     teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
     arms = [Arm("teacher", first.base, teacher)]
     arms += [Arm("base", first.base, SamplerSpec(nfe, cfg.shift)) for nfe in BASE_NFE]
@@ -86,25 +104,26 @@ def judge(options: argparse.Namespace) -> None:
     scores = score_arms(cfg, arms, prompts, first.clip, seed=options.seed)
 
     rows = [arm.row() for arm in scores]
-    write_rows(rows, RESULTS / "proof.json")
+    write_rows(rows, RESULTS / f"{options.study}.json")
     table = markdown_table([headline(row) for row in rows])
-    (RESULTS / "proof.md").write_text(table + "\n", encoding="utf-8")
+    (RESULTS / f"{options.study}.md").write_text(table + "\n", encoding="utf-8")
     by_name = {arm.arm: arm for arm in scores if arm.arm != "base"}
     pairs = {}
-    for ours, theirs in PAIRS:
+    for ours, theirs in PAIRS[options.study]:
         names = by_name[ours].metrics
         estimates = {
             name: paired_difference(by_name[ours].metrics[name], by_name[theirs].metrics[name], by_name[ours].prompts)
             for name in names
         }
         pairs[f"{ours} - {theirs}"] = {n: {"mean": e.mean, "ci95": e.ci95} for n, e in estimates.items()}
-    (RESULTS / "proof_pairs.json").write_text(json.dumps(pairs, indent=2) + "\n")
+    (RESULTS / f"{options.study}_pairs.json").write_text(json.dumps(pairs, indent=2) + "\n")
     print(table)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, distill, judge."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", nargs="?", choices=STUDIES, default="proof")
     parser.add_argument("--config", default="tiny")
     parser.add_argument("--work", type=Path, default=Path("runs/proof"))
     parser.add_argument("--clips", type=int, default=256)

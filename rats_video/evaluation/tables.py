@@ -84,7 +84,7 @@ def read_rows(path: Path) -> list[ArmRow]:
     Raises:
         UserError: the file is missing, is not JSON or does not fit the schema.
     """
-    fix = "give a file that `rats-video eval` wrote"
+    fix = "give a file that `rats-video evaluate` wrote"
     try:
         return _Table.model_validate_json(path.read_bytes()).rows
     except OSError as error:

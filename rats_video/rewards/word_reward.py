@@ -19,7 +19,7 @@ from rats_video.errors import UserError
 from rats_video.types import RewardScores
 
 Encoder = Literal["frames", "volume"]
-_QUALITY_WEIGHT = 0.25
+_QUALITY_WEIGHT = 0.1
 _INPUTS = 6  # red, green, blue, contrast with the border, x, y
 _CONTRAST_OFFSET = 1e-4
 _CONTRAST_SHARPNESS = 8.0  # of the first attention; a pure colour stands off gray by 1 to 1.7
@@ -29,7 +29,7 @@ _MOTION_SCALE = 10.0  # a fast shape moves 0.07 of the half-width a frame; broug
 class WordReward(nn.Module):
     """Scores clips by the words they show (alignment) and by how well they are made (quality).
 
-    `score = mean over the prompt's words of log P(word shown) + 0.25 * log P(undamaged)`, at most 0. The probabilities
+    `score = mean over the prompt's words of log P(word shown) + 0.1 * log P(undamaged)`, at most 0. The probabilities
     are read from the pixels alone, for each frame (with a temporal context of a few frames) and for the clip; the
     clip's alignment is half its own and half the mean of its frames', so that every frame set right is rewarded.
 

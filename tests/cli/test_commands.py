@@ -36,6 +36,7 @@ def sets(tiny_wan: Path, reward_folders: tuple[Path, Path]) -> list[str]:
         "clip.width": 32,
         "training.steps": 2,
         "training.batch_size": 2,
+        "training.optimizer.decay": "false",
         "teacher.num_steps": 8,
         "comparison.num_videos": 1,
         "evaluation.nfe": "[4]",
@@ -137,7 +138,7 @@ def test_second_run_skips_what_is_done(command: Command, sets: list[str], finish
 
 def test_run_of_another_configuration_is_refused(command: Command, sets: list[str], finished: Path) -> None:
     before = snapshot(finished)
-    outcome = command("run", "--config", "tiny", "--output", finished, *sets, "--set", "method.alpha=1")
+    outcome = command("run", "--config", "tiny", "--output", finished, *sets, "--set", "method.alpha=7")
     refused(outcome, f"{finished}: holds a run of another configuration: method differ")
     assert snapshot(finished) == before
 
@@ -469,7 +470,7 @@ def test_stored_rollouts_are_shared_by_runs(distill: Command, tmp_path: Path, ca
     assert distill(*cache).code == 0
     first = sum(calls)
     calls.clear()
-    assert distill(*cache, "--overwrite", "--set", "method.alpha=1").code == 0
+    assert distill(*cache, "--overwrite", "--set", "method.alpha=7").code == 0
     assert first - sum(calls) == 2 * 2 * 16  # steps x clips x the teacher's NFE
     calls.clear()
     assert distill(*cache, "--overwrite", "--set", "teacher.guidance_scale=3").code == 0
