@@ -1,11 +1,12 @@
 """Every arm of a study distilled with the same seed, prompts and noise, then judged on the same held-out clips.
 
-    python benchmarks/proof.py [proof | teachers] [--config tiny] [--work runs/proof] [--clips 256] [--jobs 2]
+    python benchmarks/proof.py [proof | long | teachers] [--config tiny] [--work runs/proof] [--clips 1024] [--jobs 2]
                                [--set key=value ...]
 
 Distills the study's students (skipping those that are done), samples them beside the teacher and the base model, and
 writes benchmarks/results/STUDY.json, STUDY.md and STUDY_pairs.json. A frozen teacher's rollouts are computed once and
-shared. `proof` asks whether RATS and its gate help, `teachers` which teacher serves best.
+shared. `proof` asks whether RATS and its gate help, `long` what three times the training does, `teachers` which teacher
+serves best. Give each study a --work folder of its own.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results"
 
+LONG = "training.steps=900"
 EMA = ("teacher.kind=ema", "teacher.decay=0.98")
 
 # What each arm of a study changes in the configuration; everything else is the same.
@@ -31,8 +33,12 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
         "rats_clip": ("method.gate.level=clip",),
         "rats_frame": ("method.gate.level=frame",),
     },
+    "long": {
+        "reward_only": ("method.alpha=0", LONG),
+        "rats_frame": (LONG,),
+    },
     "teachers": {
-        "frozen": (),
+        "rats_frame": (),  # the proof's own, with a frozen teacher
         "ema_guided": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=2"),
         "ema_fading": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=1", "teacher.guidance_fade_steps=100"),
         "ema_unguided": (*EMA, "teacher.guidance_scale=1", "teacher.guidance_end=1"),
@@ -50,7 +56,8 @@ PAIRS = {
         ("rats_frame", "no_gate"),
         ("rats_frame", "rats_clip"),
     ),
-    "teachers": (("frozen", "ema_guided"), ("frozen", "ema_fading"), ("frozen", "ema_unguided")),
+    "long": (("rats_frame", "teacher"), ("rats_frame", "reward_only")),
+    "teachers": tuple(("rats_frame", ema) for ema in ("ema_guided", "ema_fading", "ema_unguided")),
 }
 
 
@@ -126,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("study", nargs="?", choices=STUDIES, default="proof")
     parser.add_argument("--config", default="tiny")
     parser.add_argument("--work", type=Path, default=Path("runs/proof"))
-    parser.add_argument("--clips", type=int, default=256)
+    parser.add_argument("--clips", type=int, default=1024)
     parser.add_argument("--seed", type=int, default=1, help="of the evaluation noise")
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")

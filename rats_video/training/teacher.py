@@ -184,7 +184,9 @@ def evaluate_teacher(
 def save_pipeline(backbone: WanBackbone, folder: Path, *, shift: float) -> None:
     """Write a folder that `diffusers.WanPipeline.from_pretrained` loads, its scheduler on our sigma grid."""
     from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     pipeline = WanPipeline(
         tokenizer=backbone.tokenizer,
         text_encoder=backbone.text_encoder,

@@ -48,9 +48,7 @@ def test_score_is_the_formula(reward: WordReward, videos: Tensor) -> None:
     for row, words in enumerate(([0, 2], [1, 3], [0, 1, 2, 3])):
         by_frame = [alignment(frames[row, frame].tolist(), words) for frame in range(9)]
         by_clip = (alignment(clip[row].tolist(), words) + sum(by_frame) / 9) / 2
-        assert scores.clip[row].item() == pytest.approx(
-            by_clip + 0.1 * log_probability(clip[row, -1].item()), rel=1e-5
-        )
+        assert scores.clip[row].item() == pytest.approx(by_clip + 0.1 * log_probability(clip[row, -1].item()), rel=1e-5)
         for frame in range(9):
             expected = by_frame[frame] + 0.1 * log_probability(frames[row, frame, -1].item())
             assert scores.frames[row, frame].item() == pytest.approx(expected, rel=1e-5)
