@@ -211,7 +211,8 @@ def _rms_norm(norm: Any, hidden: Tensor) -> Tensor:
     """`WanRMS_norm.forward`, which spends its time in a vector norm over the strided channels."""
     square = hidden.float().square().sum(dim=1, keepdim=True)
     inverse = square.clamp(min=1e-24).rsqrt() * norm.scale  # F.normalize bounds the norm at 1e-12
-    return hidden * inverse.to(hidden.dtype) * norm.gamma + norm.bias
+    normed: Tensor = hidden * inverse.to(hidden.dtype) * norm.gamma + norm.bias
+    return normed
 
 
 def use_compact_text(transformer: Any) -> None:
