@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -198,21 +197,29 @@ def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
     return pixels if patch_size is None else unpatchify(pixels, patch_size=patch_size)
 
 
+class FastRmsNorm(nn.Module):
+    """`WanRMS_norm` over channels, which spends its time in a vector norm over a strided dimension; same parameters."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.gamma, self.bias, self.scale = norm.gamma, norm.bias, norm.scale
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise `[B, C, ...]`."""
+        square = hidden.float().square().sum(dim=1, keepdim=True)
+        inverse = square.clamp(min=1e-24).rsqrt() * self.scale  # F.normalize bounds the norm at 1e-12
+        normed: Tensor = hidden * inverse.to(hidden.dtype) * self.gamma + self.bias
+        return normed
+
+
 def use_fast_norms(vae: Any) -> None:
     """The same VAE, 1.4 times as fast forward and backward on a CPU."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
 
-    for module in vae.modules():
-        if isinstance(module, WanRMS_norm) and module.channel_first:
-            module.forward = functools.partial(_rms_norm, module)
-
-
-def _rms_norm(norm: Any, hidden: Tensor) -> Tensor:
-    """`WanRMS_norm.forward`, which spends its time in a vector norm over the strided channels."""
-    square = hidden.float().square().sum(dim=1, keepdim=True)
-    inverse = square.clamp(min=1e-24).rsqrt() * norm.scale  # F.normalize bounds the norm at 1e-12
-    normed: Tensor = hidden * inverse.to(hidden.dtype) * norm.gamma + norm.bias
-    return normed
+    for parent in list(vae.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, WanRMS_norm) and child.channel_first:
+                setattr(parent, name, FastRmsNorm(child))
 
 
 def use_compact_text(transformer: Any) -> None:

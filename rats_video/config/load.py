@@ -53,7 +53,7 @@ def load_config(model: type[ModelT], name_or_path: str, *, group: str, overrides
 
 def dump_config(config: BaseModel) -> str:
     """YAML of every value, defaults included; loads back to an equal config."""
-    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def write_resolved(config: BaseModel, path: Path) -> None:

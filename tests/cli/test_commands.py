@@ -348,7 +348,7 @@ def test_finished_run_is_refused_untouched(command: Command, sets: list[str], fi
         command("distill", "--output", finished, *sets),
         f"{finished}: holds a run (--resume goes on with it, --overwrite replaces it)",
     )
-    changed = ["--resume", "--seed", "3", "--set", "method.alpha=1"]
+    changed = ["--resume", "--seed", "3", "--set", "method.alpha=7"]
     outcome = command("distill", "--output", finished, *sets, *changed)
     refused(outcome, "holds a run of another configuration: seed, method differ")
     assert snapshot(finished) == before
