@@ -317,6 +317,12 @@ def test_dump_loads_back(config: Root) -> None:
     assert [path.name for path in Path("out").iterdir()] == ["config.resolved.yaml"]
 
 
+def test_dump_loads_back_what_yaml_takes_for_a_line_break() -> None:
+    config = read().model_copy(update={"name": "a\x85b"})
+    write_resolved(config, Path("out/config.resolved.yaml"))
+    assert read("out/config.resolved.yaml") == config
+
+
 def test_dump_has_no_aliases() -> None:
     shared = ["x"]
     config = Root(name="x", extra_args={"a": shared, "b": shared})
