@@ -127,7 +127,6 @@ def _encode(frames: Tensor, path: Path, *, rate: Fraction) -> None:
         stream = container.add_stream("libx264", rate=rate)
         stream.pix_fmt = "yuv420p"
         stream.options = _ENCODER_OPTIONS
-        stream.thread_count = 1  # with more, the bytes of equal clips now and then differ
         stream.height, stream.width = height + height % 2, width + width % 2
         # Without these tags players guess BT.601 for small clips, and colours shift.
         context = stream.codec_context
