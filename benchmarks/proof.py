@@ -64,7 +64,7 @@ PAIRS = {
 def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
     """The command that a user would type for this arm."""
     changes = STUDIES[options.study][arm]
-    cache = [] if set(EMA) <= set(changes) else [f"teacher.cache={options.work / 'teacher'}"]
+    cache = [] if "teacher.kind=ema" in changes else [f"teacher.cache={options.work / 'teacher'}"]
     overrides = [*cache, *options.set, *changes]
     flags = [item for override in overrides for item in ("--set", override)]
     return ["rats-video", "distill", "--config", options.config, "--output", str(options.work / arm), *flags]
