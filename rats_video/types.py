@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol
 
-from torch import Generator, Tensor, device, nn
+from torch import Generator, Tensor, cat, device, nn
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,46 @@ class ClipSpec:
 
 @dataclass(frozen=True)
 class TextCondition:
-    """Encoded prompts. `embeds` is `[B, L, D]`; how L is padded is the backbone's own convention."""
+    """Encoded prompts, padded to one length as the backbone's own pipeline pads them.
+
+    Args:
+        embeds: `[B, L, D]`.
+        mask: `[B, L]`, 1 where there is a token; None for models that attend to padding as well.
+        pooled: `[B, P]`, for models that also take one vector a prompt (HunyuanVideo's CLIP).
+    """
 
     embeds: Tensor
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
 
     def __len__(self) -> int:
         return self.embeds.shape[0]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
+        """The same with every tensor changed, e.g. moved or expanded along the batch."""
+        return TextCondition(
+            *(None if part is None else change(part) for part in (self.embeds, self.mask, self.pooled))
+        )
+
+    @staticmethod
+    def cat(parts: Sequence[TextCondition]) -> TextCondition:
+        """All prompts of all parts in one batch; shorter ones are padded with zero rows, which the mask leaves out."""
+        length = max(part.embeds.shape[1] for part in parts)
+        masks = [_pad_rows(part.mask, length) for part in parts if part.mask is not None]
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return TextCondition(
+            cat([_pad_rows(part.embeds, length) for part in parts]),
+            cat(masks) if masks else None,
+            cat(pooled) if pooled else None,
+        )
+
+
+def _pad_rows(rows: Tensor, length: int) -> Tensor:
+    return (
+        rows
+        if rows.shape[1] == length
+        else cat([rows, rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])], dim=1)
+    )
 
 
 @dataclass(frozen=True)
@@ -72,12 +106,14 @@ class PromptBatch:
         prompts: B prompts.
         noise: `[B, C, F, H, W]`.
         num_steps: the student's solver steps on this batch.
+        grad_frames: latent frames whose pixels carry gradient to the reward; None = all of them.
     """
 
     index: int
     prompts: tuple[str, ...]
     noise: Tensor
     num_steps: int
+    grad_frames: range | None = None
 
 
 VelocityFn = Callable[[Tensor, Tensor, TextCondition], Tensor]
@@ -93,22 +129,26 @@ class Reward(Protocol):
 
 
 class Backbone(Protocol):
-    """One family of video models: text in, latents through a denoiser, pixels out."""
+    """One family of video models in one role: text in, latents through a denoiser, pixels out."""
 
-    temporal_stride: int
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames a latent frame, but for the first, which holds one."""
+        ...
 
     @property
     def denoiser(self) -> nn.Module:
-        """The network whose calls are counted as NFE; its parameters are what is trained."""
+        """The network (or the experts) whose calls are counted as NFE."""
+        ...
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """What makes this role differ from the base: all of the denoiser, or one adapter; this is what is trained."""
         ...
 
     @property
     def device(self) -> device:
         """Where the denoiser lives."""
-        ...
-
-    def twin(self) -> Self:
-        """The same model with its own copy of the denoiser."""
         ...
 
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:
@@ -127,10 +167,17 @@ class Backbone(Protocol):
         """Standard normal `[B, C, F, H, W]`, drawn on the generator's device and moved to the model's."""
         ...
 
+    def sigmas(self, num_steps: int, shift: float) -> Tensor:
+        """`[num_steps + 1]` noise levels, 1 ... 0, that the model can be called at."""
+        ...
+
     def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
         """Predicted `noise - x0`, `[B, C, F, H, W]`, at noise levels `sigma` `[B]`."""
         ...
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable."""
+    def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:
+        """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
+
+        With `grad_frames` only the pixels of those latent frames carry gradient, and only to those frames.
+        """
         ...

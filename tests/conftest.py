@@ -91,7 +91,11 @@ def tiny_wan(tmp_path_factory: pytest.TempPathFactory, vae_config: VaeConfig) ->
     shape = TransformerConfig(num_heads=2, head_dim=8, ffn_dim=32, num_layers=2, patch_size=(1, 2, 2))
     transformer = build_transformer(shape, latent_channels=4, text_dim=16)
     folder = tmp_path_factory.mktemp("models") / "tiny-wan"
-    save_pipeline(WanBackbone(transformer, vae, text_encoder, tokenizer), folder, shift=SHIFT)
+    save_pipeline(
+        WanBackbone(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer),
+        folder,
+        shift=SHIFT,
+    )
     return folder
 
 

@@ -9,13 +9,15 @@ from pathlib import Path
 import torch
 
 from rats_video.assets import is_embedded, resolve_folder
-from rats_video.backbones.wan import WanBackbone
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.load import load_backbone
 from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
+from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
 from rats_video.config.load import load_config, write_resolved
 from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
+from rats_video.distill.ema import update_ema
 from rats_video.distill.gate import build_gate
-from rats_video.distill.horizon import match_horizons
 from rats_video.distill.step import Rats
 from rats_video.distill.store import DiskGuideStore
 from rats_video.distill.teacher import TeacherSampler
@@ -30,9 +32,10 @@ from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
 
-def build_backbone(cfg: DistillConfig, device: torch.device) -> WanBackbone:
+def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone:
     """The base model, checked against the clip size."""
-    backbone = WanBackbone.from_pretrained(resolve_folder(cfg.model, where="model"), device)
+    backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
+    backbone.decoding = cfg.compute.decode
     backbone.latent_shape(cfg.clip.spec)
     return backbone
 
@@ -42,7 +45,7 @@ def build_reward(cfg: WordRewardConfig, device: torch.device, *, where: str) -> 
     return WordReward.load(resolve_folder(cfg.path, where=f"{where}.path"), device)
 
 
-def checked_prompts(cfg: DistillConfig, backbone: WanBackbone) -> PromptSplit:
+def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSplit:
     """The run's prompts, each of them known to the model's text encoder."""
     prompts = load_prompts(cfg.prompts)
     everything = (*prompts.train, *prompts.heldout)
@@ -52,21 +55,34 @@ def checked_prompts(cfg: DistillConfig, backbone: WanBackbone) -> PromptSplit:
     return prompts
 
 
-def build_rats(cfg: DistillConfig, backbone: WanBackbone) -> Rats:
-    """Student, teacher, reward and gate on one base."""
-    device = backbone.device
+def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[PipelineBackbone, PipelineBackbone]:
+    """Student and teacher: models of their own, or adapters on one denoiser; a frozen teacher is the base itself."""
+    has_average = isinstance(cfg.teacher, EmaTeacher)
+    match cfg.student.weights:
+        case FullWeights():
+            student, teacher = backbone.twin(), backbone.twin() if has_average else backbone
+        case LoraWeights() as lora:
+            student = backbone.adapted("student", lora)
+            teacher = backbone.adapted("teacher", lora) if has_average else backbone
+            if has_average:  # A is drawn at random: the average starts where the student does
+                update_ema(teacher.weights, student.weights, decay=0.0)
+    for weight in teacher.weights.values():
+        weight.requires_grad = False
+    return student, teacher
+
+
+def build_rats(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone) -> Rats:
+    """Student, teacher, reward and gate."""
+    device = student.device
     reward = build_reward(cfg.reward, device, where="reward")
-    student = backbone.twin()
-    teacher_model = backbone.twin() if isinstance(cfg.teacher, EmaTeacher) else backbone
-    teacher_model.denoiser.requires_grad_(requires_grad=False).eval()
     store = None
     if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
         store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device)
     return Rats(
         student=student,
-        teacher=TeacherSampler(teacher_model, reward, cfg.teacher, cfg.shift, store),
+        teacher=TeacherSampler(teacher, reward, cfg.teacher, cfg.shift, store),
         reward=reward,
-        gate=build_gate(cfg.method.gate, backbone.temporal_stride),
+        gate=build_gate(cfg.method.gate, student.temporal_stride),
         method=cfg.method,
         student_config=cfg.student,
         shift=cfg.shift,
@@ -139,7 +155,8 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
         _check_horizons(cfg, steps)
     backbone = build_backbone(cfg, device)
     prompts = checked_prompts(cfg, backbone)
-    rats = build_rats(cfg, backbone)
+    student, teacher = build_roles(cfg, backbone)
+    rats = build_rats(cfg, student, teacher)
     for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
         if reward is not None:
             build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
@@ -150,7 +167,7 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     done = int(list_checkpoints(run.checkpoints)[-1].name.removeprefix("step-"))
     model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
     card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed)
-    save_student(rats.student.denoiser, card, run.student)
+    save_student(student, card, run.student)
     plot_training(read_metrics(run.metrics), run.curves)
 
 
@@ -165,4 +182,3 @@ def _check_horizons(cfg: DistillConfig, student_steps: int) -> None:
         raise UserError(
             f"{cfg.teacher.num_steps} is fewer than the student's {student_steps}", where="teacher.num_steps"
         )
-    match_horizons(student_steps, cfg.teacher.num_steps, cfg.shift)

@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from rats_video.assets import ASSETS, resolve_folder
-from rats_video.backbones.wan import WanBackbone
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.load import load_backbone
 from rats_video.build.common import make_folder, pick_device
 from rats_video.build.distill import build_reward
 from rats_video.config.distill import DistillConfig, ShapesPrompts
@@ -42,8 +43,8 @@ class LoadedStudent:
     """A student beside the base model it came from."""
 
     card: StudentCard
-    base: WanBackbone
-    student: WanBackbone
+    base: PipelineBackbone
+    student: PipelineBackbone
 
     @property
     def clip(self) -> ClipSpec:
@@ -63,8 +64,8 @@ def load_student(folder: Path, device: torch.device) -> LoadedStudent:
     """Load a run's student, or a student folder itself."""
     folder = folder if (folder / CARD).is_file() else folder / "student"
     card = load_card(folder)
-    base = WanBackbone.from_pretrained(resolve_folder(card.model, where=f"{folder / CARD}: model"), device)
-    return LoadedStudent(card, base, base.load_denoiser(folder))
+    base = load_backbone(resolve_folder(card.model, where=f"{folder / CARD}: model"), device)
+    return LoadedStudent(card, base, base.load_role(folder))
 
 
 def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
@@ -79,7 +80,7 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
     return run, load_config(DistillConfig, str(run.config.resolve()), group="distill")
 
 
-def _prompts(given: Sequence[str], file: Path | None, fallback: Sequence[str], backbone: WanBackbone) -> list[str]:
+def _prompts(given: Sequence[str], file: Path | None, fallback: Sequence[str], backbone: PipelineBackbone) -> list[str]:
     prompts = list(given) or (list(read_prompt_file(file)) if file else list(fallback))
     for prompt in prompts:
         check_prompt(prompt, backbone.unknown_words(prompt))

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
 from rats_video.config.schema import (
     ClipConfig,
     Config,
@@ -110,7 +111,20 @@ class StudentConfig(Config):
     """The few-step sampler that is trained."""
 
     num_steps: tuple[PositiveInt, ...] = Field((4,), min_length=1, description="NFE trained for; several take turns")
-    grad_steps: PositiveInt | None = Field(None, description="how many of the last steps carry gradient; null = all")
+    grad_steps: PositiveInt | tuple[NonNegativeInt, ...] | None = Field(
+        None, description="how many of the last steps carry gradient, or which (0 is the first); null = all"
+    )
+    weights: Weights = FullWeights()
+
+    def gradient_steps(self, num_steps: int) -> tuple[int, ...]:
+        """Which of `num_steps` solver steps carry gradient."""
+        match self.grad_steps:
+            case None:
+                return tuple(range(num_steps))
+            case int(last):
+                return tuple(range(max(0, num_steps - last), num_steps))
+            case chosen:
+                return tuple(step for step in chosen if step < num_steps)
 
 
 class TrainingConfig(Config):
@@ -143,7 +157,7 @@ class DistillConfig(Config):
     """Root of `distill` and `run`."""
 
     seed: int = 0
-    model: str = Field(description="pipeline folder that diffusers.WanPipeline loads, or the name of an embedded one")
+    model: str = Field(description="pipeline folder as diffusers saves it, or the name of an embedded one")
     clip: ClipConfig = ClipConfig()
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")
     prompts: Prompts = ShapesPrompts()
@@ -153,5 +167,7 @@ class DistillConfig(Config):
     teacher: Teacher
     student: StudentConfig = StudentConfig()
     training: TrainingConfig
+    compute: ComputeConfig = ComputeConfig()
+    parallel: ParallelConfig = ParallelConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

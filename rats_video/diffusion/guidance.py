@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rats_video.types import TextCondition, VelocityFn
 
@@ -16,16 +15,9 @@ def guided(velocity: VelocityFn, negative: TextCondition, guidance_scale: float)
     """
 
     def guided_velocity(latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        both = velocity(torch.cat([latents, latents]), torch.cat([sigma, sigma]), _concatenate(text, negative))
+        negatives = negative.map(lambda part: part.expand(len(text), *part.shape[1:]))
+        both = velocity(torch.cat([latents, latents]), torch.cat([sigma, sigma]), TextCondition.cat([text, negatives]))
         cond, uncond = both.chunk(2)
         return uncond + guidance_scale * (cond - uncond)
 
     return guided_velocity
-
-
-def _concatenate(text: TextCondition, negative: TextCondition) -> TextCondition:
-    """Prompts, then as many copies of the negative one; the shorter is padded with zero rows."""
-    length = max(text.embeds.shape[1], negative.embeds.shape[1])
-    negatives = negative.embeds.expand(len(text), -1, -1)
-    rows = [F.pad(embeds, (0, 0, 0, length - embeds.shape[1])) for embeds in (text.embeds, negatives)]
-    return TextCondition(torch.cat(rows))

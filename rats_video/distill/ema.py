@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor
 
 
 @torch.no_grad()
-def update_ema(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """`average = decay * average + (1 - decay) * model`, for all parameters."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)  # one kernel
+def update_ema(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+    """`average = decay * average + (1 - decay) * weights`, for weights of the same names in the same order."""
+    torch._foreach_lerp_(list(average.values()), list(weights.values()), 1 - decay)  # one kernel

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rats_video.diffusion.schedule import sigma_grid
 from rats_video.types import Trajectory
+
+SAME_SIGMA = 1e-6  # the same grid point in float32
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,20 @@ class Horizons:
     residual: float
 
 
-def match_horizons(student_steps: int, teacher_steps: int, shift: float) -> Horizons:
-    """Match every student noise level with the teacher's own, or its two neighbours where the grids do not nest."""
-    student, teacher = sigma_grid(student_steps, shift)[1:], sigma_grid(teacher_steps, shift)
-    distance = (student[:, None] - teacher[None]).abs()
+def match_horizons(student: Tensor, teacher: Tensor) -> Horizons:
+    """Match every student noise level with the teacher's own, or its two neighbours where the grids do not nest.
+
+    Args:
+        student: the student's grid `[N + 1]`, 1 ... 0.
+        teacher: the teacher's grid `[M + 1]`, 1 ... 0.
+    """
+    distance = (student[1:, None] - teacher[None]).abs()
     nearest = distance.amin(dim=1)
     keep: set[int] = set()
-    for step in range(1, student_steps + 1):
-        position = step * teacher_steps / student_steps  # both grids are uniform in u
-        keep |= {int(position), -int(-position // 1)}
-    return Horizons(tuple(student.tolist()), teacher_steps, tuple(sorted(keep)), float(nearest.max()))
+    for sigma, row in zip(student[1:], distance, strict=True):
+        below = int((teacher < sigma - SAME_SIGMA).sum())
+        keep |= {int(row.argmin())} if row.min() < SAME_SIGMA else {len(teacher) - below - 1, len(teacher) - below}
+    return Horizons(tuple(student[1:].tolist()), len(teacher) - 1, tuple(sorted(keep)), float(nearest.max()))
 
 
 def at_horizons(trajectory: Trajectory, sigmas: tuple[float, ...]) -> Trajectory:
@@ -48,7 +53,7 @@ def at_horizons(trajectory: Trajectory, sigmas: tuple[float, ...]) -> Trajectory
 def _latents_at(trajectory: Trajectory, sigma: float) -> Tensor:
     kept = torch.tensor(trajectory.sigmas)
     nearest = int((kept - sigma).abs().argmin())
-    if abs(trajectory.sigmas[nearest] - sigma) < 1e-6:  # the same grid point in float32
+    if abs(trajectory.sigmas[nearest] - sigma) < SAME_SIGMA:
         return trajectory.latents[nearest]
     below = int((kept < sigma).nonzero()[0])
     high, low = trajectory.sigmas[below - 1], trajectory.sigmas[below]

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from rats_video.config.distill import MethodConfig, StudentConfig
 from rats_video.diffusion.rollout import rollout
-from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distill.gate import GateFn
 from rats_video.distill.shaping import shaping_by_horizon, weigh_horizons
 from rats_video.distill.teacher import TeacherSampler
@@ -38,7 +37,7 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]
     guide = rats.teacher.guide(batch)
     path = student_path(rats, batch)
     with torch.set_grad_enabled(method.reward_weight > 0):
-        scores = rats.reward(rats.student.decode(path.x0), batch.prompts)
+        scores = rats.reward(rats.student.decode(path.x0, batch.grad_frames), batch.prompts)
 
     by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=method.shaping.motion_weight)  # [K, B, F]
     shaping = weigh_horizons(by_horizon, method.shaping.horizon_weights)  # [B, F]
@@ -50,14 +49,13 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]
 
 def student_path(rats: Rats, batch: PromptBatch) -> Trajectory:
     """The student's own few-step trajectory from the shared noise, kept at every noise level below 1."""
-    first = max(0, batch.num_steps - (rats.student_config.grad_steps or batch.num_steps))
     return rollout(
         rats.student.velocity,
         batch.noise,
-        sigma_grid(batch.num_steps, rats.shift),
+        rats.student.sigmas(batch.num_steps, rats.shift),
         rats.student.encode_text(batch.prompts),
         keep=range(1, batch.num_steps + 1),
-        grad_steps=range(first, batch.num_steps),
+        grad_steps=rats.student_config.gradient_steps(batch.num_steps),
     )
 
 

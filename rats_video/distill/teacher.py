@@ -9,7 +9,6 @@ import torch
 
 from rats_video.config.distill import EmaTeacher, FrozenTeacher
 from rats_video.diffusion.rollout import rollout
-from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distill.ema import update_ema
 from rats_video.distill.horizon import at_horizons, match_horizons
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
@@ -84,11 +83,12 @@ class TeacherSampler:
         return guide
 
     def _roll_out(self, batch: PromptBatch) -> Guide:
-        horizons = match_horizons(batch.num_steps, self.cfg.num_steps, self._shift)
+        sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
+        horizons = match_horizons(self.backbone.sigmas(batch.num_steps, self._shift), sigmas)
         path = rollout(
             self.backbone.velocity,
             batch.noise,
-            sigma_grid(self.cfg.num_steps, self._shift),
+            sigmas,
             self.backbone.encode_text(batch.prompts),
             negative=self._negative,
             guidance_scale=self.guidance_scale,
@@ -104,4 +104,4 @@ class TeacherSampler:
         """
         self._updates = updates
         if isinstance(self.cfg, EmaTeacher) and not resumed:
-            update_ema(self.backbone.denoiser, student.denoiser, self.cfg.decay)
+            update_ema(self.backbone.weights, student.weights, self.cfg.decay)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from rats_video.diffusion.rollout import rollout
-from rats_video.diffusion.schedule import sigma_grid
 from rats_video.seeds import seeded
 from rats_video.types import Backbone, ClipSpec
 
@@ -49,7 +48,7 @@ def sample_videos(
 ) -> Iterator[Samples]:
     """Sample one clip a prompt, a batch at a time; clip i starts from the i-th noise of the seed."""
     negative = backbone.encode_text([""])
-    sigmas = sigma_grid(spec.num_steps, spec.shift)
+    sigmas = backbone.sigmas(spec.num_steps, spec.shift)
     for start in range(0, len(prompts), batch_size):
         batch = tuple(prompts[start : start + batch_size])
         began = time.perf_counter()

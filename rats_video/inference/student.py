@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from rats_video.backbones.base import PipelineBackbone
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
@@ -40,10 +40,10 @@ class StudentCard:
         return {str(steps): sigma_grid(steps, self.shift).tolist() for steps in self.num_steps}
 
 
-def save_student(transformer: Any, card: StudentCard, folder: Path) -> None:
-    """Write `transformer/` and the card, whole or not at all."""
+def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> None:
+    """Write the student's denoiser or LoRA file and the card, whole or not at all."""
     with replacing(folder, "student") as aside:
-        transformer.save_pretrained(aside / "transformer")
+        student.save_role(aside)
         write_json(aside / CARD, {**asdict(card), "guidance_scale": 1.0, "sigmas": card.sigmas})
 
 

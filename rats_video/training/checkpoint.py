@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
 
+Weights = Mapping[str, Tensor]
+
 
 def save_checkpoint(
-    folder: Path, step: int, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer, keep: int
+    folder: Path, step: int, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer, keep: int
 ) -> Path:
     """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`.
 
     Args:
         folder: the run's checkpoint folder.
         step: optimizer steps done.
-        student: the denoiser that trains.
-        teacher: the EMA teacher's denoiser; None for a frozen teacher, which the run can rebuild.
+        student: the weights that train.
+        teacher: the EMA teacher's weights; None for a frozen teacher, which the run can rebuild.
         optimizer: its state is flattened into tensors.
         keep: how many checkpoints stay.
     """
@@ -47,12 +50,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
 
 
-def load_checkpoint(path: Path, student: nn.Module, teacher: nn.Module | None, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer) -> int:
     """Restore everything in place and return the steps done; raises UserError if the checkpoint does not fit."""
     try:
-        student.load_state_dict(load_file(path / "student.safetensors"))
+        _restore(student, load_file(path / "student.safetensors"))
         if teacher is not None:
-            teacher.load_state_dict(load_file(path / "teacher.safetensors"))
+            _restore(teacher, load_file(path / "teacher.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
         return int(json.loads((path / "state.json").read_text())["step"])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -62,8 +65,18 @@ def load_checkpoint(path: Path, student: nn.Module, teacher: nn.Module | None, o
         ) from error
 
 
-def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+def _tensors(weights: Weights) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+
+
+@torch.no_grad()
+def _restore(weights: Weights, saved: Weights) -> None:
+    if missing := weights.keys() ^ saved.keys():
+        raise KeyError(f"{min(missing)} is in the model or in the checkpoint alone")
+    for name, tensor in weights.items():
+        if tensor.shape != saved[name].shape:
+            raise ValueError(f"{name} is {list(saved[name].shape)}, not {list(tensor.shape)}")
+        tensor.copy_(saved[name])
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -29,10 +29,11 @@ def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunF
         Interrupted: the user asked to stop; the step was finished and saved.
     """
     training = cfg.training
-    student = rats.student.denoiser.train()
-    ema = rats.teacher.backbone.denoiser if isinstance(cfg.teacher, EmaTeacher) else None
+    rats.student.denoiser.train()
+    student = rats.student.weights
+    ema = rats.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacher) else None
     optimizer = torch.optim.AdamW(
-        student.parameters(), lr=training.optimizer.lr, betas=training.optimizer.betas,
+        student.values(), lr=training.optimizer.lr, betas=training.optimizer.betas,
         weight_decay=training.optimizer.weight_decay,
     )  # fmt: skip
     saved = list_checkpoints(run.checkpoints)
@@ -65,12 +66,22 @@ def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], s
     index = step // cfg.teacher.reuse
     generator = seeded(cfg.seed, 1, index)
     chosen = torch.randint(len(prompts), (cfg.training.batch_size,), generator=generator).tolist()
+    noise = backbone.sample_noise(len(chosen), cfg.clip.spec, generator)
     return PromptBatch(
         index=index,
         prompts=tuple(prompts[i] for i in chosen),
-        noise=backbone.sample_noise(len(chosen), cfg.clip.spec, generator),
+        noise=noise,
         num_steps=cfg.student.num_steps[index % len(cfg.student.num_steps)],
+        grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], generator),
     )
+
+
+def _grad_frames(window: int | None, frames: int, generator: torch.Generator) -> range | None:
+    """The latent frames decoded with gradient: a window at a random place, or all."""
+    if window is None or window >= frames:
+        return None
+    first = int(torch.randint(frames - window + 1, (1,), generator=generator))
+    return range(first, first + window)
 
 
 def _update(
@@ -90,7 +101,7 @@ def _update(
         )  # fmt: skip
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(rats.student.denoiser.parameters(), options.max_grad_norm)
+    norm = torch.nn.utils.clip_grad_norm_(rats.student.weights.values(), options.max_grad_norm)
     if not math.isfinite(norm):
         raise UserError(
             f"the gradient is {float(norm)} at step {step + 1}; earlier checkpoints are kept",

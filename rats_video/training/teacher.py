@@ -94,15 +94,15 @@ def train_teacher(
     transformer = build_transformer(
         cfg.transformer, latent_channels=vae.config.z_dim, text_dim=cfg.text_encoder.d_model
     ).to(device)
-    backbone = WanBackbone(transformer, vae, text_encoder, tokenizer)
+    backbone = WanBackbone(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     if init is not None:
         backbone = backbone.load_denoiser(init)
     train, heldout = split_combinations()
     cache = encode_clips(backbone, cfg, train)
-    average = copy.deepcopy(backbone.transformer).eval()
+    average = copy.deepcopy(backbone.denoiser).eval()
     _fit(backbone, average, cache, cfg, folder / "checkpoint")
     shutil.rmtree(folder / "checkpoint", ignore_errors=True)
-    backbone = WanBackbone(average, vae, text_encoder, tokenizer)
+    backbone = WanBackbone(transformer=average, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     return backbone, evaluate_teacher(backbone, cfg, heldout)
 
 
@@ -141,7 +141,7 @@ def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTr
             loss.backward()
             torch.nn.utils.clip_grad_norm_(backbone.denoiser.parameters(), cfg.optimizer.max_grad_norm)
             optimizer.step()
-            update_ema(average, backbone.denoiser, min(cfg.ema_decay, (1 + step) / (10 + step)))
+            update_ema(dict(average.named_parameters()), backbone.weights, min(cfg.ema_decay, (1 + step) / (10 + step)))
             progress.advance(loss=float(loss.detach()))
             if (step + 1) % cfg.checkpoint_every == 0:
                 with replacing(checkpoint, "checkpoint") as aside:
@@ -188,10 +188,10 @@ def save_pipeline(backbone: WanBackbone, folder: Path, *, shift: float) -> None:
 
     logging.disable_progress_bar()
     pipeline = WanPipeline(
-        tokenizer=backbone.tokenizer,
-        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.parts["tokenizer"],
+        text_encoder=backbone.parts["text_encoder"],
         vae=backbone.vae,
         scheduler=FlowMapEulerDiscreteScheduler(shift=shift),
-        transformer=backbone.transformer,
+        transformer=backbone.denoiser,
     )
     pipeline.save_pretrained(folder)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats
+from rats_video.build.distill import build_rats, build_roles
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted
@@ -47,7 +47,7 @@ def train(
     def call(folder: str, *overrides: str) -> Trained:
         (tmp_path / folder).mkdir(exist_ok=True)
         cfg = make_config(*overrides)
-        rats = build_rats(cfg, loaded.twin())
+        rats = build_rats(cfg, *build_roles(cfg, loaded.twin()))
         train_loop(rats, cfg, captions, RunFolder(tmp_path / folder))
         rows = [
             {k: v for k, v in row.items() if k != "seconds"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from rats_video.errors import UserError
 from rats_video.training import checkpoint
@@ -30,6 +30,10 @@ def trained(steps: int, width: int = 3) -> tuple[nn.Module, torch.optim.Optimize
     return model, optimizer
 
 
+def weights(module: nn.Module) -> dict[str, Tensor]:
+    return dict(module.named_parameters())
+
+
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -41,10 +45,10 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 def test_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     model, optimizer = trained(3)
     average = nn.Linear(2, 3)
-    path = save_checkpoint(tmp_path, 3, model, average, optimizer, keep=2)
+    path = save_checkpoint(tmp_path, 3, weights(model), weights(average), optimizer, keep=2)
     again, resumed = trained(0)
     other = nn.Linear(2, 3)
-    assert load_checkpoint(path, again, other, resumed) == 3
+    assert load_checkpoint(path, weights(again), weights(other), resumed) == 3
     assert same(model, again)
     assert same(average, other)
     for each, stepped in ((model, optimizer), (again, resumed)):
@@ -56,14 +60,14 @@ def test_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
 
 
 def test_without_an_ema_teacher_none_is_written(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, trained(1)[0], None, trained(1)[1], keep=2)
+    path = save_checkpoint(tmp_path, 1, weights(trained(1)[0]), None, trained(1)[1], keep=2)
     assert names(path) == ["optimizer.safetensors", "state.json", "student.safetensors"]
 
 
 def test_keeps_the_newest(tmp_path: Path) -> None:
     model, optimizer = trained(1)
     for step in (2, 9, 10, 100):
-        save_checkpoint(tmp_path, step, model, None, optimizer, keep=2)
+        save_checkpoint(tmp_path, step, weights(model), None, optimizer, keep=2)
     assert names(tmp_path) == ["step-000010", "step-000100"]
     assert [path.name for path in list_checkpoints(tmp_path)] == names(tmp_path)
 
@@ -93,7 +97,7 @@ def test_crash_while_writing_leaves_the_old_one(
     same_step: bool,
 ) -> None:
     model, optimizer = trained(1)
-    save_checkpoint(tmp_path, 1, model, None, optimizer, keep=1)
+    save_checkpoint(tmp_path, 1, weights(model), None, optimizer, keep=1)
 
     def crashing(write: Callable[..., Any]) -> Callable[..., Any]:
         def call(what: Any, target: Path) -> Any:
@@ -107,12 +111,12 @@ def test_crash_while_writing_leaves_the_old_one(
         patch.setattr(checkpoint, "save_file", crashing(checkpoint.save_file))
         patch.setattr(Path, "replace", crashing(Path.replace))
         with pytest.raises(expected) as caught:
-            save_checkpoint(tmp_path, 1 if same_step else 2, trained(2)[0], None, optimizer, keep=1)
+            save_checkpoint(tmp_path, 1 if same_step else 2, weights(trained(2)[0]), None, optimizer, keep=1)
     if expected is UserError:
         assert "No space left on device" in str(caught.value)
     (kept,) = list_checkpoints(tmp_path)
     again, resumed = trained(0)
-    assert load_checkpoint(kept, again, None, resumed) == 1
+    assert load_checkpoint(kept, weights(again), None, resumed) == 1
     assert same(again, model)
     assert names(tmp_path) == ["step-000001"]  # and nothing half-written stays
 
@@ -126,7 +130,7 @@ def test_no_folder_no_checkpoint(tmp_path: Path) -> None:
 )
 def test_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path, damage: str) -> None:
     model, optimizer = trained(2)
-    path = save_checkpoint(tmp_path, 2, model, None, optimizer, keep=1)
+    path = save_checkpoint(tmp_path, 2, weights(model), None, optimizer, keep=1)
     target, resumed = trained(0)
     average = None
     match damage:
@@ -135,7 +139,7 @@ def test_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path, damage: str) -
         case "no optimizer":
             (path / "optimizer.safetensors").unlink()
         case "no teacher":
-            average = nn.Linear(2, 3)
+            average = weights(nn.Linear(2, 3))
         case "truncated student":
             file = path / "student.safetensors"
             file.write_bytes(file.read_bytes()[:-4])
@@ -144,7 +148,7 @@ def test_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path, damage: str) -
         case "state is text":
             (path / "state.json").write_text("step 2")
     with pytest.raises(UserError, match=r"cannot resume from it: .*\(start anew with --overwrite\)") as caught:
-        load_checkpoint(path, target, average, resumed)
+        load_checkpoint(path, weights(target), average, resumed)
     assert str(caught.value).startswith(f"{path}: ")
     assert len(str(caught.value).splitlines()) == 1
 

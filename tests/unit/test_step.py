@@ -40,7 +40,7 @@ def make_rats(backbone: WanBackbone, color_reward: Reward, make_config: MakeConf
     """Student and teacher of different weights, with the colour reward."""
     base = backbone.twin()
     with torch.no_grad():
-        for parameter in backbone.transformer.parameters():
+        for parameter in backbone.denoiser.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
 
     def make(*overrides: str, reward: Reward = color_reward, store: DiskGuideStore | None = None) -> Rats:
@@ -144,7 +144,7 @@ def test_gradient_reaches_the_student_only(
     rats = make_rats(reward=reward)
     loss, _ = rats_step(rats, batch)
     assert max(g.abs().max() for g in gradients(loss, rats.student.denoiser)) > 0
-    others = (rats.teacher.backbone.denoiser, reward, backbone.vae, backbone.text_encoder)
+    others = (rats.teacher.backbone.denoiser, reward, backbone.vae, backbone.parts["text_encoder"])
     assert all(parameter.grad is None for module in others for parameter in module.parameters())
 
 
@@ -248,7 +248,7 @@ def test_ema_moves_by_its_decay() -> None:
     with torch.no_grad():
         average.weight.fill_(1.0)
         model.weight.fill_(3.0)
-    update_ema(average, model, 0.75)
+    update_ema(dict(average.named_parameters()), dict(model.named_parameters()), 0.75)
     assert average.weight.tolist() == [[1.5, 1.5]]
     assert model.weight.tolist() == [[3.0, 3.0]]
 

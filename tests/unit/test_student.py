@@ -28,8 +28,8 @@ def card(tiny_wan: Path) -> StudentCard:
 @pytest.fixture
 def folder(backbone: WanBackbone, card: StudentCard, tmp_path: Path) -> Path:
     with torch.no_grad():
-        backbone.transformer.proj_out.weight.mul_(1.5)
-    save_student(backbone.transformer, card, tmp_path / "run" / "student")
+        backbone.denoiser.proj_out.weight.mul_(1.5)
+    save_student(backbone, card, tmp_path / "run" / "student")
     return tmp_path / "run" / "student"
 
 
@@ -46,7 +46,7 @@ def test_card_tells_others_the_sigmas(folder: Path) -> None:
 
 def test_saving_again_replaces_the_whole_folder(folder: Path, backbone: WanBackbone, card: StudentCard) -> None:
     (folder / "old").write_text("")
-    save_student(backbone.transformer, replace(card, steps=300), folder)
+    save_student(backbone, replace(card, steps=300), folder)
     assert sorted(path.name for path in folder.iterdir()) == [CARD, "transformer"]
     assert load_card(folder).steps == 300
     assert [path.name for path in folder.parent.iterdir()] == ["student"]

@@ -191,25 +191,25 @@ def test_unknown_words(loaded: WanBackbone, prompt: str, unknown: list[str]) -> 
 def test_twin_has_its_own_denoiser_and_shares_the_rest(loaded: WanBackbone) -> None:
     twin = loaded.twin()
     assert twin.vae is loaded.vae
-    assert twin.text_encoder is loaded.text_encoder
-    before = loaded.transformer.proj_out.weight.clone()
+    assert twin.parts["text_encoder"] is loaded.parts["text_encoder"]
+    before = loaded.denoiser.proj_out.weight.clone()
     with torch.no_grad():
-        assert torch.equal(twin.transformer.proj_out.weight, before)
-        twin.transformer.proj_out.weight.zero_()
-    assert torch.equal(loaded.transformer.proj_out.weight, before)
+        assert torch.equal(twin.denoiser.proj_out.weight, before)
+        twin.denoiser.proj_out.weight.zero_()
+    assert torch.equal(loaded.denoiser.proj_out.weight, before)
 
 
 def test_only_the_denoiser_trains(loaded: WanBackbone) -> None:
     assert all(p.requires_grad for p in loaded.denoiser.parameters())
-    frozen = [*loaded.vae.parameters(), *loaded.text_encoder.parameters()]
+    frozen = [*loaded.vae.parameters(), *loaded.parts["text_encoder"].parameters()]
     assert not any(p.requires_grad for p in frozen)
 
 
 def test_load_denoiser(loaded: WanBackbone, noise: Tensor, tmp_path: Path) -> None:
     other = loaded.twin()
     with torch.no_grad():
-        other.transformer.proj_out.weight.mul_(2)
-    other.transformer.save_pretrained(tmp_path / "transformer")
+        other.denoiser.proj_out.weight.mul_(2)
+    other.denoiser.save_pretrained(tmp_path / "transformer")
     again = loaded.load_denoiser(tmp_path)
     sigma, text = torch.full((2,), 0.5), loaded.encode_text(PROMPTS)
     with torch.no_grad():

@@ -1,0 +1,308 @@
+"""What every family shares: loading a pipeline folder, roles on one base, cached text, noise, pixels."""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Generator, Tensor, nn
+
+from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
+from rats_video.config.compute import DecodeConfig, LoraWeights
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.errors import UserError
+from rats_video.types import ClipSpec, TextCondition
+
+NUM_TRAIN_TIMESTEPS = 1000
+
+
+class PipelineBackbone(ABC):
+    """A diffusers pipeline's models behind the `Backbone` protocol; a family is a subclass in a file of its own.
+
+    An instance is the base model or one *role* on it: `twin()` has a denoiser of its own, `adapted(name)` shares the
+    denoiser and differs by a LoRA adapter that each of its calls switches on.
+
+    Args:
+        parts: the pipeline's components by the names of its folders; their weights are frozen but for the denoiser's.
+    """
+
+    family: ClassVar[str]
+    """For messages: "Wan"."""
+    pipelines: ClassVar[tuple[str, ...]]
+    """`_class_name` in `model_index.json` of the folders this family loads, the first one first."""
+    denoiser_parts: ClassVar[tuple[str, ...]] = ("transformer",)
+    """The parts that denoise; two for a model of two experts."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Names of the linear layers that LoRA adapts unless the configuration names others."""
+
+    def __init__(self, **parts: Any) -> None:
+        self.parts = parts
+        for name in set(parts) - set(self.denoiser_parts):
+            if isinstance(parts[name], nn.Module):
+                parts[name].requires_grad_(requires_grad=False).eval()
+        self.adapters: Adapters | None = None
+        self.role: str | None = None
+        self.decoding = DecodeConfig()
+        self.text_cache: dict[str, TextCondition] = {}
+
+    # ------------------------------------------------------------------------------------------- what a family adds
+
+    @classmethod
+    @abstractmethod
+    def component_classes(cls) -> dict[str, Any]:
+        """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
+
+    @property
+    @abstractmethod
+    def temporal_stride(self) -> int:
+        """Pixel frames a latent frame, but for the first, which holds one."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """C of the latents."""
+
+    @property
+    @abstractmethod
+    def spatial_stride(self) -> int:
+        """Pixels a latent row or column."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns a token."""
+
+    @abstractmethod
+    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode B prompts as the family's pipeline does."""
+
+    @abstractmethod
+    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        """One call of the denoiser, as the family's pipeline makes it, turned into `noise - x0`."""
+
+    @abstractmethod
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE wants them: the denoiser's normalisation undone."""
+
+    @abstractmethod
+    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
+        """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
+
+    # ------------------------------------------------------------------------------------------------------ loading
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Load a pipeline folder; the VAE stays in float32.
+
+        Raises:
+            UserError: a component is missing, is not of this family, or its weights do not fit.
+        """
+        from transformers.utils import logging
+
+        check_pipeline(folder, cls.pipelines)
+        classes = cls.component_classes()
+        for part in classes:
+            if not (folder / part).is_dir():
+                raise UserError(
+                    f"no {part}/ in it", where=str(folder), fix=f"give a folder that diffusers.{cls.pipelines[0]} loads"
+                )
+        logging.disable_progress_bar()
+        loaded = {
+            name: cls._load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype)
+            for name, kind in classes.items()
+        }
+        return cls(**loaded)
+
+    @classmethod
+    def _load_part(cls, kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
+        from safetensors import SafetensorError
+
+        try:
+            part = (
+                kind.from_pretrained(folder, torch_dtype=dtype)
+                if hasattr(kind, "forward")
+                else kind.from_pretrained(folder)
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"cannot load it as a {cls.family} pipeline: {folder.name}/: {reason}", where=str(folder.parent)
+            ) from error
+        return part.to(device).eval() if isinstance(part, nn.Module) else part
+
+    def load_denoiser(self, folder: Path) -> Self:
+        """The same model with the denoiser of another folder, e.g. a student's.
+
+        Raises:
+            UserError: it is not there or does not fit.
+        """
+        classes = self.component_classes()
+        for name in self.denoiser_parts:
+            if not (folder / name).is_dir():
+                raise UserError(f"no {name}/ in it", where=str(folder), fix="give the folder of a student")
+        loaded = {
+            name: self._load_part(classes[name], folder / name, self.device, self._dtype)
+            for name in self.denoiser_parts
+        }
+        return self._with_denoisers(loaded)
+
+    # -------------------------------------------------------------------------------------------------------- roles
+
+    @property
+    def denoisers(self) -> dict[str, nn.Module]:
+        """The denoising parts by name."""
+        return {name: self.parts[name] for name in self.denoiser_parts}
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network, or the experts as one module, whose calls are counted as NFE."""
+        networks = self.denoisers
+        return next(iter(networks.values())) if len(networks) == 1 else nn.ModuleDict(networks)
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """This role's own weights: its adapter's, or all of the denoiser's."""
+        if self.adapters is not None and self.role is not None:
+            return self.adapters.weights(self.role)
+        return {name: weight for name, weight in self.denoiser.named_parameters() if ".lora_" not in name}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser lives."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(iter(self.denoisers.values())).dtype  # type: ignore[assignment]
+        return dtype
+
+    def twin(self) -> Self:
+        """The same model with its own copy of the denoiser; VAE and text encoder are shared."""
+        return self._with_denoisers({name: copy.deepcopy(network) for name, network in self.denoisers.items()})
+
+    def _with_denoisers(self, networks: dict[str, Any]) -> Self:
+        other = type(self)(**{**self.parts, **networks})
+        other.decoding, other.text_cache = self.decoding, self.text_cache
+        return other
+
+    def adapted(self, name: str, cfg: LoraWeights) -> Self:
+        """A role on the same denoiser: a new adapter of that name, which changes nothing until it is trained."""
+        if self.adapters is None:
+            self.adapters = Adapters(self.denoisers)
+        self.adapters.add(name, cfg, self.lora_targets)
+        role = copy.copy(self)
+        role.role = name
+        return role
+
+    def save_role(self, folder: Path) -> None:
+        """Write this role as diffusers does: a LoRA file for an adapter, otherwise a folder a denoising part."""
+        if self.adapters is not None and self.role is not None:
+            self.adapters.save(self.role, folder)
+        else:
+            for name, network in self.denoisers.items():
+                network.save_pretrained(folder / name)  # type: ignore[operator]
+
+    def load_role(self, folder: Path, name: str = "student") -> Self:
+        """A role that `save_role` wrote: an adapter on this denoiser, or a model with its own.
+
+        Raises:
+            UserError: it is not there, is damaged, or was trained on another base.
+        """
+        if not (folder / LORA_FILE).is_file():
+            return self.load_denoiser(folder)
+        cfg, tensors = read_lora(folder / LORA_FILE)
+        role = self.adapted(name, cfg)
+        role.adapters.load(name, tensors, where=folder / LORA_FILE)  # type: ignore[union-attr]
+        return role
+
+    # ---------------------------------------------------------------------------------------------- latents and text
+
+    def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
+        """`(C, F, H, W)` of a clip's latents.
+
+        Raises:
+            UserError: the VAE or the transformer's patches cannot divide the clip.
+        """
+        stride, patch = self.spatial_stride, self.patch_size
+        if (clip.num_frames - 1) % self.temporal_stride:
+            raise UserError(
+                f"num_frames must be 1 + a multiple of {self.temporal_stride}, got {clip.num_frames}",
+                where="clip.num_frames",
+            )
+        for name, pixels, size in (("height", clip.height, patch[1]), ("width", clip.width, patch[2])):
+            if pixels % (stride * size):
+                raise UserError(f"must be a multiple of {stride * size}, got {pixels}", where=f"clip.{name}")
+        frames = 1 + (clip.num_frames - 1) // self.temporal_stride
+        if frames % patch[0]:
+            raise UserError(
+                f"{clip.num_frames} give {frames} latent frames, which patches of {patch[0]} do not divide",
+                where="clip.num_frames",
+            )
+        return self.latent_channels, frames, clip.height // stride, clip.width // stride
+
+    def sample_noise(self, batch: int, clip: ClipSpec, generator: Generator) -> Tensor:
+        """Standard normal `[B, C, F, H, W]`; drawn where the generator lives, so a CPU one is the same everywhere."""
+        noise = torch.randn(batch, *self.latent_shape(clip), generator=generator, device=generator.device)
+        return noise.to(self.device)
+
+    def sigmas(self, num_steps: int, shift: float) -> Tensor:
+        """`[num_steps + 1]` noise levels, 1 ... 0."""
+        return sigma_grid(num_steps, shift)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of the prompt that the tokenizer does not know (always empty for subword tokenizers)."""
+        tokenizer = self.parts["tokenizer"]
+        if tokenizer.unk_token_id is None:
+            return []
+        unknown = tokenizer.unk_token_id
+        return [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
+
+    @torch.no_grad()
+    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode B prompts, or look them up where `cache_text` has encoded them."""
+        if not self.text_cache:
+            return self._encode(prompts)
+        rows = TextCondition.cat([self.text_cache[prompt] for prompt in prompts])
+        return rows.map(lambda part: part.to(self.device))
+
+    # ------------------------------------------------------------------------------------------------------- calls
+
+    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`."""
+        if self.adapters is not None:
+            self.adapters.use(self.role)
+        return self._velocity(latents, sigma, text)
+
+    def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:
+        """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
+
+        Saturated pixels are clamped straight-through: diffusers' own decode clamps hard, and a reward could then
+        never pull a saturated pixel back.
+        """
+        pixels = (self._decode(self._to_vae(latents), grad_frames).transpose(1, 2) + 1) / 2
+        return pixels + (pixels.clamp(0, 1) - pixels).detach()
+
+
+def check_pipeline(folder: Path, accepted: Sequence[str]) -> str:
+    """The pipeline class a folder was saved from.
+
+    Raises:
+        UserError: the folder is no diffusers pipeline, or one of another family.
+    """
+    try:
+        name = str(json.loads((folder / "model_index.json").read_text())["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "not a diffusers pipeline: no readable model_index.json in it",
+            where=str(folder), fix="give the folder that pipeline.save_pretrained or a hub download made",
+        ) from error  # fmt: skip
+    if name not in accepted:
+        raise UserError(f"is a {name}", where=str(folder), fix=f"give one of: {', '.join(accepted)}")
+    return name

@@ -1,0 +1,147 @@
+"""Roles on one base: LoRA adapters (Hu et al., 2021) on a frozen denoiser, switched for the price of a few attributes.
+
+Traps of switching through peft and diffusers that this avoids: `set_adapter` and `enable_adapters` walk the whole
+model (5 to 10 ms) and flip `requires_grad`; a checkpointed block is recomputed in backward under whatever adapter is
+active by then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from rats_video.config.compute import LoraWeights
+from rats_video.errors import UserError
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
+METADATA_KEY = "lora_adapter_metadata"
+
+
+class Adapters:
+    """The adapters of a denoiser, and which of them its next call uses.
+
+    Args:
+        networks: the denoiser's networks by part name; frozen here.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        self.networks = dict(networks)
+        self.configs: dict[str, LoraWeights] = {}
+        self.active: str | None = None
+        self._layers: list[Any] = []
+        for network in self.networks.values():
+            network.requires_grad_(requires_grad=False)
+
+    def add(self, name: str, cfg: LoraWeights, default_targets: Sequence[str]) -> None:
+        """Add an adapter; its B matrices are zero, so that it changes nothing yet.
+
+        Raises:
+            UserError: no layer of the denoiser is called as `cfg.targets` says.
+        """
+        from peft import LoraConfig
+        from peft.tuners.lora import LoraLayer
+
+        targets = list(cfg.targets or default_targets)
+        for network in self.networks.values():
+            peft_config = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha, target_modules=targets, init_lora_weights=True)
+            try:
+                network.add_adapter(peft_config, adapter_name=name)  # type: ignore[operator]
+            except ValueError as error:
+                raise UserError(
+                    f"no layer of the denoiser is called {', '.join(targets)}", where="student.weights.targets",
+                    fix=f"null takes {', '.join(default_targets)}",
+                ) from error  # fmt: skip
+        self.configs[name] = cfg
+        self._layers = [m for net in self.networks.values() for m in net.modules() if isinstance(m, LoraLayer)]
+        for each in self.configs:
+            for parameter in self.weights(each).values():
+                parameter.requires_grad_()
+        for parameter in self.weights(name).values():
+            parameter.data = parameter.data.to(getattr(torch, cfg.dtype))
+        self.use(name)
+
+    def use(self, name: str | None) -> None:
+        """Make `name` the adapter of the calls to come; None calls the bare base."""
+        if name == self.active:
+            return
+        self.active = name
+        for layer in self._layers:
+            layer._disable_adapters = name is None  # noqa: SLF001  # what peft's own setters write, without their walk
+            if name is not None:
+                layer._active_adapter = name  # noqa: SLF001
+
+    def weights(self, name: str) -> dict[str, nn.Parameter]:
+        """An adapter's parameters, named as diffusers does: `transformer.blocks.0.attn1.to_q.lora_A.weight`."""
+        return {
+            f"{part}.{key.replace(f'.{name}.', '.')}": parameter
+            for part, network in self.networks.items()
+            for key, parameter in network.named_parameters()
+            if f".{name}." in key and ".lora_" in key
+        }
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write the file that `pipeline.load_lora_weights(folder)` loads, alpha included."""
+        tensors = {key: weight.detach().cpu().contiguous() for key, weight in self.weights(name).items()}
+        metadata = {
+            f"{part}.{key}": sorted(value) if isinstance(value, set) else value
+            for part, network in self.networks.items()
+            for key, value in network.peft_config[name].to_dict().items()  # type: ignore[union-attr,index]
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / LORA_FILE, {"format": "pt", METADATA_KEY: json.dumps(metadata, default=str)})
+
+    def load(self, name: str, tensors: Mapping[str, Tensor], *, where: Path) -> None:
+        """Fill an adapter's weights in place.
+
+        Raises:
+            UserError: they are not of this base, or of another rank.
+        """
+        weights = self.weights(name)
+        if odd := sorted(weights.keys() ^ tensors.keys()):
+            raise UserError(f"was trained on another model: {odd[0]} does not match", where=str(where))
+        for key, weight in weights.items():
+            if weight.shape != tensors[key].shape:
+                raise UserError(
+                    f"was trained on another model: {key} is {list(tensors[key].shape)}, not {list(weight.shape)}",
+                    where=str(where),
+                )
+            weight.data.copy_(tensors[key])
+
+    def checkpointing(self, module: nn.Module, *args: Any) -> Any:
+        """Activation checkpointing of a block that is recomputed under the adapter it was first computed with."""
+        adapter = self.active
+
+        def run(*inputs: Any) -> Any:
+            self.use(adapter)
+            return module(*inputs)
+
+        return checkpoint(run, *args, use_reentrant=False)
+
+
+def read_lora(path: Path) -> tuple[LoraWeights, dict[str, Tensor]]:
+    """A LoRA file's shape and its tensors.
+
+    Raises:
+        UserError: it is damaged, or says no rank and alpha.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = json.loads((file.metadata() or {})[METADATA_KEY])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+        settings = {key.split(".", 1)[1]: value for key, value in metadata.items()}
+        return (
+            LoraWeights(kind="lora", rank=settings["r"], alpha=settings["lora_alpha"],
+                        targets=tuple(settings["target_modules"])),
+            tensors,
+        )  # fmt: skip
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"not a LoRA file with its rank and alpha: {reason}", where=str(path)) from error

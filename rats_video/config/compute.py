@@ -1,0 +1,65 @@
+"""Where and how a run computes: precision, memory and speed levers, processes. None of them changes the method."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from rats_video.config.schema import Config, NonNegativeInt, PositiveInt
+
+AttentionBackend = Literal["native", "xformers", "flash", "_flash_3", "sage", "flex", "_native_math"]
+
+
+class FullWeights(Config):
+    """Student and EMA teacher each have a denoiser of their own."""
+
+    kind: Literal["full"] = "full"
+
+
+class LoraWeights(Config):
+    """Student and EMA teacher are LoRA adapters on one frozen denoiser."""
+
+    kind: Literal["lora"]
+    rank: PositiveInt = 64
+    alpha: PositiveInt = Field(64, description="the adapter is scaled by alpha / rank")
+    targets: tuple[str, ...] | None = Field(
+        None, description="names of linear layers; null takes the family's own list"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the adapter; AdamW wants float32")
+
+
+Weights = Annotated[FullWeights | LoraWeights, Field(discriminator="kind")]
+
+
+class DecodeConfig(Config):
+    """The reward's way back through the VAE; each lever saves memory."""
+
+    checkpoint: bool = Field(default=False, description="recompute each latent frame's decode in backward (exact)")
+    offload: bool = Field(default=False, description="with checkpoint: keep the caches between frames in host memory")
+    window: PositiveInt | None = Field(
+        None, description="latent frames with gradient, at a place drawn anew each step; null = all (exact)"
+    )
+    small: str | None = Field(None, description="folder of a small decoder that stands in for the VAE while training")
+
+
+class ComputeConfig(Config):
+    """Precision, memory and speed."""
+
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base and the text encoder")
+    attention: AttentionBackend = Field("native", description="diffusers' name of the attention kernel")
+    activation_checkpointing: bool = Field(default=False, description="recompute the denoiser's blocks in backward")
+    compile: bool = Field(default=False, description="torch.compile of the denoiser's repeated blocks")
+    offload: Literal["none", "block", "leaf"] = Field(
+        "none", description="keep the frozen base in host memory and bring in one group of layers at a time"
+    )
+    cache_text: bool = Field(default=False, description="encode all prompts first, then free the text encoder")
+    decode: DecodeConfig = DecodeConfig()
+
+
+class ParallelConfig(Config):
+    """How several processes share the work; started by --gpus and --nodes, or by torchrun."""
+
+    shard: bool = Field(default=False, description="FSDP2: split the denoiser's weights over the processes")
+    context: PositiveInt = Field(1, description="processes that share each clip (Ulysses attention, Wan and LTX)")
+    reward_ranks: NonNegativeInt = Field(0, description="processes that only hold reward models")
