@@ -44,7 +44,9 @@ class TextCondition:
     def map(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
         """The same with every tensor changed, e.g. moved or expanded along the batch."""
         return TextCondition(
-            *(None if part is None else change(part) for part in (self.embeds, self.mask, self.pooled))
+            change(self.embeds),
+            None if self.mask is None else change(self.mask),
+            None if self.pooled is None else change(self.pooled),
         )
 
     @staticmethod
