@@ -1,0 +1,53 @@
+"""What the contract test must know of a family: how to make a tiny pipeline of it, and what the stock pipeline does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.types import ClipSpec, TextCondition
+
+
+@dataclass(frozen=True)
+class NativeSample:
+    """The stock pipeline's own output, in our layout.
+
+    Args:
+        sigmas: `[N + 1]` the noise levels its scheduler stepped through.
+        x0: final latents `[B, C, F, H, W]`, normalised as the denoiser sees them.
+        videos: pixels `[B, T, 3, height, width]` in [0, 1].
+    """
+
+    sigmas: Tensor
+    x0: Tensor
+    videos: Tensor
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family under test.
+
+    Args:
+        name: for the test's id.
+        backbone: the adapter's class.
+        build: saves a tiny randomly initialised pipeline of the family's own classes into a folder.
+        clip: a small clip with at least 3 latent frames.
+        text_length: L of the text the denoiser stands for (512 for Wan), or None where it is as long as the prompts.
+        native_text: what the stock pipeline's `encode_prompt` returns for these prompts.
+        native_velocity: `noise - x0` from the stock pipeline's own call of its transformer, at one sigma a clip.
+        native_sample: the stock pipeline on this noise `[B, C, F, H, W]`, guidance off, in this many steps.
+    """
+
+    name: str
+    backbone: type[PipelineBackbone]
+    build: Callable[[Path], None]
+    clip: ClipSpec
+    text_length: int | None
+    native_text: Callable[[Any, list[str]], TextCondition]
+    native_velocity: Callable[[Any, Tensor, Tensor, list[str]], Tensor]
+    native_sample: Callable[[Any, Tensor, list[str], int], NativeSample]
