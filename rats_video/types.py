@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor, cat, device, nn
 
@@ -127,6 +127,15 @@ class Reward(Protocol):
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `videos` `[B, T, 3, height, width]` in [0, 1] against their prompts."""
+        ...
+
+
+@runtime_checkable
+class PromptChecker(Protocol):
+    """A reward that can tell beforehand which prompts it cannot judge."""
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise UserError for a prompt that cannot be judged; warn of those that are judged in part."""
         ...
 
 

@@ -39,6 +39,8 @@ class PipelineBackbone(ABC):
     """The parts that denoise; two for a model of two experts."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the linear layers that LoRA adapts unless the configuration names others."""
+    text_limit: ClassVar[int]
+    """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
@@ -257,12 +259,20 @@ class PipelineBackbone(ABC):
         return sigma_grid(num_steps, shift)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt that the tokenizer does not know (always empty for subword tokenizers)."""
+        """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
         tokenizer = self.parts["tokenizer"]
-        if tokenizer.unk_token_id is None:
+        if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
             return []
         unknown = tokenizer.unk_token_id
         return [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
+
+    def misread(self, prompt: str) -> str:
+        """What of a prompt goes lost before the text encoder sees it, as a clause for a message; or nothing."""
+        tokenizer = self.parts["tokenizer"]
+        ids = tokenizer(prompt, verbose=False).input_ids
+        if len(ids) > self.text_limit:
+            return f"longer than the {self.text_limit} tokens this model reads"
+        return "with characters this model does not know" if tokenizer.unk_token_id in ids else ""
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:

@@ -20,6 +20,7 @@ class WanBackbone(PipelineBackbone):
 
     family = "Wan"
     pipelines = ("WanPipeline",)
+    text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def __init__(self, **parts: Any) -> None:

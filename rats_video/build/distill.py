@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +13,9 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
 from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
+from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.compute import FullWeights, LoraWeights
-from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
+from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
 from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
 from rats_video.distill.ema import update_ema
@@ -21,11 +23,10 @@ from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats
 from rats_video.distill.store import DiskGuideStore
 from rats_video.distill.teacher import TeacherSampler
-from rats_video.errors import UserError
+from rats_video.errors import UserError, warn
 from rats_video.evaluation.plots import plot_training
 from rats_video.files import write_json
 from rats_video.inference.student import StudentCard, save_student
-from rats_video.rewards.word_reward import WordReward
 from rats_video.training.checkpoint import list_checkpoints
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
@@ -40,18 +41,16 @@ def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone
     return backbone
 
 
-def build_reward(cfg: WordRewardConfig, device: torch.device, *, where: str) -> WordReward:
-    """The reward a configuration names."""
-    return WordReward.load(resolve_folder(cfg.path, where=f"{where}.path"), device)
-
-
 def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSplit:
-    """The run's prompts, each of them known to the model's text encoder."""
+    """The run's prompts, each of them known to the model's text encoder; warns, once, of those it reads in part."""
     prompts = load_prompts(cfg.prompts)
     everything = (*prompts.train, *prompts.heldout)
     if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
         for prompt in everything:
             check_prompt(prompt, backbone.unknown_words(prompt))
+    misread = Counter(filter(None, map(backbone.misread, everything)))
+    for how, count in misread.items():
+        warn(f"{count} of {len(everything)} are {how}, which it ignores", where="prompts")
     return prompts
 
 
@@ -96,7 +95,8 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
         weights.update(path.read_bytes())
     sampling = {"num_steps": teacher.num_steps, "guidance_scale": teacher.guidance_scale, "shift": cfg.shift}
-    return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump()}
+    judge = cfg.reward.model_dump(exclude={"path", "tokenizer", "chunk"})  # its weights are in the hash
+    return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump(), "reward": judge}
 
 
 def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> None:
@@ -157,9 +157,12 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     prompts = checked_prompts(cfg, backbone)
     student, teacher = build_roles(cfg, backbone)
     rats = build_rats(cfg, student, teacher)
-    for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
-        if reward is not None:
-            build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
+    judges = [rats.reward]
+    if cfg.heldout_reward is not None:
+        judges.append(build_reward(cfg.heldout_reward, device, where="heldout_reward"))
+    for judge in judges:
+        check_reward_prompts(judge, (*prompts.train, *prompts.heldout))
+    del judges  # training needs its memory
     prepare_run(cfg, run, resume=resume, overwrite=overwrite)
     write_json(run.environment, environment(device))
     train_loop(rats, cfg, prompts.train, run)

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
+from rats_video.config.reward import RewardConfig
 from rats_video.config.schema import (
     ClipConfig,
     Config,
@@ -33,13 +34,6 @@ class FilePrompts(Config):
 
 
 Prompts = Annotated[ShapesPrompts | FilePrompts, Field(discriminator="kind")]
-
-
-class WordRewardConfig(Config):
-    """A reward trained by `rats-video train reward`."""
-
-    kind: Literal["word"] = "word"
-    path: str = Field(description="folder with config.json and model.safetensors, or the name of an embedded one")
 
 
 class SigmoidGate(Config):
@@ -161,8 +155,8 @@ class DistillConfig(Config):
     clip: ClipConfig = ClipConfig()
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")
     prompts: Prompts = ShapesPrompts()
-    reward: WordRewardConfig
-    heldout_reward: WordRewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
+    reward: RewardConfig
+    heldout_reward: RewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
     method: MethodConfig
     teacher: Teacher
     student: StudentConfig = StudentConfig()
