@@ -272,7 +272,7 @@ class PipelineBackbone(ABC):
         ids = tokenizer(prompt, verbose=False).input_ids
         if len(ids) > self.text_limit:
             return f"longer than the {self.text_limit} tokens this model reads"
-        return "with characters this model does not know" if tokenizer.unk_token_id in ids else ""
+        return "written with characters this model does not know" if tokenizer.unk_token_id in ids else ""
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:

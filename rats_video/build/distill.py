@@ -50,7 +50,7 @@ def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSpl
             check_prompt(prompt, backbone.unknown_words(prompt))
     misread = Counter(filter(None, map(backbone.misread, everything)))
     for how, count in misread.items():
-        warn(f"{count} of {len(everything)} are {how}, which it ignores", where="prompts")
+        warn(f"{count} of {len(everything)} are {how}", where="prompts")
     return prompts
 
 

@@ -26,7 +26,7 @@ class ShapesPrompts(Config):
 
 
 class FilePrompts(Config):
-    """One prompt a line; empty lines are skipped."""
+    """One prompt a line; empty lines are skipped. A packaged name (`video-train`, `video-heldout`) or a path."""
 
     kind: Literal["file"]
     train: str = Field(description="text file of training prompts")
