@@ -37,9 +37,20 @@ def load_prompts(cfg: ShapesPrompts | FilePrompts) -> PromptSplit:
 
 
 def prompt_path(name_or_path: str) -> Path:
-    """The packaged prompts of that name, or the file at that path."""
-    packaged = Path(str(resources.files("rats_video.configs"))) / "prompts" / f"{name_or_path}.txt"
-    return packaged if "/" not in name_or_path and packaged.is_file() else Path(name_or_path)
+    """The packaged prompts of that name, or the file at that path.
+
+    Raises:
+        UserError: it is neither.
+    """
+    packaged = {
+        path.stem: path for path in (Path(str(resources.files("rats_video.configs"))) / "prompts").glob("*.txt")
+    }
+    path = packaged.get(name_or_path, Path(name_or_path))
+    if not path.suffix and not path.exists():
+        raise UserError(
+            "no such prompts", where=name_or_path, fix=f"give a text file or one of: {', '.join(sorted(packaged))}"
+        )
+    return path
 
 
 def read_prompt_file(path: Path) -> tuple[str, ...]:
