@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import string
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,25 @@ def test_missing_folders_name_their_key(folder: Path) -> None:
         clip_score(Path("nowhere"))
     with pytest.raises(UserError, match=r"^reward\.tokenizer: no such folder: nowhere"):
         clip_score(folder, tokenizer="nowhere")
+
+
+def test_a_run_is_trained_judged_and_compared_by_them(
+    folder: Path, config_file: Path, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    rewards = {
+        "reward": f"{{kind: pickscore, path: {folder}, frames: 2}}",
+        "heldout_reward": f"{{kind: clip_score, path: {folder}}}",
+        "teacher.cache": tmp_path / "cache",
+    }
+    sets = [part for key, value in rewards.items() for part in ("--set", f"{key}={value}")]
+    code, _, err = command("run", "--config", config_file, "--output", tmp_path / "run", *sets)
+    assert code == 0, err
+    assert err.count("prompts are longer than the 20 tokens this reward reads") >= 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert {f"gate/frame{frame}" for frame in range(2)} <= rows[0].keys()
+    evaluated = json.loads((tmp_path / "run" / "evaluation" / "evaluation.json").read_text())
+    for row in evaluated["rows"]:
+        assert -1 < row["metrics"]["heldout_reward"]["mean"] < 1
+    (identity,) = (tmp_path / "cache").glob("*/identity.json")
+    assert json.loads(identity.read_text())["reward"] == {"kind": "pickscore", "frames": 2, "dtype": "float32"}
