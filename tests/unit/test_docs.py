@@ -12,7 +12,7 @@ from rats_video.assets import HUB
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize("page", DOCS.glob("*.md"), ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
     assert [link for link in links if not link.startswith("http") and not (DOCS / link).exists()] == []
