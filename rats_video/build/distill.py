@@ -36,6 +36,7 @@ def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone
     """The base model, checked against the clip size."""
     backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
     backbone.decoding = cfg.compute.decode
+    backbone.embedded_guidance = cfg.embedded_guidance
     backbone.latent_shape(cfg.clip.spec)
     return backbone
 

@@ -1,0 +1,136 @@
+"""HunyuanVideo text-to-video, from any folder that `diffusers.HunyuanVideoPipeline` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
+from rats_video.types import TextCondition
+
+TEXT_LENGTH = 256  # rows of Llama features a prompt, after the template's own are cut off
+POOLED_LENGTH = 77  # tokens CLIP reads
+LLAMA_LAYER = -3  # hidden states taken: the last two layers are skipped
+
+
+class HunyuanVideoBackbone(PipelineBackbone):
+    """A HunyuanVideo pipeline's models: `transformer`, `vae`, Llama `text_encoder` and CLIP `text_encoder_2`.
+
+    The released transformer is distilled to take its guidance scale as an input: `embedded_guidance`. Guidance by two
+    calls works beside it, as the pipeline's `true_cfg_scale` does.
+    """
+
+    family = "HunyuanVideo"
+    pipelines = ("HunyuanVideoPipeline",)
+    exact_window = False  # group norms average over time: each pixel depends on later latents too
+    lora_targets = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+        "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",  # dual stream
+        "proj_mlp", "proj_out",  # single stream, where one matrix projects attention and feed-forward out
+    )  # fmt: skip
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.transformer, self.vae = parts["transformer"], parts["vae"]
+
+    @classmethod
+    def component_classes(cls) -> dict[str, Any]:
+        """The class of each part."""
+        from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+        from transformers import AutoTokenizer, CLIPTextModel, LlamaModel
+
+        return {
+            "transformer": HunyuanVideoTransformer3DModel,
+            "vae": AutoencoderKLHunyuanVideo,
+            "text_encoder": LlamaModel,
+            "tokenizer": AutoTokenizer,
+            "text_encoder_2": CLIPTextModel,
+            "tokenizer_2": AutoTokenizer,
+        }
+
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames a latent frame, but for the first."""
+        return int(self.vae.temporal_compression_ratio)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels a latent row or column."""
+        return int(self.vae.spatial_compression_ratio)
+
+    @property
+    def latent_channels(self) -> int:
+        """C of the latents."""
+        return int(self.transformer.config.in_channels)
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns a token."""
+        config = self.transformer.config
+        return config.patch_size_t, config.patch_size, config.patch_size
+
+    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Llama features `[B, 256, D]` with their mask, and CLIP's pooled `[B, P]`, as `encode_prompt` gives them."""
+        from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+        pad = partial(self._tokenize, padding="max_length", truncation=True)
+        start = int(DEFAULT_PROMPT_TEMPLATE["crop_start"])  # the system message tells Llama what to look for, no more
+        asked = [str(DEFAULT_PROMPT_TEMPLATE["template"]).format(prompt) for prompt in prompts]
+        tokens = pad("tokenizer", asked, max_length=TEXT_LENGTH + start)
+        llama = self.parts["text_encoder"](tokens.input_ids, tokens.attention_mask, output_hidden_states=True)
+        clip = self.parts["text_encoder_2"](pad("tokenizer_2", list(prompts), max_length=POOLED_LENGTH).input_ids)
+        return TextCondition(
+            llama.hidden_states[LLAMA_LAYER][:, start:], tokens.attention_mask[:, start:], clip.pooler_output
+        )
+
+    def _tokenize(self, tokenizer: str, prompts: list[str], **options: Any) -> Any:
+        return self.parts[tokenizer](prompts, return_tensors="pt", **options).to(self.device)
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        transformer = self.transformer
+        own = text.map(lambda part: part.to(transformer.dtype))
+        guidance = torch.full_like(sigma, self.embedded_guidance, dtype=transformer.dtype) * 1000.0
+        velocity: Tensor = transformer(
+            latents.to(transformer.dtype), sigma * NUM_TRAIN_TIMESTEPS, own.embeds, own.mask, own.pooled,
+            guidance=guidance if transformer.config.guidance_embeds else None, return_dict=False,
+        )[0]  # fmt: skip
+        return velocity.to(latents.dtype)
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        return latents / float(self.vae.config.scaling_factor)
+
+    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002  # exact_window is False
+        return decode_tiles(self.vae, latents, recompute=self.decoding.checkpoint)
+
+
+def decode_tiles(vae: Any, latents: Tensor, *, recompute: bool = False) -> Tensor:
+    """`AutoencoderKLHunyuanVideo.decode`, which does not clamp: `[B, 3, T, height, width]`, about [-1, 1].
+
+    As there, clips of more than 4 latent frames (17 pixel frames) are decoded in tiles of 5 that start 3 apart and
+    are blended over 4 pixel frames. With `recompute` a tile is all that backward ever holds, whatever the length.
+    """
+
+    def decode(tile: Tensor) -> Tensor:
+        pixels: Tensor = vae.decoder(vae.post_quant_conv(tile))
+        return pixels
+
+    def decode_tile(start: int) -> Tensor:
+        tile = latents[:, :, start : start + size + 1]
+        pixels: Tensor = checkpoint(decode, tile, use_reentrant=False) if recompute else decode(tile)
+        return pixels if start == 0 else pixels[:, :, 1:]  # decoded as a first frame, which it is not
+
+    stride, frames = vae.temporal_compression_ratio, latents.shape[2]
+    size, step = vae.tile_sample_min_num_frames // stride, vae.tile_sample_stride_num_frames // stride
+    if frames <= size:
+        return decode_tile(0)
+    tiles = [decode_tile(start) for start in range(0, frames, step)]
+    for before, tile in pairwise(tiles):
+        vae.blend_t(before, tile, (size - step) * stride)  # in place
+    kept = [tile[:, :, : step * stride + (index == 0)] for index, tile in enumerate(tiles)]
+    return torch.cat(kept, dim=2)[:, :, : (frames - 1) * stride + 1]

@@ -1,0 +1,194 @@
+"""What is particular to HunyuanVideo: guidance as an input, guidance by two calls, and a decode in tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import HunyuanVideoPipeline
+from hunyuan_family import CLIP, SHIFT, build, native_text
+from torch import Tensor
+
+from rats_video.backbones.hunyuan import HunyuanVideoBackbone, decode_tiles
+from rats_video.backbones.lora import LORA_FILE
+from rats_video.build.distill import build_backbone
+from rats_video.config.compute import DecodeConfig, LoraWeights
+from rats_video.config.distill import DistillConfig
+from rats_video.diffusion.rollout import rollout
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.seeds import seeded
+
+PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
+SIGMA = torch.tensor([0.9, 0.3])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "hunyuan"
+    build(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> Any:
+    return load_stock(folder)
+
+
+@pytest.fixture
+def backbone(folder: Path) -> HunyuanVideoBackbone:
+    return HunyuanVideoBackbone.from_pretrained(folder)
+
+
+@pytest.fixture
+def noise(backbone: HunyuanVideoBackbone) -> Tensor:
+    return backbone.sample_noise(2, CLIP, seeded(3))
+
+
+def load_stock(folder: Path) -> Any:
+    pipeline = HunyuanVideoPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def stock_sample(pipeline: Any, noise: Tensor, **options: Any) -> Tensor:
+    return pipeline(
+        PROMPTS, latents=noise, num_inference_steps=4, output_type="latent", num_frames=9, height=32, width=32,
+        **options,
+    ).frames  # fmt: skip
+
+
+@torch.no_grad()
+def our_sample(backbone: HunyuanVideoBackbone, noise: Tensor, guidance_scale: float = 1.0) -> Tensor:
+    text, negative = backbone.encode_text(PROMPTS), backbone.encode_text([""])
+    return rollout(
+        backbone.velocity, noise, sigma_grid(4, SHIFT), text, negative=negative, guidance_scale=guidance_scale
+    ).x0
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+# --------------------------------------------------------------------------------------------------------- guidance
+
+
+def test_embedded_guidance_reaches_the_transformer(
+    backbone: HunyuanVideoBackbone, pipeline: Any, noise: Tensor
+) -> None:
+    default = our_sample(backbone, noise)
+    close(default, stock_sample(pipeline, noise))  # 6, as the pipeline's own default
+    backbone.embedded_guidance = 2.5
+    close(our_sample(backbone, noise), stock_sample(pipeline, noise, guidance_scale=2.5))
+    assert (our_sample(backbone, noise) - default).abs().max() > 1e-3
+    assert torch.equal(our_sample(backbone.twin(), noise), our_sample(backbone, noise))
+
+
+def test_a_model_without_guidance_input_is_told_none(tmp_path: Path, noise: Tensor) -> None:
+    build(tmp_path, guidance_embeds=False)
+    backbone, seen = HunyuanVideoBackbone.from_pretrained(tmp_path), []
+    hook = lambda _, __, options: seen.append(options["guidance"])  # noqa: E731
+    backbone.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    close(our_sample(backbone, noise), stock_sample(load_stock(tmp_path), noise))
+    assert seen == [None] * 4
+
+
+def test_guidance_by_two_calls_is_the_pipelines(backbone: HunyuanVideoBackbone, pipeline: Any, noise: Tensor) -> None:
+    theirs = stock_sample(pipeline, noise, true_cfg_scale=3.0, negative_prompt=["", ""])
+    close(our_sample(backbone, noise, guidance_scale=3.0), theirs)
+    assert (theirs - stock_sample(pipeline, noise)).abs().max() > 0.01
+
+
+def test_the_configuration_sets_it(make_config: Callable[..., DistillConfig]) -> None:
+    cpu = torch.device("cpu")
+    assert build_backbone(make_config(), cpu).embedded_guidance == 6.0
+    backbone = build_backbone(make_config("embedded_guidance=4.5"), cpu)
+    assert backbone.twin().embedded_guidance == 4.5
+
+
+# ------------------------------------------------------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [""], ["red " * 400, "a {circle}"]])
+def test_text_is_the_pipelines(backbone: HunyuanVideoBackbone, pipeline: Any, prompts: list[str]) -> None:
+    ours, theirs = backbone.encode_text(prompts), native_text(pipeline, prompts)
+    assert ours.embeds.shape == (len(prompts), 256, 16)
+    assert torch.equal(ours.embeds, theirs.embeds)
+    assert torch.equal(ours.mask, theirs.mask)
+    assert torch.equal(ours.pooled, theirs.pooled)
+
+
+def test_padding_rows_and_the_pooled_vector(backbone: HunyuanVideoBackbone, noise: Tensor) -> None:
+    text = backbone.encode_text(PROMPTS)
+    padding = (text.mask == 0)[..., None]
+    assert 0 < padding.float().mean() < 1
+    with torch.no_grad():
+        velocity = backbone.velocity(noise, SIGMA, text)
+        garbage = type(text)(torch.where(padding, 9.0, text.embeds), text.mask, text.pooled)
+        close(backbone.velocity(noise, SIGMA, garbage), velocity)
+        other = type(text)(text.embeds, text.mask, text.pooled.flip(0))
+        assert (backbone.velocity(noise, SIGMA, other) - velocity).abs().max() > 1e-3
+
+
+# ----------------------------------------------------------------------------------------------------------- decode
+
+
+@pytest.mark.parametrize("frames", [1, 4, 5, 7, 8])
+def test_tiles_are_the_vaes_own(backbone: HunyuanVideoBackbone, frames: int) -> None:
+    latents = torch.randn(2, 4, frames, 2, 2, generator=seeded(frames))
+    with torch.no_grad():
+        ours, theirs = decode_tiles(backbone.vae, latents), backbone.vae.decode(latents).sample
+    assert ours.shape == (2, 3, 4 * frames - 3, 16, 16)
+    assert torch.equal(ours, theirs)
+
+
+def test_recomputed_tiles_are_exact_and_hold_little(backbone: HunyuanVideoBackbone) -> None:
+    def run(frames: int, *, recompute: bool) -> tuple[Tensor, Tensor, int]:
+        backbone.decoding = DecodeConfig(checkpoint=recompute)
+        latents = torch.randn(1, 4, frames, 4, 4, generator=seeded(frames)).requires_grad_()
+        held: dict[int, int] = {}
+        keep = lambda tensor: (held.setdefault(tensor.data_ptr(), tensor.nbytes), tensor)[1]  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            videos = backbone.decode(latents)
+        (gradient,) = torch.autograd.grad(videos.square().sum(), latents)
+        return videos.detach(), gradient, sum(held.values())
+
+    plain, recomputed = run(7, recompute=False), run(7, recompute=True)
+    assert torch.equal(plain[0], recomputed[0])
+    torch.testing.assert_close(plain[1], recomputed[1])
+    assert plain[1].flatten(3).abs().amax(dim=(0, 1, 3)).min() > 0  # every latent frame gets gradient
+    assert recomputed[2] < plain[2] / 20
+    assert run(7, recompute=False)[2] > 1.5 * run(4, recompute=False)[2]
+    assert recomputed[2] - run(4, recompute=True)[2] < 0.02 * plain[2]
+
+
+def test_a_window_of_latents_is_not_exact(backbone: HunyuanVideoBackbone) -> None:
+    latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(8))
+    other = latents.clone()
+    other[:, :, 2] += 1
+    with torch.no_grad():
+        changed = (backbone.decode(other) - backbone.decode(latents)).abs().amax(dim=(0, 2, 3, 4))
+    assert changed[0] > 1e-4  # the last latent moves the first pixel frame, through the norms' means
+    assert not backbone.exact_window
+
+
+# ------------------------------------------------------------------------------------------------------------- LoRA
+
+
+def test_a_lora_student_is_loaded_by_the_pipeline(
+    backbone: HunyuanVideoBackbone, folder: Path, noise: Tensor, tmp_path: Path
+) -> None:
+    student = backbone.adapted("student", LoraWeights(kind="lora", rank=2, alpha=4))
+    layers = {name.split(".lora_")[0] for name in student.weights}
+    assert {name.split(".")[1] for name in layers} >= {"transformer_blocks", "single_transformer_blocks"}
+    with torch.no_grad():
+        for name, weight in student.weights.items():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=seeded(len(name))))
+    student.save_role(tmp_path)
+    ours = our_sample(student, noise)
+    assert (ours - our_sample(backbone, noise)).abs().max() > 0.01
+    pipeline = load_stock(folder)
+    pipeline.load_lora_weights(tmp_path, weight_name=LORA_FILE)
+    close(stock_sample(pipeline, noise), ours)
