@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
+from rats_video.backbones.hunyuan_decode import decode_tiles, use_maskless_attention
 from rats_video.types import TextCondition
 
 TEXT_LENGTH = 256  # rows of Llama features a prompt, after the template's own are cut off
@@ -38,6 +37,7 @@ class HunyuanVideoBackbone(PipelineBackbone):
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         self.transformer, self.vae = parts["transformer"], parts["vae"]
+        use_maskless_attention(self.vae)
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
@@ -107,30 +107,3 @@ class HunyuanVideoBackbone(PipelineBackbone):
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002  # exact_window is False
         return decode_tiles(self.vae, latents, recompute=self.decoding.checkpoint)
-
-
-def decode_tiles(vae: Any, latents: Tensor, *, recompute: bool = False) -> Tensor:
-    """`AutoencoderKLHunyuanVideo.decode`, which does not clamp: `[B, 3, T, height, width]`, about [-1, 1].
-
-    As there, clips of more than 4 latent frames (17 pixel frames) are decoded in tiles of 5 that start 3 apart and
-    are blended over 4 pixel frames. With `recompute` a tile is all that backward ever holds, whatever the length.
-    """
-
-    def decode(tile: Tensor) -> Tensor:
-        pixels: Tensor = vae.decoder(vae.post_quant_conv(tile))
-        return pixels
-
-    def decode_tile(start: int) -> Tensor:
-        tile = latents[:, :, start : start + size + 1]
-        pixels: Tensor = checkpoint(decode, tile, use_reentrant=False) if recompute else decode(tile)
-        return pixels if start == 0 else pixels[:, :, 1:]  # decoded as a first frame, which it is not
-
-    stride, frames = vae.temporal_compression_ratio, latents.shape[2]
-    size, step = vae.tile_sample_min_num_frames // stride, vae.tile_sample_stride_num_frames // stride
-    if frames <= size:
-        return decode_tile(0)
-    tiles = [decode_tile(start) for start in range(0, frames, step)]
-    for before, tile in pairwise(tiles):
-        vae.blend_t(before, tile, (size - step) * stride)  # in place
-    kept = [tile[:, :, : step * stride + (index == 0)] for index, tile in enumerate(tiles)]
-    return torch.cat(kept, dim=2)[:, :, : (frames - 1) * stride + 1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from diffusers import HunyuanVideoPipeline
 from hunyuan_family import CLIP, SHIFT, build, native_text
 from torch import Tensor
 
-from rats_video.backbones.hunyuan import HunyuanVideoBackbone, decode_tiles
+from rats_video.backbones.hunyuan import HunyuanVideoBackbone
+from rats_video.backbones.hunyuan_decode import decode_tiles
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.build.distill import build_backbone
 from rats_video.config.compute import DecodeConfig, LoraWeights
@@ -136,24 +138,34 @@ def test_padding_rows_and_the_pooled_vector(backbone: HunyuanVideoBackbone, nois
 
 
 @pytest.mark.parametrize("frames", [1, 4, 5, 7, 8])
-def test_tiles_are_the_vaes_own(backbone: HunyuanVideoBackbone, frames: int) -> None:
-    latents = torch.randn(2, 4, frames, 2, 2, generator=seeded(frames))
+def test_tiles_are_the_vaes_own(backbone: HunyuanVideoBackbone, pipeline: Any, frames: int) -> None:
+    latents = torch.randn(2, 4, frames, 2, 2, generator=seeded(frames), dtype=torch.float64)
+    ours, theirs = backbone.vae.double(), copy.deepcopy(pipeline.vae).double()
     with torch.no_grad():
-        ours, theirs = decode_tiles(backbone.vae, latents), backbone.vae.decode(latents).sample
-    assert ours.shape == (2, 3, 4 * frames - 3, 16, 16)
-    assert torch.equal(ours, theirs)
+        pixels = decode_tiles(ours, latents)
+        assert pixels.shape == (2, 3, 4 * frames - 3, 16, 16)
+        torch.testing.assert_close(pixels, theirs.decode(latents).sample, atol=1e-12, rtol=0)
+
+
+def held_bytes(run: Callable[[], Tensor]) -> tuple[Tensor, int]:
+    """What `run` returns, and the bytes that autograd keeps for its backward."""
+    held: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        return run(), sum(held.values())
 
 
 def test_recomputed_tiles_are_exact_and_hold_little(backbone: HunyuanVideoBackbone) -> None:
     def run(frames: int, *, recompute: bool) -> tuple[Tensor, Tensor, int]:
         backbone.decoding = DecodeConfig(checkpoint=recompute)
         latents = torch.randn(1, 4, frames, 4, 4, generator=seeded(frames)).requires_grad_()
-        held: dict[int, int] = {}
-        keep = lambda tensor: (held.setdefault(tensor.data_ptr(), tensor.nbytes), tensor)[1]  # noqa: E731
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            videos = backbone.decode(latents)
+        videos, held = held_bytes(lambda: backbone.decode(latents))
         (gradient,) = torch.autograd.grad(videos.square().sum(), latents)
-        return videos.detach(), gradient, sum(held.values())
+        return videos.detach(), gradient, held
 
     plain, recomputed = run(7, recompute=False), run(7, recompute=True)
     assert torch.equal(plain[0], recomputed[0])
@@ -162,6 +174,19 @@ def test_recomputed_tiles_are_exact_and_hold_little(backbone: HunyuanVideoBackbo
     assert recomputed[2] < plain[2] / 20
     assert run(7, recompute=False)[2] > 1.5 * run(4, recompute=False)[2]
     assert recomputed[2] - run(4, recompute=True)[2] < 0.02 * plain[2]
+
+
+def test_attention_without_a_mask_holds_no_square_of_the_tokens(backbone: HunyuanVideoBackbone, pipeline: Any) -> None:
+    hidden, outcomes = torch.randn(1, 8, 4, 12, 12, generator=seeded(9)), []
+    for vae in (backbone.vae, pipeline.vae):
+        leaf = hidden.clone().requires_grad_()
+        out, held = held_bytes(lambda block=vae.decoder.mid_block, leaf=leaf: block(leaf))
+        outcomes.append((out, torch.autograd.grad(out.square().sum(), leaf)[0], held))
+    (ours, our_gradient, our_bytes), (theirs, their_gradient, their_bytes) = outcomes
+    close(ours, theirs)
+    torch.testing.assert_close(our_gradient, their_gradient, atol=1e-4, rtol=1e-4)
+    square = 4 * (4 * 12 * 12) ** 2
+    assert their_bytes > square > 2 * our_bytes
 
 
 def test_a_window_of_latents_is_not_exact(backbone: HunyuanVideoBackbone) -> None:
