@@ -39,6 +39,8 @@ class PipelineBackbone(ABC):
     """The parts that denoise; two for a model of two experts."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the linear layers that LoRA adapts unless the configuration names others."""
+    exact_window: ClassVar[bool] = True
+    """Whether decoding a window of latent frames with gradient keeps all pixel values: not where later frames count."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
@@ -48,6 +50,7 @@ class PipelineBackbone(ABC):
         self.adapters: Adapters | None = None
         self.role: str | None = None
         self.decoding = DecodeConfig()
+        self.fps = 25.0  # of the clips asked for, for models that are told it
         self.text_cache: dict[str, TextCondition] = {}
 
     # ------------------------------------------------------------------------------------------- what a family adds
@@ -124,18 +127,20 @@ class PipelineBackbone(ABC):
     def _load_part(cls, kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
         from safetensors import SafetensorError
 
+        is_model = hasattr(kind, "forward")
+        options = {"torch_dtype": dtype, "output_loading_info": True} if is_model else {}
         try:
-            part = (
-                kind.from_pretrained(folder, torch_dtype=dtype)
-                if hasattr(kind, "forward")
-                else kind.from_pretrained(folder)
-            )
+            loaded = kind.from_pretrained(folder, **options)
+            if not is_model:
+                return loaded
+            if missing := sorted(loaded[1]["missing_keys"]):
+                raise ValueError(f"no weights for {missing[0]}")  # noqa: TRY301  # diffusers would make some up
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"cannot load it as a {cls.family} pipeline: {folder.name}/: {reason}", where=str(folder.parent)
             ) from error
-        return part.to(device).eval() if isinstance(part, nn.Module) else part
+        return loaded[0].to(device).eval()
 
     def load_denoiser(self, folder: Path) -> Self:
         """The same model with the denoiser of another folder, e.g. a student's.
@@ -189,7 +194,7 @@ class PipelineBackbone(ABC):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        other.decoding, other.text_cache = self.decoding, self.text_cache
+        other.decoding, other.fps, other.text_cache = self.decoding, self.fps, self.text_cache
         return other
 
     def adapted(self, name: str, cfg: LoraWeights) -> Self:

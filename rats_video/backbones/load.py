@@ -7,9 +7,11 @@ from pathlib import Path
 import torch
 
 from rats_video.backbones.base import PipelineBackbone, check_pipeline
+from rats_video.backbones.cogvideox import CogVideoXBackbone
+from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
 
-FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone,)
+FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone, LTXBackbone, CogVideoXBackbone)
 
 
 def load_backbone(

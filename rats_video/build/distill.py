@@ -33,10 +33,15 @@ from rats_video.training.run_folder import RunFolder
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone:
-    """The base model, checked against the clip size."""
+    """The base model, checked against the clip size and the way it is to be decoded."""
     backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
-    backbone.decoding = cfg.compute.decode
+    backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.latent_shape(cfg.clip.spec)
+    if cfg.compute.decode.window is not None and not backbone.exact_window:
+        raise UserError(
+            f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
+            where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
+        )  # fmt: skip
     return backbone
 
 

@@ -41,6 +41,8 @@ class Family:
         native_text: what the stock pipeline's `encode_prompt` returns for these prompts.
         native_velocity: `noise - x0` from the stock pipeline's own call of its transformer, at one sigma a clip.
         native_sample: the stock pipeline on this noise `[B, C, F, H, W]`, guidance off, in this many steps.
+        native_guided: the same with a guidance scale; None where the pipeline's guidance is not the plain formula.
+        decoded_from: the first latent frame whose pixels a given one changes: itself for a causal VAE.
     """
 
     name: str
@@ -51,3 +53,5 @@ class Family:
     native_text: Callable[[Any, list[str]], TextCondition]
     native_velocity: Callable[[Any, Tensor, Tensor, list[str]], Tensor]
     native_sample: Callable[[Any, Tensor, list[str], int], NativeSample]
+    native_guided: Callable[[Any, Tensor, list[str], int, float], NativeSample] | None = None
+    decoded_from: Callable[[int], int] = lambda frame: frame
