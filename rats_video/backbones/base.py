@@ -42,10 +42,10 @@ class PipelineBackbone(ABC):
     """Parts that some folders of the family lack: `model_index.json` gives them as `[null, null]` or not at all."""
     settings: ClassVar[tuple[str, ...]] = ()
     """Plain values of `model_index.json` that the constructor is given beside the parts, where they are there."""
-    exact_window: ClassVar[bool] = True
-    """Whether some latent frames alone can carry gradient with the pixels, and at the cost, that a window promises."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the linear layers that LoRA adapts unless the configuration names others."""
+    exact_window: ClassVar[bool] = True
+    """Whether decoding a window of latent frames with gradient keeps all pixel values: not where later frames count."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
@@ -55,8 +55,8 @@ class PipelineBackbone(ABC):
         self.adapters: Adapters | None = None
         self.role: str | None = None
         self.decoding = DecodeConfig()
-        self.embedded_guidance = 6.0
-        """Guidance scale told to models that were distilled to take it as an input; the others ignore it."""
+        self.embedded_guidance = 6.0  # for models that were distilled to take their guidance scale as an input
+        self.fps = 25.0  # of the clips asked for, for models that are told it
         self.text_cache: dict[str, TextCondition] = {}
 
     # ------------------------------------------------------------------------------------------- what a family adds
@@ -137,18 +137,20 @@ class PipelineBackbone(ABC):
     def _load_part(cls, kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
         from safetensors import SafetensorError
 
+        is_model = hasattr(kind, "forward")
+        options = {"torch_dtype": dtype, "output_loading_info": True} if is_model else {}
         try:
-            part = (
-                kind.from_pretrained(folder, torch_dtype=dtype)
-                if hasattr(kind, "forward")
-                else kind.from_pretrained(folder)
-            )
+            loaded = kind.from_pretrained(folder, **options)
+            if not is_model:
+                return loaded
+            if missing := sorted(loaded[1]["missing_keys"]):
+                raise ValueError(f"no weights for {missing[0]}")  # noqa: TRY301  # diffusers would make some up
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
                 f"cannot load it as a {cls.family} pipeline: {folder.name}/: {reason}", where=str(folder.parent)
             ) from error
-        return part.to(device).eval() if isinstance(part, nn.Module) else part
+        return loaded[0].to(device).eval()
 
     def load_denoiser(self, folder: Path) -> Self:
         """The same model with the denoiser of another folder, e.g. a student's.
@@ -202,8 +204,8 @@ class PipelineBackbone(ABC):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        other.decoding, other.text_cache = self.decoding, self.text_cache
-        other.embedded_guidance = self.embedded_guidance
+        for name in ("decoding", "embedded_guidance", "fps", "text_cache"):
+            setattr(other, name, getattr(self, name))
         return other
 
     def adapted(self, name: str, cfg: LoraWeights) -> Self:

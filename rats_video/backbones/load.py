@@ -7,11 +7,13 @@ from pathlib import Path
 import torch
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.cogvideox import CogVideoXBackbone
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
+from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
 
-FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone, HunyuanVideoBackbone)
+FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone, LTXBackbone, HunyuanVideoBackbone, CogVideoXBackbone)
 
 
 def load_backbone(

@@ -25,6 +25,7 @@ class StudentCard:
         clip: frames, height, width and fps it was trained at.
         steps: optimizer steps of its training.
         seed: of its training.
+        embedded_guidance: scale its calls were told in training, for models that take it as an input.
     """
 
     model: str
@@ -33,6 +34,7 @@ class StudentCard:
     clip: dict[str, float]
     steps: int
     seed: int
+    embedded_guidance: float = 6.0
 
     @property
     def sigmas(self) -> dict[str, list[float]]:
@@ -55,6 +57,7 @@ def load_card(folder: Path) -> StudentCard:
             model=str(content["model"]), num_steps=tuple(int(n) for n in content["num_steps"]),
             shift=float(content["shift"]), clip=dict(content["clip"]), steps=int(content["steps"]),
             seed=int(content["seed"]),
+            embedded_guidance=float(content.get("embedded_guidance", StudentCard.embedded_guidance)),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -65,9 +65,14 @@ def native_velocity(pipeline: Any, latents: Tensor, sigma: Tensor, prompts: list
     )[0]  # fmt: skip
 
 
-def native_sample(pipeline: Any, noise: Tensor, prompts: list[str], num_steps: int) -> NativeSample:
-    """The pipeline without true guidance, its embedded one at its default."""
-    options = {"num_inference_steps": num_steps, "num_frames": 9, "height": 32, "width": 32, "latents": noise}
+def native_sample(
+    pipeline: Any, noise: Tensor, prompts: list[str], num_steps: int, guidance_scale: float = 1.0
+) -> NativeSample:
+    """The pipeline with two-call guidance, and the embedded one at its default."""
+    options = {
+        "num_inference_steps": num_steps, "true_cfg_scale": guidance_scale, "negative_prompt": [""] * len(prompts),
+        "latents": noise, "num_frames": CLIP.num_frames, "height": CLIP.height, "width": CLIP.width,
+    }  # fmt: skip
     x0 = pipeline(prompts, output_type="latent", **options).frames
     videos = pipeline(prompts, output_type="pt", **options).frames
     return NativeSample(pipeline.scheduler.sigmas, x0, videos)
@@ -76,4 +81,5 @@ def native_sample(pipeline: Any, noise: Tensor, prompts: list[str], num_steps: i
 HUNYUAN = Family(
     name="hunyuan-video", backbone=HunyuanVideoBackbone, build=build, clip=CLIP, text_length=TEXT_LENGTH,
     native_text=native_text, native_velocity=native_velocity, native_sample=native_sample,
+    native_guided=native_sample, decoded_from=lambda _: 0,
 )  # fmt: skip

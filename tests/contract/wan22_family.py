@@ -9,37 +9,42 @@ from typing import Any
 import torch
 from family import Family, NativeSample
 from torch import Tensor
+from wan_family import VAE_CONFIG
 
+from rats_video.backbones.lora import LORA_FILE
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
 from rats_video.config.pretrain import TextEncoderConfig, TransformerConfig
 from rats_video.training.teacher import build_text_encoder, build_tokenizer, build_transformer
+from rats_video.training.vae import build_vae
 from rats_video.types import ClipSpec, TextCondition
 
 CLIP = ClipSpec(num_frames=9, height=32, width=64, fps=8.0)
 SHIFT = 3.0
 BOUNDARY = 0.875
 TRANSFORMER = TransformerConfig(num_heads=2, head_dim=8, ffn_dim=32, num_layers=2, patch_size=(1, 2, 2))
-VAE_5B = {
-    "is_residual": True, "patch_size": 2, "in_channels": 12, "out_channels": 12, "base_dim": 4, "decoder_base_dim": 8,
-    "scale_factor_spatial": 16, "dim_mult": [1, 1, 1, 1], "temperal_downsample": [False, True, True],
-}  # fmt: skip
-VAE_A14B = {"base_dim": 4, "dim_mult": [1, 1, 1], "temperal_downsample": [True, True], "scale_factor_spatial": 4}
+
+
+def build_5b_vae() -> Any:
+    """The 2.2 VAE: residual blocks, patches of 2, 16 pixels a latent."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        is_residual=True, patch_size=2, in_channels=12, out_channels=12, base_dim=4, decoder_base_dim=8, z_dim=6,
+        num_res_blocks=1, scale_factor_spatial=16, dim_mult=[1, 1, 1, 1], temperal_downsample=[False, True, True],
+        latents_mean=[0.1, -0.2, 0.3, 0.0, 0.2, -0.1], latents_std=[0.5, 0.8, 1.2, 1.0, 1.5, 0.7],
+    )  # fmt: skip
 
 
 def build(folder: Path, *, experts: bool) -> None:
     """Save random weights of every class of `WanPipeline`, as the 5B model or as the two experts of A14B."""
-    from diffusers import AutoencoderKLWan, FlowMapEulerDiscreteScheduler, WanPipeline
+    from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
 
     torch.manual_seed(0)
-    channels = 4 if experts else 6
-    vae = AutoencoderKLWan(
-        z_dim=channels, num_res_blocks=1, **(VAE_A14B if experts else VAE_5B),
-        latents_mean=torch.linspace(-0.3, 0.3, channels).tolist(),
-        latents_std=torch.linspace(0.5, 1.5, channels).tolist(),
-    )  # fmt: skip
+    vae = build_vae(VAE_CONFIG) if experts else build_5b_vae()
     with torch.no_grad():  # a fresh VAE ignores the past: a trained one does not
         for parameter in vae.parameters():
-            parameter.add_(0.03 * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    channels = vae.config.z_dim
     transformers = [build_transformer(TRANSFORMER, latent_channels=channels, text_dim=16) for _ in range(1 + experts)]
     tokenizer = build_tokenizer()
     WanPipeline(
@@ -73,10 +78,12 @@ def native_velocity(pipeline: Any, latents: Tensor, sigma: Tensor, prompts: list
     return torch.cat(velocities)
 
 
-def native_sample(pipeline: Any, noise: Tensor, prompts: list[str], num_steps: int) -> NativeSample:
-    """The pipeline without guidance."""
+def native_sample(
+    pipeline: Any, noise: Tensor, prompts: list[str], num_steps: int, guidance_scale: float = 1.0
+) -> NativeSample:
+    """The pipeline; both experts take the same guidance scale."""
     options = {
-        "num_inference_steps": num_steps, "guidance_scale": 1.0, "latents": noise,
+        "num_inference_steps": num_steps, "guidance_scale": guidance_scale, "latents": noise,
         "num_frames": CLIP.num_frames, "height": CLIP.height, "width": CLIP.width,
     }  # fmt: skip
     x0 = pipeline(prompts, output_type="latent", **options).frames
@@ -84,10 +91,18 @@ def native_sample(pipeline: Any, noise: Tensor, prompts: list[str], num_steps: i
     return NativeSample(pipeline.scheduler.sigmas.float(), x0, videos)
 
 
+def load_lora(pipeline: Any, folder: Path) -> None:
+    """`WanPipeline.load_lora_weights` passes the second expert's half of the file by."""
+    pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
+    if pipeline.transformer_2 is not None:
+        pipeline.transformer_2.load_lora_adapter(folder, prefix="transformer_2", weight_name=LORA_FILE)
+
+
 WAN22_5B, WAN22_A14B = (
     Family(
         name=name, backbone=WanBackbone, build=partial(build, experts=experts), clip=CLIP, text_length=TEXT_LENGTH,
         native_text=native_text, native_velocity=native_velocity, native_sample=native_sample,
+        native_guided=native_sample, load_lora=load_lora,
     )
     for name, experts in (("wan22-5b", False), ("wan22-a14b", True))
 )  # fmt: skip

@@ -11,16 +11,16 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from torch import Tensor
-from wan22_family import BOUNDARY, CLIP, build, native_velocity
+from wan22_family import BOUNDARY, CLIP, build, load_lora, native_velocity
 
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, expert_by_step
-from rats_video.backbones.lora import LORA_FILE
 from rats_video.backbones.wan import WanBackbone
 from rats_video.config.compute import LoraWeights
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
+from rats_video.types import ClipSpec
 
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
 LORA = LoraWeights(kind="lora", rank=2, alpha=4)
@@ -144,8 +144,7 @@ def test_one_lora_file_for_two_experts(a14b: Path, backbone: WanBackbone, tmp_pa
     assert torch.equal(our_sample(WanBackbone.from_pretrained(a14b).load_role(tmp_path), noise, 4), ours)
 
     pipeline = stock(a14b)
-    pipeline.load_lora_weights(tmp_path, weight_name=LORA_FILE)
-    pipeline.transformer_2.load_lora_adapter(tmp_path, prefix=LOW_NOISE, weight_name=LORA_FILE)
+    load_lora(pipeline, tmp_path)
     close(stock_sample(pipeline, noise, 4), ours)
 
 
@@ -194,4 +193,4 @@ def test_5b_clips_divide_by_32(ti2v: Path) -> None:
     backbone = WanBackbone.from_pretrained(ti2v)
     assert backbone.spatial_stride == 16
     with pytest.raises(UserError, match="must be a multiple of 32, got 48"):
-        backbone.latent_shape(CLIP.__class__(9, 48, 64, 8.0))
+        backbone.latent_shape(ClipSpec(9, 48, 64, 8.0))
