@@ -92,8 +92,8 @@ class LTXBackbone(PipelineBackbone):
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         mean, std = (stat.to(latents).view(1, -1, 1, 1, 1) for stat in (self.vae.latents_mean, self.vae.latents_std))
-        scale: float = self.vae.config.scaling_factor
-        return latents * std / scale + mean
+        raw: Tensor = latents * std / self.vae.config.scaling_factor + mean
+        return raw
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """A deterministic function of each clip: all noise a VAE asks for is the same for every clip and call."""
