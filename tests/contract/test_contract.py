@@ -17,14 +17,15 @@ import torch
 from cogvideox_family import COGVIDEOX_FAMILIES
 from diffusers import DiffusionPipeline
 from family import Family
+from hunyuan_family import HUNYUAN
 from ltx_family import LTX_FAMILIES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from wan22_family import WAN22_FAMILIES
 from wan_family import WAN
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
-from rats_video.backbones.lora import LORA_FILE
 from rats_video.config.compute import LoraWeights
 from rats_video.diffusion.rollout import rollout
 from rats_video.distill.gate import pool_to_latent_frames
@@ -32,7 +33,7 @@ from rats_video.errors import UserError
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, TextCondition
 
-FAMILIES: tuple[Family, ...] = (WAN, *LTX_FAMILIES, *COGVIDEOX_FAMILIES)
+FAMILIES: tuple[Family, ...] = (WAN, *WAN22_FAMILIES, *LTX_FAMILIES, HUNYUAN, *COGVIDEOX_FAMILIES)
 
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
 LORA = LoraWeights(kind="lora", rank=2, alpha=6)
@@ -276,12 +277,12 @@ def test_full_role_is_a_denoiser_of_its_own(case: Case, tmp_path: Path) -> None:
     for name, part in case.backbone.parts.items():
         assert (twin.parts[name] is part) == (name not in case.backbone.denoiser_parts)
     base = case.velocity(case.backbone)
-    assert torch.equal(case.velocity(twin), base)
+    close(case.velocity(twin), base, 1e-6)  # alone in its expert's batch, a clip's sums depend on memory alignment
     disturb(twin)
     changed = case.velocity(twin)
     assert (changed - base).abs().max() > 1e-3
     twin.save_role(tmp_path)
-    assert torch.equal(case.velocity(case.backbone.load_role(tmp_path)), changed)
+    close(case.velocity(case.backbone.load_role(tmp_path)), changed, 2e-6)
     with pytest.raises(UserError, match=f"nowhere: no {case.backbone.denoiser_parts[0]}/ in it"):
         case.backbone.load_denoiser(tmp_path / "nowhere")
 
@@ -301,7 +302,7 @@ def test_lora_role_is_an_adapter_on_the_base(case: Case, tmp_path: Path) -> None
     student.save_role(tmp_path)
     assert torch.equal(case.velocity(case.backbone.twin().load_role(tmp_path)), changed)
     pipeline = load_pipeline(case.folder)
-    pipeline.load_lora_weights(tmp_path, weight_name=LORA_FILE)
+    case.family.load_lora(pipeline, tmp_path)
     theirs = case.family.native_velocity(pipeline, case.noise, case.sigma, PROMPTS)
     close(changed, theirs)
 
@@ -348,6 +349,11 @@ def error_of(folder: Path, backbone: type[PipelineBackbone] | None = None) -> st
     return str(caught.value)
 
 
+def folders(case: Case) -> list[str]:
+    """The components it has: some are optional."""
+    return [name for name in type(case.backbone).component_classes() if (case.folder / name).is_dir()]
+
+
 def test_folder_of_another_family(case: Case) -> None:
     other = next(f.backbone for f in FAMILIES if not set(f.backbone.pipelines) & set(case.backbone.pipelines))
     assert f"is a {type(case.pipeline).__name__} (give one of: {other.pipelines[0]}" in error_of(case.folder, other)
@@ -355,7 +361,7 @@ def test_folder_of_another_family(case: Case) -> None:
 
 def test_folder_without_a_component(case: Case, tmp_path: Path) -> None:
     folder = copied(case, tmp_path)
-    for part in type(case.backbone).component_classes():
+    for part in folders(case):
         (folder / part).rename(tmp_path / "aside")
         assert f"model: no {part}/ in it" in error_of(folder)
         (tmp_path / "aside").rename(folder / part)
@@ -363,7 +369,7 @@ def test_folder_without_a_component(case: Case, tmp_path: Path) -> None:
 
 def test_folder_with_a_damaged_component(case: Case, tmp_path: Path) -> None:
     folder = copied(case, tmp_path)
-    for part in type(case.backbone).component_classes():
+    for part in folders(case):
         (folder / part).rename(tmp_path / "aside")
         (folder / part).mkdir()
         for file in (tmp_path / "aside").iterdir():

@@ -98,7 +98,7 @@ def load_lora(pipeline: Any, folder: Path) -> None:
         pipeline.transformer_2.load_lora_adapter(folder, prefix="transformer_2", weight_name=LORA_FILE)
 
 
-WAN22_5B, WAN22_A14B = (
+WAN22_FAMILIES = tuple(
     Family(
         name=name, backbone=WanBackbone, build=partial(build, experts=experts), clip=CLIP, text_length=TEXT_LENGTH,
         native_text=native_text, native_velocity=native_velocity, native_sample=native_sample,
