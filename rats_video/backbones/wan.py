@@ -40,7 +40,10 @@ class WanBackbone(PipelineBackbone):
         if self.boundary_ratio is not None:
             self.denoiser_parts = (HIGH_NOISE, LOW_NOISE)
             if LOW_NOISE not in parts:
-                raise UserError(f"boundary_ratio is {self.boundary_ratio}, but there is no {LOW_NOISE}", where="model")
+                raise UserError(
+                    f"boundary_ratio is {self.boundary_ratio}, but there is no {LOW_NOISE}", where="model_index.json",
+                    fix="give the folder of both experts, or a boundary_ratio of null",
+                )  # fmt: skip
         super().__init__(**parts)
         self.vae = parts["vae"]
         for network in self.denoisers.values():

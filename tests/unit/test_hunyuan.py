@@ -21,6 +21,7 @@ from rats_video.config.compute import DecodeConfig, LoraWeights
 from rats_video.config.distill import DistillConfig
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
+from rats_video.errors import UserError
 from rats_video.seeds import seeded
 
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
@@ -189,14 +190,20 @@ def test_attention_without_a_mask_holds_no_square_of_the_tokens(backbone: Hunyua
     assert their_bytes > square > 2 * our_bytes
 
 
-def test_a_window_of_latents_is_not_exact(backbone: HunyuanVideoBackbone) -> None:
+def test_a_window_of_latents_is_not_exact(
+    backbone: HunyuanVideoBackbone, folder: Path, make_config: Callable[..., DistillConfig]
+) -> None:
     latents = torch.randn(1, 4, 3, 4, 4, generator=seeded(8))
     other = latents.clone()
     other[:, :, 2] += 1
     with torch.no_grad():
         changed = (backbone.decode(other) - backbone.decode(latents)).abs().amax(dim=(0, 2, 3, 4))
     assert changed[0] > 1e-4  # the last latent moves the first pixel frame, through the norms' means
-    assert not backbone.exact_window
+    with pytest.raises(ValueError, match="no window"):
+        backbone.decode(latents, range(2, 3))
+    changes = (f"model={folder}", "clip.num_frames=9", "compute.decode.window=1")
+    with pytest.raises(UserError, match=r"^compute\.decode\.window: [^\n]*HunyuanVideo[^\n]*$"):
+        build_backbone(make_config(*changes), torch.device("cpu"))
 
 
 # ------------------------------------------------------------------------------------------------------------- LoRA
