@@ -31,7 +31,7 @@ class HunyuanVideoBackbone(PipelineBackbone):
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",  # dual stream
-        "proj_mlp", "proj_out",  # single stream, where one matrix projects attention and feed-forward out
+        "proj_mlp", "proj_out",  # single stream: one matrix projects both out (and the last layer has that name too)
     )  # fmt: skip
 
     def __init__(self, **parts: Any) -> None:

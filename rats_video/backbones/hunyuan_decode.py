@@ -42,7 +42,7 @@ class MasklessMidBlock(nn.Module):
     """`HunyuanVideoMidBlock3D` without the `[N, N]` mask over its N = F h w tokens; same parameters, same values.
 
     The mask lets a frame's tokens see their own and earlier frames. One frame's queries against the keys so far need
-    none: at 544 x 960 a tile's masks would take 13 GB in float32.
+    none: at 544 x 960 a tile's mask would take 7 GB in float32.
     """
 
     def __init__(self, block: Any) -> None:

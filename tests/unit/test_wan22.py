@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,20 @@ def test_a_batch_on_both_sides_is_split(a14b: Path, backbone: WanBackbone) -> No
     high, low = (backbone.parts[name].proj_out.weight.grad for name in (HIGH_NOISE, LOW_NOISE))
     assert high.abs().max() > 0
     assert not low.any()
+
+
+@pytest.mark.parametrize(
+    ("grad_steps", "learning"), [(range(4), {HIGH_NOISE, LOW_NOISE}), ([0], {HIGH_NOISE}), ([3], {LOW_NOISE})]
+)
+def test_an_expert_learns_from_the_steps_it_makes(
+    backbone: WanBackbone, grad_steps: Sequence[int], learning: set[str]
+) -> None:
+    student, noise = backbone.adapted("student", LORA), backbone.sample_noise(2, CLIP, seeded(3))
+    text = student.encode_text(PROMPTS)
+    path = rollout(student.velocity, noise, sigma_grid(4, 3.0), text, grad_steps=grad_steps)
+    student.decode(path.x0).square().mean().backward()
+    moved = {name.split(".")[0] for name, w in student.weights.items() if w.grad is not None and w.grad.any()}
+    assert moved == learning
 
 
 def test_both_experts_are_the_denoiser(backbone: WanBackbone) -> None:
