@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
 
@@ -36,17 +35,13 @@ class StudentCard:
     seed: int
     embedded_guidance: float = 6.0
 
-    @property
-    def sigmas(self) -> dict[str, list[float]]:
-        """Noise levels by step count."""
-        return {str(steps): sigma_grid(steps, self.shift).tolist() for steps in self.num_steps}
-
 
 def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> None:
-    """Write the student's denoiser or LoRA file and the card, whole or not at all."""
+    """Write the student's denoiser or LoRA file and the card with its noise levels, whole or not at all."""
+    sigmas = {str(steps): student.sigmas(steps, card.shift).tolist() for steps in card.num_steps}
     with replacing(folder, "student") as aside:
         student.save_role(aside)
-        write_json(aside / CARD, {**asdict(card), "guidance_scale": 1.0, "sigmas": card.sigmas})
+        write_json(aside / CARD, {**asdict(card), "guidance_scale": 1.0, "sigmas": sigmas})
 
 
 def load_card(folder: Path) -> StudentCard:

@@ -28,7 +28,7 @@ def build(folder: Path, *, rotary: bool) -> None:
     tokenizer, text_encoder = tiny_t5(16)
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
-        text_embed_dim=16, num_layers=2, sample_width=8, sample_height=8, sample_frames=9,
+        text_embed_dim=16, num_layers=2, sample_width=12, sample_height=8, sample_frames=9,
         use_rotary_positional_embeddings=rotary,
     )  # fmt: skip
     vae = AutoencoderKLCogVideoX(

@@ -102,6 +102,16 @@ def test_velocity_is_the_transformers(case: Case) -> None:
     close(case.velocity(case.backbone), theirs)
 
 
+def test_base_in_bfloat16_takes_and_gives_float32(case: Case) -> None:
+    half = load_backbone(case.folder, dtype=torch.bfloat16)
+    half.fps = case.backbone.fps
+    velocity, whole = case.velocity(half), case.velocity(case.backbone)
+    assert velocity.dtype == torch.float32
+    assert 0 < (velocity - whole).abs().max() < 0.1 * whole.abs().max()
+    path = rollout(half.velocity, case.noise, half.sigmas(2, 3.0), half.encode_text(PROMPTS))
+    assert path.x0.dtype == half.decode(path.x0).dtype == torch.float32  # the VAE stays in float32
+
+
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_samples_are_the_pipelines(case: Case, num_steps: int) -> None:
     theirs = case.family.native_sample(case.pipeline, case.noise, PROMPTS, num_steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from rats_video.backbones.cogvideox import CogVideoXBackbone
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
+from rats_video.inference.student import CARD, StudentCard, save_student
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
@@ -59,6 +61,13 @@ def test_levels_are_the_schedules_own(cogvideox: CogVideoXBackbone) -> None:
         assert distance.max() < 1e-7
         nearest = (grid[:-1, None].double() - table).abs().amin(dim=1)
         torch.testing.assert_close((ours - grid).abs()[:-1].double(), nearest, atol=1e-6, rtol=0)
+
+
+def test_a_students_card_has_its_own_levels(cogvideox: CogVideoXBackbone, tmp_path: Path) -> None:
+    save_student(cogvideox, StudentCard("base", (4,), 3.0, {}, steps=1, seed=0), tmp_path / "student")
+    sigmas = json.loads((tmp_path / "student" / CARD).read_text())["sigmas"]["4"]
+    assert sigmas == cogvideox.sigmas(4, 3.0).tolist()
+    assert sigmas != sigma_grid(4, 3.0).tolist()
 
 
 @pytest.mark.parametrize(("few", "many"), [(4, 48), (3, 48), (5, 50), (8, 48)])
