@@ -8,6 +8,10 @@ import pytest
 from pydantic import BaseModel
 
 from rats_video.assets import HUB, is_embedded, resolve_folder
+from rats_video.backbones.cogvideox import CogVideoXBackbone
+from rats_video.backbones.hunyuan import HunyuanVideoBackbone
+from rats_video.backbones.ltx import LTXBackbone
+from rats_video.backbones.wan import WanBackbone
 from rats_video.config.compute import LoraWeights
 from rats_video.config.distill import DistillConfig, FilePrompts, FrozenTeacher
 from rats_video.config.load import load_config
@@ -53,6 +57,13 @@ def test_clip_fits_the_model_and_every_latent_frame_is_scored(name: str) -> None
         scored = scored_frames(cfg.clip.num_frames, reward.frames)
         latent_frames = {(int(frame) + stride - 1) // stride for frame in scored}
         assert latent_frames == set(range(1 + (cfg.clip.num_frames - 1) // stride))
+
+
+def test_a_decode_window_is_asked_of_families_that_have_one() -> None:
+    families = {"wan": WanBackbone, "ltx": LTXBackbone, "hunyuan": HunyuanVideoBackbone, "cogvideox": CogVideoXBackbone}
+    for name in STRIDES:
+        (family,) = (family for start, family in families.items() if name.startswith(start))
+        assert (read(name).compute.decode.window is not None) == family.exact_window
 
 
 @pytest.mark.parametrize("name", STRIDES)
