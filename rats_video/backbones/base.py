@@ -13,6 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
+from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.config.compute import DecodeConfig, LoraWeights
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
@@ -48,6 +49,7 @@ class PipelineBackbone(ABC):
         self.adapters: Adapters | None = None
         self.role: str | None = None
         self.decoding = DecodeConfig()
+        self.small_decoder: SmallDecoder | None = None
         self.text_cache: dict[str, TextCondition] = {}
 
     # ------------------------------------------------------------------------------------------- what a family adds
@@ -189,7 +191,7 @@ class PipelineBackbone(ABC):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        other.decoding, other.text_cache = self.decoding, self.text_cache
+        other.decoding, other.small_decoder, other.text_cache = self.decoding, self.small_decoder, self.text_cache
         return other
 
     def adapted(self, name: str, cfg: LoraWeights) -> Self:
@@ -284,9 +286,13 @@ class PipelineBackbone(ABC):
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
 
         Saturated pixels are clamped straight-through: diffusers' own decode clamps hard, and a reward could then
-        never pull a saturated pixel back.
+        never pull a saturated pixel back. A small decoder, where there is one, stands in for the VAE.
         """
-        pixels = (self._decode(self._to_vae(latents), grad_frames).transpose(1, 2) + 1) / 2
+        if self.small_decoder is None:
+            decoded = self._decode(self._to_vae(latents), grad_frames)
+        else:
+            decoded = self.small_decoder(latents, self.decoding, grad_frames)
+        pixels = (decoded.transpose(1, 2) + 1) / 2
         return pixels + (pixels.clamp(0, 1) - pixels).detach()
 
 

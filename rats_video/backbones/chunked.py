@@ -33,13 +33,14 @@ def decode_chunks(
 ) -> Tensor:
     """Decode a clip chunk by chunk, differentiably.
 
-    Saved for backward, beside the pixels (device memory):
+    Saved for backward on the device, beside the pixels:
       * plain: all activations of every chunk;
-      * `decoding.checkpoint`: the caches between chunks; backward decodes each chunk once more;
-      * with `decoding.offload` as well: only the latents; the caches wait in (pinned) host memory. Nothing on the device
-        grows with the clip, and backward needs one chunk's activations at a time. The price is the caches' way to the
-        host and back, 2 GB each way a latent frame for Wan 2.1 at 480 x 832 in float32;
+      * `decoding.checkpoint`: the latents and the caches between chunks; backward decodes each chunk once more;
+      * with `decoding.offload` as well: the latents. The caches wait in (pinned) host memory, and
+        their way there and back is the price; backward needs one chunk's activations at a time;
       * `grad_frames`: what is said above, but for the window's chunks only.
+    Wan 2.1 at 480 x 832 in float32, a latent frame: 26 GB of activations, 3.8 GB of caches. A mode that is exact and
+    flat without the host would decode each frame again from the first (F^2 / 2 frames), so there is none.
 
     Exact: all pixels, always; gradients of plain, checkpointed and offloaded decoding are those of `torch.autograd`
     through the whole clip. Truncated: with `grad_frames` only the window's pixels carry gradient, and only to the

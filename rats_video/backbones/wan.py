@@ -119,11 +119,11 @@ def decode_unclamped(
 
     `decode_chunks` says what `decoding` and `grad_frames` do to memory and gradients.
     """
-    return decode_chunks(wan_step(vae), latents, decoding=decoding, grad_frames=grad_frames)
+    return decode_chunks(wan_step(vae), vae.post_quant_conv(latents), decoding=decoding, grad_frames=grad_frames)
 
 
 def wan_step(vae: Any) -> Step:
-    """Decodes one latent frame, with what the causal convolutions remember of the frames before."""
+    """Decodes one latent frame after `post_quant_conv`; the caches are what causal convolutions remember."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
 
     num_convs = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
@@ -131,8 +131,7 @@ def wan_step(vae: Any) -> Step:
 
     def step(frame: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
         after = [None] * num_convs if caches is None else list(caches)  # the decoder replaces its entries
-        hidden = vae.post_quant_conv(frame)
-        pixels = vae.decoder(hidden, feat_cache=after, feat_idx=[0], first_chunk=caches is None)
+        pixels = vae.decoder(frame, feat_cache=after, feat_idx=[0], first_chunk=caches is None)
         return pixels if patch_size is None else unpatchify(pixels, patch_size=patch_size), after
 
     return step

@@ -11,6 +11,7 @@ import torch
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
+from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
@@ -36,6 +37,14 @@ def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone
     """The base model, checked against the clip size."""
     backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
     backbone.decoding = cfg.compute.decode
+    if cfg.compute.decode.small is not None:
+        backbone.small_decoder = load_small_decoder(
+            Path(cfg.compute.decode.small),
+            latent_channels=backbone.latent_channels,
+            spatial_stride=backbone.spatial_stride,
+            temporal_stride=backbone.temporal_stride,
+            where="compute.decode.small",
+        ).to(device)
     backbone.latent_shape(cfg.clip.spec)
     return backbone
 
@@ -91,7 +100,9 @@ def build_rats(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineB
 
 def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, object]:
     """Everything a frozen teacher's rollout depends on besides prompts and noise, weights included."""
-    folders = (resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path"))
+    folders = [resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path")]
+    if cfg.compute.decode.small is not None:  # what the reward saw
+        folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
         weights.update(path.read_bytes())

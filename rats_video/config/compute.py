@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rats_video.config.schema import Config, NonNegativeInt, PositiveInt
 
@@ -40,7 +40,16 @@ class DecodeConfig(Config):
     window: PositiveInt | None = Field(
         None, description="latent frames with gradient, at a place drawn anew each step; null = all (exact)"
     )
-    small: str | None = Field(None, description="folder of a small decoder that stands in for the VAE while training")
+    small: str | None = Field(
+        None,
+        description="folder of a TAEHV decoder (.safetensors): stands in for the VAE where training scores clips",
+    )
+
+    @model_validator(mode="after")
+    def _offload_needs_checkpoint(self) -> Self:
+        if self.offload and not self.checkpoint:
+            raise ValueError("offload keeps what checkpoint saves: turn checkpoint on as well")
+        return self
 
 
 class ComputeConfig(Config):
