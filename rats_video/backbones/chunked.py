@@ -63,7 +63,8 @@ def decode_chunks(
         has_grad = torch.is_grad_enabled() and (grad_frames is None or _overlap(frames, grad_frames))
         with torch.set_grad_enabled(has_grad):
             if has_grad and decoding.checkpoint:
-                part, caches = _recomputed(step, chunk, caches, offload=decoding.offload)
+                with save_on_cpu(pin_memory=True) if decoding.offload else nullcontext():
+                    part, caches = recomputed(step, chunk, caches)
             else:
                 part, caches = step(chunk, caches)
         pixels.append(part)
@@ -74,13 +75,15 @@ def _overlap(one: range, other: range) -> bool:
     return max(one.start, other.start) < min(one.stop, other.stop)
 
 
-def _recomputed(step: Step, chunk: Tensor, caches: Caches, *, offload: bool) -> tuple[Tensor, Caches]:
-    """`step`, of which only the inputs are saved."""
-    leaves, layout = tree_flatten(caches)
+def recomputed(function: Callable[..., Any], *args: Any) -> Any:
+    """`function(*args)`, of which only the inputs are saved: backward computes it again, with the same result.
 
-    def flat_step(chunk: Tensor, *leaves: Any) -> tuple[Tensor, Caches]:
-        return step(chunk, tree_unflatten(leaves, layout))
+    Torch's checkpointing saves tensors as autograd does, so that hooks reach them and outer checkpoints drop them, only
+    where each is an argument; what stands in a list or a dict it holds on to.
+    """
+    leaves, layout = tree_flatten(args)
 
-    # Checkpointing saves those inputs as autograd saves tensors, so hooks reach them, only where each is an argument.
-    with save_on_cpu(pin_memory=True) if offload else nullcontext():
-        return checkpoint(flat_step, chunk, *leaves, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+    def flat(*leaves: Any) -> Any:
+        return function(*tree_unflatten(leaves, layout))
+
+    return checkpoint(flat, *leaves, use_reentrant=False, preserve_rng_state=False)  # no decoder draws random numbers

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rats_video.backbones.chunked import Caches, Step, decode_chunks
+from rats_video.backbones.chunked import Caches, Step, decode_chunks, recomputed
 from rats_video.config.compute import DecodeConfig
 
 
@@ -19,7 +19,7 @@ def decode_cogvideox(
     frames: `grad_frames` is widened to whole chunks. `decode_chunks` says what is exact and what is truncated.
     """
     if decoding is not None and decoding.checkpoint:  # one chunk of 480 x 720 alone has 119 GB of activations
-        vae.enable_gradient_checkpointing()
+        vae.enable_gradient_checkpointing(recomputed)
     sizes = chunk_sizes(latents.shape[2], vae.num_latent_frames_batch_size)
     return decode_chunks(_cogvideox_step(vae), latents, sizes, decoding=decoding, grad_frames=grad_frames)
 

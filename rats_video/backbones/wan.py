@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
-from rats_video.backbones.chunked import Caches, Step, decode_chunks
-from rats_video.config.compute import DecodeConfig
+from rats_video.backbones.wan_decode import decode_unclamped
 from rats_video.types import TextCondition
 
 TEXT_LENGTH = 512  # rows WanPipeline's cross-attention sees: the prompt's, then zeros
@@ -110,31 +109,6 @@ class WanBackbone(PipelineBackbone):
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = like.new_tensor(self.vae.config.latents_mean), like.new_tensor(self.vae.config.latents_std)
         return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
-
-
-def decode_unclamped(
-    vae: Any, latents: Tensor, decoding: DecodeConfig | None = None, grad_frames: range | None = None
-) -> Tensor:
-    """`AutoencoderKLWan.decode` on raw latents without its final clamp: `[B, 3, T, height, width]`, about [-1, 1].
-
-    `decode_chunks` says what `decoding` and `grad_frames` do to memory and gradients.
-    """
-    return decode_chunks(wan_step(vae), vae.post_quant_conv(latents), decoding=decoding, grad_frames=grad_frames)
-
-
-def wan_step(vae: Any) -> Step:
-    """Decodes one latent frame after `post_quant_conv`; the caches are what causal convolutions remember."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
-
-    num_convs = sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
-    patch_size = vae.config.patch_size
-
-    def step(frame: Tensor, caches: Caches) -> tuple[Tensor, Caches]:
-        after = [None] * num_convs if caches is None else list(caches)  # the decoder replaces its entries
-        pixels = vae.decoder(frame, feat_cache=after, feat_idx=[0], first_chunk=caches is None)
-        return pixels if patch_size is None else unpatchify(pixels, patch_size=patch_size), after
-
-    return step
 
 
 class FastRmsNorm(nn.Module):
