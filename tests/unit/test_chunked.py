@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from rats_video.backbones.chunked import Caches, decode_chunks
 from rats_video.backbones.cogvideox_decode import chunk_sizes, decode_cogvideox
@@ -184,6 +187,32 @@ def test_checkpointing_saves_the_caches_only(codec: Codec) -> None:
 @pytest.mark.parametrize("grad_frames", [None, range(1, 3)])
 def test_offloading_leaves_the_latents_on_the_device(codec: Codec, grad_frames: range | None) -> None:
     assert saved_bytes(codec, 9, OFFLOAD, grad_frames) <= codec.latents(9).nbytes
+
+
+@pytest.mark.parametrize("decoding", [CHECKPOINT, OFFLOAD])
+def test_only_offloading_frees_the_caches(codec: Codec, decoding: DecodeConfig) -> None:
+    caches: list[weakref.ref[Any]] = []
+
+    def note(_module: Any, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+        after = output[1] if "conv_cache" in kwargs else kwargs["feat_cache"]
+        kept = [entry for entry in tree_leaves(after) if isinstance(entry, Tensor)]
+        caches.extend(weakref.ref(entry.untyped_storage()) for entry in kept)
+
+    codec.vae.decoder.register_forward_hook(note, with_kwargs=True)
+    latents = codec.latents(5)
+    pixels = codec(latents, decoding)
+    gc.collect()
+    assert len(caches) > 10
+    assert any(cache() is not None for cache in caches) == (not decoding.offload)
+    assert gradient(pixels, latents).any()
+
+
+def test_checkpointing_computes_one_block_at_a_time(codec: Codec) -> None:
+    whole = saved_bytes(codec, 3, PLAIN, None)
+    names = list(codec.vae.state_dict())
+    codec(codec.latents(1), CHECKPOINT)  # from now on blocks recompute, whatever is around them
+    assert saved_bytes(codec, 3, PLAIN, None) < whole / 2
+    assert list(codec.vae.state_dict()) == names
 
 
 def test_cogvideox_keeps_no_input_of_a_convolution_without_memory(codecs: dict[str, Codec]) -> None:
