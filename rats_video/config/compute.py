@@ -35,10 +35,14 @@ Weights = Annotated[FullWeights | LoraWeights, Field(discriminator="kind")]
 class DecodeConfig(Config):
     """The reward's way back through the VAE; each lever saves memory."""
 
-    checkpoint: bool = Field(default=False, description="recompute each latent frame's decode in backward (exact)")
-    offload: bool = Field(default=False, description="with checkpoint: keep the caches between frames in host memory")
+    checkpoint: bool = Field(
+        default=False, description="recompute the decode in backward, latent frame by latent frame (exact)"
+    )
+    offload: bool = Field(
+        default=False, description="with checkpoint: keep the caches between latent frames in host memory"
+    )
     window: PositiveInt | None = Field(
-        None, description="latent frames with gradient, at a place drawn anew each step; null = all (exact)"
+        None, description="latent frames with gradient, at a place drawn anew each step; null = all"
     )
     small: str | None = Field(
         None,
