@@ -189,6 +189,7 @@ class Backbone(Protocol):
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
 
-        With `grad_frames` only the pixels of those latent frames carry gradient, and only to those frames.
+        With `grad_frames` only the pixels of those latent frames carry gradient, and only to those frames; a VAE that
+        decodes several at once widens them to whole chunks.
         """
         ...

@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
+from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.config.compute import DecodeConfig, LoraWeights
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
@@ -59,6 +60,7 @@ class PipelineBackbone(ABC):
         self.decoding = DecodeConfig()
         self.embedded_guidance = 6.0  # for models that were distilled to take their guidance scale as an input
         self.fps = 25.0  # of the clips asked for, for models that are told it
+        self.small_decoder: SmallDecoder | None = None
         self.text_cache: dict[str, TextCondition] = {}
 
     # ------------------------------------------------------------------------------------------- what a family adds
@@ -206,7 +208,7 @@ class PipelineBackbone(ABC):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        for name in ("decoding", "embedded_guidance", "fps", "text_cache"):
+        for name in ("decoding", "embedded_guidance", "fps", "small_decoder", "text_cache"):
             setattr(other, name, getattr(self, name))
         return other
 
@@ -310,7 +312,11 @@ class PipelineBackbone(ABC):
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
 
         Saturated pixels are clamped straight-through: diffusers' own decode clamps hard, and a reward could then
-        never pull a saturated pixel back.
+        never pull a saturated pixel back. A small decoder, where there is one, stands in for the VAE.
         """
-        pixels = (self._decode(self._to_vae(latents), grad_frames).transpose(1, 2) + 1) / 2
+        if self.small_decoder is None:
+            decoded = self._decode(self._to_vae(latents), grad_frames)
+        else:
+            decoded = self.small_decoder(latents, self.decoding, grad_frames)
+        pixels = (decoded.transpose(1, 2) + 1) / 2
         return pixels + (pixels.clamp(0, 1) - pixels).detach()

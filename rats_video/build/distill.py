@@ -12,6 +12,7 @@ import torch
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
+from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
 from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.compute import FullWeights, LoraWeights
@@ -38,8 +39,16 @@ def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone
     backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
+    if cfg.compute.decode.small is not None:
+        backbone.small_decoder = load_small_decoder(
+            Path(cfg.compute.decode.small),
+            latent_channels=backbone.latent_channels,
+            spatial_stride=backbone.spatial_stride,
+            temporal_stride=backbone.temporal_stride,
+            where="compute.decode.small",
+        ).to(device)
     backbone.latent_shape(cfg.clip.spec)
-    if cfg.compute.decode.window is not None and not backbone.exact_window:
+    if cfg.compute.decode.window is not None and backbone.small_decoder is None and not backbone.exact_window:
         raise UserError(
             f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
             where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
@@ -96,7 +105,9 @@ def build_rats(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineB
 
 def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, object]:
     """Everything a frozen teacher's rollout depends on besides prompts and noise, weights included."""
-    folders = (resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path"))
+    folders = [resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path")]
+    if cfg.compute.decode.small is not None:  # what the reward saw
+        folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
         weights.update(path.read_bytes())
