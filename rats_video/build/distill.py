@@ -176,15 +176,15 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     """Train a student; everything that can be wrong with the configuration is found before the folder is touched."""
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
-    backbone = build_backbone(cfg, device, text=cached_text(cfg, run.text))
-    prompts = checked_prompts(cfg, backbone)
-    student, teacher = build_roles(cfg, backbone)
+    # No name for the base: where both roles have weights of their own, its memory is free again.
+    student, teacher = build_roles(cfg, build_backbone(cfg, device, text=cached_text(cfg, run.text)))
+    prompts = checked_prompts(cfg, student)
     rats = build_rats(cfg, student, teacher)
     for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
         if reward is not None:
             build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
     prepare_run(cfg, run, resume=resume, overwrite=overwrite)
-    save_text(cfg, backbone, run.text)
+    save_text(cfg, student, run.text)
     in_force = describe(cfg, student)
     write_json(run.environment, {**environment(device), **in_force})
     print(f"distill on {device}:", *(f"{key} {value};" for key, value in in_force.items()), file=sys.stderr)  # noqa: T201
