@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,20 @@ import torch
 
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.levers import use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
-from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
+from rats_video.backbones.text_cache import TextCache
+from rats_video.build.common import claim_folder, environment, explain_memory, load_seeded, pick_device
+from rats_video.build.compute import (
+    cached_text,
+    check_compute,
+    describe,
+    encode_prompts,
+    memory_advice,
+    place,
+    save_text,
+)
 from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
@@ -34,9 +46,15 @@ from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
 
-def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone:
-    """The base model, checked against the clip size and the way it is to be decoded."""
-    backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
+def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
+    """The base model, checked against the clip size and the way it is to be decoded.
+
+    Where its prompts are encoded already, it comes without text encoder.
+    """
+    check_compute(cfg, device)
+    folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
+    first = device if cfg.compute.offload == "none" else "cpu"
+    backbone = load_backbone(folder, first, dtype, with_text=text is None)
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
     if cfg.compute.decode.small is not None:
@@ -53,6 +71,9 @@ def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone
             f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
             where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
         )  # fmt: skip
+    place(cfg, backbone, device)
+    if cfg.compute.cache_text:
+        backbone.cache_text(text or encode_prompts(cfg, backbone))
     return backbone
 
 
@@ -76,12 +97,16 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
         case FullWeights():
             student, teacher = backbone.twin(), backbone.twin() if has_average else backbone
         case LoraWeights() as lora:
-            student = backbone.adapted("student", lora)
-            teacher = backbone.adapted("teacher", lora) if has_average else backbone
-            if has_average:  # A is drawn at random: the average starts where the student does
+            with torch.random.fork_rng(devices=[]):  # A is drawn at random: by the run's seed
+                torch.default_generator.manual_seed(cfg.seed)
+                student = backbone.adapted("student", lora)
+            average = lora.model_copy(update={"dtype": "float32"})  # small steps vanish in bfloat16
+            teacher = backbone.adapted("teacher", average) if has_average else backbone
+            if has_average:  # the average starts where the student does
                 update_ema(teacher.weights, student.weights, decay=0.0)
     for weight in teacher.weights.values():
         weight.requires_grad = False
+    use_levers(cfg.compute, student, teacher)
     return student, teacher
 
 
@@ -162,7 +187,8 @@ def run_distill(
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     run = RunFolder(output)
-    distill(cfg, run, pick_device(device), resume=resume, overwrite=overwrite)
+    with explain_memory(memory_advice(cfg)):
+        distill(cfg, run, pick_device(device), resume=resume, overwrite=overwrite)
     return [f"student: {run.student}", f"training figure: {run.curves}"]
 
 
@@ -170,9 +196,9 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     """Train a student; everything that can be wrong with the configuration is found before the folder is touched."""
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
-    backbone = build_backbone(cfg, device)
-    prompts = checked_prompts(cfg, backbone)
-    student, teacher = build_roles(cfg, backbone)
+    # No name for the base: where both roles have weights of their own, its memory is free again.
+    student, teacher = build_roles(cfg, build_backbone(cfg, device, text=cached_text(cfg, run.text)))
+    prompts = checked_prompts(cfg, student)
     rats = build_rats(cfg, student, teacher)
     judges = [rats.reward]
     if cfg.heldout_reward is not None:
@@ -181,7 +207,10 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
         check_reward_prompts(judge, (*prompts.train, *prompts.heldout))
     del judges  # training needs its memory
     prepare_run(cfg, run, resume=resume, overwrite=overwrite)
-    write_json(run.environment, environment(device))
+    save_text(cfg, student, run.text)
+    in_force = describe(cfg, student)
+    write_json(run.environment, {**environment(device), **in_force})
+    print(f"distill on {device}:", *(f"{key} {value};" for key, value in in_force.items()), file=sys.stderr)  # noqa: T201
     train_loop(rats, cfg, prompts.train, run)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = int(list_checkpoints(run.checkpoints)[-1].name.removeprefix("step-"))
