@@ -183,6 +183,13 @@ class PipelineBackbone(ABC):
         dtype: torch.dtype = next(iter(self.denoisers.values())).dtype  # type: ignore[assignment]
         return dtype
 
+    def to(self, device: torch.device) -> Self:
+        """Move all parts there; split weights are where they belong already."""
+        for part in self.parts.values():
+            if isinstance(part, nn.Module):
+                part.to(device)
+        return self
+
     def twin(self) -> Self:
         """The same model with its own copy of the denoiser; VAE and text encoder are shared."""
         return self._with_denoisers({name: copy.deepcopy(network) for name, network in self.denoisers.items()})

@@ -11,7 +11,8 @@ import torch
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
-from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
+from rats_video.backbones.split import split_tokens, split_weights
+from rats_video.build.common import claim_folder, environment, load_seeded, start_runtime
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
 from rats_video.config.load import load_config, write_resolved
@@ -26,7 +27,8 @@ from rats_video.evaluation.plots import plot_training
 from rats_video.files import write_json
 from rats_video.inference.student import StudentCard, save_student
 from rats_video.rewards.word_reward import WordReward
-from rats_video.training.checkpoint import list_checkpoints
+from rats_video.runtime import ALONE, Runtime
+from rats_video.training.checkpoint import list_checkpoints, load_student_weights
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -71,13 +73,30 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
     return student, teacher
 
 
-def build_rats(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone) -> Rats:
+def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime) -> None:
+    """Bring the roles to this process's device, their denoisers split over processes where the configuration says so.
+
+    Raises:
+        UserError: this family's clips cannot be shared.
+    """
+    networks = {id(network): network for role in (student, teacher) for network in role.denoisers.values()}.values()
+    if runtime.context > 1:
+        split_tokens(networks, runtime)
+    if cfg.parallel.shard and runtime.everyone is not None:
+        split_weights(networks, runtime.everyone)
+    for role in (student, teacher):
+        role.to(runtime.device)
+
+
+def build_rats(
+    cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
+) -> Rats:
     """Student, teacher, reward and gate."""
     device = student.device
     reward = build_reward(cfg.reward, device, where="reward")
     store = None
     if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
-        store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device)
+        store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device, runtime)
     return Rats(
         student=student,
         teacher=TeacherSampler(teacher, reward, cfg.teacher, cfg.shift, store),
@@ -122,8 +141,11 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
 
 
 def _changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
-    """Top-level keys that decide the training and differ; how long it runs and how it is judged may change."""
-    free = {"comparison", "evaluation", "heldout_reward"}
+    """Top-level keys that decide the training and differ.
+
+    How long it runs, on how many processes and how it is judged may change.
+    """
+    free = {"comparison", "evaluation", "heldout_reward", "parallel"}
     old, new = before.model_dump(exclude=free), after.model_dump(exclude=free)
     for tree in (old, new):
         for key in ("steps", "checkpoint_every", "keep_checkpoints"):
@@ -144,27 +166,47 @@ def run_distill(
 ) -> list[str]:
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
-    run = RunFolder(output)
-    distill(cfg, run, pick_device(device), resume=resume, overwrite=overwrite)
+    run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
+    student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
+    runtime.close()  # nobody waits for the one that writes
+    if runtime.is_main:
+        finish(cfg, run, student)
     return [f"student: {run.student}", f"training figure: {run.curves}"]
 
 
-def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume: bool, overwrite: bool) -> None:
+def train_student(
+    cfg: DistillConfig, run: RunFolder, runtime: Runtime, *, resume: bool, overwrite: bool
+) -> PipelineBackbone:
     """Train a student; everything that can be wrong with the configuration is found before the folder is touched."""
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
-    backbone = build_backbone(cfg, device)
+    runtime.rows(cfg.training.batch_size)
+    # Loaded where it all fits, each process then takes its share.
+    backbone = build_backbone(cfg, torch.device("cpu") if cfg.parallel.shard else runtime.device)
     prompts = checked_prompts(cfg, backbone)
     student, teacher = build_roles(cfg, backbone)
-    rats = build_rats(cfg, student, teacher)
+    split_roles(cfg, student, teacher, runtime)
+    rats = build_rats(cfg, student, teacher, runtime)
     for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
         if reward is not None:
-            build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
-    prepare_run(cfg, run, resume=resume, overwrite=overwrite)
-    write_json(run.environment, environment(device))
-    train_loop(rats, cfg, prompts.train, run)
+            build_reward(reward, runtime.device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
+    runtime.wait()  # all have looked at the folder before one changes it
+    if runtime.is_main:
+        prepare_run(cfg, run, resume=resume, overwrite=overwrite)
+        write_json(run.environment, environment(runtime.device))
+    runtime.wait()
+    train_loop(rats, cfg, prompts.train, run, runtime)
+    return student
+
+
+def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:
+    """Write the trained student and its figure."""
+    newest = list_checkpoints(run.checkpoints)[-1]
+    if cfg.parallel.shard:  # whole again, from the checkpoint: no other process is needed for it
+        student, _ = build_roles(cfg, build_backbone(cfg, torch.device("cpu")))
+        load_student_weights(newest, student.weights)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
-    done = int(list_checkpoints(run.checkpoints)[-1].name.removeprefix("step-"))
+    done = int(newest.name.removeprefix("step-"))
     model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
     card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed)
     save_student(student, card, run.student)

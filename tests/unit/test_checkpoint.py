@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from rats_video.errors import UserError
 from rats_video.training import checkpoint
-from rats_video.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
 from rats_video.training.interrupt import StopRequest
 
 
@@ -28,6 +28,20 @@ def trained(steps: int, width: int = 3) -> tuple[nn.Module, torch.optim.Optimize
         model(torch.ones(1, 2)).square().sum().backward()
         optimizer.step()
     return model, optimizer
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    student: dict[str, Tensor],
+    teacher: dict[str, Tensor] | None,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+) -> Path:
+    with CheckpointWriter(folder, keep) as writer:
+        writer.save(step, student, teacher, optimizer)
+        writer.wait()
+    return folder / f"step-{step:06d}"
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,51 @@
+"""A denoiser over several processes: its weights split (FSDP2), or the tokens of each clip (context parallelism)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from rats_video.errors import UserError
+from rats_video.runtime import Runtime
+
+
+def split_weights(networks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """Keep a share of every weight on each process and gather a block's only while it computes (FSDP2), in place.
+
+    Weights move to the mesh's device block by block, so a network that was loaded on the CPU need not fit there.
+    torch's own function rather than accelerate's plugin, which wants one model with its optimizer and does nothing
+    on CPUs: roles that share a denoiser, experts and teachers are all just networks here.
+    """
+    for network in networks:
+        for child in network.children():
+            if isinstance(child, nn.ModuleList):  # the repeated blocks, in every family
+                for block in child:
+                    fully_shard(block, mesh=mesh)
+        fully_shard(network, mesh=mesh)
+
+
+def split_tokens(networks: Iterable[nn.Module], runtime: Runtime) -> None:
+    """Let the processes of a context group share each clip's tokens (Ulysses attention), in place.
+
+    Raises:
+        UserError: the family or its attention kernel cannot.
+    """
+    from diffusers import ContextParallelConfig
+
+    for network in networks:
+        name = type(network).__name__.removeprefix("FSDP")
+        if getattr(network, "_cp_plan", None) is None:
+            raise UserError(f"{name} cannot share a clip", where="parallel.context", fix="use 1; Wan and LTX-Video can")
+        assert runtime.mesh is not None
+        config = ContextParallelConfig(ulysses_degree=runtime.context, mesh=runtime.mesh["ring", "ulysses"])
+        logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # "experimental"
+        try:
+            network.enable_parallelism(config=config)  # type: ignore[operator]
+        except ValueError as error:  # the kernel gives no context parallelism
+            raise UserError(
+                f"{name}'s attention kernel cannot share a clip", where="compute.attention", fix="use native or flash"
+            ) from error
