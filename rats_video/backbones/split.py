@@ -25,7 +25,9 @@ def split_weights(networks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
             if isinstance(child, nn.ModuleList):  # the repeated blocks, in every family
                 for block in child:
                     fully_shard(block, mesh=mesh)
-        fully_shard(network, mesh=mesh)
+        # By default what lies outside the blocks stays whole after a forward, and would then be no split weight to
+        # whoever averages or saves it before a backward.
+        fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
 def split_tokens(networks: Iterable[nn.Module], runtime: Runtime) -> None:

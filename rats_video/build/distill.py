@@ -26,9 +26,11 @@ from rats_video.errors import UserError
 from rats_video.evaluation.plots import plot_training
 from rats_video.files import write_json
 from rats_video.inference.student import StudentCard, save_student
+from rats_video.rewards.remote import RemoteReward, serve_reward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.checkpoint import list_checkpoints, load_student_weights
+from rats_video.training.interrupt import StopRequest
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -64,7 +66,9 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
         case FullWeights():
             student, teacher = backbone.twin(), backbone.twin() if has_average else backbone
         case LoraWeights() as lora:
-            student = backbone.adapted("student", lora)
+            with torch.random.fork_rng():  # peft draws A from the global generator: alike on all processes
+                torch.manual_seed(cfg.seed)
+                student = backbone.adapted("student", lora)
             teacher = backbone.adapted("teacher", lora) if has_average else backbone
             if has_average:  # A is drawn at random: the average starts where the student does
                 update_ema(teacher.weights, student.weights, decay=0.0)
@@ -93,7 +97,8 @@ def build_rats(
 ) -> Rats:
     """Student, teacher, reward and gate."""
     device = student.device
-    reward = build_reward(cfg.reward, device, where="reward")
+    remote = runtime.reward_ranks > 0
+    reward = RemoteReward(runtime) if remote else build_reward(cfg.reward, device, where="reward")
     store = None
     if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
         store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device, runtime)
@@ -169,15 +174,22 @@ def run_distill(
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
     runtime.close()  # nobody waits for the one that writes
-    if runtime.is_main:
+    if runtime.is_main and student is not None:
         finish(cfg, run, student)
     return [f"student: {run.student}", f"training figure: {run.curves}"]
 
 
 def train_student(
     cfg: DistillConfig, run: RunFolder, runtime: Runtime, *, resume: bool, overwrite: bool
-) -> PipelineBackbone:
-    """Train a student; everything that can be wrong with the configuration is found before the folder is touched."""
+) -> PipelineBackbone | None:
+    """Train a student; everything that can be wrong with the configuration is found before the folder is touched.
+
+    Returns:
+        The student, which only its checkpoints hold whole if its weights are split; None on a reward rank.
+    """
+    if runtime.serves_reward:
+        _serve_reward(cfg, runtime)
+        return None
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
     runtime.rows(cfg.training.batch_size)
@@ -187,16 +199,33 @@ def train_student(
     student, teacher = build_roles(cfg, backbone)
     split_roles(cfg, student, teacher, runtime)
     rats = build_rats(cfg, student, teacher, runtime)
+    try:
+        if not runtime.reward_ranks:
+            check_rewards(cfg, runtime.device)
+        runtime.wait()  # all have looked at the folder before one changes it
+        if runtime.is_main:
+            prepare_run(cfg, run, resume=resume, overwrite=overwrite)
+            write_json(run.environment, environment(runtime.device))
+        runtime.wait()
+        train_loop(rats, cfg, prompts.train, run, runtime)
+    finally:
+        if isinstance(rats.reward, RemoteReward):
+            rats.reward.close()
+    return student
+
+
+def check_rewards(cfg: DistillConfig, device: torch.device) -> None:
+    """Raise UserError if a reward cannot be loaded or knows no word of a prompt."""
+    prompts = load_prompts(cfg.prompts)
     for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
         if reward is not None:
-            build_reward(reward, runtime.device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
-    runtime.wait()  # all have looked at the folder before one changes it
-    if runtime.is_main:
-        prepare_run(cfg, run, resume=resume, overwrite=overwrite)
-        write_json(run.environment, environment(runtime.device))
-    runtime.wait()
-    train_loop(rats, cfg, prompts.train, run, runtime)
-    return student
+            build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
+
+
+def _serve_reward(cfg: DistillConfig, runtime: Runtime) -> None:
+    check_rewards(cfg, runtime.device)
+    with StopRequest():  # a request to stop is for the trainers, which then let this process go
+        serve_reward(build_reward(cfg.reward, runtime.device, where="reward"), runtime)
 
 
 def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:

@@ -43,6 +43,9 @@ def run_all(
         say(f"    done before: {run.student}")
     else:
         student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite)
+        if student is None:  # a reward rank has nothing more to do
+            runtime.close()
+            return
         if runtime.is_main:
             finish(cfg, run, student)
         say(f"    student: {run.student}")
