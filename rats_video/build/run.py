@@ -7,11 +7,12 @@ from pathlib import Path
 
 from rats_video.build.common import load_seeded, start_runtime
 from rats_video.build.distill import finish, prepare_run, train_student
-from rats_video.build.inference import compare_files, evaluate_files, load_student, sample_files
+from rats_video.build.inference import LoadedStudent, compare_files, evaluate_files, load_student, sample_files
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
 from rats_video.inference.student import CARD, load_card
+from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
 
 
@@ -53,10 +54,25 @@ def run_all(
 
     runtime.wait()
     loaded = load_student(output, runtime.device)
+    for name, made, step in _steps(cfg, loaded, run, runtime):
+        say(name)
+        is_done = runtime.agree(trained and before == cfg and made.is_file())
+        if not is_done and runtime.is_main:  # missing, made with another student, or judged in another way
+            made.unlink(missing_ok=True)
+        for line in [f"done before: {made.parent}"] if is_done else step():
+            say(f"    {line}")
+    say(f"Look first at {run.comparison} (videos), {run.curves} and {run.evaluation / 'evaluation.md'}")
+    runtime.close()
+
+
+def _steps(
+    cfg: DistillConfig, loaded: LoadedStudent, run: RunFolder, runtime: Runtime
+) -> list[tuple[str, Path, Callable[[], list[str]]]]:
+    """What follows the training: its title, the file it writes last, and itself."""
     heldout = load_prompts(cfg.prompts).heldout
     spec = loaded.spec(loaded.card.num_steps[0])
     prompts = [heldout[i % len(heldout)] for i in range(cfg.comparison.num_videos)]
-    steps: list[tuple[str, Path, Callable[[], list[str]]]] = [
+    return [
         (
             "2/4 sample",
             run.samples / "manifest.json",
@@ -73,12 +89,3 @@ def run_all(
             lambda: evaluate_files(cfg, loaded, runtime, seed=cfg.seed, output=run.evaluation),
         ),
     ]
-    for name, made, step in steps:
-        say(name)
-        is_done = runtime.agree(trained and before == cfg and made.is_file())
-        if not is_done and runtime.is_main:  # missing, made with another student, or judged in another way
-            made.unlink(missing_ok=True)
-        for line in [f"done before: {made.parent}"] if is_done else step():
-            say(f"    {line}")
-    say(f"Look first at {run.comparison} (videos), {run.curves} and {run.evaluation / 'evaluation.md'}")
-    runtime.close()

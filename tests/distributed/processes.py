@@ -1,8 +1,8 @@
-"""What each process of a test does; started by torch's launcher, or called by the test itself to do it alone.
+"""Trainings that several processes do together; a test does the same ones alone.
 
     torchrun --nproc-per-node 2 processes.py CONFIG JOBS.json
 
-Jobs run one after another in the same processes, because starting them takes longer than all jobs together.
+They run one after another in the same processes, because starting those takes longer than all of them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 from unittest import mock
 
 import torch
@@ -23,22 +23,31 @@ from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
 
 
-def distill(config: str, job: dict[str, Any]) -> Runtime:
-    cfg = load_config(DistillConfig, config, group="distill", overrides=job["overrides"])
-    runtime, run = start_runtime("cpu", cfg.parallel), RunFolder(Path(job["output"]))
+class Job(NamedTuple):
+    """A training of a configuration, changed by `overrides`, into a folder whose run it goes on with."""
+
+    config: str
+    output: str
+    overrides: tuple[str, ...]
+
+
+def work(job: Job) -> Runtime:
+    cfg = load_config(
+        DistillConfig, job.config, group="distill", overrides=[*job.overrides, "training.keep_checkpoints=1"]
+    )
+    runtime, run = start_runtime("cpu", cfg.parallel), RunFolder(Path(job.output))
     student = train_student(cfg, run, runtime, resume=True, overwrite=False)
     if runtime.is_main and student is not None:
-        finish(cfg, run, student)
+        with mock.patch("rats_video.build.distill.plot_training"):  # slow, and looked at elsewhere
+            finish(cfg, run, student)
     return runtime
 
 
 def main() -> None:
-    config, jobs = sys.argv[1:]
-    # diffusers asks for the number of accelerators, which a CPU build of torch has none of
+    # diffusers takes the rank modulo the number of accelerators, of which a CPU build of torch has none
     with mock.patch.object(torch.accelerator, "device_count", return_value=1):
-        for job in json.loads(Path(jobs).read_text()):
-            print("job", job, flush=True)
-            runtime = distill(config, job)
+        for job in json.loads(Path(sys.argv[1]).read_text()):
+            runtime = work(Job(*job))
     runtime.close()
 
 
