@@ -30,24 +30,33 @@ def split_weights(networks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
         fully_shard(network, mesh=mesh, reshard_after_forward=True)
 
 
-def split_tokens(networks: Iterable[nn.Module], runtime: Runtime) -> None:
+def split_tokens(networks: Iterable[nn.Module], tokens: int, runtime: Runtime) -> None:
     """Let the processes of a context group share each clip's tokens (Ulysses attention), in place.
 
+    Args:
+        networks: the denoisers.
+        tokens: how many a clip has.
+        runtime: the processes.
+
     Raises:
-        UserError: the family or its attention kernel cannot.
+        UserError: the family or its attention kernel cannot, or the tokens or heads do not divide.
     """
     from diffusers import ContextParallelConfig
 
+    assert runtime.mesh is not None
     for network in networks:
-        name = type(network).__name__.removeprefix("FSDP")
+        name = type(network).__name__
         if getattr(network, "_cp_plan", None) is None:
             raise UserError(f"{name} cannot share a clip", where="parallel.context", fix="use 1; Wan and LTX-Video can")
-        assert runtime.mesh is not None
+        heads: int = network.config.num_attention_heads  # type: ignore[union-attr,assignment]
+        for what, count in (("tokens of a clip", tokens), ("attention heads", heads)):
+            if count % runtime.context:
+                raise UserError(f"{runtime.context} does not divide the {count} {what}", where="parallel.context")
         config = ContextParallelConfig(ulysses_degree=runtime.context, mesh=runtime.mesh["ring", "ulysses"])
         logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # "experimental"
         try:
             network.enable_parallelism(config=config)  # type: ignore[operator]
-        except ValueError as error:  # the kernel gives no context parallelism
+        except ValueError as error:
             raise UserError(
                 f"{name}'s attention kernel cannot share a clip", where="compute.attention", fix="use native or flash"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from rats_video.errors import UserError
 from rats_video.evaluation.plots import plot_training
 from rats_video.files import write_json
 from rats_video.inference.student import StudentCard, save_student
-from rats_video.rewards.remote import RemoteReward, serve_reward
+from rats_video.rewards.remote import Link, RemoteReward, serve_reward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.checkpoint import list_checkpoints, load_student_weights
@@ -78,18 +79,27 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
 
 
 def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime) -> None:
-    """Bring the roles to this process's device, their denoisers split over processes where the configuration says so.
+    """Split the roles' denoisers over processes where the configuration says so.
 
     Raises:
-        UserError: this family's clips cannot be shared.
+        UserError: this model's clips cannot be shared, or the levers exclude each other.
     """
     networks = {id(network): network for role in (student, teacher) for network in role.denoisers.values()}.values()
     if runtime.context > 1:
-        split_tokens(networks, runtime)
-    if cfg.parallel.shard and runtime.everyone is not None:
-        split_weights(networks, runtime.everyone)
-    for role in (student, teacher):
-        role.to(runtime.device)
+        _, *latents = student.latent_shape(cfg.clip.spec)
+        tokens = math.prod(size // patch for size, patch in zip(latents, student.patch_size, strict=True))
+        split_tokens(networks, tokens, runtime)
+    if cfg.parallel.shard:
+        if cfg.compute.offload != "none":
+            raise UserError(
+                "does not go with parallel.shard, which moves the weights itself",
+                where="compute.offload",
+                fix="use none",
+            )
+        if runtime.everyone is not None:
+            split_weights(networks, runtime.everyone)
+        for role in (student, teacher):  # the rest, and on one process everything
+            role.to(runtime.device)
 
 
 def build_rats(
@@ -98,7 +108,7 @@ def build_rats(
     """Student, teacher, reward and gate."""
     device = student.device
     remote = runtime.reward_ranks > 0
-    reward = RemoteReward(runtime) if remote else build_reward(cfg.reward, device, where="reward")
+    reward = RemoteReward(Link.to_reward(runtime)) if remote else build_reward(cfg.reward, device, where="reward")
     store = None
     if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
         store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device, runtime)

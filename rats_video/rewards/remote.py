@@ -31,6 +31,12 @@ class Link:
     peer: int
     device: torch.device
 
+    @staticmethod
+    def to_reward(runtime: Runtime) -> Link:
+        """A training rank's link; several of them may share a reward rank."""
+        peer = runtime.trainers + runtime.rank % runtime.reward_ranks
+        return Link(runtime.links[runtime.rank], peer, runtime.device)
+
     def tell(self, message: object) -> None:
         """Send a small object."""
         dist.send_object_list([message], self.peer, self.group, self.device)
@@ -82,10 +88,9 @@ class RemoteReward:
         UserError: whatever the reward there raises.
     """
 
-    def __init__(self, runtime: Runtime) -> None:
-        peer = runtime.trainers + runtime.rank % runtime.reward_ranks
-        self._link = Link(runtime.links[runtime.rank], peer, runtime.device)
-        self._link.hear()  # the reward is loaded and found good
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        link.hear()  # the reward is loaded and found good
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `videos` `[B, T, 3, height, width]` in [0, 1] against their prompts."""
@@ -130,7 +135,7 @@ def serve_reward(reward: Reward, runtime: Runtime) -> None:
     try:
         for client in clients:
             link = Link(runtime.links[client], client, runtime.device)
-            threading.Thread(target=_answer, args=(reward, link, computing, ended), daemon=True).start()
+            threading.Thread(target=answer, args=(reward, link, computing, ended), daemon=True).start()
         for _ in clients:
             if (error := ended.get()) is not None:
                 raise error
@@ -138,7 +143,8 @@ def serve_reward(reward: Reward, runtime: Runtime) -> None:
         threading.excepthook = before
 
 
-def _answer(reward: Reward, link: Link, computing: threading.Lock, ended: SimpleQueue[BaseException | None]) -> None:
+def answer(reward: Reward, link: Link, computing: threading.Lock, ended: SimpleQueue[BaseException | None]) -> None:
+    """Answer one trainer until it closes, then put None."""
     if link.device.type == "cuda":
         torch.cuda.set_device(link.device)  # a thread starts on the first GPU
     link.tell("ready")

@@ -107,9 +107,10 @@ def test_mistake_that_one_process_finds_is_one_line(launched: tuple[Path, str], 
     assert err == f"error: {folder}: holds a run (--resume goes on with it, --overwrite replaces it)\n"
 
 
-def test_signal_to_the_launcher_saves(config_file: Path, tmp_path: Path) -> None:
+def test_signal_to_the_launcher_saves(alone: tuple[Path, str], config_file: Path, tmp_path: Path) -> None:
     many = ("--set", "training.steps=5000", "--set", "training.checkpoint_every=5000")
-    process = start("distill", "--config", config_file, "--output", tmp_path / "run", *TWO, *many)
+    shared = ("--device", "cpu", "--gpus", 3, "--set", "parallel.reward_ranks=1")  # two trainers on one reward rank
+    process = start("distill", "--config", config_file, "--output", tmp_path / "run", *shared, *many)
     metrics = tmp_path / "run" / "metrics.jsonl"
     for _ in range(600):
         if metrics.is_file() and metrics.read_text():
@@ -121,8 +122,11 @@ def test_signal_to_the_launcher_saves(config_file: Path, tmp_path: Path) -> None
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     steps = int(saved.name.removeprefix("step-"))
     assert err.splitlines()[-1] == f"stopped after step {steps}, which is saved; --resume goes on from there"
-    assert len(read_metrics(metrics)) == steps
     assert "Traceback" not in err
+    first, *others = read_metrics(metrics)
+    assert len(others) == steps - 1
+    expected = read_metrics(alone[0] / "metrics.jsonl")[0]
+    assert {**first, "seconds": 0} == pytest.approx({**expected, "seconds": 0}, rel=1e-5, abs=1e-6)
 
 
 def test_two_machines(alone: tuple[Path, str], tmp_path: Path) -> None:
