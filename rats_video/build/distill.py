@@ -38,10 +38,16 @@ from rats_video.training.run_folder import RunFolder
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone:
-    """The base model, checked against the clip size."""
+    """The base model, checked against the clip size and the way it is to be decoded."""
     backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
-    backbone.decoding = cfg.compute.decode
+    backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
+    backbone.embedded_guidance = cfg.embedded_guidance
     backbone.latent_shape(cfg.clip.spec)
+    if cfg.compute.decode.window is not None and not backbone.exact_window:
+        raise UserError(
+            f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
+            where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
+        )  # fmt: skip
     return backbone
 
 
@@ -247,7 +253,7 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = int(newest.name.removeprefix("step-"))
     model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
-    card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed)
+    card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance)
     save_student(student, card, run.student)
     plot_training(read_metrics(run.metrics), run.curves)
 
