@@ -11,14 +11,16 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor, nn
 
-from rats_video.backbones.folder import read_index
+from rats_video.backbones.folder import load_part, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
+from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import DecodeConfig, LoraWeights
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec, TextCondition
 
 NUM_TRAIN_TIMESTEPS = 1000
+TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
 
 class PipelineBackbone(ABC):
@@ -57,7 +59,8 @@ class PipelineBackbone(ABC):
         self.decoding = DecodeConfig()
         self.embedded_guidance = 6.0  # for models that were distilled to take their guidance scale as an input
         self.fps = 25.0  # of the clips asked for, for models that are told it
-        self.text_cache: dict[str, TextCondition] = {}
+        self.text_cache: TextCache | None = None
+        self.autocast: torch.dtype | None = None
 
     # ------------------------------------------------------------------------------------------- what a family adds
 
@@ -106,9 +109,14 @@ class PipelineBackbone(ABC):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        with_text: bool = True,
     ) -> Self:
-        """Load a pipeline folder; the VAE stays in float32.
+        """Load a pipeline folder; the VAE stays in float32. `with_text=False` leaves the text encoders out.
 
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
@@ -119,7 +127,8 @@ class PipelineBackbone(ABC):
         classes = {
             name: kind
             for name, kind in cls.component_classes().items()
-            if name not in cls.optional_parts or index.get(name) not in (None, [None, None])
+            if (with_text or not name.startswith(TEXT_ENCODERS))
+            and (name not in cls.optional_parts or index.get(name) not in (None, [None, None]))
         }
         for part in classes:
             if not (folder / part).is_dir():
@@ -128,29 +137,10 @@ class PipelineBackbone(ABC):
                 )
         logging.disable_progress_bar()
         loaded = {
-            name: cls._load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype)
+            name: load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype, family=cls.family)
             for name, kind in classes.items()
         }
         return cls(**loaded, **{name: index[name] for name in cls.settings if name in index})
-
-    @classmethod
-    def _load_part(cls, kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
-        from safetensors import SafetensorError
-
-        is_model = hasattr(kind, "forward")
-        options = {"torch_dtype": dtype, "output_loading_info": True} if is_model else {}
-        try:
-            loaded = kind.from_pretrained(folder, **options)
-            if not is_model:
-                return loaded
-            if missing := sorted(loaded[1]["missing_keys"]):
-                raise ValueError(f"no weights for {missing[0]}")  # noqa: TRY301  # diffusers would make some up
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"cannot load it as a {cls.family} pipeline: {folder.name}/: {reason}", where=str(folder.parent)
-            ) from error
-        return loaded[0].to(device).eval()
 
     def load_denoiser(self, folder: Path) -> Self:
         """The same model with the denoiser of another folder, e.g. a student's.
@@ -163,7 +153,7 @@ class PipelineBackbone(ABC):
             if not (folder / name).is_dir():
                 raise UserError(f"no {name}/ in it", where=str(folder), fix="give the folder of a student")
         loaded = {
-            name: self._load_part(classes[name], folder / name, self.device, self._dtype)
+            name: load_part(classes[name], folder / name, self.device, self.dtype, family=self.family)
             for name in self.denoiser_parts
         }
         return self._with_denoisers(loaded)
@@ -190,24 +180,25 @@ class PipelineBackbone(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser lives."""
-        return next(self.denoiser.parameters()).device
+        """Where the model computes: the VAE is always there, a denoiser's weights may wait elsewhere."""
+        device: torch.device = next(self.parts["vae"].parameters()).device
+        return device
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
+        """Of the denoiser's weights, but for the few that a family keeps in float32."""
         dtype: torch.dtype = next(iter(self.denoisers.values())).dtype  # type: ignore[assignment]
         return dtype
 
-    def to(self, device: torch.device) -> Self:
-        """Move all parts there; split weights are where they belong already."""
-        for part in self.parts.values():
-            if isinstance(part, nn.Module):
-                part.to(device)
-        return self
-
     def twin(self) -> Self:
-        """The same model with its own copy of the denoiser; VAE and text encoder are shared."""
-        return self._with_denoisers({name: copy.deepcopy(network) for name, network in self.denoisers.items()})
+        """The same model with its own copy of the denoiser; VAE and text encoder are shared.
+
+        The copy's weights are float32, which training and averages need; it computes in the base's precision.
+        """
+        assert self.adapters is None, "a twin would carry the adapters along"
+        other = self._with_denoisers({name: copy.deepcopy(net).float() for name, net in self.denoisers.items()})
+        other.autocast = None if self.dtype == torch.float32 else self.dtype
+        return other
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
@@ -290,10 +281,12 @@ class PipelineBackbone(ABC):
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:
         """Encode B prompts, or look them up where `cache_text` has encoded them."""
-        if not self.text_cache:
-            return self._encode(prompts)
-        rows = TextCondition.cat([self.text_cache[prompt] for prompt in prompts])
-        return rows.map(lambda part: part.to(self.device))
+        return self._encode(prompts) if self.text_cache is None else self.text_cache.look_up(prompts, self.device)
+
+    def cache_text(self, cache: TextCache) -> None:
+        """Look prompts up from now on, and free the text encoders; call it before any role is made."""
+        self.text_cache = cache
+        self.parts = {name: part for name, part in self.parts.items() if not name.startswith(TEXT_ENCODERS)}
 
     # ------------------------------------------------------------------------------------------------------- calls
 
@@ -301,7 +294,10 @@ class PipelineBackbone(ABC):
         """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`."""
         if self.adapters is not None:
             self.adapters.use(self.role)
-        return self._velocity(latents, sigma, text)
+        if self.autocast is None:
+            return self._velocity(latents, sigma, text)
+        with torch.autocast(self.device.type, self.autocast):
+            return self._velocity(latents, sigma, text)
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.

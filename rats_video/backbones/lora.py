@@ -8,6 +8,7 @@ active by then.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,23 +50,27 @@ class Adapters:
         from peft import LoraConfig
         from peft.tuners.lora import LoraLayer
 
+        assert name not in self.configs, f"there is an adapter {name!r}"
         targets = list(cfg.targets or default_targets)
         for network in self.networks.values():
             peft_config = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha, target_modules=targets, init_lora_weights=True)
             try:
-                network.add_adapter(peft_config, adapter_name=name)  # type: ignore[operator]
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what we want
+                    network.add_adapter(peft_config, adapter_name=name)  # type: ignore[operator]
             except ValueError as error:
                 raise UserError(
                     f"no layer of the denoiser is called {', '.join(targets)}", where="student.weights.targets",
                     fix=f"null takes {', '.join(default_targets)}",
                 ) from error  # fmt: skip
         self.configs[name] = cfg
+        device = next(next(iter(self.networks.values())).parameters()).device  # an offloaded block's own is the host
         self._layers = [m for net in self.networks.values() for m in net.modules() if isinstance(m, LoraLayer)]
         for each in self.configs:
             for parameter in self.weights(each).values():
                 parameter.requires_grad_()
         for parameter in self.weights(name).values():
-            parameter.data = parameter.data.to(getattr(torch, cfg.dtype))
+            parameter.data = parameter.data.to(device, getattr(torch, cfg.dtype))
         self.use(name)
 
     def use(self, name: str | None) -> None:

@@ -6,28 +6,31 @@ import logging
 from collections.abc import Iterable
 
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from rats_video.errors import UserError
 from rats_video.runtime import Runtime
 
 
-def split_weights(networks: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+def split_weights(networks: Iterable[nn.Module], runtime: Runtime) -> None:
     """Keep a share of every weight on each process and gather a block's only while it computes (FSDP2), in place.
 
-    Weights move to the mesh's device block by block, so a network that was loaded on the CPU need not fit there.
+    Weights move to the device block by block, so a network that was loaded into host memory need not fit there whole.
+    A process on its own keeps all of them.
     torch's own function rather than accelerate's plugin, which wants one model with its optimizer and does nothing
     on CPUs: roles that share a denoiser, experts and teachers are all just networks here.
     """
     for network in networks:
+        if runtime.everyone is None:
+            network.to(runtime.device)
+            continue
         for child in network.children():
             if isinstance(child, nn.ModuleList):  # the repeated blocks, in every family
                 for block in child:
-                    fully_shard(block, mesh=mesh)
+                    fully_shard(block, mesh=runtime.everyone)
         # By default what lies outside the blocks stays whole after a forward, and would then be no split weight to
         # whoever averages or saves it before a backward.
-        fully_shard(network, mesh=mesh, reshard_after_forward=True)
+        fully_shard(network, mesh=runtime.everyone, reshard_after_forward=True)
 
 
 def split_tokens(networks: Iterable[nn.Module], tokens: int, runtime: Runtime) -> None:

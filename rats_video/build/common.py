@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -62,6 +63,15 @@ def check_processes(device: str, count: int, *, where: str) -> None:
         raise UserError(
             f"{count} processes need {count} GPUs, {here} seen", where=where, fix="start fewer, or use --device cpu"
         )
+
+
+@contextlib.contextmanager
+def explain_memory(fix: str) -> Iterator[None]:
+    """Turn running out of GPU memory into one line that says what would save some."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError("out of GPU memory", fix=fix) from error
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,20 @@ import torch
 
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.levers import use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.split import split_tokens, split_weights
-from rats_video.build.common import claim_folder, environment, load_seeded, start_runtime
+from rats_video.backbones.text_cache import TextCache
+from rats_video.build.common import claim_folder, environment, explain_memory, load_seeded, start_runtime
+from rats_video.build.compute import (
+    cached_text,
+    check_compute,
+    describe,
+    encode_prompts,
+    memory_advice,
+    place,
+    save_text,
+)
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
 from rats_video.config.load import load_config, write_resolved
@@ -37,9 +49,15 @@ from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
 
-def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone:
-    """The base model, checked against the clip size and the way it is to be decoded."""
-    backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
+def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
+    """The base model, checked against the clip size and the way it is to be decoded.
+
+    Where its prompts are encoded already, it comes without text encoder.
+    """
+    check_compute(cfg, device)
+    folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
+    first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
+    backbone = load_backbone(folder, first, dtype, with_text=text is None)
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
     backbone.latent_shape(cfg.clip.spec)
@@ -48,6 +66,9 @@ def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone
             f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
             where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
         )  # fmt: skip
+    place(cfg, backbone, device)
+    if cfg.compute.cache_text:
+        backbone.cache_text(text or encode_prompts(cfg, backbone))
     return backbone
 
 
@@ -73,14 +94,16 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
         case FullWeights():
             student, teacher = backbone.twin(), backbone.twin() if has_average else backbone
         case LoraWeights() as lora:
-            with torch.random.fork_rng():  # peft draws A from the global generator: alike on all processes
-                torch.manual_seed(cfg.seed)
+            with torch.random.fork_rng(devices=[]):  # A is drawn at random: by the run's seed
+                torch.default_generator.manual_seed(cfg.seed)
                 student = backbone.adapted("student", lora)
-            teacher = backbone.adapted("teacher", lora) if has_average else backbone
-            if has_average:  # A is drawn at random: the average starts where the student does
+            average = lora.model_copy(update={"dtype": "float32"})  # small steps vanish in bfloat16
+            teacher = backbone.adapted("teacher", average) if has_average else backbone
+            if has_average:  # the average starts where the student does
                 update_ema(teacher.weights, student.weights, decay=0.0)
     for weight in teacher.weights.values():
         weight.requires_grad = False
+    use_levers(cfg.compute, student, teacher)
     return student, teacher
 
 
@@ -88,7 +111,7 @@ def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: Pipeline
     """Split the roles' denoisers over processes where the configuration says so.
 
     Raises:
-        UserError: this model's clips cannot be shared, or the levers exclude each other.
+        UserError: this model's clips cannot be shared.
     """
     networks = {id(network): network for role in (student, teacher) for network in role.denoisers.values()}.values()
     if runtime.context > 1:
@@ -96,16 +119,7 @@ def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: Pipeline
         tokens = math.prod(size // patch for size, patch in zip(latents, student.patch_size, strict=True))
         split_tokens(networks, tokens, runtime)
     if cfg.parallel.shard:
-        if cfg.compute.offload != "none":
-            raise UserError(
-                "does not go with parallel.shard, which moves the weights itself",
-                where="compute.offload",
-                fix="use none",
-            )
-        if runtime.everyone is not None:
-            split_weights(networks, runtime.everyone)
-        for role in (student, teacher):  # the rest, and on one process everything
-            role.to(runtime.device)
+        split_weights(networks, runtime)
 
 
 def build_rats(
@@ -188,7 +202,8 @@ def run_distill(
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
-    student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
+    with explain_memory(memory_advice(cfg)):
+        student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
     runtime.close()  # nobody waits for the one that writes
     if runtime.is_main and student is not None:
         finish(cfg, run, student)
@@ -209,10 +224,10 @@ def train_student(
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
     runtime.rows(cfg.training.batch_size)
-    # Loaded where it all fits, each process then takes its share.
-    backbone = build_backbone(cfg, torch.device("cpu") if cfg.parallel.shard else runtime.device)
-    prompts = checked_prompts(cfg, backbone)
-    student, teacher = build_roles(cfg, backbone)
+    # No name for the base: where both roles have weights of their own, its memory is free again.
+    text = cached_text(cfg, run.text)
+    student, teacher = build_roles(cfg, build_backbone(cfg, runtime.device, text=text))
+    prompts = checked_prompts(cfg, student)
     split_roles(cfg, student, teacher, runtime)
     rats = build_rats(cfg, student, teacher, runtime)
     try:
@@ -221,13 +236,23 @@ def train_student(
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
             prepare_run(cfg, run, resume=resume, overwrite=overwrite)
-            write_json(run.environment, environment(runtime.device))
+            save_text(cfg, student, run.text)
+            _record(cfg, run, student, runtime)
         runtime.wait()
         train_loop(rats, cfg, prompts.train, run, runtime)
     finally:
         if isinstance(rats.reward, RemoteReward):
             rats.reward.close()
     return student
+
+
+def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runtime: Runtime) -> None:
+    """Write down and say what the run computes with."""
+    shared = {} if runtime.trainers == 1 else {"processes": str(runtime.trainers + runtime.reward_ranks)}
+    in_force = {**describe(cfg, student), **shared}
+    write_json(run.environment, {**environment(runtime.device), **in_force})
+    shown = (f"{key} {value};" for key, value in in_force.items())
+    print(f"distill on {runtime.device}:", *shown, file=sys.stderr)  # noqa: T201
 
 
 def check_rewards(cfg: DistillConfig, device: torch.device) -> None:
@@ -248,7 +273,7 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
     """Write the trained student and its figure."""
     newest = list_checkpoints(run.checkpoints)[-1]
     if cfg.parallel.shard:  # whole again, from the checkpoint: no other process is needed for it
-        student, _ = build_roles(cfg, build_backbone(cfg, torch.device("cpu")))
+        student, _ = build_roles(cfg, build_backbone(cfg, torch.device("cpu"), text=cached_text(cfg, run.text)))
         load_student_weights(newest, student.weights)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = int(newest.name.removeprefix("step-"))

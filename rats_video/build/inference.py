@@ -12,7 +12,7 @@ import torch
 from rats_video.assets import ASSETS, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
-from rats_video.build.common import make_folder, start_runtime
+from rats_video.build.common import explain_memory, make_folder, start_runtime
 from rats_video.build.distill import build_reward
 from rats_video.config.distill import DistillConfig, ShapesPrompts
 from rats_video.config.load import load_config
@@ -109,7 +109,8 @@ def run_sample(
     runtime = start_runtime(device)
     loaded = load_student(model or ASSETS / DEFAULT_STUDENT, runtime.device)
     chosen = _repeat(_prompts(prompts, prompts_file, _EXAMPLE_PROMPTS, loaded.student), num_videos)
-    lines = sample_files(loaded, chosen, loaded.spec(nfe), runtime, seed=seed, output=output)
+    with explain_memory("give fewer prompts at a time: they are sampled together"):
+        lines = sample_files(loaded, chosen, loaded.spec(nfe), runtime, seed=seed, output=output)
     runtime.close()
     return lines
 
@@ -154,7 +155,8 @@ def run_export_comparison(
     heldout = load_prompts(cfg.prompts).heldout
     chosen = _repeat(_prompts(prompts, prompts_file, heldout, loaded.student), num_videos or cfg.comparison.num_videos)
     spec, output = loaded.spec(nfe), output or folder.comparison
-    lines = compare_files(cfg, loaded, chosen, spec, runtime, seed=seed, output=output)
+    with explain_memory("give a smaller --num-videos: they are sampled together"):
+        lines = compare_files(cfg, loaded, chosen, spec, runtime, seed=seed, output=output)
     runtime.close()
     return lines
 
@@ -208,7 +210,8 @@ def run_evaluate(
     loaded = load_student(run, runtime.device)
     changes = {"nfe": nfe or cfg.evaluation.nfe, "num_clips": num_clips or cfg.evaluation.num_clips}
     cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update=changes)})
-    lines = evaluate_files(cfg, loaded, runtime, seed=seed, output=output or folder.evaluation)
+    with explain_memory(f"set evaluation.batch_size below {cfg.evaluation.batch_size} in {folder.config}"):
+        lines = evaluate_files(cfg, loaded, runtime, seed=seed, output=output or folder.evaluation)
     runtime.close()
     return lines
 

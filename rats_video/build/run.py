@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rats_video.build.common import load_seeded, start_runtime
+from rats_video.build.common import explain_memory, load_seeded, start_runtime
+from rats_video.build.compute import memory_advice
 from rats_video.build.distill import finish, prepare_run, train_student
 from rats_video.build.inference import LoadedStudent, compare_files, evaluate_files, load_student, sample_files
 from rats_video.config.distill import DistillConfig
@@ -43,7 +44,8 @@ def run_all(
             prepare_run(cfg, run, resume=True, overwrite=False)
         say(f"    done before: {run.student}")
     else:
-        student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite)
+        with explain_memory(memory_advice(cfg)):
+            student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite)
         if student is None:  # a reward rank has nothing more to do
             runtime.close()
             return

@@ -133,16 +133,31 @@ def _split_like(like: Tensor, whole: Tensor) -> Tensor:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state by path, `0.exp_avg` or `0.quantized/absmax1`."""
+
+    def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+        flat: dict[str, Tensor] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                flat |= flatten(value, f"{prefix}{name}/")
+            else:
+                flat[f"{prefix}{name}"] = torch.as_tensor(value)
+        return flat
+
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value) for index, values in state.items() for name, value in values.items()
-    }
+    # A file cannot hold one tensor twice, and 8-bit states share their code book: the copies to host memory are apart.
+    return {f"{i}.{name}": value for i, values in state.items() for name, value in flatten(values).items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = _split_like(weights[int(index)], tensor)
+        index, path = key.split(".", 1)
+        *outer, name = path.split("/")
+        values = state.setdefault(int(index), {})
+        for each in outer:
+            values = values.setdefault(each, {})
+        is_count = tensor.ndim == 0 and not tensor.is_floating_point()  # a Python int: bitsandbytes' step
+        values[name] = int(tensor) if is_count else _split_like(weights[int(index)], tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

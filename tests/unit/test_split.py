@@ -13,7 +13,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from rats_video.backbones.split import split_tokens, split_weights
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles, split_roles
+from rats_video.build.compute import check_compute
+from rats_video.build.distill import build_roles
 from rats_video.config.distill import DistillConfig
 from rats_video.errors import UserError
 from rats_video.runtime import Runtime
@@ -35,9 +36,7 @@ def _of_four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_every_weight_is_split(loaded: WanBackbone, make_config: MakeConfig) -> None:
     roles = build_roles(make_config("student.weights.kind=lora", "student.weights.rank=8"), loaded.twin())
     whole = [(name, tuple(weight.shape)) for name, weight in roles[0].denoiser.named_parameters()]
-    everyone = Runtime.join(CPU).everyone
-    assert everyone is not None
-    split_weights([roles[0].denoiser], everyone)
+    split_weights([roles[0].denoiser], Runtime.join(CPU))
     weights = list(roles[0].denoiser.named_parameters())
     assert [(name, tuple(weight.shape)) for name, weight in weights] == whole
     assert all(isinstance(weight, DTensor) for _, weight in weights)
@@ -82,7 +81,7 @@ def test_kernel_that_cannot_share_a_clip_is_one_line(loaded: WanBackbone) -> Non
         split_tokens([network], 32, Runtime.join(CPU, context=2))
 
 
-def test_offload_does_not_go_with_split_weights(loaded: WanBackbone, make_config: MakeConfig) -> None:
+def test_offload_does_not_go_with_split_weights(make_config: MakeConfig) -> None:
     cfg = make_config("parallel.shard=true", "compute.offload=block")
     with pytest.raises(UserError, match=r"^compute\.offload: does not go with parallel\.shard"):
-        split_roles(cfg, *build_roles(cfg, loaded.twin()), Runtime(CPU))
+        check_compute(cfg, CPU)
