@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.levers import use_levers
 from rats_video.backbones.load import load_backbone
-from rats_video.backbones.split import split_tokens, split_weights
+from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.build.common import claim_folder, environment, explain_memory, load_seeded, start_runtime
 from rats_video.build.compute import (
@@ -26,8 +26,10 @@ from rats_video.build.compute import (
     place,
     save_text,
 )
+from rats_video.build.parallel import serve_rewards, split_roles
+from rats_video.build.reward import build_reward, check_rewards
 from rats_video.config.compute import FullWeights, LoraWeights
-from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
+from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
 from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
 from rats_video.distill.ema import update_ema
@@ -35,15 +37,13 @@ from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats
 from rats_video.distill.store import DiskGuideStore
 from rats_video.distill.teacher import TeacherSampler
-from rats_video.errors import UserError
+from rats_video.errors import UserError, warn
 from rats_video.evaluation.plots import plot_training
 from rats_video.files import write_json
 from rats_video.inference.student import StudentCard, save_student
-from rats_video.rewards.remote import Link, RemoteReward, serve_reward
-from rats_video.rewards.word_reward import WordReward
+from rats_video.rewards.remote import Link, RemoteReward
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.checkpoint import list_checkpoints, load_student_weights
-from rats_video.training.interrupt import StopRequest
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -60,8 +60,16 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     backbone = load_backbone(folder, first, dtype, with_text=text is None)
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
+    if cfg.compute.decode.small is not None:
+        backbone.small_decoder = load_small_decoder(
+            Path(cfg.compute.decode.small),
+            latent_channels=backbone.latent_channels,
+            spatial_stride=backbone.spatial_stride,
+            temporal_stride=backbone.temporal_stride,
+            where="compute.decode.small",
+        ).to(device)
     backbone.latent_shape(cfg.clip.spec)
-    if cfg.compute.decode.window is not None and not backbone.exact_window:
+    if cfg.compute.decode.window is not None and backbone.small_decoder is None and not backbone.exact_window:
         raise UserError(
             f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
             where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
@@ -72,18 +80,16 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     return backbone
 
 
-def build_reward(cfg: WordRewardConfig, device: torch.device, *, where: str) -> WordReward:
-    """The reward a configuration names."""
-    return WordReward.load(resolve_folder(cfg.path, where=f"{where}.path"), device)
-
-
 def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSplit:
-    """The run's prompts, each of them known to the model's text encoder."""
+    """The run's prompts, each of them known to the model's text encoder; warns, once, of those it reads in part."""
     prompts = load_prompts(cfg.prompts)
     everything = (*prompts.train, *prompts.heldout)
     if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
         for prompt in everything:
             check_prompt(prompt, backbone.unknown_words(prompt))
+    misread = Counter(filter(None, map(backbone.misread, everything)))
+    for how, count in misread.items():
+        warn(f"{count} of {len(everything)} are {how}", where="prompts")
     return prompts
 
 
@@ -105,21 +111,6 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
         weight.requires_grad = False
     use_levers(cfg.compute, student, teacher)
     return student, teacher
-
-
-def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime) -> None:
-    """Split the roles' denoisers over processes where the configuration says so.
-
-    Raises:
-        UserError: this model's clips cannot be shared.
-    """
-    networks = {id(network): network for role in (student, teacher) for network in role.denoisers.values()}.values()
-    if runtime.context > 1:
-        _, *latents = student.latent_shape(cfg.clip.spec)
-        tokens = math.prod(size // patch for size, patch in zip(latents, student.patch_size, strict=True))
-        split_tokens(networks, tokens, runtime)
-    if cfg.parallel.shard:
-        split_weights(networks, runtime)
 
 
 def build_rats(
@@ -145,12 +136,15 @@ def build_rats(
 
 def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, object]:
     """Everything a frozen teacher's rollout depends on besides prompts and noise, weights included."""
-    folders = (resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path"))
+    folders = [resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path")]
+    if cfg.compute.decode.small is not None:  # what the reward saw
+        folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
         weights.update(path.read_bytes())
     sampling = {"num_steps": teacher.num_steps, "guidance_scale": teacher.guidance_scale, "shift": cfg.shift}
-    return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump()}
+    judge = cfg.reward.model_dump(exclude={"path", "tokenizer", "chunk"})  # its weights are in the hash
+    return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump(), "reward": judge}
 
 
 def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> None:
@@ -219,7 +213,7 @@ def train_student(
         The student, which only its checkpoints hold whole if its weights are split; None on a reward rank.
     """
     if runtime.serves_reward:
-        _serve_reward(cfg, runtime)
+        serve_rewards(cfg, runtime)
         return None
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
@@ -231,8 +225,8 @@ def train_student(
     split_roles(cfg, student, teacher, runtime)
     rats = build_rats(cfg, student, teacher, runtime)
     try:
-        if not runtime.reward_ranks:
-            check_rewards(cfg, runtime.device)
+        if not isinstance(rats.reward, RemoteReward):  # whose own process has checked it
+            check_rewards(cfg, rats.reward, (*prompts.train, *prompts.heldout), runtime.device)
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
             prepare_run(cfg, run, resume=resume, overwrite=overwrite)
@@ -253,20 +247,6 @@ def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runti
     write_json(run.environment, {**environment(runtime.device), **in_force})
     shown = (f"{key} {value};" for key, value in in_force.items())
     print(f"distill on {runtime.device}:", *shown, file=sys.stderr)  # noqa: T201
-
-
-def check_rewards(cfg: DistillConfig, device: torch.device) -> None:
-    """Raise UserError if a reward cannot be loaded or knows no word of a prompt."""
-    prompts = load_prompts(cfg.prompts)
-    for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
-        if reward is not None:
-            build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
-
-
-def _serve_reward(cfg: DistillConfig, runtime: Runtime) -> None:
-    check_rewards(cfg, runtime.device)
-    with StopRequest():  # a request to stop is for the trainers, which then let this process go
-        serve_reward(build_reward(cfg.reward, runtime.device, where="reward"), runtime)
 
 
 def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:
