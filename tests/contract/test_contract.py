@@ -24,8 +24,11 @@ from torch import Tensor
 from wan22_family import WAN22_FAMILIES
 from wan_family import WAN
 
+from rats_video.backbones.attention import use_attention, used_attention
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
+from rats_video.backbones.offload import HostWeights
+from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import LoraWeights
 from rats_video.diffusion.rollout import rollout
 from rats_video.distill.gate import pool_to_latent_frames
@@ -188,10 +191,48 @@ def test_guidance_is_the_formula_clip_by_clip(case: Case) -> None:
         close(path.x0[i : i + 1], noise - sigma * (uncond + 3 * (cond - uncond)), 3e-5)  # errors tripled
 
 
-def test_cached_text_is_the_encoders(case: Case) -> None:
-    fresh = copy.copy(case.backbone)
-    fresh.text_cache = {prompt: case.backbone.encode_text([prompt]) for prompt in PROMPTS}
+def test_cached_text_is_the_encoders_and_does_without_them(case: Case, tmp_path: Path) -> None:
+    TextCache.encode(case.backbone.encode_text, ["", *PROMPTS]).save(tmp_path / "text.safetensors", "tiny")
+    text = TextCache.load(tmp_path / "text.safetensors", "tiny", PROMPTS)
+    assert text is not None
+    fresh = load_backbone(case.folder, with_text=False)
+    fresh.fps = case.backbone.fps
+    assert not [part for part in fresh.parts if part.startswith("text_encoder")]
+    fresh.cache_text(text)
     close(case.velocity(fresh), case.velocity(case.backbone))
+
+
+@pytest.mark.parametrize("level", ["block", "leaf"])
+def test_offloaded_weights_are_there_when_they_are_needed(case: Case, level: Any) -> None:
+    def gradients(backbone: PipelineBackbone) -> list[Tensor]:
+        torch.manual_seed(0)  # where adapters start
+        student = backbone.adapted("student", LORA)
+        disturb(student)
+        with torch.enable_grad():
+            loss = case.velocity(student).square().mean()
+        return [loss, *torch.autograd.grad(loss, list(student.weights.values()))]
+
+    plain, offloaded = case.backbone.twin(), case.backbone.twin()
+    for network in offloaded.denoisers.values():
+        HostWeights(network.requires_grad_(requires_grad=False), torch.device("cpu"), level)
+    results = [gradients(plain), gradients(offloaded)]
+    assert max(float(gradient.abs().max()) for gradient in results[0]) > 1e-4
+    for ours, theirs in zip(*results, strict=True):
+        close(ours, theirs)
+
+
+def test_attention_is_asked_for_or_refused(case: Case) -> None:
+    backbone = case.backbone.twin()
+    plain = case.velocity(backbone)
+    for network in backbone.denoisers.values():
+        assert used_attention(network) == "native"
+        try:
+            use_attention(network, "_native_math", has_mask=True)
+        except UserError as error:
+            assert str(error).endswith("only has native attention (native)")  # noqa: PT017
+        else:
+            assert "_native_math" in used_attention(network)
+    close(case.velocity(backbone), plain)
 
 
 # --------------------------------------------------------------------------------------------------------- pixels
