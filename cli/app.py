@@ -8,6 +8,7 @@ import typer
 
 import rats_video
 from rats_video.cli import distill, evaluate, export, run, sample, train
+from rats_video.cli.launch import OneVoice, leave_ending
 from rats_video.errors import Interrupted, UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
@@ -39,10 +40,12 @@ def root(
 def main() -> None:
     """Run the command line; a user's mistake ends as one line and exit code 2, a bug keeps its traceback."""
     try:
-        code = app(prog_name="rats-video", standalone_mode=False)
+        with OneVoice((UserError, Interrupted, typer.TyperException, OSError)):
+            code = app(prog_name="rats-video", standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
     except Interrupted as stop:
+        leave_ending(str(stop), 130)
         typer.echo(str(stop), err=True)
         sys.exit(130)
     except typer.TyperException as error:
@@ -57,6 +60,7 @@ def main() -> None:
 
 
 def _fail(line: str, code: int) -> None:
+    leave_ending(line, code)
     from rich.console import Console
     from rich.text import Text
 

@@ -2,6 +2,7 @@
 
 import typer
 
+from rats_video.cli.launch import distributed
 from rats_video.cli.options import (
     ConfigOption,
     ConfigSeedOption,
@@ -17,6 +18,7 @@ from rats_video.cli.options import (
 EXAMPLE = "Example: `rats-video distill --config tiny --output runs/first --set optimizer.lr=1e-5`"
 
 
+@distributed
 def distill(
     *,
     config: ConfigOption = "tiny",

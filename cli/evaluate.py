@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
+from rats_video.cli.launch import distributed
 from rats_video.cli.options import DeviceOption, RunArgument, SeedOption, parse_nfe_list
 
 EXAMPLE = "Example: `rats-video evaluate runs/demo --nfe 3,4,8 --num-clips 32`"
 
 
+@distributed
 def evaluate(
     run: RunArgument,
     *,

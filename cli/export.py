@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rats_video.cli.launch import distributed
 from rats_video.cli.options import (
     DeviceOption,
     NfeOption,
@@ -25,6 +26,7 @@ def export() -> None:
 
 
 @app.command(epilog="Example: `rats-video export comparison runs/demo --nfe 4`")
+@distributed
 def comparison(
     run: RunArgument,
     *,

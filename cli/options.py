@@ -42,6 +42,22 @@ DeviceOption = Annotated[
         help="Where to compute; auto takes the GPU when there is one.",
     ),
 ]
+GpusOption = Annotated[
+    int,
+    typer.Option(
+        "--gpus", min=1, metavar="N", help="Processes on this machine, one a GPU (any number with --device cpu)."
+    ),
+]
+NodesOption = Annotated[
+    int, typer.Option("--nodes", min=1, metavar="M", help="Machines; run the same command on each of them.")
+]
+NodeRankOption = Annotated[
+    int | None,
+    typer.Option("--node-rank", min=0, metavar="I", help="Which machine this is; the first, 0, writes and speaks."),
+]
+RendezvousOption = Annotated[
+    str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet: a port of one.")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
 NfeOption = Annotated[

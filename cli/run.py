@@ -2,6 +2,7 @@
 
 import typer
 
+from rats_video.cli.launch import distributed
 from rats_video.cli.options import (
     ConfigOption,
     ConfigSeedOption,
@@ -17,6 +18,7 @@ from rats_video.cli.options import (
 EXAMPLE = "Example: `rats-video run --config tiny --output runs/demo`"
 
 
+@distributed
 def run(
     *,
     config: ConfigOption = "tiny",

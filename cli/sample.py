@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from rats_video.cli.launch import distributed
 from rats_video.cli.options import (
     DeviceOption,
     NfeOption,
@@ -19,6 +20,7 @@ from rats_video.cli.options import (
 EXAMPLE = 'Example: `rats-video sample --nfe 4 --prompt "a red circle moves left" --output samples`'
 
 
+@distributed
 def sample(
     *,
     model: Annotated[

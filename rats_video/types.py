@@ -159,7 +159,7 @@ class Backbone(Protocol):
 
     @property
     def device(self) -> device:
-        """Where the denoiser lives."""
+        """Where the model computes."""
         ...
 
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:

@@ -169,8 +169,9 @@ class PipelineBackbone(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser lives."""
-        return next(self.denoiser.parameters()).device
+        """Where the model computes: the VAE is always there, a denoiser's weights may wait elsewhere."""
+        device: torch.device = next(self.parts["vae"].parameters()).device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:

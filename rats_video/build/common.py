@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 import shutil
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from rats_video.config.compute import ParallelConfig
 from rats_video.config.load import load_config
 from rats_video.config.schema import Config
 from rats_video.errors import UserError
+from rats_video.runtime import Runtime
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+PATIENCE = timedelta(hours=2)  # what a reward rank waits for a slow teacher, and all for the last checkpoint
 
 
 def pick_device(name: str) -> torch.device:
@@ -30,6 +35,34 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"{name} is not here: {torch.cuda.device_count()} GPUs seen", where="--device", fix="use cpu")
     return device
+
+
+def start_runtime(device: str, parallel: ParallelConfig | None = None) -> Runtime:
+    """This process's place among those a launcher started, as its environment tells; alone without one.
+
+    Raises:
+        UserError: there are fewer devices here than processes, or the processes cannot be split as `parallel` says.
+    """
+    parallel = parallel or ParallelConfig()
+    split = {"context": parallel.context, "reward_ranks": parallel.reward_ranks}
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Runtime.join(pick_device(device), **split)
+    from accelerate import PartialState
+
+    check_processes(device, int(os.environ["LOCAL_WORLD_SIZE"]), where="--gpus")
+    state = PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    return Runtime.join(state.device, **split)
+
+
+def check_processes(device: str, count: int, *, where: str) -> None:
+    """Refuse more processes on this machine than it has GPUs; the CPU takes any number."""
+    if device.startswith("cuda:"):
+        raise UserError(f"{device} is one GPU for {count} processes", where="--device", fix="use cuda or cpu")
+    here = torch.cuda.device_count()
+    if device != "cpu" and count > here:
+        raise UserError(
+            f"{count} processes need {count} GPUs, {here} seen", where=where, fix="start fewer, or use --device cpu"
+        )
 
 
 @contextlib.contextmanager

@@ -27,6 +27,10 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
     check_attention(compute.attention, device, compute.dtype)
     if compute.offload == "none":
         return
+    if cfg.parallel.shard:
+        raise UserError(
+            "does not go with parallel.shard, which moves weights too", where="compute.offload", fix="use none"
+        )
     if isinstance(cfg.student.weights, FullWeights):
         raise UserError("keeps a frozen base in host memory, but all weights train", where="compute.offload",
                         fix="set student.weights.kind=lora")  # fmt: skip
@@ -40,8 +44,13 @@ def cached_text(cfg: DistillConfig, file: Path) -> TextCache | None:
 
 
 def place(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
-    """Move a model that was loaded into host memory to the device, but for what `compute.offload` keeps there."""
+    """Move a model that was loaded into host memory to the device, but for what `compute.offload` keeps there.
+
+    What `parallel.shard` will split stays as well: it need not fit as a whole.
+    """
     for name, part in backbone.parts.items():
+        if name in backbone.denoiser_parts and cfg.parallel.shard:
+            continue
         if name in backbone.denoiser_parts and cfg.compute.offload != "none":
             HostWeights(part.requires_grad_(requires_grad=False), device, cfg.compute.offload)
         elif isinstance(part, torch.nn.Module):

@@ -16,7 +16,7 @@ from rats_video.backbones.levers import use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.build.common import claim_folder, environment, explain_memory, load_seeded, pick_device
+from rats_video.build.common import claim_folder, environment, explain_memory, load_seeded, start_runtime
 from rats_video.build.compute import (
     cached_text,
     check_compute,
@@ -26,7 +26,8 @@ from rats_video.build.compute import (
     place,
     save_text,
 )
-from rats_video.build.reward import build_reward, check_reward_prompts
+from rats_video.build.parallel import serve_rewards, split_roles
+from rats_video.build.reward import build_reward, check_rewards
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
@@ -40,7 +41,9 @@ from rats_video.errors import UserError, warn
 from rats_video.evaluation.plots import plot_training
 from rats_video.files import write_json
 from rats_video.inference.student import StudentCard, save_student
-from rats_video.training.checkpoint import list_checkpoints
+from rats_video.rewards.remote import Link, RemoteReward
+from rats_video.runtime import ALONE, Runtime
+from rats_video.training.checkpoint import list_checkpoints, load_student_weights
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -53,7 +56,7 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     """
     check_compute(cfg, device)
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
-    first = device if cfg.compute.offload == "none" else "cpu"
+    first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, with_text=text is None)
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
@@ -110,13 +113,16 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
     return student, teacher
 
 
-def build_rats(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone) -> Rats:
+def build_rats(
+    cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
+) -> Rats:
     """Student, teacher, reward and gate."""
     device = student.device
-    reward = build_reward(cfg.reward, device, where="reward")
+    remote = runtime.reward_ranks > 0
+    reward = RemoteReward(Link.to_reward(runtime)) if remote else build_reward(cfg.reward, device, where="reward")
     store = None
     if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
-        store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device)
+        store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device, runtime)
     return Rats(
         student=student,
         teacher=TeacherSampler(teacher, reward, cfg.teacher, cfg.shift, store),
@@ -164,8 +170,11 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
 
 
 def _changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
-    """Top-level keys that decide the training and differ; how long it runs and how it is judged may change."""
-    free = {"comparison", "evaluation", "heldout_reward"}
+    """Top-level keys that decide the training and differ.
+
+    How long it runs, on how many processes and how it is judged may change.
+    """
+    free = {"comparison", "evaluation", "heldout_reward", "parallel"}
     old, new = before.model_dump(exclude=free), after.model_dump(exclude=free)
     for tree in (old, new):
         for key in ("steps", "checkpoint_every", "keep_checkpoints"):
@@ -186,34 +195,68 @@ def run_distill(
 ) -> list[str]:
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
-    run = RunFolder(output)
+    run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     with explain_memory(memory_advice(cfg)):
-        distill(cfg, run, pick_device(device), resume=resume, overwrite=overwrite)
+        student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
+    runtime.close()  # nobody waits for the one that writes
+    if runtime.is_main and student is not None:
+        finish(cfg, run, student)
     return [f"student: {run.student}", f"training figure: {run.curves}"]
 
 
-def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume: bool, overwrite: bool) -> None:
-    """Train a student; everything that can be wrong with the configuration is found before the folder is touched."""
+def train_student(
+    cfg: DistillConfig, run: RunFolder, runtime: Runtime, *, resume: bool, overwrite: bool
+) -> PipelineBackbone | None:
+    """Train a student; everything that can be wrong with the configuration is found before the folder is touched.
+
+    Returns:
+        The student, which only its checkpoints hold whole if its weights are split; None on a reward rank.
+    """
+    if runtime.serves_reward:
+        serve_rewards(cfg, runtime)
+        return None
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
+    runtime.rows(cfg.training.batch_size)
     # No name for the base: where both roles have weights of their own, its memory is free again.
-    student, teacher = build_roles(cfg, build_backbone(cfg, device, text=cached_text(cfg, run.text)))
+    text = cached_text(cfg, run.text)
+    student, teacher = build_roles(cfg, build_backbone(cfg, runtime.device, text=text))
     prompts = checked_prompts(cfg, student)
-    rats = build_rats(cfg, student, teacher)
-    judges = [rats.reward]
-    if cfg.heldout_reward is not None:
-        judges.append(build_reward(cfg.heldout_reward, device, where="heldout_reward"))
-    for judge in judges:
-        check_reward_prompts(judge, (*prompts.train, *prompts.heldout))
-    del judges  # training needs its memory
-    prepare_run(cfg, run, resume=resume, overwrite=overwrite)
-    save_text(cfg, student, run.text)
-    in_force = describe(cfg, student)
-    write_json(run.environment, {**environment(device), **in_force})
-    print(f"distill on {device}:", *(f"{key} {value};" for key, value in in_force.items()), file=sys.stderr)  # noqa: T201
-    train_loop(rats, cfg, prompts.train, run)
+    split_roles(cfg, student, teacher, runtime)
+    rats = build_rats(cfg, student, teacher, runtime)
+    try:
+        if not isinstance(rats.reward, RemoteReward):  # whose own process has checked it
+            check_rewards(cfg, rats.reward, (*prompts.train, *prompts.heldout), runtime.device)
+        runtime.wait()  # all have looked at the folder before one changes it
+        if runtime.is_main:
+            prepare_run(cfg, run, resume=resume, overwrite=overwrite)
+            save_text(cfg, student, run.text)
+            _record(cfg, run, student, runtime)
+        runtime.wait()
+        train_loop(rats, cfg, prompts.train, run, runtime)
+    finally:
+        if isinstance(rats.reward, RemoteReward):
+            rats.reward.close()
+    return student
+
+
+def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runtime: Runtime) -> None:
+    """Write down and say what the run computes with."""
+    shared = {} if runtime.trainers == 1 else {"processes": str(runtime.trainers + runtime.reward_ranks)}
+    in_force = {**describe(cfg, student), **shared}
+    write_json(run.environment, {**environment(runtime.device), **in_force})
+    shown = (f"{key} {value};" for key, value in in_force.items())
+    print(f"distill on {runtime.device}:", *shown, file=sys.stderr)  # noqa: T201
+
+
+def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:
+    """Write the trained student and its figure."""
+    newest = list_checkpoints(run.checkpoints)[-1]
+    if cfg.parallel.shard:  # whole again, from the checkpoint: no other process is needed for it
+        student, _ = build_roles(cfg, build_backbone(cfg, torch.device("cpu"), text=cached_text(cfg, run.text)))
+        load_student_weights(newest, student.weights)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
-    done = int(list_checkpoints(run.checkpoints)[-1].name.removeprefix("step-"))
+    done = int(newest.name.removeprefix("step-"))
     model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
     card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance)
     save_student(student, card, run.student)

@@ -12,7 +12,7 @@ import torch
 from rats_video.assets import ASSETS, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
-from rats_video.build.common import explain_memory, make_folder, pick_device
+from rats_video.build.common import explain_memory, make_folder, start_runtime
 from rats_video.build.reward import build_reward
 from rats_video.config.distill import DistillConfig, ShapesPrompts
 from rats_video.config.load import load_config
@@ -26,6 +26,7 @@ from rats_video.inference.comparison import Panel, compose_comparison
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.student import CARD, StudentCard, load_card
 from rats_video.inference.video import slugify, write_mp4
+from rats_video.runtime import Runtime
 from rats_video.training.progress import ProgressBar
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
@@ -105,28 +106,33 @@ def run_sample(
     device: str,
 ) -> list[str]:
     """Write one mp4 a prompt; returns the lines to show."""
-    where = pick_device(device)
-    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, where)
+    runtime = start_runtime(device)
+    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, runtime.device)
     chosen = _repeat(_prompts(prompts, prompts_file, _EXAMPLE_PROMPTS, loaded.student), num_videos)
     with explain_memory("give fewer prompts at a time: they are sampled together"):
-        return sample_files(loaded, chosen, loaded.spec(nfe), seed=seed, output=output)
+        lines = sample_files(loaded, chosen, loaded.spec(nfe), runtime, seed=seed, output=output)
+    runtime.close()
+    return lines
 
 
 def sample_files(
-    loaded: LoadedStudent, prompts: Sequence[str], spec: SamplerSpec, *, seed: int, output: Path
+    loaded: LoadedStudent, prompts: Sequence[str], spec: SamplerSpec, runtime: Runtime, *, seed: int, output: Path
 ) -> list[str]:
     """Sample and write mp4s and a manifest into `output`."""
     make_folder(output)
-    manifest: list[dict[str, object]] = []
-    for samples in sample_videos(loaded.student, prompts, loaded.clip, spec, seed=seed):
-        for frames, prompt in zip(samples.videos, samples.prompts, strict=True):
-            name = f"{len(manifest):03d}-{slugify(prompt)}-nfe{spec.nfe}-seed{seed}.mp4"
+    mine: list[dict[str, object]] = []
+    share = runtime.share(len(prompts))
+    for samples in sample_videos(loaded.student, prompts, loaded.clip, spec, seed=seed, share=share):
+        for index, frames, prompt in zip(samples.indices, samples.videos, samples.prompts, strict=True):
+            name = f"{index:03d}-{slugify(prompt)}-nfe{spec.nfe}-seed{seed}.mp4"
             write_mp4(frames.cpu(), output / name, fps=loaded.clip.fps)
-            manifest.append({
+            mine.append({
                 "file": name, "prompt": prompt, "nfe": spec.nfe, "num_steps": spec.num_steps, "seed": seed,
-                "index": len(manifest), "seconds": round(samples.seconds_per_clip, 4),
+                "index": index, "seconds": round(samples.seconds_per_clip, 4),
             })  # fmt: skip
-    write_json(output / "manifest.json", manifest)
+    manifest = runtime.collect(mine)
+    if runtime.is_main:
+        write_json(output / "manifest.json", manifest)
     seconds = sum(float(str(row["seconds"])) for row in manifest) / len(manifest)
     return [f"{len(manifest)} clips at {spec.nfe} NFE, {seconds:.2f} s each: {output}"]
 
@@ -144,26 +150,38 @@ def run_export_comparison(
 ) -> list[str]:
     """Write teacher | base | student mp4s from the same noise; returns the lines to show."""
     folder, cfg = load_run(run)
-    loaded = load_student(run, pick_device(device))
+    runtime = start_runtime(device)
+    loaded = load_student(run, runtime.device)
     heldout = load_prompts(cfg.prompts).heldout
     chosen = _repeat(_prompts(prompts, prompts_file, heldout, loaded.student), num_videos or cfg.comparison.num_videos)
+    spec, output = loaded.spec(nfe), output or folder.comparison
     with explain_memory("give a smaller --num-videos: they are sampled together"):
-        return compare_files(cfg, loaded, chosen, loaded.spec(nfe), seed=seed, output=output or folder.comparison)
+        lines = compare_files(cfg, loaded, chosen, spec, runtime, seed=seed, output=output)
+    runtime.close()
+    return lines
 
 
 def compare_files(
-    cfg: DistillConfig, loaded: LoadedStudent, prompts: Sequence[str], spec: SamplerSpec, *, seed: int, output: Path
+    cfg: DistillConfig,
+    loaded: LoadedStudent,
+    prompts: Sequence[str],
+    spec: SamplerSpec,
+    runtime: Runtime,
+    *,
+    seed: int,
+    output: Path,
 ) -> list[str]:
     """Sample the three columns with paired noise, score them and write one mp4 a prompt."""
     make_folder(output)
     reward = build_reward(cfg.reward, loaded.base.device, where="reward")
     teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
     arms = [Arm("teacher", loaded.base, teacher), Arm("base", loaded.base, spec), Arm("student", loaded.student, spec)]
+    share = runtime.share(len(prompts))
     columns: list[list[Panel]] = []
     with ProgressBar("comparison", sum(arm.spec.nfe for arm in arms)) as progress:
         for arm in arms:
             panels: list[Panel] = []
-            for samples in sample_videos(arm.backbone, prompts, loaded.clip, arm.spec, seed=seed):
+            for samples in sample_videos(arm.backbone, prompts, loaded.clip, arm.spec, seed=seed, share=share):
                 scores = reward(samples.videos, samples.prompts).clip.tolist()
                 panels += [
                     Panel(arm.name, frames.cpu(), arm.spec.num_steps, arm.spec.nfe, samples.seconds_per_clip, score)
@@ -171,12 +189,15 @@ def compare_files(
                 ]
             columns.append(panels)
             progress.advance(arm.spec.nfe)
-    index: list[dict[str, object]] = []
-    for prompt, *panels in zip(prompts, *columns, strict=True):
-        name = f"{len(index):03d}-{slugify(prompt)}.mp4"
+    mine: list[dict[str, object]] = []
+    for index, *panels in zip(share, *columns, strict=True):
+        prompt = prompts[index]
+        name = f"{index:03d}-{slugify(prompt)}.mp4"
         write_mp4(compose_comparison(panels, prompt=prompt), output / name, fps=loaded.clip.fps)
-        index.append({"file": name, "prompt": prompt, "seed": seed, "reward": {p.title: p.reward for p in panels}})
-    write_json(output / "index.json", index)
+        mine.append({"file": name, "prompt": prompt, "seed": seed, "reward": {p.title: p.reward for p in panels}})
+    rows = runtime.collect(mine)
+    if runtime.is_main:
+        write_json(output / "index.json", rows)
     return [f"{len(prompts)} comparisons (teacher | base | student, same noise): {output}"]
 
 
@@ -185,11 +206,14 @@ def run_evaluate(
 ) -> list[str]:
     """Score teacher, base and student on held-out prompts; returns the table's lines."""
     folder, cfg = load_run(run)
-    loaded = load_student(run, pick_device(device))
+    runtime = start_runtime(device)
+    loaded = load_student(run, runtime.device)
     changes = {"nfe": nfe or cfg.evaluation.nfe, "num_clips": num_clips or cfg.evaluation.num_clips}
     cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update=changes)})
     with explain_memory(f"set evaluation.batch_size below {cfg.evaluation.batch_size} in {folder.config}"):
-        return evaluate_files(cfg, loaded, seed=seed, output=output or folder.evaluation)
+        lines = evaluate_files(cfg, loaded, runtime, seed=seed, output=output or folder.evaluation)
+    runtime.close()
+    return lines
 
 
 def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
@@ -203,7 +227,9 @@ def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
     return measures
 
 
-def evaluate_files(cfg: DistillConfig, loaded: LoadedStudent, *, seed: int, output: Path) -> list[str]:
+def evaluate_files(
+    cfg: DistillConfig, loaded: LoadedStudent, runtime: Runtime, *, seed: int, output: Path
+) -> list[str]:
     """Write evaluation.json, evaluation.md and nfe.png."""
     make_folder(output)
     options = cfg.evaluation
@@ -212,7 +238,11 @@ def evaluate_files(cfg: DistillConfig, loaded: LoadedStudent, *, seed: int, outp
     arms += [Arm("base", loaded.base, SamplerSpec(nfe, cfg.shift)) for nfe in options.nfe]
     arms += [Arm("student", loaded.student, loaded.spec(nfe)) for nfe in options.nfe]
     prompts = _repeat(load_prompts(cfg.prompts).heldout, options.num_clips)
-    rows = [scores.row() for scores in score_arms(cfg, arms, prompts, loaded.clip, seed=seed)]
+    share = runtime.share(len(prompts))
+    scores = score_arms(cfg, arms, prompts, loaded.clip, seed=seed, share=share)
+    rows = [ArmScores.together(runtime.gather(arm)).row() for arm in scores]
+    if not runtime.is_main:
+        return []
     write_rows(rows, output / "evaluation.json")
     shown = [headline(row) for row in rows]
     table = markdown_table(shown)
@@ -222,14 +252,22 @@ def evaluate_files(cfg: DistillConfig, loaded: LoadedStudent, *, seed: int, outp
 
 
 def score_arms(
-    cfg: DistillConfig, arms: Sequence[Arm], prompts: Sequence[str], clip: ClipSpec, *, seed: int
+    cfg: DistillConfig,
+    arms: Sequence[Arm],
+    prompts: Sequence[str],
+    clip: ClipSpec,
+    *,
+    seed: int,
+    share: Sequence[int] | None = None,
 ) -> list[ArmScores]:
     """Score all arms under one progress bar that counts network evaluations, which is what takes the time."""
     measures = build_measures(cfg, arms[0].backbone.device)
-    with ProgressBar("evaluate", sum(arm.spec.nfe for arm in arms) * len(prompts)) as progress:
+    batch_size = cfg.evaluation.batch_size
+    count = len(prompts if share is None else share)
+    with ProgressBar("evaluate", sum(arm.spec.nfe for arm in arms) * count) as progress:
         return [
             score_arm(
-                arm, prompts, clip, measures, seed=seed, batch_size=cfg.evaluation.batch_size, advance=progress.advance
+                arm, prompts, clip, measures, seed=seed, batch_size=batch_size, share=share, advance=progress.advance
             )
             for arm in arms
         ]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from rats_video.assets import resolve_folder
+from rats_video.config.distill import DistillConfig
 from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, WordRewardConfig
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.word_reward import WordReward
@@ -28,3 +29,10 @@ def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
     """Let a reward that can say which prompts it cannot judge do so before the run starts."""
     if isinstance(reward, PromptChecker):
         reward.check_prompts(prompts)
+
+
+def check_rewards(cfg: DistillConfig, reward: Reward, prompts: Sequence[str], device: torch.device) -> None:
+    """Raise UserError if the reward or the held-out one, loaded for this alone, cannot score a prompt."""
+    check_reward_prompts(reward, prompts)
+    if cfg.heldout_reward is not None:
+        check_reward_prompts(build_reward(cfg.heldout_reward, device, where="heldout_reward"), prompts)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rats_video.build.common import explain_memory, load_seeded, pick_device
+from rats_video.build.common import explain_memory, load_seeded, start_runtime
 from rats_video.build.compute import memory_advice
-from rats_video.build.distill import distill, prepare_run
-from rats_video.build.inference import compare_files, evaluate_files, load_student, sample_files
+from rats_video.build.distill import finish, prepare_run, train_student
+from rats_video.build.inference import LoadedStudent, compare_files, evaluate_files, load_student, sample_files
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
 from rats_video.inference.student import CARD, load_card
+from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
 
 
@@ -32,45 +33,61 @@ def run_all(
     What the folder already holds of the same configuration is kept and gone on with.
     """
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
-    where, run = pick_device(device), RunFolder(output)
+    run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     say("1/4 distill")
     go_on = resume or (run.config.is_file() and not overwrite)
     trained = (run.student / CARD).is_file() and load_card(run.student).steps >= cfg.training.steps
     before = load_config(DistillConfig, str(run.config.resolve()), group="distill") if run.config.is_file() else None
     if go_on and trained:
-        prepare_run(cfg, run, resume=True, overwrite=False)
+        runtime.wait()
+        if runtime.is_main:
+            prepare_run(cfg, run, resume=True, overwrite=False)
         say(f"    done before: {run.student}")
     else:
         with explain_memory(memory_advice(cfg)):
-            distill(cfg, run, where, resume=go_on, overwrite=overwrite)
+            student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite)
+        if student is None:  # a reward rank has nothing more to do
+            runtime.close()
+            return
+        if runtime.is_main:
+            finish(cfg, run, student)
         say(f"    student: {run.student}")
         say(f"    training figure: {run.curves}")
 
-    loaded = load_student(output, where)
+    runtime.wait()
+    loaded = load_student(output, runtime.device)
+    for name, made, step in _steps(cfg, loaded, run, runtime):
+        say(name)
+        is_done = runtime.agree(trained and before == cfg and made.is_file())
+        if not is_done and runtime.is_main:  # missing, made with another student, or judged in another way
+            made.unlink(missing_ok=True)
+        for line in [f"done before: {made.parent}"] if is_done else step():
+            say(f"    {line}")
+    say(f"Look first at {run.comparison} (videos), {run.curves} and {run.evaluation / 'evaluation.md'}")
+    runtime.close()
+
+
+def _steps(
+    cfg: DistillConfig, loaded: LoadedStudent, run: RunFolder, runtime: Runtime
+) -> list[tuple[str, Path, Callable[[], list[str]]]]:
+    """What follows the training: its title, the file it writes last, and itself."""
     heldout = load_prompts(cfg.prompts).heldout
     spec = loaded.spec(loaded.card.num_steps[0])
     prompts = [heldout[i % len(heldout)] for i in range(cfg.comparison.num_videos)]
-    steps: list[tuple[str, Path, Callable[[], list[str]]]] = [
+    return [
         (
             "2/4 sample",
             run.samples / "manifest.json",
-            lambda: sample_files(loaded, prompts, spec, seed=cfg.seed, output=run.samples),
+            lambda: sample_files(loaded, prompts, spec, runtime, seed=cfg.seed, output=run.samples),
         ),
         (
             "3/4 export comparison",
             run.comparison / "index.json",
-            lambda: compare_files(cfg, loaded, prompts, spec, seed=cfg.seed, output=run.comparison),
+            lambda: compare_files(cfg, loaded, prompts, spec, runtime, seed=cfg.seed, output=run.comparison),
         ),
         (
             "4/4 evaluate",
             run.evaluation / "evaluation.json",
-            lambda: evaluate_files(cfg, loaded, seed=cfg.seed, output=run.evaluation),
+            lambda: evaluate_files(cfg, loaded, runtime, seed=cfg.seed, output=run.evaluation),
         ),
     ]
-    for name, made, step in steps:
-        say(name)
-        if not (trained and before == cfg):  # made with another student, or judged in another way
-            made.unlink(missing_ok=True)
-        for line in [f"done before: {made.parent}"] if made.is_file() else step():
-            say(f"    {line}")
-    say(f"Look first at {run.comparison} (videos), {run.curves} and {run.evaluation / 'evaluation.md'}")

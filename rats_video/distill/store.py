@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rats_video.distill.teacher import Guide
 from rats_video.files import replacing, write_json
+from rats_video.runtime import ALONE, Runtime
 from rats_video.types import PromptBatch, RewardScores, Trajectory
 
 
@@ -24,11 +25,13 @@ class DiskGuideStore:
         root: parent folder.
         identity: what the teacher, its reward and its sampling are; rollouts of another identity are never mixed in.
         device: where loaded tensors go.
+        runtime: the processes that store theirs beside each other; what one of them lacks is none for all, because a
+            teacher whose weights are split over them must be rolled out by all of them together.
     """
 
-    def __init__(self, root: Path, identity: dict[str, object], device: torch.device) -> None:
+    def __init__(self, root: Path, identity: dict[str, object], device: torch.device, runtime: Runtime = ALONE) -> None:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self._folder, self._device = root / digest, device
+        self._folder, self._device, self._runtime = root / digest, device, runtime
         self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._folder / "identity.json", identity)
 
@@ -38,7 +41,10 @@ class DiskGuideStore:
 
     def load(self, batch: PromptBatch) -> Guide | None:
         """The stored rollout, or None; an unreadable file is as good as none."""
-        path = self._path(batch)
+        guide = self._read(self._path(batch))
+        return None if self._runtime.any(guide is None) else guide
+
+    def _read(self, path: Path) -> Guide | None:
         if not path.exists():
             return None
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch import Tensor
 from rats_video.evaluation.stats import mean_ci95
 from rats_video.evaluation.tables import ArmRow, MetricValue
 from rats_video.inference.sampler import SamplerSpec, sample_videos
+from rats_video.runtime import interleave
 from rats_video.types import Backbone, ClipSpec, Reward
 
+T = TypeVar("T")
 Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """`(videos, prompts) -> named scores [B]`, higher is better."""
 
@@ -35,6 +38,17 @@ class ArmScores:
     prompts: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+
+    @staticmethod
+    def together(shares: Sequence[ArmScores]) -> ArmScores:
+        """The scores of all clips from those that each process has of its share, the first clip in the first."""
+
+        def every(values: Callable[[ArmScores], list[T]]) -> list[T]:
+            return interleave([values(share) for share in shares if share.prompts])
+
+        first = shares[0]
+        metrics = {name: every(lambda share: share.metrics[name]) for name in first.metrics}  # noqa: B023  # used at once
+        return ArmScores(first.arm, first.spec, every(lambda s: s.prompts), every(lambda s: s.seconds), metrics)
 
     def row(self) -> ArmRow:
         """Means with 95% intervals over prompts."""
@@ -75,11 +89,15 @@ def score_arm(
     *,
     seed: int,
     batch_size: int,
+    share: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> ArmScores:
-    """Sample one clip a prompt and measure it; `advance` is told of each finished batch's network evaluations."""
+    """Sample one clip a prompt and measure it; `advance` is told of each finished batch's network evaluations.
+
+    With `share` only the clips of those indices.
+    """
     scores = ArmScores(arm.name, arm.spec)
-    batches = sample_videos(arm.backbone, prompts, clip, arm.spec, seed=seed, batch_size=batch_size)
+    batches = sample_videos(arm.backbone, prompts, clip, arm.spec, seed=seed, batch_size=batch_size, share=share)
     for samples in batches:
         scores.prompts += samples.prompts
         scores.seconds += [samples.seconds_per_clip] * len(samples.prompts)

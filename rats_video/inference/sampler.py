@@ -30,10 +30,11 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class Samples:
-    """A batch of clips `[B, T, 3, height, width]` in [0, 1] with its prompts, and wall seconds a clip."""
+    """Clips `[B, T, 3, height, width]` in [0, 1], their prompts, which ones they are of all, wall seconds a clip."""
 
     videos: Tensor
     prompts: tuple[str, ...]
+    indices: tuple[int, ...]
     seconds_per_clip: float
 
 
@@ -44,18 +45,30 @@ def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Ten
 
 @torch.no_grad()
 def sample_videos(
-    backbone: Backbone, prompts: Sequence[str], clip: ClipSpec, spec: SamplerSpec, *, seed: int, batch_size: int = 16
+    backbone: Backbone,
+    prompts: Sequence[str],
+    clip: ClipSpec,
+    spec: SamplerSpec,
+    *,
+    seed: int,
+    batch_size: int = 16,
+    share: Sequence[int] | None = None,
 ) -> Iterator[Samples]:
-    """Sample one clip a prompt, a batch at a time; clip i starts from the i-th noise of the seed."""
+    """Sample one clip a prompt, a batch at a time; clip i starts from the i-th noise of the seed.
+
+    With `share` only the clips of those indices, the same ones as without it.
+    """
+    share = range(len(prompts)) if share is None else share
     negative = backbone.encode_text([""])
     sigmas = backbone.sigmas(spec.num_steps, spec.shift)
-    for start in range(0, len(prompts), batch_size):
-        batch = tuple(prompts[start : start + batch_size])
+    for start in range(0, len(share), batch_size):
+        indices = tuple(share[start : start + batch_size])
+        batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
-        noise = torch.cat([clip_noise(backbone, clip, seed, start + i) for i in range(len(batch))])
+        noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
         text = backbone.encode_text(batch)
         path = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=spec.guidance_scale)
         videos = backbone.decode(path.x0)
         if videos.is_cuda:
             torch.cuda.synchronize()
-        yield Samples(videos, batch, (time.perf_counter() - began) / len(batch))
+        yield Samples(videos, batch, indices, (time.perf_counter() - began) / len(batch))

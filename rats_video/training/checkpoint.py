@@ -1,17 +1,23 @@
-"""Checkpoints of a distillation: written aside, then renamed; only what trains; no pickle."""
+"""Checkpoints of a distillation: written aside, then renamed; only what trains; no pickle.
+
+A checkpoint looks the same whatever the number of processes and however the weights are split over them.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
@@ -19,30 +25,68 @@ from rats_video.files import replacing, write_json
 Weights = Mapping[str, Tensor]
 
 
-def save_checkpoint(
-    folder: Path, step: int, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer, keep: int
-) -> Path:
-    """Write `folder/step-NNNNNN` whole or not at all, then drop all but the newest `keep`.
+class CheckpointWriter:
+    """Writes checkpoints beside the training: the weights are copied to host memory, a thread does the rest.
+
+    A context that leaves only when the thread is done.
 
     Args:
         folder: the run's checkpoint folder.
-        step: optimizer steps done.
-        student: the weights that train.
-        teacher: the EMA teacher's weights; None for a frozen teacher, which the run can rebuild.
-        optimizer: its state is flattened into tensors.
         keep: how many checkpoints stay.
+        writes: off on all processes but one; the others only bring their parts of split weights.
     """
-    target = folder / f"step-{step:06d}"
-    with replacing(target, "checkpoint") as aside:
-        aside.mkdir()
-        save_file(_tensors(student), aside / "student.safetensors")
+
+    def __init__(self, folder: Path, keep: int, *, writes: bool = True) -> None:
+        self._folder, self._keep, self._writes = folder, keep, writes
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown()
+
+    def save(self, step: int, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer) -> None:
+        """Begin to write `folder/step-NNNNNN`, whole or not at all, once the checkpoint before it is written.
+
+        Args:
+            step: optimizer steps done.
+            student: the weights that train.
+            teacher: the EMA teacher's weights; None for a frozen teacher, which the run can rebuild.
+            optimizer: its state is flattened into tensors.
+
+        Raises:
+            UserError: the checkpoint before this one could not be written.
+        """
+        self.wait()
+        content = {"student": student, "optimizer": _optimizer_tensors(optimizer)}
         if teacher is not None:
-            save_file(_tensors(teacher), aside / "teacher.safetensors")
-        save_file(_optimizer_tensors(optimizer), aside / "optimizer.safetensors")
-        write_json(aside / "state.json", {"step": step})
-    for old in list_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+            content["teacher"] = teacher
+        copies = {name: {key: self._copy(tensor) for key, tensor in part.items()} for name, part in content.items()}
+        if self._writes:
+            self._pending = self._thread.submit(self._write, step, copies)
+
+    def wait(self) -> None:
+        """Until everything is written; raises UserError if it could not be."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all processes gather it together
+        return whole.detach().to("cpu", copy=True).contiguous() if self._writes else tensor
+
+    def _write(self, step: int, content: Mapping[str, dict[str, Tensor]]) -> None:
+        with replacing(self._folder / f"step-{step:06d}", "checkpoint") as aside:
+            aside.mkdir()
+            for name, tensors in content.items():
+                save_file(tensors, aside / f"{name}.safetensors")
+            write_json(aside / "state.json", {"step": step})
+        for old in list_checkpoints(self._folder)[: -self._keep]:
+            shutil.rmtree(old)
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -53,7 +97,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(path: Path, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer) -> int:
     """Restore everything in place and return the steps done; raises UserError if the checkpoint does not fit."""
     try:
-        _restore(student, load_file(path / "student.safetensors"))
+        load_student_weights(path, student)
         if teacher is not None:
             _restore(teacher, load_file(path / "teacher.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
@@ -65,8 +109,9 @@ def load_checkpoint(path: Path, student: Weights, teacher: Weights | None, optim
         ) from error
 
 
-def _tensors(weights: Weights) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+def load_student_weights(path: Path, student: Weights) -> None:
+    """Restore the weights that train, and nothing else, in place."""
+    _restore(student, load_file(path / "student.safetensors"))
 
 
 @torch.no_grad()
@@ -76,7 +121,15 @@ def _restore(weights: Weights, saved: Weights) -> None:
     for name, tensor in weights.items():
         if tensor.shape != saved[name].shape:
             raise ValueError(f"{name} is {list(saved[name].shape)}, not {list(tensor.shape)}")
-        tensor.copy_(saved[name])
+        tensor.copy_(_split_like(tensor, saved[name]))
+
+
+def _split_like(like: Tensor, whole: Tensor) -> Tensor:
+    """This process's part of a whole tensor, if `like` is split."""
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole
+    # Every process has read the file: no need to send it around.
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -88,15 +141,16 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
             if isinstance(value, Mapping):
                 flat |= flatten(value, f"{prefix}{name}/")
             else:
-                flat[f"{prefix}{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+                flat[f"{prefix}{name}"] = torch.as_tensor(value)
         return flat
 
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    # Cloned, because a file cannot hold one tensor twice: 8-bit states share their code book.
-    return {f"{i}.{name}": value.clone() for i, values in state.items() for name, value in flatten(values).items()}
+    # A file cannot hold one tensor twice, and 8-bit states share their code book: the copies to host memory are apart.
+    return {f"{i}.{name}": value for i, values in state.items() for name, value in flatten(values).items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
         index, path = key.split(".", 1)
@@ -105,5 +159,5 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
         for each in outer:
             values = values.setdefault(each, {})
         is_count = tensor.ndim == 0 and not tensor.is_floating_point()  # a Python int: bitsandbytes' step
-        values[name] = int(tensor) if is_count else tensor
+        values[name] = int(tensor) if is_count else _split_like(weights[int(index)], tensor)
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from rats_video.config.distill import DistillConfig, EmaTeacher
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted, UserError
+from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
-from rats_video.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
 from rats_video.training.optim import build_optimizer, cosine_lr
@@ -21,11 +24,16 @@ from rats_video.training.run_folder import RunFolder
 from rats_video.types import Backbone, PromptBatch
 
 
-def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunFolder) -> None:
+def train_loop(
+    rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunFolder, runtime: Runtime = ALONE
+) -> None:
     """Train `rats.student` in place for `cfg.training.steps` steps, continuing from the newest checkpoint if any.
 
+    All processes of `runtime` call it together. Each works on its rows of the same global batch, and whatever is
+    decided on the way is decided on values that are the same on all of them.
+
     Raises:
-        UserError: the loss is not finite; the last checkpoint stands.
+        UserError: the loss is not finite (the last checkpoint stands), or a checkpoint cannot be written.
         Interrupted: the user asked to stop; the step was finished and saved.
     """
     training = cfg.training
@@ -36,30 +44,43 @@ def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunF
     saved = list_checkpoints(run.checkpoints)
     start = load_checkpoint(saved[-1], student, ema, optimizer) if saved else 0
     rats.teacher.follow(rats.student, start, resumed=True)
-    metrics = MetricsFile(run.metrics, start)
+    metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
     is_due = False
-    with StopRequest() as stop, ProgressBar("distill", training.steps, start) as progress:
+    with (
+        StopRequest() as stop,
+        ProgressBar("distill", training.steps, start) as progress,
+        CheckpointWriter(run.checkpoints, training.keep_checkpoints, writes=runtime.is_main) as writer,
+    ):
         for step in range(start, training.steps):
             began = time.perf_counter()
-            row = _update(rats, cfg, draw_batch(rats.student, cfg, prompts, step), optimizer, step)
+            batch = _take(draw_batch(rats.student, cfg, prompts, step), runtime.rows(training.batch_size))
+            row = _update(rats, cfg, batch, optimizer, step, runtime)
             rats.teacher.follow(rats.student, step + 1)
-            metrics.append({"step": step + 1, **row, "seconds": time.perf_counter() - began})
+            if metrics is not None:
+                metrics.append({"step": step + 1, **row, "seconds": time.perf_counter() - began})
             progress.advance(
                 reward=row["reward/student"], teacher=row["reward/teacher"], gate=row["gate/weight"], loss=row["loss"]
             )
             is_last = step + 1 == training.steps
             # Saved only between teacher rollouts: one that is half used up would not be found again by a resumed run.
             is_whole = (step + 1) % cfg.teacher.reuse == 0
-            is_due = is_due or stop.requested or (step + 1) % training.checkpoint_every == 0
+            is_stop = runtime.any(stop.requested)
+            is_due = is_due or is_stop or (step + 1) % training.checkpoint_every == 0
             if is_last or (is_due and is_whole):
-                save_checkpoint(run.checkpoints, step + 1, student, ema, optimizer, training.keep_checkpoints)
+                writer.save(step + 1, student, ema, optimizer)
                 is_due = False
-                if stop.requested and not is_last:
+                if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
+                    writer.wait()
+                    runtime.wait()
+                if is_stop and not is_last:
                     raise Interrupted(f"stopped after step {step + 1}, which is saved; --resume goes on from there")
 
 
 def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], step: int) -> PromptBatch:
-    """The batch of a step, a pure function of seed and step: resumed runs and all arms of a comparison agree."""
+    """The global batch of a step, a pure function of seed and step.
+
+    Resumed runs, all arms of a comparison and any number of processes agree on it.
+    """
     index = step // cfg.teacher.reuse
     generator = seeded(cfg.seed, 1, index)
     chosen = torch.randint(len(prompts), (cfg.training.batch_size,), generator=generator).tolist()
@@ -73,6 +94,10 @@ def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], s
     )
 
 
+def _take(batch: PromptBatch, rows: slice) -> PromptBatch:
+    return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows])
+
+
 def _grad_frames(window: int | None, frames: int, generator: torch.Generator) -> range | None:
     """The latent frames decoded with gradient: a window at a random place, or all."""
     if window is None or window >= frames:
@@ -82,7 +107,7 @@ def _grad_frames(window: int | None, frames: int, generator: torch.Generator) ->
 
 
 def _update(
-    rats: Rats, cfg: DistillConfig, batch: PromptBatch, optimizer: torch.optim.Optimizer, step: int
+    rats: Rats, cfg: DistillConfig, batch: PromptBatch, optimizer: torch.optim.Optimizer, step: int, runtime: Runtime
 ) -> dict[str, float]:
     options = cfg.training.optimizer
     lr = options.lr * min(1.0, (step + 1) / max(1, options.warmup_steps))
@@ -90,7 +115,8 @@ def _update(
         lr = cosine_lr(step, cfg.training.steps, options.lr, warmup=options.warmup_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    loss, row = rats_step(rats, batch)
+    loss, mine = rats_step(rats, batch)
+    row = runtime.mean(mine)
     if not math.isfinite(row["loss"]):
         raise UserError(
             f"the loss is {row['loss']} at step {step + 1}; earlier checkpoints are kept",
@@ -98,7 +124,10 @@ def _update(
         )  # fmt: skip
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(rats.student.weights.values(), options.max_grad_norm)
+    weights = rats.student.weights.values()
+    runtime.average_gradients(weights)
+    norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if not math.isfinite(norm):
         raise UserError(
             f"the gradient is {float(norm)} at step {step + 1}; earlier checkpoints are kept",

@@ -14,14 +14,15 @@ import pytest
 from rats_video.cli import app as cli
 from rats_video.errors import UserError
 
+SHARED = ["--gpus", "--nodes", "--node-rank", "--rendezvous"]
 TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite"]
 VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device"]
 OPTIONS = {
-    "distill": [*TRAIN, "--resume"],
-    "run": [*TRAIN, "--resume"],
-    "sample": [*VIDEOS, "--model"],
-    "export comparison": [*VIDEOS, "RUN"],
-    "evaluate": ["--nfe", "--num-clips", "--output", "--device", "--seed", "RUN"],
+    "distill": [*TRAIN, *SHARED, "--resume"],
+    "run": [*TRAIN, *SHARED, "--resume"],
+    "sample": [*VIDEOS, *SHARED, "--model"],
+    "export comparison": [*VIDEOS, *SHARED, "RUN"],
+    "evaluate": ["--nfe", "--num-clips", "--output", "--device", "--seed", *SHARED, "RUN"],
     "train vae": TRAIN,
     "train teacher": TRAIN,
     "train reward": TRAIN,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from rats_video.errors import UserError
 from rats_video.training import checkpoint
-from rats_video.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
 from rats_video.training.interrupt import StopRequest
 
 
@@ -28,6 +29,20 @@ def trained(steps: int, width: int = 3) -> tuple[nn.Module, torch.optim.Optimize
         model(torch.ones(1, 2)).square().sum().backward()
         optimizer.step()
     return model, optimizer
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    student: dict[str, Tensor],
+    teacher: dict[str, Tensor] | None,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+) -> Path:
+    with CheckpointWriter(folder, keep) as writer:
+        writer.save(step, student, teacher, optimizer)
+        writer.wait()
+    return folder / f"step-{step:06d}"
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -70,6 +85,48 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
         save_checkpoint(tmp_path, step, weights(model), None, optimizer, keep=2)
     assert names(tmp_path) == ["step-000010", "step-000100"]
     assert [path.name for path in list_checkpoints(tmp_path)] == names(tmp_path)
+
+
+def test_training_goes_on_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+    write = checkpoint.save_file
+
+    def waiting(tensors: dict[str, Tensor], target: Path) -> None:
+        assert go_on.wait(10)
+        write(tensors, target)
+
+    monkeypatch.setattr(checkpoint, "save_file", waiting)
+    model, optimizer = trained(1)
+    with CheckpointWriter(tmp_path, keep=2) as writer:
+        writer.save(1, weights(model), None, optimizer)
+        with torch.no_grad():  # the next step, while nothing is written yet
+            for tensor in (*model.parameters(), *(state["exp_avg"] for state in optimizer.state.values())):
+                tensor.zero_()
+        assert list_checkpoints(tmp_path) == []
+        go_on.set()
+    again, resumed = trained(0)
+    load_checkpoint(tmp_path / "step-000001", weights(again), None, resumed)
+    assert same(again, trained(1)[0])
+    for mine, theirs in zip(resumed.state.values(), trained(1)[1].state.values(), strict=True):
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+
+
+def test_failed_write_is_said_at_the_next(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    (tmp_path / "file").touch()
+    with CheckpointWriter(tmp_path / "file", keep=2) as writer:
+        writer.save(1, weights(model), None, optimizer)
+        with pytest.raises(UserError, match="cannot write the checkpoint"):
+            writer.save(2, weights(model), None, optimizer)
+        writer.wait()  # said once
+
+
+def test_other_processes_write_nothing(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    with CheckpointWriter(tmp_path, keep=2, writes=False) as writer:
+        writer.save(1, weights(model), None, optimizer)
+        writer.wait()
+    assert names(tmp_path) == []
 
 
 NO_SPACE = OSError(28, "No space left on device")

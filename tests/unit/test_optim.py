@@ -11,7 +11,7 @@ from torch import nn
 
 from rats_video.config.schema import OptimizerConfig
 from rats_video.errors import UserError
-from rats_video.training.checkpoint import load_checkpoint, save_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter, load_checkpoint
 from rats_video.training.optim import build_optimizer
 
 
@@ -55,7 +55,10 @@ def test_three_steps_and_three_more_are_six(tmp_path: Path, kind: str) -> None:
     train(whole, build_optimizer(options(kind), whole.parameters()), range(6))
     optimizer = build_optimizer(options(kind), half.parameters())
     train(half, optimizer, range(3))
-    path = save_checkpoint(tmp_path, 3, dict(half.named_parameters()), None, optimizer, keep=1)
+    with CheckpointWriter(tmp_path, keep=1) as writer:
+        writer.save(3, dict(half.named_parameters()), None, optimizer)
+        writer.wait()
+    path = tmp_path / "step-000003"
     resumed = build_optimizer(options(kind), again.parameters())
     assert load_checkpoint(path, dict(again.named_parameters()), None, resumed) == 3
     train(again, resumed, range(3, 6))

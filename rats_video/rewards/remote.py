@@ -1,0 +1,183 @@
+"""A reward model on another process: pixels go there, scores come back, and their gradients the other way round."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+from rats_video.errors import UserError
+from rats_video.runtime import Runtime
+from rats_video.types import Reward, RewardScores
+
+
+@dataclass(frozen=True)
+class Link:
+    """One end of the line between a training rank and its reward rank.
+
+    Args:
+        group: the two of them.
+        peer: rank of the other end.
+        device: where tensors travel from and to.
+    """
+
+    group: dist.ProcessGroup
+    peer: int
+    device: torch.device
+
+    @staticmethod
+    def to_reward(runtime: Runtime) -> Link:
+        """A training rank's link; several of them may share a reward rank."""
+        peer = runtime.trainers + runtime.rank % runtime.reward_ranks
+        return Link(runtime.links[runtime.rank], peer, runtime.device)
+
+    def tell(self, message: object) -> None:
+        """Send a small object."""
+        dist.send_object_list([message], self.peer, self.group, self.device)
+
+    def hear(self) -> Any:
+        """Receive what the other end tells."""
+        heard = [None]
+        dist.recv_object_list(heard, self.peer, self.group, self.device)
+        return heard[0]
+
+    def send(self, tensor: Tensor) -> None:
+        """Send a tensor as float32."""
+        dist.send(tensor.detach().to(self.device, torch.float32).contiguous(), self.peer, self.group)
+
+    def receive(self, shape: Sequence[int]) -> Tensor:
+        """Receive a float32 tensor."""
+        tensor = torch.empty(tuple(shape), device=self.device)
+        dist.recv(tensor, self.peer, self.group)
+        return tensor
+
+
+@dataclass(frozen=True)
+class _Request:
+    """`[B, T, 3, height, width]` pixels of these prompts follow; the reply is kept for `backward` if `keeps`."""
+
+    prompts: tuple[str, ...]
+    shape: tuple[int, ...]
+    keeps: bool
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """`[B, columns]` scores follow: the clip's, then those of `frames` frames, then one a part."""
+
+    frames: int
+    parts: tuple[str, ...]
+
+    @property
+    def columns(self) -> int:
+        return 1 + self.frames + len(self.parts)
+
+
+class RemoteReward:
+    """Scores as the reward on this rank's reward rank does, gradients included.
+
+    Between a call with gradient and its backward there may be calls without, but no second one with gradient.
+
+    Raises:
+        UserError: whatever the reward there raises.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        link.hear()  # the reward is loaded and found good
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
+        """Score `videos` `[B, T, 3, height, width]` in [0, 1] against their prompts."""
+        keeps = videos.requires_grad and torch.is_grad_enabled()
+        self._link.tell(_Request(tuple(prompts), tuple(videos.shape), keeps))
+        self._link.send(videos)
+        reply = self._link.hear()
+        if isinstance(reply, str):
+            raise UserError(reply)
+        scores = self._link.receive((len(videos), reply.columns))
+        return _unpack(_Answer.apply(videos, scores, self._link) if keeps else scores, reply)  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        """Let the reward rank go."""
+        self._link.tell(None)
+
+
+class _Answer(torch.autograd.Function):
+    """Hangs received scores into the graph of the pixels they were given for."""
+
+    @staticmethod
+    def forward(ctx: Any, videos: Tensor, scores: Tensor, link: Link) -> Tensor:
+        ctx.link, ctx.shape, ctx.dtype = link, videos.shape, videos.dtype
+        return scores.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        ctx.link.tell("backward")
+        ctx.link.send(gradients[0])
+        return ctx.link.receive(ctx.shape).to(ctx.dtype), None, None
+
+
+def serve_reward(reward: Reward, runtime: Runtime) -> None:
+    """Answer this reward rank's trainers until all of them have closed.
+
+    A thread each, because no backend can wait for several ranks at once everywhere; one computes at a time.
+    """
+    clients = range(runtime.rank - runtime.trainers, runtime.trainers, runtime.reward_ranks)
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    computing = threading.Lock()
+    before, threading.excepthook = threading.excepthook, lambda failure: ended.put(failure.exc_value)
+    try:
+        for client in clients:
+            link = Link(runtime.links[client], client, runtime.device)
+            threading.Thread(target=answer, args=(reward, link, computing, ended), daemon=True).start()
+        for _ in clients:
+            if (error := ended.get()) is not None:
+                raise error
+    finally:
+        threading.excepthook = before
+
+
+def answer(reward: Reward, link: Link, computing: threading.Lock, ended: SimpleQueue[BaseException | None]) -> None:
+    """Answer one trainer until it closes, then put None."""
+    if link.device.type == "cuda":
+        torch.cuda.set_device(link.device)  # a thread starts on the first GPU
+    link.tell("ready")
+    kept: tuple[Tensor, Tensor] | None = None
+    while (request := link.hear()) is not None:
+        if isinstance(request, _Request):
+            videos = link.receive(request.shape).requires_grad_(request.keeps)
+            try:
+                with computing, torch.set_grad_enabled(request.keeps):
+                    layout, scores = _pack(reward(videos, request.prompts))
+            except UserError as error:
+                link.tell(str(error))
+                continue
+            link.tell(layout)
+            link.send(scores)
+            kept = (videos, scores) if request.keeps else kept
+        else:
+            assert kept is not None
+            (videos, scores), kept = kept, None
+            incoming = link.receive(scores.shape)
+            with computing:
+                (gradient,) = torch.autograd.grad(scores, videos, incoming)
+            link.send(gradient)
+    ended.put(None)
+
+
+def _pack(scores: RewardScores) -> tuple[_Layout, Tensor]:
+    frames = [] if scores.frames is None else list(scores.frames.unbind(dim=1))
+    layout = _Layout(len(frames), tuple(scores.parts))
+    return layout, torch.stack([scores.clip, *frames, *scores.parts.values()], dim=1).float()
+
+
+def _unpack(scores: Tensor, layout: _Layout) -> RewardScores:
+    clip, frames, parts = scores.split([1, layout.frames, len(layout.parts)], dim=1)
+    by_name = dict(zip(layout.parts, parts.unbind(dim=1), strict=True))
+    return RewardScores(clip[:, 0], frames if layout.frames else None, by_name)

@@ -1,0 +1,196 @@
+"""The processes that share a run, as one of them sees it, and the few things they do together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
+
+from rats_video.errors import UserError
+
+T = TypeVar("T")
+_BUCKET_ELEMENTS = 64 * 2**20  # 256 MB of float32 travel at once: few messages, little extra memory
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One of the processes that share a run; by default the only one, and then nothing here waits or changes anything.
+
+    The first `trainers` ranks hold the denoiser, `context` neighbours at a time sharing their clips; the ranks after
+    them only hold reward models and take no part in what the trainers do together.
+
+    Args:
+        device: where this process computes.
+        rank: which process this is.
+        trainers: processes that hold the denoiser.
+        context: processes that share each clip.
+        reward_ranks: processes that only hold reward models.
+        mesh: the trainers as `[data, 1, context]`, the last two by diffusers' names; None for a process on its own.
+        everyone: the trainers in a row.
+        links: the pair of each trainer with its reward rank, by trainer.
+    """
+
+    device: torch.device
+    rank: int = 0
+    trainers: int = 1
+    context: int = 1
+    reward_ranks: int = 0
+    mesh: DeviceMesh | None = None
+    everyone: DeviceMesh | None = None
+    links: tuple[dist.ProcessGroup, ...] = ()
+
+    @staticmethod
+    def join(device: torch.device, *, context: int = 1, reward_ranks: int = 0) -> Runtime:
+        """This process's place among those of the initialised process group, of which all must call this.
+
+        Raises:
+            UserError: the processes cannot be split that way.
+        """
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        trainers = world - reward_ranks
+        if trainers < 1:
+            raise UserError(
+                f"{reward_ranks} of {world} processes leave none to train", where="parallel.reward_ranks",
+                fix="start more with --gpus and --nodes",
+            )  # fmt: skip
+        if trainers % context:
+            raise UserError(
+                f"{trainers} training processes are no multiple of {context}", where="parallel.context",
+                fix="start more with --gpus and --nodes",
+            )  # fmt: skip
+        if world == 1:
+            return Runtime(device)
+        # A mesh makes process groups, which all processes make together, the reward ranks too.
+        ranks = torch.arange(trainers)
+        mesh = DeviceMesh(device.type, ranks.view(-1, 1, context), mesh_dim_names=("data", "ring", "ulysses"))
+        everyone = DeviceMesh(device.type, ranks, mesh_dim_names=("trainers",))
+        links = tuple(
+            dist.new_group([trainer, trainers + trainer % reward_ranks])
+            for trainer in range(trainers if reward_ranks else 0)
+        )
+        return Runtime(device, dist.get_rank(), trainers, context, reward_ranks, mesh, everyone, links)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    @property
+    def serves_reward(self) -> bool:
+        """Whether this process only holds reward models."""
+        return self.rank >= self.trainers
+
+    @property
+    def _group(self) -> dist.ProcessGroup:
+        assert self.everyone is not None
+        return self.everyone.get_group()
+
+    # -------------------------------------------------------------------------------------------------- sharing work
+
+    def rows(self, batch_size: int) -> slice:
+        """The rows of a global batch that are this rank's; a context group has the same ones.
+
+        Raises:
+            UserError: they cannot be shared evenly.
+        """
+        shares = self.trainers // self.context
+        if batch_size % shares:
+            raise UserError(
+                f"{batch_size} clips cannot be shared evenly by {shares} processes", where="training.batch_size",
+                fix=f"use a multiple of {shares}",
+            )  # fmt: skip
+        size = batch_size // shares
+        first = self.rank // self.context * size
+        return slice(first, first + size)
+
+    def share(self, count: int) -> range:
+        """Which of `count` independent pieces of work are this rank's."""
+        return range(self.rank, count, self.trainers)
+
+    def collect(self, mine: Sequence[T]) -> list[T]:
+        """Everybody's results of `share`, in the order of the work."""
+        return interleave(self.gather(list(mine)))
+
+    # ---------------------------------------------------------------------------------------------------- agreement
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every rank, by rank."""
+        if self.trainers == 1:
+            return [value]
+        values: list[T] = [value] * self.trainers
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def agree(self, value: T) -> T:
+        """The main rank's value on all ranks."""
+        return self.gather(value)[0]
+
+    def wait(self) -> None:
+        """Until all are here."""
+        if self.trainers > 1:
+            dist.barrier(group=self._group)
+
+    def any(self, flag: bool) -> bool:  # noqa: FBT001
+        """Whether it is so on any rank."""
+        return self.mean({"flag": float(flag)})["flag"] > 0
+
+    def mean(self, row: Mapping[str, float]) -> dict[str, float]:
+        """The mean over ranks of every value; NaN if any of them is."""
+        if self.trainers == 1:
+            return dict(row)
+        values = torch.tensor(list(row.values()), dtype=torch.float64, device=self.device)
+        dist.all_reduce(values, group=self._group)
+        return dict(zip(row, (values / self.trainers).tolist(), strict=True))
+
+    def average_gradients(self, weights: Iterable[nn.Parameter]) -> None:
+        """Turn every rank's gradient into that of the global batch's mean loss, in place.
+
+        Not torch's DistributedDataParallel: its hooks expect one forward through the wrapper for each backward, and we
+        call the denoiser once a solver step and by its own name. Adapters are small, so overlap would gain little.
+        The ranks of a context group hold parts that add up to the gradient of their clips.
+        """
+        if self.trainers == 1:
+            return
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        for gradient in gradients:
+            if isinstance(gradient, DTensor) and self.context > 1:  # FSDP has taken the mean over all trainers
+                gradient.mul_(self.context)
+        plain = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+        for bucket in _buckets(plain):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat, group=self._group)
+            flat *= self.context / self.trainers
+            parts = flat.split([gradient.numel() for gradient in bucket])
+            torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
+
+    def close(self) -> None:
+        """Leave the group; nothing here may be called after it."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+ALONE = Runtime(torch.device("cpu"))
+
+
+def interleave(parts: Sequence[Sequence[T]]) -> list[T]:
+    """The first of every part, then the second of every part, and so on; undoes `Runtime.share`."""
+    return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
+
+
+def _buckets(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Tensors of one dtype, in order, in lists of a bounded number of elements."""
+    buckets: list[list[Tensor]] = []
+    size = 0
+    for tensor in tensors:
+        if not buckets or size + tensor.numel() > _BUCKET_ELEMENTS or buckets[-1][0].dtype != tensor.dtype:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(tensor)
+        size += tensor.numel()
+    return buckets

@@ -1,0 +1,55 @@
+"""Trainings that several processes do together; a test does the same ones alone.
+
+    torchrun --nproc-per-node 2 processes.py CONFIG JOBS.json
+
+They run one after another in the same processes, because starting those takes longer than all of them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+
+from rats_video.build.common import start_runtime
+from rats_video.build.distill import finish, train_student
+from rats_video.config.distill import DistillConfig
+from rats_video.config.load import load_config
+from rats_video.runtime import Runtime
+from rats_video.training.run_folder import RunFolder
+
+
+class Job(NamedTuple):
+    """A training of a configuration, changed by `overrides`, into a folder whose run it goes on with."""
+
+    config: str
+    output: str
+    overrides: tuple[str, ...]
+
+
+def work(job: Job) -> Runtime:
+    cfg = load_config(
+        DistillConfig, job.config, group="distill", overrides=[*job.overrides, "training.keep_checkpoints=1"]
+    )
+    runtime, run = start_runtime("cpu", cfg.parallel), RunFolder(Path(job.output))
+    student = train_student(cfg, run, runtime, resume=True, overwrite=False)
+    if runtime.is_main and student is not None:
+        with mock.patch("rats_video.build.distill.plot_training"):  # slow, and looked at elsewhere
+            finish(cfg, run, student)
+    return runtime
+
+
+def main() -> None:
+    # diffusers takes the rank modulo the number of accelerators, of which a CPU build of torch has none
+    with mock.patch.object(torch.accelerator, "device_count", return_value=1):
+        for job in json.loads(Path(sys.argv[1]).read_text()):
+            runtime = work(Job(*job))
+    runtime.close()
+
+
+if __name__ == "__main__":
+    main()

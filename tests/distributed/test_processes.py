@@ -1,0 +1,105 @@
+"""One run on two processes, shared in every way there is, is the run of one process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import processes
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rats_video.training.metrics import read_metrics
+
+STEPS = 3
+EMA = ("teacher.kind=ema", "teacher.num_steps=4", "teacher.decay=0.5")
+FULL = EMA
+LORA = (*EMA, "student.weights.kind=lora", "student.weights.rank=2", "student.weights.alpha=2")
+SHARD, CONTEXT, REWARD = "parallel.shard=true", "parallel.context=2", "parallel.reward_ranks=1"
+WAYS = {
+    "full-data": (*FULL,),
+    "full-shard": (*FULL, SHARD),
+    "full-shard-context": (*FULL, SHARD, CONTEXT),
+    "lora-data": (*LORA,),
+    "lora-shard": (*LORA, SHARD),
+    "lora-context": (*LORA, CONTEXT),
+    "lora-reward": (*LORA, REWARD),
+}
+
+Alone = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def alone(config_file: Path, folder: Path) -> Alone:
+    """The run of one process."""
+
+    @functools.cache
+    def train(weights: str) -> Path:
+        output = folder / f"alone-{weights}"
+        overrides = {"full": FULL, "lora": LORA}[weights]
+        processes.work(processes.Job(str(config_file), str(output), (*overrides, f"training.steps={STEPS}")))
+        return output
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def together(config_file: Path, folder: Path) -> Path:
+    """Folder of every way's run on two processes, and of the second half of a run that one process began."""
+    config = str(config_file)
+    begun = processes.Job(config, str(folder / "from-one"), (*LORA, "training.steps=2"))
+    processes.work(begun)
+    jobs = [
+        *(processes.Job(config, str(folder / way), (*ways, f"training.steps={STEPS}")) for way, ways in WAYS.items()),
+        begun._replace(overrides=(*LORA, SHARD, f"training.steps={STEPS}")),
+        processes.Job(config, str(folder / "from-two"), (*FULL, SHARD, "training.steps=2")),
+    ]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    launcher = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "--local-addr=localhost", processes.__file__, str(folder / "jobs.json")],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    ours, theirs = (read_metrics(run / "metrics.jsonl") for run in (one, other))
+    assert len(ours) == len(theirs) == STEPS
+    for row, expected in zip(ours, theirs, strict=True):
+        assert {**row, "seconds": 0} == pytest.approx({**expected, "seconds": 0}, rel=1e-5, abs=1e-6)
+    files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
+    assert files == sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
+    assert len(files) == 4  # student, teacher and optimizer of the last checkpoint, and the finished student
+    for file in files:
+        tensors, expected = load_file(one / file), load_file(other / file)
+        assert tensors.keys() == expected.keys()
+        for name, tensor in tensors.items():
+            # a step moves a weight by 1e-3
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=3e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_two_processes_train_what_one_trains(alone: Alone, together: Path, way: str) -> None:
+    assert_same_run(together / way, alone(way.split("-", maxsplit=1)[0]))
+
+
+def test_run_of_one_process_goes_on_split_over_two(alone: Alone, together: Path) -> None:
+    assert_same_run(together / "from-one", alone("lora"))
+
+
+def test_split_run_goes_on_in_one_process(alone: Alone, together: Path, config_file: Path) -> None:
+    again = together / "from-two"
+    processes.work(processes.Job(str(config_file), str(again), (*FULL, f"training.steps={STEPS}")))
+    assert_same_run(again, alone("full"))
