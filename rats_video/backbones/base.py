@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor, nn
 
-from rats_video.backbones.folder import load_part, read_index
+from rats_video.backbones.folder import load_parts, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
 from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
@@ -125,8 +125,6 @@ class PipelineBackbone(ABC):
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
         """
-        from transformers.utils import logging
-
         index = read_index(folder, cls.pipelines)
         classes = {
             name: kind
@@ -134,16 +132,8 @@ class PipelineBackbone(ABC):
             if (with_text or not name.startswith(TEXT_ENCODERS))
             and (name not in cls.optional_parts or index.get(name) not in (None, [None, None]))
         }
-        for part in classes:
-            if not (folder / part).is_dir():
-                raise UserError(
-                    f"no {part}/ in it", where=str(folder), fix=f"give a folder that diffusers.{cls.pipelines[0]} loads"
-                )
-        logging.disable_progress_bar()
-        loaded = {
-            name: load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype, family=cls.family)
-            for name, kind in classes.items()
-        }
+        fix = f"give a folder that diffusers.{cls.pipelines[0]} loads"
+        loaded = load_parts(folder, classes, device, dtype, family=cls.family, fix=fix)
         return cls(**loaded, **{name: index[name] for name in cls.settings if name in index})
 
     def load_denoiser(self, folder: Path) -> Self:
@@ -152,14 +142,9 @@ class PipelineBackbone(ABC):
         Raises:
             UserError: it is not there or does not fit.
         """
-        classes = self.component_classes()
-        for name in self.denoiser_parts:
-            if not (folder / name).is_dir():
-                raise UserError(f"no {name}/ in it", where=str(folder), fix="give the folder of a student")
-        loaded = {
-            name: load_part(classes[name], folder / name, self.device, self.dtype, family=self.family)
-            for name in self.denoiser_parts
-        }
+        classes = {name: kind for name, kind in self.component_classes().items() if name in self.denoiser_parts}
+        fix = "give the folder of a student"
+        loaded = load_parts(folder, classes, self.device, self.dtype, family=self.family, fix=fix)
         return self._with_denoisers(loaded)
 
     # -------------------------------------------------------------------------------------------------------- roles

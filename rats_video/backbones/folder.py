@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,28 @@ def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
     return index
 
 
-def load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
-    """A model of class `kind`, ready to be called, or a tokenizer.
+def load_parts(
+    folder: Path, classes: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype, *, family: str, fix: str
+) -> dict[str, Any]:
+    """The parts of a pipeline folder by name, in `dtype` but for the VAE, which stays in float32.
 
     Raises:
-        UserError: the folder holds something else, is damaged, or lacks weights.
+        UserError: one is missing (`fix` says what to give instead), is of another kind, is damaged, or lacks weights.
     """
+    from transformers.utils import logging
+
+    for name in classes:
+        if not (folder / name).is_dir():
+            raise UserError(f"no {name}/ in it", where=str(folder), fix=fix)
+    logging.disable_progress_bar()
+    return {
+        name: _load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype, family=family)
+        for name, kind in classes.items()
+    }
+
+
+def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
+    """A model of class `kind`, ready to be called, or a tokenizer."""
     is_model = hasattr(kind, "forward")
     options = {"torch_dtype": dtype, "output_loading_info": True} if is_model else {}
     try:

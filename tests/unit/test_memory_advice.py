@@ -30,7 +30,7 @@ def test_only_what_is_off_and_what_saves_most_first(make_config: Callable[..., D
         "compute.cache_text=true, training.optimizer.kind=adamw8bit, training.batch_size=1"
     )
     for setting in ALL_ON:
-        assert setting not in memory_advice(make_config(setting))
+        assert setting not in memory_advice(make_config("compute.decode.checkpoint=true", setting))
     assert memory_advice(make_config(*ALL_ON)).startswith("all levers are on")
 
 
@@ -40,7 +40,7 @@ def test_what_is_advised_is_accepted(make_config: Callable[..., DistillConfig]) 
     assert "compute.offload=block" in settings
     assert "compute.decode.offload=true" in settings
     for setting in settings:
-        make_config("student.weights.kind=lora", setting)
+        make_config("student.weights.kind=lora", "compute.decode.checkpoint=true", setting)
 
 
 @pytest.mark.parametrize("command_name", ["distill", "run"])
