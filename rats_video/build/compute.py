@@ -25,6 +25,11 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
     """
     compute = cfg.compute
     check_attention(compute.attention, device, compute.dtype)
+    if cfg.parallel.shard and cfg.training.optimizer.kind == "adamw8bit":
+        raise UserError(
+            "does not go with parallel.shard: its kernels take whole tensors", where="training.optimizer.kind",
+            fix="use adamw, whose state is split as well",
+        )  # fmt: skip
     if compute.offload == "none":
         return
     if cfg.parallel.shard:

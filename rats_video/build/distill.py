@@ -242,8 +242,8 @@ def train_student(
 
 def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runtime: Runtime) -> None:
     """Write down and say what the run computes with."""
-    shared = {} if runtime.trainers == 1 else {"processes": str(runtime.trainers + runtime.reward_ranks)}
-    in_force = {**describe(cfg, student), **shared}
+    world = runtime.trainers + runtime.reward_ranks
+    in_force = describe(cfg, student) | ({"processes": str(world)} if world > 1 else {})
     write_json(run.environment, {**environment(runtime.device), **in_force})
     shown = (f"{key} {value};" for key, value in in_force.items())
     print(f"distill on {runtime.device}:", *shown, file=sys.stderr)  # noqa: T201

@@ -18,6 +18,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rats_video.cli import launch
+from rats_video.errors import Interrupted, UserError
 from rats_video.inference.video import read_mp4
 from rats_video.training.metrics import read_metrics
 
@@ -168,3 +170,44 @@ def test_what_cannot_be_launched_is_one_line(
     (line,) = outcome.err.splitlines()
     assert expected in line
     assert not any(name.startswith("RATS_VIDEO") for name in os.environ)
+
+
+def test_of_several_endings_the_mistake_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def left(rank: int, code: int, text: str) -> None:
+        (tmp_path / f"{rank}.ending").write_text(json.dumps({"text": text, "code": code, "time": rank}))
+
+    with pytest.raises(UserError, match=r"^process 1 was lost$"):
+        launch._end(tmp_path, "process 1 was lost", 2)
+    left(0, 130, "stopped after step 2")
+    with pytest.raises(Interrupted, match=r"^stopped after step 2$"):
+        launch._end(tmp_path, "interrupted", 130)
+    left(1, 1, "Traceback: first\n")
+    left(2, 1, "Traceback: second\n")
+    with pytest.raises(SystemExit, match="1"):
+        launch._end(tmp_path, "process 1 was lost", 2)
+    assert capsys.readouterr().err == "Traceback: first\n"
+    left(3, 2, "no such folder")
+    with pytest.raises(UserError, match=r"^no such folder$"):
+        launch._end(tmp_path, "process 1 was lost", 2)
+
+
+def test_only_the_first_process_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        with launch.OneVoice(()):
+            sys.stdout.write("done\n")
+            sys.stderr.write("a warning\n")
+    assert capsys.readouterr() == ("done\n", "a warning\n")
+
+
+def test_a_bug_is_left_to_the_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("RATS_VIDEO_ENDINGS", str(tmp_path))
+    with pytest.raises(SystemExit), launch.OneVoice((UserError,)):
+        raise ZeroDivisionError("a bug")
+    ending = json.loads((tmp_path / "1.ending").read_text())
+    assert ending["code"] == 1
+    assert ending["text"].startswith("Traceback")
+    assert ending["text"].endswith("ZeroDivisionError: a bug\n")
+    with pytest.raises(UserError), launch.OneVoice((UserError,)):
+        raise UserError("a mistake")

@@ -81,7 +81,13 @@ def test_kernel_that_cannot_share_a_clip_is_one_line(loaded: WanBackbone) -> Non
         split_tokens([network], 32, Runtime.join(CPU, context=2))
 
 
-def test_offload_does_not_go_with_split_weights(make_config: MakeConfig) -> None:
-    cfg = make_config("parallel.shard=true", "compute.offload=block")
-    with pytest.raises(UserError, match=r"^compute\.offload: does not go with parallel\.shard"):
-        check_compute(cfg, CPU)
+@pytest.mark.parametrize(
+    ("lever", "expected"),
+    [
+        ("compute.offload=block", r"^compute\.offload: does not go with parallel\.shard"),
+        ("training.optimizer.kind=adamw8bit", r"^training\.optimizer\.kind: does not go with parallel\.shard"),
+    ],
+)
+def test_levers_that_do_not_go_with_split_weights(make_config: MakeConfig, lever: str, expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        check_compute(make_config("parallel.shard=true", lever), CPU)
