@@ -258,7 +258,9 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = int(newest.name.removeprefix("step-"))
     model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
-    card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance)
+    card = StudentCard(
+        model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance, cfg.compute.dtype
+    )
     save_student(student, card, run.student)
     plot_training(read_metrics(run.metrics), run.curves)
 

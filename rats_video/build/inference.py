@@ -65,7 +65,8 @@ def load_student(folder: Path, device: torch.device) -> LoadedStudent:
     """Load a run's student, or a student folder itself."""
     folder = folder if (folder / CARD).is_file() else folder / "student"
     card = load_card(folder)
-    base = load_backbone(resolve_folder(card.model, where=f"{folder / CARD}: model"), device)
+    model = resolve_folder(card.model, where=f"{folder / CARD}: model")
+    base = load_backbone(model, device, getattr(torch, card.dtype))
     base.fps, base.embedded_guidance = card.clip["fps"], card.embedded_guidance
     return LoadedStudent(card, base, base.load_role(folder))
 

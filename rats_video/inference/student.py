@@ -25,6 +25,7 @@ class StudentCard:
         steps: optimizer steps of its training.
         seed: of its training.
         embedded_guidance: scale its calls were told in training, for models that take it as an input.
+        dtype: the base's precision in training.
     """
 
     model: str
@@ -34,6 +35,7 @@ class StudentCard:
     steps: int
     seed: int
     embedded_guidance: float = 6.0
+    dtype: str = "float32"
 
 
 def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> None:
@@ -53,6 +55,7 @@ def load_card(folder: Path) -> StudentCard:
             shift=float(content["shift"]), clip=dict(content["clip"]), steps=int(content["steps"]),
             seed=int(content["seed"]),
             embedded_guidance=float(content.get("embedded_guidance", StudentCard.embedded_guidance)),
+            dtype={"float32": "float32", "bfloat16": "bfloat16"}[content.get("dtype", StudentCard.dtype)],
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -12,6 +12,7 @@ from diffusers import WanPipeline, WanTransformer3DModel
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.inference import load_student
+from rats_video.config.compute import LoraWeights
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
@@ -36,6 +37,17 @@ def folder(backbone: WanBackbone, card: StudentCard, tmp_path: Path) -> Path:
 
 def test_card_comes_back(folder: Path, card: StudentCard) -> None:
     assert load_card(folder) == card
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("bfloat16", 16)])
+def test_student_is_loaded_in_the_precision_it_was_trained_beside(
+    backbone: WanBackbone, card: StudentCard, tmp_path: Path, dtype: str, bits: int
+) -> None:
+    role = backbone.adapted("student", LoraWeights(kind="lora", rank=2, alpha=2))
+    save_student(role, replace(card, dtype=dtype), tmp_path / "lora")
+    loaded = load_student(tmp_path / "lora", torch.device("cpu"))
+    assert torch.finfo(loaded.base.dtype).bits == bits
+    assert {weight.dtype for weight in loaded.student.weights.values()} == {torch.float32}
 
 
 def test_card_tells_others_the_sigmas(folder: Path) -> None:
