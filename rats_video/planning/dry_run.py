@@ -1,0 +1,167 @@
+"""A step of the real method on meta tensors: what it holds at each moment and what it computes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.config.distill import DistillConfig
+from rats_video.distill.gate import build_gate
+from rats_video.distill.step import Rats, rats_step
+from rats_video.distill.teacher import TeacherSampler
+from rats_video.planning.ledger import Ledger, Workspace
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores
+
+Numbers = dict[tuple[str, str], float]
+"""`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began, and
+`(phase, "flops") -> FLOPs`."""
+
+HELD, FLOPS, RESIDENT = "held:", "flops", "resident"
+
+
+class WithoutPixels:
+    """A role whose decode costs nothing: the denoiser's share of a step, with a phase for each thing it does."""
+
+    def __init__(self, role: Backbone, name: str, ledger: Ledger) -> None:
+        self._role, self._name, self._ledger = role, name, ledger
+
+    def __getattr__(self, key: str) -> Any:
+        return getattr(self._role, key)
+
+    def velocity(self, *args: Any) -> Tensor:
+        """The role's own."""
+        self._ledger.enter_phase(f"{self._name} rollout")
+        return self._role.velocity(*args)
+
+    def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:  # noqa: ARG002
+        """A view of the latents."""
+        self._ledger.enter_phase(f"{self._name} pixels")
+        return latents[:, :1].transpose(1, 2)
+
+
+def brightness(videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa: ARG001
+    """A reward that costs nothing."""
+    return RewardScores(videos.mean(dim=(1, 2, 3, 4)))
+
+
+def dry_step(
+    student: PipelineBackbone,
+    teacher: PipelineBackbone,
+    held: Iterable[nn.Module],
+    batch: PromptBatch,
+    cfg: DistillConfig,
+    *,
+    foreach: bool,
+) -> Numbers:
+    """The loop's update, optimizer included, without decode and reward; weights and optimizer state are not counted.
+
+    Args:
+        student: the role that trains, on the meta device.
+        teacher: its teacher.
+        held: all other models that a run keeps.
+        batch: prompts and noise.
+        cfg: of the run.
+        foreach: the optimizer's temporaries: of all weights at once as on a GPU, or of one at a time as on a CPU.
+    """
+    ledger = Ledger()
+    weights = list(student.weights.values())
+    optimizer = torch.optim.AdamW(weights, lr=cfg.training.optimizer.lr, foreach=foreach)
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    optimizer.step()  # from the second step on its state is there
+    ledger.own_modules(RESIDENT, [student.denoiser, teacher.denoiser, *held])
+    ledger.own(RESIDENT, (value for state in optimizer.state.values() for value in state.values()))
+    ledger.own("gradients", (weight.grad for weight in weights if weight.grad is not None))
+    with ledger:
+        watched: Backbone = WithoutPixels(teacher, "teacher", ledger)
+        teacher_cfg = cfg.teacher.model_copy(update={"num_steps": 1})
+        rats = Rats(
+            student=WithoutPixels(student, "student", ledger),
+            teacher=TeacherSampler(watched, brightness, teacher_cfg, cfg.shift),
+            reward=brightness,
+            gate=build_gate(cfg.method.gate, student.temporal_stride),
+            method=cfg.method,
+            student_config=cfg.student,
+            shift=cfg.shift,
+        )
+        loss, _ = rats_step(rats, batch)
+        optimizer.zero_grad(set_to_none=True)
+        ledger.enter_phase("student backward")
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, cfg.training.optimizer.max_grad_norm, foreach=foreach)
+        ledger.enter_phase("optimizer")
+        optimizer.step()
+    return _numbers(ledger)
+
+
+def dry_pixels(
+    backbone: PipelineBackbone, reward: Reward, batch: PromptBatch, workspace: Workspace
+) -> Numbers:
+    """Decode and reward, as the teacher calls them (without gradient) and as the student does."""
+    ledger = Ledger(workspace)
+    latents = batch.noise.detach().requires_grad_()
+    ledger.own(RESIDENT, [latents])
+    ledger.own_modules(RESIDENT, [backbone.parts["vae"], *([reward] if isinstance(reward, nn.Module) else [])])
+
+    def score(role: str) -> Tensor:
+        ledger.enter_phase(f"{role} decode")
+        videos = backbone.decode(latents, batch.grad_frames if role == "student" else None)
+        ledger.enter_phase(f"{role} reward")
+        return reward(videos, batch.prompts).clip.mean()
+
+    with ledger:
+        with torch.no_grad():
+            score("teacher")
+        loss = score("student")
+        ledger.enter_phase("pixels backward")
+        loss.backward()
+    return _numbers(ledger)
+
+
+def dry_text(backbone: PipelineBackbone, prompts: Sequence[str]) -> Numbers:
+    """Encoding the prompts of a batch."""
+    ledger = Ledger()
+    ledger.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
+    with ledger:
+        ledger.enter_phase("text")
+        text = backbone.encode_text(prompts)
+        ledger.enter_phase("end")
+    del text
+    return _numbers(ledger)
+
+
+def _numbers(ledger: Ledger) -> Numbers:
+    found: Numbers = {}
+    for name, phase in ledger.phases.items():
+        found |= {(name, owner): float(size) for owner, size in _rest(phase.peak)}
+        found |= {(name, HELD + owner): float(size) for owner, size in _rest(phase.start)}
+        found[name, FLOPS] = phase.flops
+    return found
+
+
+def _rest(sizes: Counter[str]) -> list[tuple[str, int]]:
+    return [(owner, size) for owner, size in sizes.items() if owner != RESIDENT and size > 0]
+
+
+def at_full_depth(measure: Callable[[Mapping[str, int]], Numbers], depths: Mapping[str, int]) -> Numbers:
+    """Numbers of a deep model from shallow ones: blocks are alike, so each number is linear in each depth.
+
+    Args:
+        measure: numbers of a model with that many blocks.
+        depths: how often each kind of block repeats in the real model.
+    """
+    shallow = {key: min(depth, 2) for key, depth in depths.items()}
+    base = measure(shallow)
+    total = dict(base)
+    for key, depth in depths.items():
+        if depth > shallow[key]:
+            deeper = measure({**shallow, key: shallow[key] + 1})
+            for name in base.keys() | deeper.keys():
+                slope = deeper.get(name, 0.0) - base.get(name, 0.0)
+                total[name] = total.get(name, 0.0) + (depth - shallow[key]) * slope
+    return total

@@ -1,0 +1,171 @@
+"""Counts the bytes and the FLOPs of real code that runs on meta tensors: shapes without numbers, so nothing is computed."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+aten = torch.ops.aten
+_attention = aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # the one with a meta kernel and a mask
+_attention_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
+
+Workspace = Callable[[Any, Sequence[Any]], int]
+"""`(operator, its arguments) -> bytes` that it takes while it runs, beside its inputs and outputs."""
+
+
+@dataclass
+class Phase:
+    """A stretch of the step.
+
+    Args:
+        start: live bytes by owner when it began.
+        peak: live bytes by owner at its fullest moment; an owner is the phase that allocated them.
+        flops: counted from matrix products, convolutions and attention, 2 a multiply-add.
+    """
+
+    start: Counter[str]
+    peak: Counter[str] = field(default_factory=Counter)
+    flops: float = 0.0
+
+
+class Ledger(TorchDispatchMode):
+    """While entered: who holds how many bytes of meta tensors, the peak of every phase, and its FLOPs.
+
+    Storages are followed by weak references, so that what autograd keeps counts as long as it keeps it.
+
+    Args:
+        workspace: what an operator takes for itself while it runs.
+    """
+
+    def __init__(self, workspace: Workspace = lambda _op, _args: 0) -> None:
+        super().__init__()
+        self._workspace = workspace
+        self._alive: dict[int, weakref.ref[Any]] = {}
+        self._total = self._fullest = 0
+        self._attention = MetaAttention()
+        self.live: Counter[str] = Counter()
+        self.phases: dict[str, Phase] = {}
+        self.enter_phase("start")
+
+    def __enter__(self) -> Self:
+        self._attention.__enter__()
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._attention.__exit__(*error)
+
+    def enter_phase(self, name: str) -> None:
+        """What is allocated from now on belongs to `name`; a phase entered again goes on."""
+        self.now = name
+        self.phase = self.phases.setdefault(name, Phase(Counter(self.live)))
+        self._fullest = max(self.phase.peak.total(), self._total)
+        if self._total == self._fullest:
+            self.phase.peak = Counter(self.live)
+
+    def own(self, owner: str, tensors: Iterable[Tensor]) -> None:
+        """Count tensors that were there before; one that has an owner keeps it."""
+        for tensor in tensors:
+            self._see(tensor, owner)
+
+    def own_modules(self, owner: str, modules: Iterable[nn.Module]) -> None:
+        """Count the weights and buffers of modules that were there before."""
+        for module in modules:
+            self.own(owner, [*module.parameters(), *module.buffers()])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        """Run one operator and book it."""
+        kwargs = kwargs or {}
+        if func is aten._local_scalar_dense.default and args[0].is_meta:  # noqa: SLF001  # `.item()` of what has no value
+            return 0.0
+        out = func(*args, **kwargs)
+        self.phase.flops += count_flops(func, args, kwargs, out)
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self._see(leaf, self.now)
+        extra = self._workspace(func, args)
+        if self._total + extra > self._fullest:
+            self._fullest = self._total + extra
+            self.phase.peak = Counter(self.live)
+            self.phase.peak[self.now] += extra
+        return out
+
+    def _see(self, tensor: Tensor, owner: str) -> None:
+        if not tensor.is_meta:
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()  # noqa: SLF001
+        if key in self._alive:
+            return
+
+        def forget(_: Any) -> None:
+            del self._alive[key]
+            self._total -= size
+            self.live[owner] -= size
+
+        self._alive[key] = weakref.ref(storage, forget)
+        self._total += size
+        self.live[owner] += size
+
+
+def count_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> float:
+    """FLOPs of one operator; 0 for those that are not matrix products."""
+    packet = getattr(func, "overloadpacket", func)
+    if packet is _attention:
+        return 4.0 * math.prod(args[0].shape) * args[1].shape[2]
+    if packet is _attention_backward:  # one product is computed again
+        return 10.0 * math.prod(args[1].shape) * args[2].shape[2]
+    counter = flop_registry.get(packet)
+    return 0.0 if counter is None else float(counter(*args, **kwargs, out_val=out))
+
+
+class MetaAttention(TorchFunctionMode):
+    """Fused attention on meta tensors, where torch itself would spell out the S x S matrix that no GPU ever stores."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        """Replace `scaled_dot_product_attention`."""
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+            given = dict(zip(names, args, strict=False)) | kwargs
+            query, key, value = (given[name] for name in names[:3])
+            if query.is_meta:
+                heads = query.shape[1] // key.shape[1]  # grouped queries share keys
+                if heads > 1:
+                    key, value = (part.repeat_interleave(heads, dim=1) for part in (key, value))
+                return _attention(query, key, value, 0.0, False, attn_mask=given.get("attn_mask"))[0]  # noqa: FBT003
+        return func(*args, **kwargs)
+
+
+def cpu_workspace(func: Any, args: Sequence[Any]) -> int:
+    """Bytes that a float32 convolution takes on a CPU: blocked copies of its inputs, or a column matrix.
+
+    Follows `ConvParams::use_mkldnn` of ATen/native/Convolution.cpp: single clips with small frames are unfolded.
+    """
+    packet = getattr(func, "overloadpacket", func)
+    if packet is aten.convolution:
+        image, weight, stride = args[0], args[1], args[3]
+        copied = image.nbytes + weight.nbytes
+    elif packet is aten.convolution_backward:
+        grad, image, weight, stride = args[0], args[1], args[2], args[4]
+        copied = image.nbytes + grad.nbytes + weight.nbytes
+    else:
+        return 0
+    is_pointwise = math.prod(weight.shape[2:]) == 1 and math.prod(stride) == 1 and torch.get_num_threads() == 1
+    is_large = image.shape[0] > 1 or math.prod(image.shape[:4]) > 20480 or min(weight.shape[-2:]) > 3  # as ATen has it
+    if is_large and not (is_pointwise and image.shape[0] < 16):
+        return int(copied)
+    positions = math.prod(math.ceil(size / step) for size, step in zip(image.shape[2:], stride, strict=True))
+    return int(image.shape[0] * image.shape[1] * math.prod(weight.shape[2:]) * positions * image.element_size())
