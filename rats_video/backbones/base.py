@@ -13,12 +13,14 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
+from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import DecodeConfig, LoraWeights
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec, TextCondition
 
 NUM_TRAIN_TIMESTEPS = 1000
+TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
 
 class PipelineBackbone(ABC):
@@ -48,7 +50,8 @@ class PipelineBackbone(ABC):
         self.adapters: Adapters | None = None
         self.role: str | None = None
         self.decoding = DecodeConfig()
-        self.text_cache: dict[str, TextCondition] = {}
+        self.text_cache: TextCache | None = None
+        self.autocast: torch.dtype | None = None
 
     # ------------------------------------------------------------------------------------------- what a family adds
 
@@ -97,9 +100,14 @@ class PipelineBackbone(ABC):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        folder: Path,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        *,
+        with_text: bool = True,
     ) -> Self:
-        """Load a pipeline folder; the VAE stays in float32.
+        """Load a pipeline folder; the VAE stays in float32. `with_text=False` leaves the text encoders out.
 
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
@@ -107,7 +115,11 @@ class PipelineBackbone(ABC):
         from transformers.utils import logging
 
         check_pipeline(folder, cls.pipelines)
-        classes = cls.component_classes()
+        classes = {
+            part: kind
+            for part, kind in cls.component_classes().items()
+            if with_text or not part.startswith(TEXT_ENCODERS)
+        }
         for part in classes:
             if not (folder / part).is_dir():
                 raise UserError(
@@ -148,8 +160,7 @@ class PipelineBackbone(ABC):
             if not (folder / name).is_dir():
                 raise UserError(f"no {name}/ in it", where=str(folder), fix="give the folder of a student")
         loaded = {
-            name: self._load_part(classes[name], folder / name, self.device, self._dtype)
-            for name in self.denoiser_parts
+            name: self._load_part(classes[name], folder / name, self.device, self.dtype) for name in self.denoiser_parts
         }
         return self._with_denoisers(loaded)
 
@@ -179,13 +190,20 @@ class PipelineBackbone(ABC):
         return next(self.denoiser.parameters()).device
 
     @property
-    def _dtype(self) -> torch.dtype:
+    def dtype(self) -> torch.dtype:
+        """Of the denoiser's weights, but for the few that a family keeps in float32."""
         dtype: torch.dtype = next(iter(self.denoisers.values())).dtype  # type: ignore[assignment]
         return dtype
 
     def twin(self) -> Self:
-        """The same model with its own copy of the denoiser; VAE and text encoder are shared."""
-        return self._with_denoisers({name: copy.deepcopy(network) for name, network in self.denoisers.items()})
+        """The same model with its own copy of the denoiser; VAE and text encoder are shared.
+
+        The copy's weights are float32, which training and averages need; it computes in the base's precision.
+        """
+        assert self.adapters is None, "a twin would carry the adapters along"
+        other = self._with_denoisers({name: copy.deepcopy(net).float() for name, net in self.denoisers.items()})
+        other.autocast = None if self.dtype == torch.float32 else self.dtype
+        return other
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
@@ -267,10 +285,12 @@ class PipelineBackbone(ABC):
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:
         """Encode B prompts, or look them up where `cache_text` has encoded them."""
-        if not self.text_cache:
-            return self._encode(prompts)
-        rows = TextCondition.cat([self.text_cache[prompt] for prompt in prompts])
-        return rows.map(lambda part: part.to(self.device))
+        return self._encode(prompts) if self.text_cache is None else self.text_cache.look_up(prompts, self.device)
+
+    def cache_text(self, cache: TextCache) -> None:
+        """Look prompts up from now on, and free the text encoders; call it before any role is made."""
+        self.text_cache = cache
+        self.parts = {name: part for name, part in self.parts.items() if not name.startswith(TEXT_ENCODERS)}
 
     # ------------------------------------------------------------------------------------------------------- calls
 
@@ -278,7 +298,10 @@ class PipelineBackbone(ABC):
         """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`."""
         if self.adapters is not None:
             self.adapters.use(self.role)
-        return self._velocity(latents, sigma, text)
+        if self.autocast is None:
+            return self._velocity(latents, sigma, text)
+        with torch.autocast(self.device.type, self.autocast):
+            return self._velocity(latents, sigma, text)
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.

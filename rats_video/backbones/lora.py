@@ -49,6 +49,7 @@ class Adapters:
         from peft import LoraConfig
         from peft.tuners.lora import LoraLayer
 
+        assert name not in self.configs, f"there is an adapter {name!r}"
         targets = list(cfg.targets or default_targets)
         for network in self.networks.values():
             peft_config = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha, target_modules=targets, init_lora_weights=True)
@@ -60,12 +61,13 @@ class Adapters:
                     fix=f"null takes {', '.join(default_targets)}",
                 ) from error  # fmt: skip
         self.configs[name] = cfg
+        device = next(next(iter(self.networks.values())).parameters()).device  # an offloaded block's own is the host
         self._layers = [m for net in self.networks.values() for m in net.modules() if isinstance(m, LoraLayer)]
         for each in self.configs:
             for parameter in self.weights(each).values():
                 parameter.requires_grad_()
         for parameter in self.weights(name).values():
-            parameter.data = parameter.data.to(getattr(torch, cfg.dtype))
+            parameter.data = parameter.data.to(device, getattr(torch, cfg.dtype))
         self.use(name)
 
     def use(self, name: str | None) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
 from rats_video.types import TextCondition
 
+ADDS_TO_LOGITS = (None, "native", "_native_math")  # attention kernels that take any additive mask
 TEXT_LENGTH = 512  # rows WanPipeline's cross-attention sees: the prompt's, then zeros
 
 
@@ -165,6 +166,7 @@ def _compact_text_processor() -> Any:
 
         WanPipeline pads every prompt with zero rows to 512 and masks none of them. Equal rows have equal keys and
         values, so m of them are one key with `log m` added to its logit: exact, and twice as fast on a small model.
+        A kernel that adds nothing to logits gets the padding rows themselves.
         """
 
         def __call__(
@@ -177,8 +179,12 @@ def _compact_text_processor() -> Any:
         ) -> Any:
             if encoder_hidden_states is not None and encoder_hidden_states.shape[1] < TEXT_LENGTH:
                 rows = encoder_hidden_states.shape[1]
-                attention_mask = hidden_states.new_zeros(1, 1, 1, rows)
-                attention_mask[..., -1] = math.log(TEXT_LENGTH - rows + 1)
+                if self._attention_backend in ADDS_TO_LOGITS:
+                    attention_mask = hidden_states.new_zeros(1, 1, 1, rows)
+                    attention_mask[..., -1] = math.log(TEXT_LENGTH - rows + 1)
+                else:
+                    padding = encoder_hidden_states[:, -1:].expand(-1, TEXT_LENGTH - rows, -1)
+                    encoder_hidden_states = torch.cat([encoder_hidden_states, padding], dim=1)
             return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, rotary_emb)
 
     return CompactTextProcessor()

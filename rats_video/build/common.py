@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -29,6 +30,15 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"{name} is not here: {torch.cuda.device_count()} GPUs seen", where="--device", fix="use cpu")
     return device
+
+
+@contextlib.contextmanager
+def explain_memory(fix: str) -> Iterator[None]:
+    """Turn running out of GPU memory into one line that says what would save some."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError("out of GPU memory", fix=fix) from error
 
 
 def environment(device: torch.device) -> dict[str, str]:

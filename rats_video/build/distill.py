@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +11,19 @@ import torch
 
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.levers import use_levers
 from rats_video.backbones.load import load_backbone
-from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
+from rats_video.backbones.text_cache import TextCache
+from rats_video.build.common import claim_folder, environment, explain_memory, load_seeded, pick_device
+from rats_video.build.compute import (
+    cached_text,
+    check_compute,
+    describe,
+    encode_prompts,
+    memory_advice,
+    place,
+    save_text,
+)
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
 from rats_video.config.load import load_config, write_resolved
@@ -32,11 +44,17 @@ from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
 
-def build_backbone(cfg: DistillConfig, device: torch.device) -> PipelineBackbone:
-    """The base model, checked against the clip size."""
-    backbone = load_backbone(resolve_folder(cfg.model, where="model"), device, getattr(torch, cfg.compute.dtype))
+def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
+    """The base model, checked against the clip size; where prompts are encoded already, without text encoder."""
+    check_compute(cfg, device)
+    folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
+    first = device if cfg.compute.offload == "none" else "cpu"
+    backbone = load_backbone(folder, first, dtype, with_text=text is None)
     backbone.decoding = cfg.compute.decode
     backbone.latent_shape(cfg.clip.spec)
+    place(cfg, backbone, device)
+    if cfg.compute.cache_text:
+        backbone.cache_text(text or encode_prompts(cfg, backbone))
     return backbone
 
 
@@ -62,12 +80,16 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
         case FullWeights():
             student, teacher = backbone.twin(), backbone.twin() if has_average else backbone
         case LoraWeights() as lora:
-            student = backbone.adapted("student", lora)
-            teacher = backbone.adapted("teacher", lora) if has_average else backbone
-            if has_average:  # A is drawn at random: the average starts where the student does
+            with torch.random.fork_rng(devices=[]):  # A is drawn at random: by the run's seed
+                torch.default_generator.manual_seed(cfg.seed)
+                student = backbone.adapted("student", lora)
+            average = lora.model_copy(update={"dtype": "float32"})  # small steps vanish in bfloat16
+            teacher = backbone.adapted("teacher", average) if has_average else backbone
+            if has_average:  # the average starts where the student does
                 update_ema(teacher.weights, student.weights, decay=0.0)
     for weight in teacher.weights.values():
         weight.requires_grad = False
+    use_levers(cfg.compute, student, teacher)
     return student, teacher
 
 
@@ -145,7 +167,8 @@ def run_distill(
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     run = RunFolder(output)
-    distill(cfg, run, pick_device(device), resume=resume, overwrite=overwrite)
+    with explain_memory(memory_advice(cfg)):
+        distill(cfg, run, pick_device(device), resume=resume, overwrite=overwrite)
     return [f"student: {run.student}", f"training figure: {run.curves}"]
 
 
@@ -153,7 +176,7 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     """Train a student; everything that can be wrong with the configuration is found before the folder is touched."""
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
-    backbone = build_backbone(cfg, device)
+    backbone = build_backbone(cfg, device, text=cached_text(cfg, run.text))
     prompts = checked_prompts(cfg, backbone)
     student, teacher = build_roles(cfg, backbone)
     rats = build_rats(cfg, student, teacher)
@@ -161,7 +184,10 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
         if reward is not None:
             build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
     prepare_run(cfg, run, resume=resume, overwrite=overwrite)
-    write_json(run.environment, environment(device))
+    save_text(cfg, backbone, run.text)
+    in_force = describe(cfg, student)
+    write_json(run.environment, {**environment(device), **in_force})
+    print(f"distill on {device}:", *(f"{key} {value};" for key, value in in_force.items()), file=sys.stderr)  # noqa: T201
     train_loop(rats, cfg, prompts.train, run)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = int(list_checkpoints(run.checkpoints)[-1].name.removeprefix("step-"))

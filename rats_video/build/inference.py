@@ -12,7 +12,7 @@ import torch
 from rats_video.assets import ASSETS, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
-from rats_video.build.common import make_folder, pick_device
+from rats_video.build.common import explain_memory, make_folder, pick_device
 from rats_video.build.distill import build_reward
 from rats_video.config.distill import DistillConfig, ShapesPrompts
 from rats_video.config.load import load_config
@@ -107,7 +107,8 @@ def run_sample(
     where = pick_device(device)
     loaded = load_student(model or ASSETS / DEFAULT_STUDENT, where)
     chosen = _repeat(_prompts(prompts, prompts_file, _EXAMPLE_PROMPTS, loaded.student), num_videos)
-    return sample_files(loaded, chosen, loaded.spec(nfe), seed=seed, output=output)
+    with explain_memory("give fewer prompts at a time: they are sampled together"):
+        return sample_files(loaded, chosen, loaded.spec(nfe), seed=seed, output=output)
 
 
 def sample_files(
@@ -145,7 +146,8 @@ def run_export_comparison(
     loaded = load_student(run, pick_device(device))
     heldout = load_prompts(cfg.prompts).heldout
     chosen = _repeat(_prompts(prompts, prompts_file, heldout, loaded.student), num_videos or cfg.comparison.num_videos)
-    return compare_files(cfg, loaded, chosen, loaded.spec(nfe), seed=seed, output=output or folder.comparison)
+    with explain_memory("give a smaller --num-videos: they are sampled together"):
+        return compare_files(cfg, loaded, chosen, loaded.spec(nfe), seed=seed, output=output or folder.comparison)
 
 
 def compare_files(
@@ -185,7 +187,8 @@ def run_evaluate(
     loaded = load_student(run, pick_device(device))
     changes = {"nfe": nfe or cfg.evaluation.nfe, "num_clips": num_clips or cfg.evaluation.num_clips}
     cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update=changes)})
-    return evaluate_files(cfg, loaded, seed=seed, output=output or folder.evaluation)
+    with explain_memory(f"set evaluation.batch_size below {cfg.evaluation.batch_size} in {folder.config}"):
+        return evaluate_files(cfg, loaded, seed=seed, output=output or folder.evaluation)
 
 
 def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rats_video.build.common import load_seeded, pick_device
+from rats_video.build.common import explain_memory, load_seeded, pick_device
+from rats_video.build.compute import memory_advice
 from rats_video.build.distill import distill, prepare_run
 from rats_video.build.inference import compare_files, evaluate_files, load_student, sample_files
 from rats_video.config.distill import DistillConfig
@@ -40,7 +41,8 @@ def run_all(
         prepare_run(cfg, run, resume=True, overwrite=False)
         say(f"    done before: {run.student}")
     else:
-        distill(cfg, run, where, resume=go_on, overwrite=overwrite)
+        with explain_memory(memory_advice(cfg)):
+            distill(cfg, run, where, resume=go_on, overwrite=overwrite)
         say(f"    student: {run.student}")
         say(f"    training figure: {run.curves}")
 

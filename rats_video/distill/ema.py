@@ -10,5 +10,6 @@ from torch import Tensor
 
 @torch.no_grad()
 def update_ema(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
-    """`average = decay * average + (1 - decay) * weights`, for weights of the same names in the same order."""
-    torch._foreach_lerp_(list(average.values()), list(weights.values()), 1 - decay)  # one kernel
+    """`average = decay * average + (1 - decay) * weights` in the average's precision, for weights of the same names."""
+    latest = [weights[name].to(mean.dtype) for name, mean in average.items()]
+    torch._foreach_lerp_(list(average.values()), latest, 1 - decay)  # one kernel

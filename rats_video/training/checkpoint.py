@@ -80,17 +80,30 @@ def _restore(weights: Weights, saved: Weights) -> None:
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state by path, `0.exp_avg` or `0.quantized/absmax1`."""
+
+    def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
+        flat: dict[str, Tensor] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                flat |= flatten(value, f"{prefix}{name}/")
+            else:
+                flat[f"{prefix}{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+        return flat
+
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value).detach().cpu().contiguous()
-        for index, values in state.items()
-        for name, value in values.items()
-    }
+    # Cloned, because a file cannot hold one tensor twice: 8-bit states share their code book.
+    return {f"{i}.{name}": value.clone() for i, values in state.items() for name, value in flatten(values).items()}
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, dict[str, Any]] = {}
     for key, tensor in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = tensor
+        index, path = key.split(".", 1)
+        *outer, name = path.split("/")
+        values = state.setdefault(int(index), {})
+        for each in outer:
+            values = values.setdefault(each, {})
+        is_count = tensor.ndim == 0 and not tensor.is_floating_point()  # a Python int: bitsandbytes' step
+        values[name] = int(tensor) if is_count else tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -15,7 +15,7 @@ from rats_video.seeds import seeded
 from rats_video.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
-from rats_video.training.optim import cosine_lr
+from rats_video.training.optim import build_optimizer, cosine_lr
 from rats_video.training.progress import ProgressBar
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import Backbone, PromptBatch
@@ -32,10 +32,7 @@ def train_loop(rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunF
     rats.student.denoiser.train()
     student = rats.student.weights
     ema = rats.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacher) else None
-    optimizer = torch.optim.AdamW(
-        student.values(), lr=training.optimizer.lr, betas=training.optimizer.betas,
-        weight_decay=training.optimizer.weight_decay,
-    )  # fmt: skip
+    optimizer = build_optimizer(training.optimizer, student.values())
     saved = list_checkpoints(run.checkpoints)
     start = load_checkpoint(saved[-1], student, ema, optimizer) if saved else 0
     rats.teacher.follow(rats.student, start, resumed=True)

@@ -23,6 +23,11 @@ class RunFolder:
         return self.root / "environment.json"
 
     @property
+    def text(self) -> Path:
+        """Encoded prompts, where `compute.cache_text` is on."""
+        return self.root / "text.safetensors"
+
+    @property
     def metrics(self) -> Path:
         """One JSON row a step."""
         return self.root / "metrics.jsonl"

@@ -1,0 +1,102 @@
+"""The `compute` part of a configuration, put to work: what a run may ask for, and the base model as it asks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rats_video.assets import resolve_folder
+from rats_video.backbones.attention import check_attention, used_attention
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.offload import HostWeights
+from rats_video.backbones.text_cache import TextCache, text_identity
+from rats_video.config.compute import FullWeights, LoraWeights
+from rats_video.config.distill import DistillConfig
+from rats_video.datasets.prompts import load_prompts
+from rats_video.errors import UserError
+
+
+def check_compute(cfg: DistillConfig, device: torch.device) -> None:
+    """Find out before anything is loaded whether the levers work here and together.
+
+    Raises:
+        UserError: they do not.
+    """
+    compute = cfg.compute
+    check_attention(compute.attention, device, compute.dtype)
+    if compute.offload == "none":
+        return
+    if isinstance(cfg.student.weights, FullWeights):
+        raise UserError("keeps a frozen base in host memory, but all weights train", where="compute.offload",
+                        fix="set student.weights.kind=lora")  # fmt: skip
+    if compute.compile:
+        raise UserError("compiled blocks cannot be offloaded", where="compute.offload", fix="set compute.compile=false")
+
+
+def cached_text(cfg: DistillConfig, file: Path) -> TextCache | None:
+    """The encoded prompts of an earlier start of the run, if they are all there: no text encoder is loaded then."""
+    return TextCache.load(file, _text_identity(cfg), _all_prompts(cfg)) if cfg.compute.cache_text else None
+
+
+def place(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
+    """Move a model that was loaded into host memory to the device, but for what `compute.offload` keeps there."""
+    for name, part in backbone.parts.items():
+        if name in backbone.denoiser_parts and cfg.compute.offload != "none":
+            HostWeights(part.requires_grad_(requires_grad=False), device, cfg.compute.offload)
+        elif isinstance(part, torch.nn.Module):
+            part.to(device)
+
+
+def encode_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> TextCache:
+    """All prompts of a run, encoded."""
+    return TextCache.encode(backbone.encode_text, _all_prompts(cfg))
+
+
+def save_text(cfg: DistillConfig, backbone: PipelineBackbone, file: Path) -> None:
+    """Keep the encoded prompts with the run, so that resuming it needs no text encoder."""
+    if backbone.text_cache is not None:
+        backbone.text_cache.save(file, _text_identity(cfg))
+
+
+def _all_prompts(cfg: DistillConfig) -> list[str]:
+    prompts = load_prompts(cfg.prompts)
+    return ["", *prompts.train, *prompts.heldout]  # the empty one is guidance's negative
+
+
+def _text_identity(cfg: DistillConfig) -> str:
+    return text_identity(resolve_folder(cfg.model, where="model"), cfg.compute.dtype)
+
+
+def describe(cfg: DistillConfig, student: PipelineBackbone) -> dict[str, str]:
+    """What is really in force, asked of the objects: for the record and for a run's first line."""
+    weights = cfg.student.weights
+    trained = sum(weight.numel() for weight in student.weights.values())
+    return {
+        "student": f"{'LoRA' if isinstance(weights, LoraWeights) else 'full'}, {trained:,} weights train",
+        "precision": str(student.autocast or student.dtype).removeprefix("torch."),
+        "attention": "+".join(dict.fromkeys(used_attention(network) for network in student.denoisers.values())),
+    }
+
+
+def memory_advice(cfg: DistillConfig) -> str:
+    """The settings that would save memory and are not on, roughly the one that saves most first."""
+    compute, weights = cfg.compute, cfg.student.weights
+    is_full = isinstance(weights, FullWeights)
+    levers = {
+        "compute.activation_checkpointing=true": not compute.activation_checkpointing,
+        "compute.decode.window=2": compute.decode.window is None,
+        "compute.decode.checkpoint=true": not compute.decode.checkpoint,
+        "student.weights.kind=lora": is_full,
+        "student.grad_steps=1": len(cfg.student.gradient_steps(max(cfg.student.num_steps))) > 1,
+        "compute.dtype=bfloat16": compute.dtype == "float32",
+        "compute.cache_text=true": not compute.cache_text,
+        "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
+        "compute.offload=block": compute.offload == "none" and not is_full and not compute.compile,
+        "compute.decode.offload=true": compute.decode.checkpoint and not compute.decode.offload,
+        f"training.batch_size={cfg.training.batch_size // 2}": cfg.training.batch_size > 1,
+    }
+    unused = [setting for setting, helps in levers.items() if helps]
+    if not unused:
+        return "all levers are on: a smaller clip, or more GPUs with parallel.shard=true"
+    return f"--set, the first saves most: {', '.join(unused)}"
