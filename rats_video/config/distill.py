@@ -158,6 +158,9 @@ class DistillConfig(Config):
 
     seed: int = 0
     model: str = Field(description="pipeline folder as diffusers saves it, or the name of an embedded one")
+    architecture: str | None = Field(
+        None, description="for `plan`, while the model folder is not there: a preset, e.g. wan21_1b"
+    )
     clip: ClipConfig = ClipConfig()
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")
     prompts: Prompts = ShapesPrompts()

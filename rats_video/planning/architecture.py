@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,14 @@ class Architecture:
         source: where it was read, for messages.
         pipeline: diffusers' name of its class.
         parts: the `config.json` of each part.
+        settings: plain values of `model_index.json`.
         folder: the pipeline's own folder, where its tokenizer is; None for a preset.
     """
 
     source: str
     pipeline: str
     parts: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Any]
     folder: Path | None = None
 
     @property
@@ -49,18 +51,23 @@ class Architecture:
         raise UserError(f"is a {self.pipeline}", where=self.source, fix=f"give one of: {known}")
 
     @property
+    def denoiser_parts(self) -> list[str]:
+        """Its denoiser, or its experts."""
+        return [name for name in ("transformer", "transformer_2") if name in self.parts]
+
+    @property
     def depths(self) -> dict[str, int]:
         """How often the blocks of its denoiser repeat; experts are alike."""
-        denoiser = self.parts[self.family.denoiser_parts[0]]
+        denoiser = self.parts[self.denoiser_parts[0]]
         return {key: int(denoiser[key]) for key in DEPTHS if denoiser.get(key)}
 
     def cut(self, depths: Mapping[str, int]) -> Architecture:
         """The same with other numbers of blocks."""
         cut = {
-            name: {**part, **depths} if name in self.family.denoiser_parts else part
+            name: {**part, **depths} if name in self.denoiser_parts else part
             for name, part in self.parts.items()
         }
-        return Architecture(self.source, self.pipeline, cut, self.folder)
+        return replace(self, parts=cut)
 
 
 def find_architecture(model: str, preset: str | None) -> Architecture:
@@ -99,18 +106,21 @@ def read_preset(name: str) -> Architecture:
         raise UserError(f"no such preset: {name}", where="architecture", fix=fix)
     text = (resources.files("rats_video.configs") / "architectures" / f"{name}.yaml").read_text(encoding="utf-8")
     tree = yaml.safe_load(text)
-    return Architecture(f"preset {name}", tree.pop("pipeline"), tree)
+    parts = {part: tree.pop(part) for part in list(tree) if isinstance(tree[part], dict)}
+    return Architecture(f"preset {name}", tree.pop("pipeline"), parts, tree)
 
 
 def _read_folder(folder: Path) -> Architecture:
     try:
-        pipeline = str(json.loads((folder / "model_index.json").read_text())["_class_name"])
+        index = json.loads((folder / "model_index.json").read_text())
+        pipeline = str(index["_class_name"])
         parts = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/config.json"))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             "not a diffusers pipeline: its model_index.json or a config.json cannot be read", where=str(folder)
         ) from error
-    return Architecture(str(folder), pipeline, parts, folder)
+    settings = {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
+    return Architecture(str(folder), pipeline, parts, settings, folder)
 
 
 def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBackbone:
@@ -119,16 +129,30 @@ def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBac
     Raises:
         UserError: a part has no configuration, or one that its class does not take.
     """
-    parts = {}
-    for name, kind in architecture.family.component_classes().items():
+    family = architecture.family
+    parts: dict[str, Any] = {
+        key: architecture.settings[key] for key in getattr(family, "settings", ()) if key in architecture.settings
+    }
+    for name, kind in family.component_classes().items():
         if not hasattr(kind, "forward"):
             parts[name] = _tokenizer(kind, architecture.folder, name)
-            continue
-        if name not in architecture.parts:
+        elif name in architecture.parts:
+            parts[name] = _part(architecture, name, kind, torch.float32 if name == "vae" else dtype)
+        elif name not in getattr(family, "optional_parts", ()):
             raise UserError(f"no {name}/config.json in it", where=architecture.source)
-        part = empty_model(kind, architecture.parts[name], where=f"{architecture.source}: {name}")
-        parts[name] = part if name == "vae" else _cast(part, dtype)
-    return architecture.family(**parts)
+    return family(**parts)
+
+
+def with_depths(base: PipelineBackbone, architecture: Architecture, depths: Mapping[str, int]) -> PipelineBackbone:
+    """The same model with denoisers of that many blocks; all else is shared."""
+    cut, classes = architecture.cut(depths), base.component_classes()
+    networks = {name: _part(cut, name, classes[name], base.dtype) for name in architecture.denoiser_parts}
+    return type(base)(**{**base.parts, **networks})
+
+
+def _part(architecture: Architecture, name: str, kind: Any, dtype: torch.dtype) -> nn.Module:
+    model = empty_model(kind, architecture.parts[name], where=f"{architecture.source}: {name}")
+    return _cast(model, dtype)
 
 
 def empty_model(kind: Any, config: Mapping[str, Any], *, where: str) -> nn.Module:

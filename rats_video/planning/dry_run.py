@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,17 +19,21 @@ from rats_video.planning.ledger import Ledger, Workspace
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores
 
 Numbers = dict[tuple[str, str], float]
-"""`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began, and
-`(phase, "flops") -> FLOPs`."""
+"""`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began,
+`(phase, "flops") -> FLOPs`, and `("weights" or "parameters", part) -> bytes or count`."""
 
 HELD, FLOPS, RESIDENT = "held:", "flops", "resident"
+TRAINED, AVERAGE, DENOISER, TEXT = "student (trained)", "EMA teacher", "denoiser (base)", "text encoder"
+ROLLOUT_STEPS = 1  # of the teacher's: they are alike, and none is kept
 
 
 class WithoutPixels:
     """A role whose decode costs nothing: the denoiser's share of a step, with a phase for each thing it does."""
 
-    def __init__(self, role: Backbone, name: str, ledger: Ledger) -> None:
-        self._role, self._name, self._ledger = role, name, ledger
+    def __init__(self, role: PipelineBackbone, name: str, ledger: Ledger) -> None:
+        self._role, self._name, self._ledger = copy.copy(role), name, ledger
+        if role.autocast is not None:  # torch has no autocast for meta tensors
+            ledger.autocast, self._role.autocast = role.autocast, None
 
     def __getattr__(self, key: str) -> Any:
         return getattr(self._role, key)
@@ -50,20 +55,13 @@ def brightness(videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa:
 
 
 def dry_step(
-    student: PipelineBackbone,
-    teacher: PipelineBackbone,
-    held: Iterable[nn.Module],
-    batch: PromptBatch,
-    cfg: DistillConfig,
-    *,
-    foreach: bool,
+    student: PipelineBackbone, teacher: PipelineBackbone, batch: PromptBatch, cfg: DistillConfig, *, foreach: bool
 ) -> Numbers:
     """The loop's update, optimizer included, without decode and reward; weights and optimizer state are not counted.
 
     Args:
         student: the role that trains, on the meta device.
         teacher: its teacher.
-        held: all other models that a run keeps.
         batch: prompts and noise.
         cfg: of the run.
         foreach: the optimizer's temporaries: of all weights at once as on a GPU, or of one at a time as on a CPU.
@@ -74,21 +72,12 @@ def dry_step(
     for weight in weights:
         weight.grad = torch.empty_like(weight)
     optimizer.step()  # from the second step on its state is there
-    ledger.own_modules(RESIDENT, [student.denoiser, teacher.denoiser, *held])
+    ledger.own_modules(RESIDENT, [student.denoiser, teacher.denoiser])
     ledger.own(RESIDENT, (value for state in optimizer.state.values() for value in state.values()))
     ledger.own("gradients", (weight.grad for weight in weights if weight.grad is not None))
     with ledger:
-        watched: Backbone = WithoutPixels(teacher, "teacher", ledger)
-        teacher_cfg = cfg.teacher.model_copy(update={"num_steps": 1})
-        rats = Rats(
-            student=WithoutPixels(student, "student", ledger),
-            teacher=TeacherSampler(watched, brightness, teacher_cfg, cfg.shift),
-            reward=brightness,
-            gate=build_gate(cfg.method.gate, student.temporal_stride),
-            method=cfg.method,
-            student_config=cfg.student,
-            shift=cfg.shift,
-        )
+        rats = _watched(student, teacher, cfg, ledger)
+        student.denoiser.train()
         loss, _ = rats_step(rats, batch)
         optimizer.zero_grad(set_to_none=True)
         ledger.enter_phase("student backward")
@@ -96,17 +85,34 @@ def dry_step(
         torch.nn.utils.clip_grad_norm_(weights, cfg.training.optimizer.max_grad_norm, foreach=foreach)
         ledger.enter_phase("optimizer")
         optimizer.step()
-    return _numbers(ledger)
+    numbers = _numbers(ledger)
+    if unmet := sum(weight.nbytes for weight in weights if weight.grad is None):  # of an expert: no sigma is known here
+        numbers |= {(phase, "gradients"): float(unmet) for phase in ("student backward", "optimizer")}
+    return numbers
+
+
+def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillConfig, ledger: Ledger) -> Rats:
+    seen: Backbone = WithoutPixels(teacher, "teacher", ledger)
+    few = cfg.teacher.model_copy(update={"num_steps": ROLLOUT_STEPS})
+    return Rats(
+        student=WithoutPixels(student, "student", ledger),
+        teacher=TeacherSampler(seen, brightness, few, cfg.shift),
+        reward=brightness,
+        gate=build_gate(cfg.method.gate, student.temporal_stride),
+        method=cfg.method,
+        student_config=cfg.student,
+        shift=cfg.shift,
+    )
 
 
 def dry_pixels(
-    backbone: PipelineBackbone, reward: Reward, batch: PromptBatch, workspace: Workspace
+    backbone: PipelineBackbone, reward: Reward, batch: PromptBatch, *, with_gradient: bool, workspace: Workspace
 ) -> Numbers:
     """Decode and reward, as the teacher calls them (without gradient) and as the student does."""
     ledger = Ledger(workspace)
     latents = batch.noise.detach().requires_grad_()
     ledger.own(RESIDENT, [latents])
-    ledger.own_modules(RESIDENT, [backbone.parts["vae"], *([reward] if isinstance(reward, nn.Module) else [])])
+    ledger.own_modules(RESIDENT, [part for part in (*backbone.parts.values(), reward) if isinstance(part, nn.Module)])
 
     def score(role: str) -> Tensor:
         ledger.enter_phase(f"{role} decode")
@@ -117,9 +123,11 @@ def dry_pixels(
     with ledger:
         with torch.no_grad():
             score("teacher")
-        loss = score("student")
-        ledger.enter_phase("pixels backward")
-        loss.backward()
+        with torch.set_grad_enabled(with_gradient):
+            loss = score("student")
+        if with_gradient:
+            ledger.enter_phase("pixels backward")
+            loss.backward()
     return _numbers(ledger)
 
 
@@ -129,23 +137,30 @@ def dry_text(backbone: PipelineBackbone, prompts: Sequence[str]) -> Numbers:
     ledger.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
     with ledger:
         ledger.enter_phase("text")
-        text = backbone.encode_text(prompts)
-        ledger.enter_phase("end")
-    del text
+        backbone.encode_text(prompts)
     return _numbers(ledger)
+
+
+def weigh(parts: Iterable[tuple[str, Iterable[Tensor]]]) -> Numbers:
+    """Bytes and counts of weights by part; what several parts share is the first one's."""
+    seen: set[int] = set()
+    found: Counter[tuple[str, str]] = Counter()
+    for part, tensors in parts:
+        for tensor in tensors:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found["weights", part] += tensor.nbytes
+                found["parameters", part] += tensor.numel() if isinstance(tensor, nn.Parameter) else 0
+    return {key: float(value) for key, value in found.items()}
 
 
 def _numbers(ledger: Ledger) -> Numbers:
     found: Numbers = {}
     for name, phase in ledger.phases.items():
-        found |= {(name, owner): float(size) for owner, size in _rest(phase.peak)}
-        found |= {(name, HELD + owner): float(size) for owner, size in _rest(phase.start)}
+        found |= {(name, owner): float(size) for owner, size in phase.peak.items() if owner != RESIDENT and size}
+        found |= {(name, HELD + owner): float(size) for owner, size in phase.start.items() if owner != RESIDENT and size}
         found[name, FLOPS] = phase.flops
     return found
-
-
-def _rest(sizes: Counter[str]) -> list[tuple[str, int]]:
-    return [(owner, size) for owner, size in sizes.items() if owner != RESIDENT and size > 0]
 
 
 def at_full_depth(measure: Callable[[Mapping[str, int]], Numbers], depths: Mapping[str, int]) -> Numbers:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
@@ -49,23 +49,32 @@ class Ledger(TorchDispatchMode):
         workspace: what an operator takes for itself while it runs.
     """
 
-    def __init__(self, workspace: Workspace = lambda _op, _args: 0) -> None:
+    def __init__(self, workspace: Workspace | None = None) -> None:
         super().__init__()
-        self._workspace = workspace
+        self._workspace = workspace or no_workspace
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._total = self._fullest = 0
-        self._attention = MetaAttention()
+        self._kernels = MetaKernels()
         self.live: Counter[str] = Counter()
         self.phases: dict[str, Phase] = {}
         self.enter_phase("start")
 
     def __enter__(self) -> Self:
-        self._attention.__enter__()
+        self._kernels.__enter__()
         return super().__enter__()  # type: ignore[no-any-return]
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self._attention.__exit__(*error)
+        self._kernels.__exit__(*error)
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The precision of matrix products whose inputs are float32."""
+        return self._kernels.autocast
+
+    @autocast.setter
+    def autocast(self, dtype: torch.dtype | None) -> None:
+        self._kernels.autocast = dtype
 
     def enter_phase(self, name: str) -> None:
         """What is allocated from now on belongs to `name`; a phase entered again goes on."""
@@ -131,12 +140,22 @@ def count_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
     return 0.0 if counter is None else float(counter(*args, **kwargs, out_val=out))
 
 
-class MetaAttention(TorchFunctionMode):
-    """Fused attention on meta tensors, where torch itself would spell out the S x S matrix that no GPU ever stores."""
+class MetaKernels(TorchFunctionMode):
+    """What torch does otherwise for meta tensors than on a GPU.
+
+    Attention is fused (torch itself would spell out the S x S matrix that no GPU ever stores), and `autocast` casts
+    the inputs of matrix products (torch has none for the meta device).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.autocast: torch.dtype | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
-        """Replace `scaled_dot_product_attention`."""
+        """Replace `scaled_dot_product_attention`, cast for `linear`."""
         kwargs = kwargs or {}
+        if self.autocast is not None and func in {F.linear, torch.matmul, F.scaled_dot_product_attention}:
+            args, kwargs = tree_map(self._cast, (args, kwargs))
         if func is F.scaled_dot_product_attention:
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
             given = dict(zip(names, args, strict=False)) | kwargs
@@ -147,6 +166,15 @@ class MetaAttention(TorchFunctionMode):
                     key, value = (part.repeat_interleave(heads, dim=1) for part in (key, value))
                 return _attention(query, key, value, 0.0, False, attn_mask=given.get("attn_mask"))[0]  # noqa: FBT003
         return func(*args, **kwargs)
+
+    def _cast(self, value: Any) -> Any:
+        is_float = isinstance(value, Tensor) and value.is_meta and value.dtype == torch.float32
+        return value.to(self.autocast) if is_float else value
+
+
+def no_workspace(_func: Any, _args: Sequence[Any]) -> int:
+    """Nothing: what cuDNN takes is its own choice at run time."""
+    return 0
 
 
 def cpu_workspace(func: Any, args: Sequence[Any]) -> int:
