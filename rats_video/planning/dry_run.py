@@ -81,8 +81,8 @@ def dry_step(
         loss, _ = rats_step(rats, batch)
         optimizer.zero_grad(set_to_none=True)
         ledger.enter_phase("student backward")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, cfg.training.optimizer.max_grad_norm, foreach=foreach)
+        ledger.backward(loss)
+        torch.nn.utils.clip_grad_norm_(weights, cfg.training.optimizer.max_grad_norm)
         ledger.enter_phase("optimizer")
         optimizer.step()
     numbers = _numbers(ledger)
@@ -127,7 +127,7 @@ def dry_pixels(
             loss = score("student")
         if with_gradient:
             ledger.enter_phase("pixels backward")
-            loss.backward()
+            ledger.backward(loss)
     return _numbers(ledger)
 
 

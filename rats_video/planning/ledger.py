@@ -89,6 +89,12 @@ class Ledger(TorchDispatchMode):
         for tensor in tensors:
             self._see(tensor, owner)
 
+    @staticmethod
+    def backward(loss: Tensor) -> None:
+        """`loss.backward()`, which itself would leave our modes while checkpointed blocks are computed again."""
+        run = torch.autograd.graph._engine_run_backward  # noqa: SLF001
+        run((loss,), (torch.ones_like(loss),), False, False, (), allow_unreachable=True, accumulate_grad=True)  # noqa: FBT003
+
     def own_modules(self, owner: str, modules: Iterable[nn.Module]) -> None:
         """Count the weights and buffers of modules that were there before."""
         for module in modules:
