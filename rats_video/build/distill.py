@@ -24,6 +24,7 @@ from rats_video.build.compute import (
     place,
     save_text,
 )
+from rats_video.build.dry_runs import plan_of_run
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
 from rats_video.config.load import load_config, write_resolved
@@ -185,6 +186,7 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
             build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
     prepare_run(cfg, run, resume=resume, overwrite=overwrite)
     save_text(cfg, backbone, run.text)
+    write_json(run.plan, plan_of_run(cfg, build_roles, device))
     in_force = describe(cfg, student)
     write_json(run.environment, {**environment(device), **in_force})
     print(f"distill on {device}:", *(f"{key} {value};" for key, value in in_force.items()), file=sys.stderr)  # noqa: T201

@@ -12,14 +12,13 @@ from torch import Tensor
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.text_cache import TextCache
-from rats_video.build.distill import build_roles
 from rats_video.config.compute import ComputeConfig
 from rats_video.config.distill import DistillConfig, EmaTeacher, ShapesPrompts
 from rats_video.datasets.prompts import load_prompts
 from rats_video.distill.horizon import match_horizons
 from rats_video.errors import UserError
 from rats_video.planning.architecture import META, build_on_meta, find_architecture, with_depths
-from rats_video.planning.devices import Device
+from rats_video.planning.devices import Device, recognise
 from rats_video.planning.dry_run import (
     AVERAGE,
     DENOISER,
@@ -37,21 +36,27 @@ from rats_video.planning.ledger import Ledger, cpu_workspace, no_workspace
 from rats_video.training.loop import draw_batch
 from rats_video.types import PromptBatch, Reward, TextCondition
 
+Roles = Callable[[DistillConfig, PipelineBackbone], tuple[PipelineBackbone, PipelineBackbone]]
+"""Makes student and teacher of a base: `build_roles`."""
+
 
 class DryRuns:
     """The dry runs of one model on one kind of device, each made once however many settings are tried.
 
     Args:
         cfg: the run.
+        roles: how student and teacher are made.
         device: decides what operators take for themselves.
         gpus: processes that share a batch.
     """
 
-    def __init__(self, cfg: DistillConfig, device: Device, gpus: int) -> None:
+    def __init__(self, cfg: DistillConfig, roles: Roles, device: Device, gpus: int) -> None:
         self._architecture = find_architecture(cfg.model, cfg.architecture)
-        self._cpu, self._gpus = device.is_cpu, gpus
+        self._roles, self._cpu, self._gpus = roles, device.is_cpu, gpus
         self._made: dict[str, Any] = {}
-        source = ShapesPrompts() if self._architecture.folder is None else cfg.prompts  # without tokenizer all are alike
+        source = (
+            ShapesPrompts() if self._architecture.folder is None else cfg.prompts
+        )  # without tokenizer all are alike
         self._prompt = max(load_prompts(source).train, key=len)
 
     @property
@@ -108,16 +113,14 @@ class DryRuns:
 
     def _step(self, cfg: DistillConfig) -> Numbers:
         """What depends on the denoiser, its weights and how it is called."""
-        compute = ComputeConfig(
-            dtype=cfg.compute.dtype, activation_checkpointing=cfg.compute.activation_checkpointing
-        )
+        compute = ComputeConfig(dtype=cfg.compute.dtype, activation_checkpointing=cfg.compute.activation_checkpointing)
         cfg = cfg.model_copy(update={"compute": compute})
         key = f"step {cfg.student!r} {compute!r}"
 
         def at(depths: Mapping[str, int]) -> Numbers:
             base = with_depths(self._base(compute.dtype), self._architecture, depths)
             base.text_cache = TextCache(self._once(f"rows {compute.dtype}", lambda: self._rows(compute.dtype)))
-            student, teacher = build_roles(cfg, base)
+            student, teacher = self._roles(cfg, base)
             found = dry_step(student, teacher, self._batch(cfg, student), cfg, foreach=not self._cpu)
             return found | weigh(self._weights(cfg, base, student, teacher))
 
@@ -196,3 +199,16 @@ def horizon_rows(cfg: DistillConfig, backbone: PipelineBackbone) -> Iterator[dic
             if boundary is not None:  # the expert that makes the step that ends there
                 row["expert"] = "transformer_2" if start * 1000 < boundary * 1000 else "transformer"
             yield row
+
+
+def plan_of_run(cfg: DistillConfig, roles: Roles, device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """The plan that a run keeps, as JSON, for the device it is about to run on.
+
+    Args:
+        cfg: of the run.
+        roles: how student and teacher are made.
+        device: of this process.
+        processes: that share a batch.
+    """
+    where = recognise(device)
+    return DryRuns(cfg, roles, where, processes).plan(cfg, where).as_json()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
+from rats_video.build.distill import build_roles
 from rats_video.build.dry_runs import DryRuns
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.errors import UserError
 from rats_video.files import write_json
-from rats_video.planning.devices import Device, find_device, recognise
+from rats_video.planning.devices import find_device
 from rats_video.planning.estimate import GIB, Plan
 from rats_video.planning.levers import Lever, cheapest, useful_levers, without_conflicts
 from rats_video.planning.report import advice_lines, plan_lines
@@ -46,7 +45,7 @@ def run_plan(
         return load_config(DistillConfig, config, group="distill", overrides=[*overrides, *settings])
 
     cfg = configured([])
-    runs = DryRuns(cfg, device, gpus)
+    runs = DryRuns(cfg, build_roles, device, gpus)
     plan = runs.plan(cfg, device)
     lines, record = plan_lines(plan), plan.as_json()
     budget = gpu_memory or device.memory
@@ -55,8 +54,8 @@ def run_plan(
         def plan_with(levers: Sequence[Lever]) -> Plan:
             return runs.plan(configured(without_conflicts(levers, cfg)), device)
 
-        levers, best = _search(useful_levers(cfg, gpus), plan_with, budget)
-        levers = None if levers is None else without_conflicts(levers, cfg)
+        found, best = _search(useful_levers(cfg, gpus), plan_with, budget)
+        levers = None if found is None else without_conflicts(found, cfg)
         lines += ["", *advice_lines(plan, budget, levers, best)]
         record["gpu_memory_gib"], record["fits"] = budget, levers == []
         record["levers"] = None if levers is None else [lever.setting for lever in levers]
@@ -66,18 +65,8 @@ def run_plan(
     return lines
 
 
-def _search(levers: list[Lever], plan_with, budget: float) -> tuple[list[Lever] | None, Plan]:  # noqa: ANN001
+def _search(
+    levers: list[Lever], plan_with: Callable[[Sequence[Lever]], Plan], budget: float
+) -> tuple[list[Lever] | None, Plan]:
     found = cheapest(levers, lambda chosen: plan_with(chosen).memory.needed <= budget * GIB)
     return found, plan_with(levers if found is None else found)
-
-
-def plan_of_run(cfg: DistillConfig, device: torch.device, processes: int = 1) -> dict[str, object]:
-    """The plan that a run keeps, for the device it is about to run on.
-
-    Args:
-        cfg: of the run.
-        device: of this process.
-        processes: that share a batch.
-    """
-    where: Device = recognise(device)
-    return DryRuns(cfg, where, processes).plan(cfg, where).as_json()

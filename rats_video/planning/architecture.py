@@ -1,4 +1,4 @@
-"""The models of a run as shapes on the meta device: from a folder's config files, or from a preset, never from weights."""
+"""The models of a run as shapes on the meta device: from config files or a preset, never from weights."""
 
 from __future__ import annotations
 
@@ -63,10 +63,7 @@ class Architecture:
 
     def cut(self, depths: Mapping[str, int]) -> Architecture:
         """The same with other numbers of blocks."""
-        cut = {
-            name: {**part, **depths} if name in self.denoiser_parts else part
-            for name, part in self.parts.items()
-        }
+        cut = {name: {**part, **depths} if name in self.denoiser_parts else part for name, part in self.parts.items()}
         return replace(self, parts=cut)
 
 

@@ -158,7 +158,9 @@ def _numbers(ledger: Ledger) -> Numbers:
     found: Numbers = {}
     for name, phase in ledger.phases.items():
         found |= {(name, owner): float(size) for owner, size in phase.peak.items() if owner != RESIDENT and size}
-        found |= {(name, HELD + owner): float(size) for owner, size in phase.start.items() if owner != RESIDENT and size}
+        found |= {
+            (name, HELD + owner): float(size) for owner, size in phase.start.items() if owner != RESIDENT and size
+        }
         found[name, FLOPS] = phase.flops
     return found
 

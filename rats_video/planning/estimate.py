@@ -123,7 +123,9 @@ def _held(numbers: Numbers, phase: str) -> dict[str, float]:
 
 
 def _add(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {name: one.get(name, 0.0) + other.get(name, 0.0) for name in [*one, *(key for key in other if key not in one)]}
+    return {
+        name: one.get(name, 0.0) + other.get(name, 0.0) for name in [*one, *(key for key in other if key not in one)]
+    }
 
 
 def network_calls(cfg: DistillConfig) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Counts the bytes and the FLOPs of real code that runs on meta tensors: shapes without numbers, so nothing is computed."""
+"""Counts bytes and FLOPs of real code that runs on meta tensors: shapes without values, nothing is computed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Ledger(TorchDispatchMode):
     """
 
     def __init__(self, workspace: Workspace | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._workspace = workspace or no_workspace
         self._alive: dict[int, weakref.ref[Any]] = {}
         self._total = self._fullest = 0
@@ -60,12 +60,13 @@ class Ledger(TorchDispatchMode):
         self.enter_phase("start")
 
     def __enter__(self) -> Self:
-        self._kernels.__enter__()
-        return super().__enter__()  # type: ignore[no-any-return]
+        self._kernels.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._kernels.__exit__(*error)
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._kernels.__exit__(*error)  # type: ignore[no-untyped-call]
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -100,7 +101,7 @@ class Ledger(TorchDispatchMode):
         for module in modules:
             self.own(owner, [*module.parameters(), *module.buffers()])
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and book it."""
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default and args[0].is_meta:  # noqa: SLF001  # `.item()` of what has no value
@@ -139,9 +140,9 @@ def count_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any
     """FLOPs of one operator; 0 for those that are not matrix products."""
     packet = getattr(func, "overloadpacket", func)
     if packet is _attention:
-        return 4.0 * math.prod(args[0].shape) * args[1].shape[2]
+        return float(4 * math.prod(args[0].shape) * args[1].shape[2])
     if packet is _attention_backward:  # one product is computed again
-        return 10.0 * math.prod(args[1].shape) * args[2].shape[2]
+        return float(10 * math.prod(args[1].shape) * args[2].shape[2])
     counter = flop_registry.get(packet)
     return 0.0 if counter is None else float(counter(*args, **kwargs, out_val=out))
 
@@ -157,7 +158,7 @@ class MetaKernels(TorchFunctionMode):
         super().__init__()
         self.autocast: torch.dtype | None = None
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace `scaled_dot_product_attention`, cast for `linear`."""
         kwargs = kwargs or {}
         if self.autocast is not None and func in {F.linear, torch.matmul, F.scaled_dot_product_attention}:

@@ -62,7 +62,7 @@ def useful_levers(cfg: DistillConfig, gpus: int) -> list[Lever]:
 
 
 def without_conflicts(levers: Sequence[Lever], cfg: DistillConfig) -> list[Lever]:
-    """Those of `levers` that do something together: offloading needs a frozen base, host caches a checkpointed decode."""
+    """Those of `levers` that work together: offload needs a frozen base, decode.offload a checkpointed decode."""
     settings = {lever.setting for lever in levers}
     is_full = isinstance(cfg.student.weights, FullWeights) and "student.weights.kind=lora" not in settings
     is_whole = not cfg.compute.decode.checkpoint and "compute.decode.checkpoint=true" not in settings

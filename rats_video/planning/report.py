@@ -8,6 +8,14 @@ from rats_video.planning.estimate import CONTEXT, FRAGMENTED, GIB, Plan
 from rats_video.planning.levers import Lever
 
 SHOWN = 0.005  # GiB or TFLOPs; smaller rows are left out where there are larger ones
+CPU_TRUST = [
+    "  A CPU's convolutions take a work area, which is counted; its speed is a guess from one matrix product.",
+]
+GPU_TRUST = [
+    f"  Beside it {FRAGMENTED - 1:.0%} for the allocator's holes and {CONTEXT / GIB:g} GiB for CUDA are assumed. What cuDNN",
+    "  takes while it convolves is not counted. Seconds are TFLOPs over an assumed share of the device's peak",
+    "  (--utilisation); small operations and waiting come on top.",
+]
 
 
 def plan_lines(plan: Plan) -> list[str]:
@@ -38,20 +46,8 @@ def plan_lines(plan: Plan) -> list[str]:
         "How this was found, and how far to trust it:",
         "  The run's own step was carried out on tensors without values, for a shallow denoiser and one with a block",
         "  more; all else follows in proportion. Memory is of live tensors from the second step on.",
-        *(
-            ["  A CPU's convolutions take a work area, which is counted; its speed is a guess from one matrix product."]
-            if device.is_cpu
-            else [
-                f"  A GPU needs more: {FRAGMENTED - 1:.0%} for the allocator's holes and {CONTEXT / GIB:g} GiB for CUDA are",
-                "  assumed. What cuDNN takes while it convolves is not counted. Seconds are TFLOPs over an assumed share of",
-                "  the device's peak (--utilisation); small operations and waiting come on top.",
-            ]
-        ),
-        *(
-            ["  With several processes, what --set parallel.shard=true and compute.offload save is arithmetic, not run."]
-            if plan.gpus > 1
-            else []
-        ),
+        *(CPU_TRUST if device.is_cpu else GPU_TRUST),
+        *(["  What parallel.shard saves is arithmetic, not run; parallel.context is not counted."] * (plan.gpus > 1)),
     ]
 
 
@@ -70,15 +66,13 @@ def advice_lines(plan: Plan, gpu_memory: float, levers: Sequence[Lever] | None, 
     if not levers:
         return [f"Fits into {gpu_memory:g} GiB: it needs {needed:.1f} GiB."]
     return [
-        f"Does not fit into {gpu_memory:g} GiB: it needs {needed:.1f} GiB. The cheapest settings that do need "
-        f"{least:.1f} GiB:",
+        f"Does not fit into {gpu_memory:g} GiB: it needs {needed:.1f} GiB.",
+        f"The cheapest settings that fit need {least:.1f} GiB:",
         *(f"  --set {lever.setting:<44} # {lever.price}" for lever in levers),
     ]
 
 
-def _table(
-    title: str, unit: str, rows: Iterable[tuple[str, float]], form: str, *, total: str = "total"
-) -> list[str]:
+def _table(title: str, unit: str, rows: Iterable[tuple[str, float]], form: str, *, total: str = "total") -> list[str]:
     rows = list(rows)
     whole = sum(value for _, value in rows)
     shown = [(name, value) for name, value in rows if value > min(SHOWN, whole / 1000)]
