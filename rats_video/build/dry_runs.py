@@ -120,7 +120,8 @@ class DryRuns:
         def at(depths: Mapping[str, int]) -> Numbers:
             base = with_depths(self._base(compute.dtype), self._architecture, depths)
             base.text_cache = TextCache(self._once(f"rows {compute.dtype}", lambda: self._rows(compute.dtype)))
-            student, teacher = self._roles(cfg, base)
+            with META:  # adapters too
+                student, teacher = self._roles(cfg, base)
             found = dry_step(student, teacher, self._batch(cfg, student), cfg, foreach=not self._cpu)
             return found | weigh(self._weights(cfg, base, student, teacher))
 

@@ -78,7 +78,7 @@ def estimate_memory(cfg: DistillConfig, counted: Counted, gpus: int = 1) -> Memo
         held[DENOISER] *= two_blocks
     if cfg.parallel.shard and gpus > 1:
         gathered = two_blocks * max(held[DENOISER], held[TRAINED])
-        held |= {part: held[part] / gpus for part in (DENOISER, TRAINED, AVERAGE, "optimizer")}
+        held |= {part: held[part] / gpus for part in (DENOISER, TRAINED, AVERAGE, "optimizer") if part in held}
         held["gathered blocks"] = gathered
         spared = weights[TRAINED] * (1 - 1 / gpus)
         for phase in phases.values():

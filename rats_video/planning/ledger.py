@@ -21,8 +21,8 @@ aten = torch.ops.aten
 _attention = aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # the one with a meta kernel and a mask
 _attention_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
-Workspace = Callable[[Any, Sequence[Any]], int]
-"""`(operator, its arguments) -> bytes` that it takes while it runs, beside its inputs and outputs."""
+Workspace = Callable[[Any, Sequence[Any], Any], int]
+"""`(operator, its arguments, its output) -> bytes` that it takes while it runs, beside its inputs and outputs."""
 
 
 @dataclass
@@ -111,7 +111,7 @@ class Ledger(TorchDispatchMode):
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self._see(leaf, self.now)
-        extra = self._workspace(func, args)
+        extra = self._workspace(func, args, out)
         if self._total + extra > self._fullest:
             self._fullest = self._total + extra
             self.phase.peak = Counter(self.live)
@@ -179,28 +179,27 @@ class MetaKernels(TorchFunctionMode):
         return value.to(self.autocast) if is_float else value
 
 
-def no_workspace(_func: Any, _args: Sequence[Any]) -> int:
+def no_workspace(_func: Any, _args: Sequence[Any], _out: Any) -> int:
     """Nothing: what cuDNN takes is its own choice at run time."""
     return 0
 
 
-def cpu_workspace(func: Any, args: Sequence[Any]) -> int:
+def cpu_workspace(func: Any, args: Sequence[Any], out: Any) -> int:
     """Bytes that a float32 convolution takes on a CPU: blocked copies of its inputs, or a column matrix.
 
     Follows `ConvParams::use_mkldnn` of ATen/native/Convolution.cpp: single clips with small frames are unfolded.
     """
     packet = getattr(func, "overloadpacket", func)
     if packet is aten.convolution:
-        image, weight, stride = args[0], args[1], args[3]
-        copied = image.nbytes + weight.nbytes
+        image, weight, result, inputs = args[0], args[1], out, (args[0], args[1])
     elif packet is aten.convolution_backward:
-        grad, image, weight, stride = args[0], args[1], args[2], args[4]
-        copied = image.nbytes + grad.nbytes + weight.nbytes
+        image, weight, result, inputs = args[1], args[2], args[0], (args[0], args[1], args[2])
     else:
         return 0
-    is_pointwise = math.prod(weight.shape[2:]) == 1 and math.prod(stride) == 1 and torch.get_num_threads() == 1
-    is_large = image.shape[0] > 1 or math.prod(image.shape[:4]) > 20480 or min(weight.shape[-2:]) > 3  # as ATen has it
-    if is_large and not (is_pointwise and image.shape[0] < 16):
-        return int(copied)
-    positions = math.prod(math.ceil(size / step) for size, step in zip(image.shape[2:], stride, strict=True))
-    return int(image.shape[0] * image.shape[1] * math.prod(weight.shape[2:]) * positions * image.element_size())
+    kernel, batch = weight.shape[2:], len(image)
+    is_pointwise = math.prod(kernel) == 1 and batch < 16 and torch.get_num_threads() == 1
+    is_blocked = batch > 1 or math.prod(image.shape[:4]) > 20480 or min(kernel[-2:]) > 3  # as ATen has it
+    if is_blocked and not is_pointwise:
+        return sum(each.nbytes for each in inputs)
+    columns = image.shape[1] * math.prod(kernel) * math.prod(result.shape[2:])
+    return 0 if is_pointwise else int(batch * columns * image.element_size())

@@ -12,7 +12,7 @@ CPU_TRUST = [
     "  A CPU's convolutions take a work area, which is counted; its speed is a guess from one matrix product.",
 ]
 GPU_TRUST = [
-    f"  Beside it {FRAGMENTED - 1:.0%} for the allocator's holes and {CONTEXT / GIB:g} GiB for CUDA are assumed. What cuDNN",
+    f"  {FRAGMENTED - 1:.0%} for the allocator and {CONTEXT / GIB:g} GiB for CUDA are assumed beside it. What cuDNN",
     "  takes while it convolves is not counted. Seconds are TFLOPs over an assumed share of the device's peak",
     "  (--utilisation); small operations and waiting come on top.",
 ]
