@@ -101,7 +101,7 @@ def refused(outcome: Any, expected: str) -> None:
 def test_run_writes_everything(finished: Path) -> None:
     assert names(finished) == [
         "checkpoints", "comparison", "config.resolved.yaml", "environment.json", "evaluation", "metrics.jsonl",
-        "samples", "student", "training.png",
+        "plan.json", "samples", "student", "training.png",
     ]  # fmt: skip
     assert names(finished / "student") == ["rats.json", "transformer"]
     assert names(finished / "evaluation") == ["evaluation.json", "evaluation.md", "nfe.png"]
