@@ -15,12 +15,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads beside another job 
 
 import pytest
 import torch
+import wan_family
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
-from rats_video.config.pretrain import TextEncoderConfig, TransformerConfig, VaeConfig
+from rats_video.config.pretrain import VaeConfig
 from rats_video.datasets.shapes import WORDS, split_combinations
 from rats_video.rewards.word_reward import WordReward
 from rats_video.seeds import seeded
@@ -28,7 +29,6 @@ from rats_video.types import ClipSpec, PromptBatch, RewardScores
 
 torch.set_num_threads(1)
 
-SHIFT = 3.0
 TINY_CONFIG = """
 seed: 5
 model: {model}
@@ -62,40 +62,14 @@ def captions() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def vae_config() -> VaeConfig:
-    return VaeConfig.model_validate({
-        "clip": {"num_frames": 5, "height": 32, "width": 32},
-        "model": {"base_dim": 8, "dim_mult": (1, 1, 1), "latent_channels": 4, "patch_size": 2},
-        "stages": [
-            {"num_frames": 1, "batch_size": 2, "steps": 2, "lr": 1e-2},
-            {"num_frames": 5, "batch_size": 1, "steps": 2, "lr": 1e-2, "trains": "decoder"},
-        ],
-        "stats_clips": 32,
-        "eval_clips": 16,
-    })  # fmt: skip
+    return wan_family.VAE_CONFIG
 
 
 @pytest.fixture(scope="session")
-def tiny_wan(tmp_path_factory: pytest.TempPathFactory, vae_config: VaeConfig) -> Path:
-    """A pipeline folder of random weights that `diffusers.WanPipeline` loads (14,000 + 57,000 parameters)."""
-    from rats_video.training.teacher import build_text_encoder, build_tokenizer, build_transformer, save_pipeline
-    from rats_video.training.vae import build_vae
-
-    torch.manual_seed(0)
-    vae = build_vae(vae_config)
-    with torch.no_grad():  # a fresh VAE ignores the past: a trained one does not
-        for parameter in vae.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 0.8, 1.2, 1.0])
-    tokenizer = build_tokenizer()
-    text_encoder = build_text_encoder(TextEncoderConfig(d_model=16, num_layers=1, num_heads=2), len(tokenizer))
-    shape = TransformerConfig(num_heads=2, head_dim=8, ffn_dim=32, num_layers=2, patch_size=(1, 2, 2))
-    transformer = build_transformer(shape, latent_channels=4, text_dim=16)
+def tiny_wan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pipeline folder of random weights that `diffusers.WanPipeline` loads."""
     folder = tmp_path_factory.mktemp("models") / "tiny-wan"
-    save_pipeline(
-        WanBackbone(transformer=transformer, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer),
-        folder,
-        shift=SHIFT,
-    )
+    wan_family.build(folder)
     return folder
 
 

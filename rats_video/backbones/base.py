@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor, nn
 
+from rats_video.backbones.folder import load_part, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import DecodeConfig, LoraWeights
@@ -30,17 +30,24 @@ class PipelineBackbone(ABC):
     denoiser and differs by a LoRA adapter that each of its calls switches on.
 
     Args:
-        parts: the pipeline's components by the names of its folders; their weights are frozen but for the denoiser's.
+        parts: the pipeline's components by the names of its folders, their weights frozen but for the denoiser's; and
+            the `settings` of its `model_index.json`.
     """
 
     family: ClassVar[str]
     """For messages: "Wan"."""
     pipelines: ClassVar[tuple[str, ...]]
     """`_class_name` in `model_index.json` of the folders this family loads, the first one first."""
-    denoiser_parts: ClassVar[tuple[str, ...]] = ("transformer",)
+    denoiser_parts: tuple[str, ...] = ("transformer",)
     """The parts that denoise; two for a model of two experts."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that some folders of the family lack: `model_index.json` gives them as `[null, null]` or not at all."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Plain values of `model_index.json` that the constructor is given beside the parts, where they are there."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the linear layers that LoRA adapts unless the configuration names others."""
+    exact_window: ClassVar[bool] = True
+    """Whether decoding a window of latent frames with gradient keeps all pixel values: not where later frames count."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
@@ -50,6 +57,8 @@ class PipelineBackbone(ABC):
         self.adapters: Adapters | None = None
         self.role: str | None = None
         self.decoding = DecodeConfig()
+        self.embedded_guidance = 6.0  # for models that were distilled to take their guidance scale as an input
+        self.fps = 25.0  # of the clips asked for, for models that are told it
         self.text_cache: TextCache | None = None
         self.autocast: torch.dtype | None = None
 
@@ -114,11 +123,12 @@ class PipelineBackbone(ABC):
         """
         from transformers.utils import logging
 
-        check_pipeline(folder, cls.pipelines)
+        index = read_index(folder, cls.pipelines)
         classes = {
-            part: kind
-            for part, kind in cls.component_classes().items()
-            if with_text or not part.startswith(TEXT_ENCODERS)
+            name: kind
+            for name, kind in cls.component_classes().items()
+            if (with_text or not name.startswith(TEXT_ENCODERS))
+            and (name not in cls.optional_parts or index.get(name) not in (None, [None, None]))
         }
         for part in classes:
             if not (folder / part).is_dir():
@@ -127,27 +137,10 @@ class PipelineBackbone(ABC):
                 )
         logging.disable_progress_bar()
         loaded = {
-            name: cls._load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype)
+            name: load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype, family=cls.family)
             for name, kind in classes.items()
         }
-        return cls(**loaded)
-
-    @classmethod
-    def _load_part(cls, kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
-        from safetensors import SafetensorError
-
-        try:
-            part = (
-                kind.from_pretrained(folder, torch_dtype=dtype)
-                if hasattr(kind, "forward")
-                else kind.from_pretrained(folder)
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(
-                f"cannot load it as a {cls.family} pipeline: {folder.name}/: {reason}", where=str(folder.parent)
-            ) from error
-        return part.to(device).eval() if isinstance(part, nn.Module) else part
+        return cls(**loaded, **{name: index[name] for name in cls.settings if name in index})
 
     def load_denoiser(self, folder: Path) -> Self:
         """The same model with the denoiser of another folder, e.g. a student's.
@@ -160,7 +153,8 @@ class PipelineBackbone(ABC):
             if not (folder / name).is_dir():
                 raise UserError(f"no {name}/ in it", where=str(folder), fix="give the folder of a student")
         loaded = {
-            name: self._load_part(classes[name], folder / name, self.device, self.dtype) for name in self.denoiser_parts
+            name: load_part(classes[name], folder / name, self.device, self.dtype, family=self.family)
+            for name in self.denoiser_parts
         }
         return self._with_denoisers(loaded)
 
@@ -207,7 +201,8 @@ class PipelineBackbone(ABC):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        other.decoding, other.text_cache = self.decoding, self.text_cache
+        for name in ("decoding", "embedded_guidance", "fps", "text_cache"):
+            setattr(other, name, getattr(self, name))
         return other
 
     def adapted(self, name: str, cfg: LoraWeights) -> Self:
@@ -311,21 +306,3 @@ class PipelineBackbone(ABC):
         """
         pixels = (self._decode(self._to_vae(latents), grad_frames).transpose(1, 2) + 1) / 2
         return pixels + (pixels.clamp(0, 1) - pixels).detach()
-
-
-def check_pipeline(folder: Path, accepted: Sequence[str]) -> str:
-    """The pipeline class a folder was saved from.
-
-    Raises:
-        UserError: the folder is no diffusers pipeline, or one of another family.
-    """
-    try:
-        name = str(json.loads((folder / "model_index.json").read_text())["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            "not a diffusers pipeline: no readable model_index.json in it",
-            where=str(folder), fix="give the folder that pipeline.save_pretrained or a hub download made",
-        ) from error  # fmt: skip
-    if name not in accepted:
-        raise UserError(f"is a {name}", where=str(folder), fix=f"give one of: {', '.join(accepted)}")
-    return name

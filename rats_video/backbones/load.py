@@ -6,10 +6,14 @@ from pathlib import Path
 
 import torch
 
-from rats_video.backbones.base import PipelineBackbone, check_pipeline
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.cogvideox import CogVideoXBackbone
+from rats_video.backbones.folder import read_index
+from rats_video.backbones.hunyuan import HunyuanVideoBackbone
+from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
 
-FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone,)
+FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone, LTXBackbone, HunyuanVideoBackbone, CogVideoXBackbone)
 
 
 def load_backbone(
@@ -24,6 +28,6 @@ def load_backbone(
     Raises:
         UserError: it is no pipeline, of no family we know, or damaged.
     """
-    name = check_pipeline(folder, [name for family in FAMILIES for name in family.pipelines])
+    name = read_index(folder, [name for family in FAMILIES for name in family.pipelines])["_class_name"]
     family = next(family for family in FAMILIES if name in family.pipelines)
     return family.from_pretrained(folder, device, dtype, with_text=with_text)

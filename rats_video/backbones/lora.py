@@ -8,6 +8,7 @@ active by then.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,9 @@ class Adapters:
         for network in self.networks.values():
             peft_config = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha, target_modules=targets, init_lora_weights=True)
             try:
-                network.add_adapter(peft_config, adapter_name=name)  # type: ignore[operator]
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what we want
+                    network.add_adapter(peft_config, adapter_name=name)  # type: ignore[operator]
             except ValueError as error:
                 raise UserError(
                     f"no layer of the denoiser is called {', '.join(targets)}", where="student.weights.targets",

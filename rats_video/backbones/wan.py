@@ -1,4 +1,4 @@
-"""Wan 2.1 text-to-video, from any folder that `diffusers.WanPipeline` loads."""
+"""Wan 2.1 and 2.2 text-to-video, from any folder that `diffusers.WanPipeline` loads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
+from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, is_low_noise
+from rats_video.errors import UserError
 from rats_video.types import TextCondition
 
 ADDS_TO_LOGITS = (None, "native", "_native_math")  # attention kernels that take any additive mask
@@ -17,16 +19,36 @@ TEXT_LENGTH = 512  # rows WanPipeline's cross-attention sees: the prompt's, then
 
 
 class WanBackbone(PipelineBackbone):
-    """A Wan pipeline's four models: `transformer`, `vae`, `text_encoder`, `tokenizer`."""
+    """A Wan pipeline's models: `transformer`, `vae`, `text_encoder`, `tokenizer`; with `boundary_ratio` two experts.
+
+    Wan 2.2 A14B has a second `transformer_2`, which makes the steps below `boundary_ratio`: both are trained, each by
+    the steps that it makes. Wan 2.2 TI2V-5B gives each token a timestep of its own (`expand_timesteps`); where a clip
+    is made from text alone they are all equal, so we give the clip one: the same modulation, without the `[B, tokens,
+    6, D]` of it that each block would hold (2 GB in float32 at 704 x 1280 x 121).
+
+    Raises:
+        UserError: a boundary without a second expert.
+    """
 
     family = "Wan"
     pipelines = ("WanPipeline",)
+    optional_parts = (LOW_NOISE,)
+    settings = ("boundary_ratio",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def __init__(self, **parts: Any) -> None:
+        self.boundary_ratio: float | None = parts.get("boundary_ratio")
+        if self.boundary_ratio is not None:
+            self.denoiser_parts = (HIGH_NOISE, LOW_NOISE)
+            if LOW_NOISE not in parts:
+                raise UserError(
+                    f"boundary_ratio is {self.boundary_ratio}, but there is no {LOW_NOISE}", where="model_index.json",
+                    fix="give the folder of both experts, or a boundary_ratio of null",
+                )  # fmt: skip
         super().__init__(**parts)
         self.vae = parts["vae"]
-        use_compact_text(parts["transformer"])
+        for network in self.denoisers.values():
+            use_compact_text(network)
         use_fast_norms(self.vae)
 
     @classmethod
@@ -36,7 +58,8 @@ class WanBackbone(PipelineBackbone):
         from transformers import AutoTokenizer, UMT5EncoderModel
 
         return {
-            "transformer": WanTransformer3DModel,
+            HIGH_NOISE: WanTransformer3DModel,
+            LOW_NOISE: WanTransformer3DModel,
             "vae": AutoencoderKLWan,
             "text_encoder": UMT5EncoderModel,
             "tokenizer": AutoTokenizer,
@@ -85,7 +108,21 @@ class WanBackbone(PipelineBackbone):
         return TextCondition(embeds)
 
     def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        transformer = self.parts["transformer"]
+        if self.boundary_ratio is None:
+            return self._call(HIGH_NOISE, latents, sigma, text)
+        low = is_low_noise(sigma, self.boundary_ratio)
+        if low.all():
+            return self._call(LOW_NOISE, latents, sigma, text)
+        if not low.any():
+            return self._call(HIGH_NOISE, latents, sigma, text)
+        velocity = torch.empty_like(latents)
+        for expert, rows in ((HIGH_NOISE, ~low), (LOW_NOISE, low)):
+            own = text.map(lambda part, rows=rows: part[rows])  # type: ignore[misc]
+            velocity[rows] = self._call(expert, latents[rows], sigma[rows], own)
+        return velocity
+
+    def _call(self, expert: str, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        transformer = self.parts[expert]
         velocity: Tensor = transformer(
             latents.to(transformer.dtype), sigma * NUM_TRAIN_TIMESTEPS, text.embeds.to(transformer.dtype),
             return_dict=False,

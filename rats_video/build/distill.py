@@ -46,13 +46,22 @@ from rats_video.training.run_folder import RunFolder
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
-    """The base model, checked against the clip size; where prompts are encoded already, without text encoder."""
+    """The base model, checked against the clip size and the way it is to be decoded.
+
+    Where its prompts are encoded already, it comes without text encoder.
+    """
     check_compute(cfg, device)
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     first = device if cfg.compute.offload == "none" else "cpu"
     backbone = load_backbone(folder, first, dtype, with_text=text is None)
-    backbone.decoding = cfg.compute.decode
+    backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
+    backbone.embedded_guidance = cfg.embedded_guidance
     backbone.latent_shape(cfg.clip.spec)
+    if cfg.compute.decode.window is not None and not backbone.exact_window:
+        raise UserError(
+            f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
+            where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
+        )  # fmt: skip
     place(cfg, backbone, device)
     if cfg.compute.cache_text:
         backbone.cache_text(text or encode_prompts(cfg, backbone))
@@ -177,15 +186,15 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     """Train a student; everything that can be wrong with the configuration is found before the folder is touched."""
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
-    backbone = build_backbone(cfg, device, text=cached_text(cfg, run.text))
-    prompts = checked_prompts(cfg, backbone)
-    student, teacher = build_roles(cfg, backbone)
+    # No name for the base: where both roles have weights of their own, its memory is free again.
+    student, teacher = build_roles(cfg, build_backbone(cfg, device, text=cached_text(cfg, run.text)))
+    prompts = checked_prompts(cfg, student)
     rats = build_rats(cfg, student, teacher)
     for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
         if reward is not None:
             build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
     prepare_run(cfg, run, resume=resume, overwrite=overwrite)
-    save_text(cfg, backbone, run.text)
+    save_text(cfg, student, run.text)
     write_json(run.plan, plan_of_run(cfg, build_roles, device))
     in_force = describe(cfg, student)
     write_json(run.environment, {**environment(device), **in_force})
@@ -194,7 +203,7 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = int(list_checkpoints(run.checkpoints)[-1].name.removeprefix("step-"))
     model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
-    card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed)
+    card = StudentCard(model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance)
     save_student(student, card, run.student)
     plot_training(read_metrics(run.metrics), run.curves)
 

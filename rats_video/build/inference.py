@@ -65,6 +65,7 @@ def load_student(folder: Path, device: torch.device) -> LoadedStudent:
     folder = folder if (folder / CARD).is_file() else folder / "student"
     card = load_card(folder)
     base = load_backbone(resolve_folder(card.model, where=f"{folder / CARD}: model"), device)
+    base.fps, base.embedded_guidance = card.clip["fps"], card.embedded_guidance
     return LoadedStudent(card, base, base.load_role(folder))
 
 

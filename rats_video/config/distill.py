@@ -163,6 +163,9 @@ class DistillConfig(Config):
     )
     clip: ClipConfig = ClipConfig()
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")
+    embedded_guidance: PositiveFloat = Field(
+        6.0, description="scale told to a model that takes its guidance as an input (HunyuanVideo); others ignore it"
+    )
     prompts: Prompts = ShapesPrompts()
     reward: WordRewardConfig
     heldout_reward: WordRewardConfig | None = Field(None, description="never in the loss; reported beside the reward")

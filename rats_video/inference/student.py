@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
 
@@ -25,6 +24,7 @@ class StudentCard:
         clip: frames, height, width and fps it was trained at.
         steps: optimizer steps of its training.
         seed: of its training.
+        embedded_guidance: scale its calls were told in training, for models that take it as an input.
     """
 
     model: str
@@ -33,18 +33,15 @@ class StudentCard:
     clip: dict[str, float]
     steps: int
     seed: int
-
-    @property
-    def sigmas(self) -> dict[str, list[float]]:
-        """Noise levels by step count."""
-        return {str(steps): sigma_grid(steps, self.shift).tolist() for steps in self.num_steps}
+    embedded_guidance: float = 6.0
 
 
 def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> None:
-    """Write the student's denoiser or LoRA file and the card, whole or not at all."""
+    """Write the student's denoiser or LoRA file and the card with its noise levels, whole or not at all."""
+    sigmas = {str(steps): student.sigmas(steps, card.shift).tolist() for steps in card.num_steps}
     with replacing(folder, "student") as aside:
         student.save_role(aside)
-        write_json(aside / CARD, {**asdict(card), "guidance_scale": 1.0, "sigmas": card.sigmas})
+        write_json(aside / CARD, {**asdict(card), "guidance_scale": 1.0, "sigmas": sigmas})
 
 
 def load_card(folder: Path) -> StudentCard:
@@ -55,6 +52,7 @@ def load_card(folder: Path) -> StudentCard:
             model=str(content["model"]), num_steps=tuple(int(n) for n in content["num_steps"]),
             shift=float(content["shift"]), clip=dict(content["clip"]), steps=int(content["steps"]),
             seed=int(content["seed"]),
+            embedded_guidance=float(content.get("embedded_guidance", StudentCard.embedded_guidance)),
         )  # fmt: skip
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

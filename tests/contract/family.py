@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.lora import LORA_FILE
 from rats_video.types import ClipSpec, TextCondition
 
 
@@ -28,6 +29,10 @@ class NativeSample:
     videos: Tensor
 
 
+def load_lora(pipeline: Any, folder: Path) -> None:
+    pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
+
+
 @dataclass(frozen=True)
 class Family:
     """One family under test.
@@ -41,6 +46,9 @@ class Family:
         native_text: what the stock pipeline's `encode_prompt` returns for these prompts.
         native_velocity: `noise - x0` from the stock pipeline's own call of its transformer, at one sigma a clip.
         native_sample: the stock pipeline on this noise `[B, C, F, H, W]`, guidance off, in this many steps.
+        native_guided: the same with a guidance scale; None where the pipeline's guidance is not the plain formula.
+        load_lora: how a user of the stock pipeline loads the folder of a LoRA student.
+        decoded_from: the first latent frame whose pixels a given one changes: itself for a causal VAE.
     """
 
     name: str
@@ -51,3 +59,6 @@ class Family:
     native_text: Callable[[Any, list[str]], TextCondition]
     native_velocity: Callable[[Any, Tensor, Tensor, list[str]], Tensor]
     native_sample: Callable[[Any, Tensor, list[str], int], NativeSample]
+    native_guided: Callable[[Any, Tensor, list[str], int, float], NativeSample] | None = None
+    load_lora: Callable[[Any, Path], None] = load_lora
+    decoded_from: Callable[[int], int] = lambda frame: frame

@@ -11,6 +11,7 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.build.inference import load_student
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
@@ -22,7 +23,7 @@ CLIP = {"num_frames": 5.0, "height": 32.0, "width": 32.0, "fps": 8.0}
 
 @pytest.fixture
 def card(tiny_wan: Path) -> StudentCard:
-    return StudentCard(str(tiny_wan), num_steps=(3, 4), shift=3.0, clip=CLIP, steps=150, seed=7)
+    return StudentCard(str(tiny_wan), num_steps=(3, 4), shift=3.0, clip=CLIP, steps=150, seed=7, embedded_guidance=4.5)
 
 
 @pytest.fixture
@@ -42,6 +43,12 @@ def test_card_tells_others_the_sigmas(folder: Path) -> None:
     assert content["sigmas"]["4"] == pytest.approx([1, 0.9, 0.75, 0.5, 0], abs=1e-6)
     assert content["sigmas"]["3"] == sigma_grid(3, 3.0).tolist()
     assert content["guidance_scale"] == 1.0
+
+
+def test_student_is_called_as_it_was_trained(folder: Path) -> None:
+    loaded = load_student(folder.parent, torch.device("cpu"))
+    assert (loaded.student.embedded_guidance, loaded.student.fps) == (4.5, 8.0)
+    assert loaded.base.embedded_guidance == 4.5
 
 
 def test_saving_again_replaces_the_whole_folder(folder: Path, backbone: WanBackbone, card: StudentCard) -> None:

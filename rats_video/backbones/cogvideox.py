@@ -1,0 +1,165 @@
+"""CogVideoX text-to-video (2b and 5b), from any folder that `diffusers.CogVideoXPipeline` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.errors import UserError
+from rats_video.types import ClipSpec, TextCondition
+
+TEXT_LENGTH = 226  # rows CogVideoXPipeline pads every prompt to; all of them are attended to
+FRAMES_AT_ONCE = 2  # latent frames the VAE decodes together; a frame left over joins the first two
+
+
+class CogVideoXBackbone(PipelineBackbone):
+    """A CogVideoX pipeline's four models and its scheduler, whose noise levels are part of the model.
+
+    The model sees `x = a x0 + s noise` with `a^2 + s^2 = 1` at one of 1000 timesteps and predicts `v = a noise - s x0`.
+    Our latents are `y = x / (a + s)`, which lie on the straight path at `sigma = s / (a + s)`; there
+
+        velocity = noise - x0 = (s x + a v) - (a x - s v) = (s - a) x + (s + a) v,
+
+    and a step of `CogVideoXDDIMScheduler` is an Euler step. The native "trailing" timesteps lie near our grid of
+    shift 3 for CogVideoX-2b and shift 2 for CogVideoX-5b.
+    """
+
+    family = "CogVideoX"
+    pipelines = ("CogVideoXPipeline",)
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+
+    def __init__(self, **parts: Any) -> None:
+        """Raises UserError if the model does not predict v, does not start from pure noise, or is CogVideoX 1.5."""
+        super().__init__(**parts)
+        self.vae = parts["vae"]
+        scheduler = parts["scheduler"]
+        if scheduler.config.prediction_type != "v_prediction" or scheduler.alphas_cumprod[-1] > 0:
+            raise UserError(
+                "not a CogVideoX schedule", where="scheduler/scheduler_config.json",
+                fix="needs prediction_type v_prediction and rescale_betas_zero_snr true",
+            )  # fmt: skip
+        if parts["transformer"].config.patch_size_t is not None:
+            raise UserError(
+                "CogVideoX 1.5, whose latent frames come in padded pairs, is not supported",
+                where="transformer/config.json", fix="give CogVideoX-2b or CogVideoX-5b",
+            )  # fmt: skip
+        signal: Tensor = scheduler.alphas_cumprod.double()
+        self._signal, self._noise = signal.sqrt().float(), (1 - signal).sqrt().float()  # a and s by timestep
+        self._levels = self._noise / (self._signal + self._noise)  # [1000], rising to 1
+
+    @classmethod
+    def component_classes(cls) -> dict[str, Any]:
+        """The class of each part."""
+        from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        return {
+            "transformer": CogVideoXTransformer3DModel,
+            "vae": AutoencoderKLCogVideoX,
+            "text_encoder": T5EncoderModel,
+            "tokenizer": AutoTokenizer,
+            "scheduler": CogVideoXDDIMScheduler,
+        }
+
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames a latent frame, but for the first."""
+        return int(self.vae.config.temporal_compression_ratio)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels a latent row or column."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+
+    @property
+    def latent_channels(self) -> int:
+        """C of the latents."""
+        return int(self.parts["transformer"].config.in_channels)
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns a token."""
+        size = int(self.parts["transformer"].config.patch_size)
+        return 1, size, size
+
+    def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
+        """`(C, F, H, W)` of a clip's latents; F is odd.
+
+        Raises:
+            UserError: the VAE, which decodes latent frames in pairs after the first, or the patches cannot divide it.
+        """
+        if (clip.num_frames - 1) % (step := FRAMES_AT_ONCE * self.temporal_stride):
+            raise UserError(
+                f"num_frames must be 1 + a multiple of {step}, got {clip.num_frames}", where="clip.num_frames"
+            )
+        return super().latent_shape(clip)
+
+    def sigmas(self, num_steps: int, shift: float) -> Tensor:
+        """`[num_steps + 1]` noise levels, 1 ... 0: those of the timesteps nearest to the grid of this shift.
+
+        What nests before snapping nests after it.
+
+        Raises:
+            UserError: two levels fall on one timestep.
+        """
+        grid = sigma_grid(num_steps, shift)
+        timesteps = self._timesteps(grid[:-1])
+        if len(timesteps.unique()) < num_steps:
+            raise UserError(
+                f"{num_steps} solver steps of shift {shift} meet at one of {self.family}'s timesteps", where="shift",
+                fix="take fewer steps or a larger shift",
+            )  # fmt: skip
+        return torch.cat([self._levels[timesteps], grid[-1:]])
+
+    def _timesteps(self, sigma: Tensor) -> Tensor:
+        """The nearest timesteps `[B]`."""
+        return (self._levels.to(sigma.device) - sigma[:, None]).abs().argmin(dim=1)
+
+    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Embeds `[B, 226, D]`; neither T5 nor the transformer masks the padding, as in CogVideoXPipeline."""
+        inputs = self.parts["tokenizer"](
+            list(prompts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        return TextCondition(self.parts["text_encoder"](inputs.input_ids)[0])
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        transformer, timesteps = self.parts["transformer"], self._timesteps(sigma)
+        a, s = (table.to(latents)[timesteps].view(-1, 1, 1, 1, 1) for table in (self._signal, self._noise))
+        noisy = latents * (a + s)
+        v: Tensor = transformer(
+            noisy.transpose(1, 2).to(transformer.dtype),
+            text.embeds.to(transformer.dtype),
+            timesteps,
+            image_rotary_emb=self._rotary_embedding(latents),
+            return_dict=False,
+        )[0]
+        return (s - a) * noisy + (s + a) * v.transpose(1, 2).to(latents.dtype)
+
+    def _rotary_embedding(self, latents: Tensor) -> Any:
+        """Cosines and sines of each token's place, `[F H W / p^2, head_dim]`; None for models that add theirs."""
+        from diffusers.models.embeddings import get_3d_rotary_pos_embed
+        from diffusers.pipelines.cogvideo.pipeline_cogvideox import get_resize_crop_region_for_grid
+
+        config = self.parts["transformer"].config
+        if not config.use_rotary_positional_embeddings:
+            return None
+        frames, height, width = latents.shape[2:]
+        grid = height // config.patch_size, width // config.patch_size
+        trained = config.sample_width // config.patch_size, config.sample_height // config.patch_size
+        return get_3d_rotary_pos_embed(
+            config.attention_head_dim, get_resize_crop_region_for_grid(grid, *trained), grid, frames,
+            device=latents.device,
+        )  # fmt: skip
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        scale: float = self.vae.config.scaling_factor
+        return latents / scale
+
+    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002
+        pixels: Tensor = self.vae.decode(latents, return_dict=False)[0]
+        return pixels

@@ -1,0 +1,54 @@
+"""What a diffusers pipeline folder says of itself, and its parts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+
+from rats_video.errors import UserError
+
+
+def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
+    """`model_index.json`: the pipeline's `_class_name`, each part's class, and plain settings.
+
+    Raises:
+        UserError: the folder is no diffusers pipeline, or one of another family than `accepted`.
+    """
+    try:
+        index = dict(json.loads((folder / "model_index.json").read_text()))
+        name = str(index["_class_name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "not a diffusers pipeline: no readable model_index.json in it",
+            where=str(folder), fix="give the folder that pipeline.save_pretrained or a hub download made",
+        ) from error  # fmt: skip
+    if name not in accepted:
+        raise UserError(f"is a {name}", where=str(folder), fix=f"give one of: {', '.join(accepted)}")
+    return index
+
+
+def load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
+    """A model of class `kind`, ready to be called, or a tokenizer.
+
+    Raises:
+        UserError: the folder holds something else, is damaged, or lacks weights.
+    """
+    is_model = hasattr(kind, "forward")
+    options = {"torch_dtype": dtype, "output_loading_info": True} if is_model else {}
+    try:
+        loaded = kind.from_pretrained(folder, **options)
+        if not is_model:
+            return loaded
+        if missing := sorted(loaded[1]["missing_keys"]):
+            raise ValueError(f"no weights for {missing[0]}")  # noqa: TRY301  # diffusers would make some up
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"cannot load it as a {family} pipeline: {folder.name}/: {reason}", where=str(folder.parent)
+        ) from error
+    return loaded[0].to(device).eval()

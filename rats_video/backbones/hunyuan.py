@@ -1,0 +1,111 @@
+"""HunyuanVideo text-to-video, from any folder that `diffusers.HunyuanVideoPipeline` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
+from rats_video.backbones.hunyuan_decode import decode_tiles, use_maskless_attention
+from rats_video.types import TextCondition
+
+TEXT_LENGTH = 256  # rows of Llama features a prompt, after the template's own are cut off
+POOLED_LENGTH = 77  # tokens CLIP reads
+LLAMA_LAYER = -3  # hidden states taken: the last two layers are skipped
+
+
+class HunyuanVideoBackbone(PipelineBackbone):
+    """A HunyuanVideo pipeline's models: `transformer`, `vae`, Llama `text_encoder` and CLIP `text_encoder_2`.
+
+    The released transformer is distilled to take its guidance scale as an input: `embedded_guidance`. Guidance by two
+    calls works beside it, as the pipeline's `true_cfg_scale` does.
+    """
+
+    family = "HunyuanVideo"
+    pipelines = ("HunyuanVideoPipeline",)
+    exact_window = False  # group norms average over time: each pixel depends on later latents too
+    lora_targets = (
+        "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
+        "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",  # dual stream
+        "proj_mlp", "proj_out",  # single stream: one matrix projects both out (and the last layer has that name too)
+    )  # fmt: skip
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.transformer, self.vae = parts["transformer"], parts["vae"]
+        use_maskless_attention(self.vae)
+
+    @classmethod
+    def component_classes(cls) -> dict[str, Any]:
+        """The class of each part."""
+        from diffusers import AutoencoderKLHunyuanVideo, HunyuanVideoTransformer3DModel
+        from transformers import AutoTokenizer, CLIPTextModel, LlamaModel
+
+        return {
+            "transformer": HunyuanVideoTransformer3DModel,
+            "vae": AutoencoderKLHunyuanVideo,
+            "text_encoder": LlamaModel,
+            "tokenizer": AutoTokenizer,
+            "text_encoder_2": CLIPTextModel,
+            "tokenizer_2": AutoTokenizer,
+        }
+
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames a latent frame, but for the first."""
+        return int(self.vae.temporal_compression_ratio)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels a latent row or column."""
+        return int(self.vae.spatial_compression_ratio)
+
+    @property
+    def latent_channels(self) -> int:
+        """C of the latents."""
+        return int(self.transformer.config.in_channels)
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns a token."""
+        config = self.transformer.config
+        return config.patch_size_t, config.patch_size, config.patch_size
+
+    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Llama features `[B, 256, D]` with their mask, and CLIP's pooled `[B, P]`, as `encode_prompt` gives them."""
+        from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
+
+        pad = partial(self._tokenize, padding="max_length", truncation=True)
+        start = int(DEFAULT_PROMPT_TEMPLATE["crop_start"])  # the system message tells Llama what to look for, no more
+        asked = [str(DEFAULT_PROMPT_TEMPLATE["template"]).format(prompt) for prompt in prompts]
+        tokens = pad("tokenizer", asked, max_length=TEXT_LENGTH + start)
+        llama = self.parts["text_encoder"](tokens.input_ids, tokens.attention_mask, output_hidden_states=True)
+        clip = self.parts["text_encoder_2"](pad("tokenizer_2", list(prompts), max_length=POOLED_LENGTH).input_ids)
+        return TextCondition(
+            llama.hidden_states[LLAMA_LAYER][:, start:], tokens.attention_mask[:, start:], clip.pooler_output
+        )
+
+    def _tokenize(self, tokenizer: str, prompts: list[str], **options: Any) -> Any:
+        return self.parts[tokenizer](prompts, return_tensors="pt", **options).to(self.device)
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        transformer = self.transformer
+        own = text.map(lambda part: part.to(transformer.dtype))
+        guidance = torch.full_like(sigma, self.embedded_guidance, dtype=transformer.dtype) * 1000.0
+        velocity: Tensor = transformer(
+            latents.to(transformer.dtype), sigma * NUM_TRAIN_TIMESTEPS, own.embeds, own.mask, own.pooled,
+            guidance=guidance if transformer.config.guidance_embeds else None, return_dict=False,
+        )[0]  # fmt: skip
+        return velocity.to(latents.dtype)
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        return latents / float(self.vae.config.scaling_factor)
+
+    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
+        if grad_frames is not None:
+            raise ValueError("no window of HunyuanVideo's decoder is exact")
+        return decode_tiles(self.vae, latents, recompute=self.decoding.checkpoint)

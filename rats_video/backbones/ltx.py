@@ -1,0 +1,111 @@
+"""LTX-Video text-to-video, from any folder that `diffusers.LTXPipeline` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
+from rats_video.diffusion.flow import add_noise
+from rats_video.seeds import seeded
+from rats_video.types import TextCondition
+
+TEXT_LENGTH = 128  # rows LTXPipeline pads every prompt to; the mask leaves the padding out
+# VAEs since 0.9.1 finish the denoising: as diffusers advises, they are shown a little noise and told how much.
+DECODE_TIMESTEP, DECODE_NOISE, DECODE_SEED = 0.05, 0.025, 0
+
+
+class LTXBackbone(PipelineBackbone):
+    """An LTX-Video pipeline's four models: `transformer`, `vae`, `text_encoder`, `tokenizer`.
+
+    The native scheduler's shift for a clip of S tokens is `exp(mu)`, mu running from `base_shift` at
+    `base_image_seq_len` tokens to `max_shift` at `max_image_seq_len`. Its stretch to `shift_terminal` is left out:
+    stretched grids of N and 4 N steps do not nest.
+    """
+
+    family = "LTX-Video"
+    pipelines = ("LTXPipeline",)
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    exact_window = False
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.vae = parts["vae"]
+
+    @classmethod
+    def component_classes(cls) -> dict[str, Any]:
+        """The class of each part."""
+        from diffusers import AutoencoderKLLTXVideo, LTXVideoTransformer3DModel
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        return {
+            "transformer": LTXVideoTransformer3DModel,
+            "vae": AutoencoderKLLTXVideo,
+            "text_encoder": T5EncoderModel,
+            "tokenizer": AutoTokenizer,
+        }
+
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames a latent frame, but for the first."""
+        return int(self.vae.temporal_compression_ratio)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels a latent row or column."""
+        return int(self.vae.spatial_compression_ratio)
+
+    @property
+    def latent_channels(self) -> int:
+        """C of the latents."""
+        return int(self.parts["transformer"].config.in_channels)
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """Every latent is a token: the VAE has compressed enough."""
+        return 1, 1, 1
+
+    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Embeds `[B, 128, D]` and mask `[B, 128]` (bool); T5 itself attends to the padding, as in LTXPipeline."""
+        inputs = self.parts["tokenizer"](
+            list(prompts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+        ).to(self.device)
+        return TextCondition(self.parts["text_encoder"](inputs.input_ids)[0], inputs.attention_mask.bool())
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        transformer, stride = self.parts["transformer"], self.spatial_stride
+        frames, height, width = latents.shape[2:]
+        velocity: Tensor = transformer(
+            rearrange(latents, "b c f h w -> b (f h w) c").to(transformer.dtype),
+            text.embeds.to(transformer.dtype),
+            sigma * NUM_TRAIN_TIMESTEPS,
+            text.mask,
+            num_frames=frames, height=height, width=width,
+            rope_interpolation_scale=(self.temporal_stride / self.fps, stride, stride),  # seconds and pixels
+            return_dict=False,
+        )[0]  # fmt: skip
+        return rearrange(velocity, "b (f h w) c -> b c f h w", f=frames, h=height).to(latents.dtype)
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        mean, std = (stat.to(latents).view(1, -1, 1, 1, 1) for stat in (self.vae.latents_mean, self.vae.latents_std))
+        raw: Tensor = latents * std / self.vae.config.scaling_factor + mean
+        return raw
+
+    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
+        """A deterministic function of each clip: all noise a VAE asks for is the same for every clip and call."""
+        if grad_frames is not None:
+            raise ValueError("no window of LTX-Video's decoder is exact")
+        vae, timestep = self.vae, None
+        (vae.enable_gradient_checkpointing if self.decoding.checkpoint else vae.disable_gradient_checkpointing)()
+        if vae.config.timestep_conditioning:
+            noise = torch.randn(latents.shape[1:], generator=seeded(DECODE_SEED)).to(latents)
+            latents = add_noise(latents, noise, latents.new_full((len(latents),), DECODE_NOISE))
+            timestep = latents.new_full((len(latents),), DECODE_TIMESTEP)
+        with torch.random.fork_rng([latents.device] if latents.is_cuda else []):
+            torch.manual_seed(DECODE_SEED)  # some VAEs' layers add noise from the global generator
+            pixels: Tensor = vae.decode(latents, timestep, return_dict=False)[0]
+        return pixels

@@ -1,0 +1,42 @@
+"""The committed figures keep their bars."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def test_a_step_costs_little_more_than_its_calls() -> None:
+    step = read("speed")["step"]
+    assert 0.9 < step["ratio"] <= step["bar"] == 1.10
+    assert sum(step["parts seconds"].values()) == pytest.approx(step["calls alone seconds"], rel=0.1)
+
+
+def test_sampling_is_no_slower_than_the_stock_pipeline() -> None:
+    sampling = read("speed")["sampling"]
+    assert sampling["largest pixel difference"] < 1e-4
+    assert sampling["ratio"] <= sampling["bar"] == 1.02
+    assert sampling["ratio to latents"] <= 1.02
+
+
+def test_roles_cost_little_more_than_plain_lora() -> None:
+    for row in read("levers")["lora roles"].values():
+        assert 1.0 < row["ratio"] <= 1.15
+
+
+def test_every_lever_is_measured_or_says_why_not() -> None:
+    levers = read("levers")["levers"]
+    saving = ("activation checkpointing", "gradient of 1 step", "bfloat16 base", "cached text", "offload by block")
+    for name in saving:
+        assert levers[name]["memory ratio"] < 1, name
+    for name, row in levers.items():
+        assert "not here" in row or row["time ratio"] > 0, name

@@ -1,0 +1,65 @@
+"""Running out of GPU memory is one line that names what is not switched on yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+
+from rats_video.build.compute import memory_advice
+from rats_video.config.distill import DistillConfig
+
+ALL_ON = (
+    "compute.activation_checkpointing=true", "compute.decode.window=2", "compute.decode.checkpoint=true",
+    "compute.decode.offload=true", "student.weights.kind=lora", "student.grad_steps=1", "compute.dtype=bfloat16",
+    "compute.cache_text=true", "training.optimizer.kind=adamw8bit", "compute.offload=block", "training.batch_size=1",
+)  # fmt: skip
+
+
+def out_of_memory(*_: object, **__: object) -> NoReturn:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has ...")
+
+
+def test_only_what_is_off_and_what_saves_most_first(make_config: Callable[..., DistillConfig]) -> None:
+    assert memory_advice(make_config()) == (
+        "--set, the first saves most: compute.activation_checkpointing=true, compute.decode.window=2, "
+        "compute.decode.checkpoint=true, student.weights.kind=lora, student.grad_steps=1, compute.dtype=bfloat16, "
+        "compute.cache_text=true, training.optimizer.kind=adamw8bit, training.batch_size=1"
+    )
+    for setting in ALL_ON:
+        assert setting not in memory_advice(make_config(setting))
+    assert memory_advice(make_config(*ALL_ON)).startswith("all levers are on")
+
+
+def test_what_is_advised_is_accepted(make_config: Callable[..., DistillConfig]) -> None:
+    advice = memory_advice(make_config("student.weights.kind=lora", "compute.decode.checkpoint=true"))
+    settings = advice.split(": ")[1].split(", ")
+    assert "compute.offload=block" in settings
+    assert "compute.decode.offload=true" in settings
+    for setting in settings:
+        make_config("student.weights.kind=lora", setting)
+
+
+@pytest.mark.parametrize("command_name", ["distill", "run"])
+def test_a_distillation_names_levers(
+    command: Callable[..., tuple[int, str, str]], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command_name: str,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("rats_video.build.distill.train_loop", out_of_memory)
+    code, _, err = command(command_name, "--config", config_file, "--output", tmp_path / "run", "--device", "cpu")
+    assert code == 2
+    last = err.splitlines()[-1]
+    assert last.startswith("error: out of GPU memory (--set, the first saves most: compute.activation_checkpointing")
+    assert "Traceback" not in err
+
+
+def test_a_sampling_says_fewer_prompts(
+    command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rats_video.build.inference.sample_files", out_of_memory)
+    code, _, err = command("sample", "--output", tmp_path, "--device", "cpu")
+    assert code == 2
+    assert err.splitlines() == ["error: out of GPU memory (give fewer prompts at a time: they are sampled together)"]
