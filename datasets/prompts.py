@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from rats_video.config.distill import FilePrompts, ShapesPrompts
@@ -26,13 +27,30 @@ def load_prompts(cfg: ShapesPrompts | FilePrompts) -> PromptSplit:
             train, heldout = split_combinations()
             return PromptSplit(tuple(a.prompt for a in train), tuple(a.prompt for a in heldout))
         case FilePrompts():
-            split = PromptSplit(read_prompt_file(Path(cfg.train)), read_prompt_file(Path(cfg.heldout)))
+            split = PromptSplit(*(read_prompt_file(prompt_path(name)) for name in (cfg.train, cfg.heldout)))
             shared = sorted(set(split.train) & set(split.heldout))
             if shared:
                 raise UserError(
                     f"{len(shared)} prompts are in the training file too, e.g. {shared[0]!r}", where=cfg.heldout
                 )
             return split
+
+
+def prompt_path(name_or_path: str) -> Path:
+    """The packaged prompts of that name, or the file at that path.
+
+    Raises:
+        UserError: it is neither.
+    """
+    packaged = {
+        path.stem: path for path in (Path(str(resources.files("rats_video.configs"))) / "prompts").glob("*.txt")
+    }
+    path = packaged.get(name_or_path, Path(name_or_path))
+    if not path.suffix and not path.exists():
+        raise UserError(
+            "no such prompts", where=name_or_path, fix=f"give a text file or one of: {', '.join(sorted(packaged))}"
+        )
+    return path
 
 
 def read_prompt_file(path: Path) -> tuple[str, ...]:

@@ -8,6 +8,18 @@ from pathlib import Path
 from rats_video.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
+HUB = (
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers",
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
+    "Lightricks/LTX-Video",
+    "hunyuanvideo-community/HunyuanVideo",
+    "THUDM/CogVideoX-5b",
+    "yuvalkirstain/PickScore_v1",
+    "openai/clip-vit-large-patch14",
+)
+"""Repositories on the model hub that the packaged configurations use, found again by a folder's name."""
 
 
 def is_embedded(name: str) -> bool:
@@ -19,13 +31,17 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     """The folder a configuration names: an embedded one such as `tiny-wan`, or any path.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: there is no such folder; says how to download it where its name is one of `HUB`.
     """
     if is_embedded(name_or_path):
         return ASSETS / name_or_path
     folder = Path(name_or_path).expanduser()
     if folder.is_dir():
         return folder
+    repository = next((name for name in HUB if name.rpartition("/")[2] == folder.name), None)
+    if repository:
+        fix = f"hf download {repository} --local-dir {name_or_path}"
+        raise UserError(f"no such folder: {name_or_path}", where=where, fix=fix)
     embedded = sorted(path.name for path in ASSETS.iterdir() if path.is_dir()) if ASSETS.is_dir() else []
     close = difflib.get_close_matches(name_or_path, embedded, n=1)
     fix = f"did you mean {close[0]}?" if close else f"embedded ones: {', '.join(embedded)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 
 class UserError(Exception):
     """A mistake in what the user gave us: shown as one line, exit code 2, no traceback.
@@ -22,3 +24,8 @@ class UserError(Exception):
 
 class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
     """The user asked a run to stop and it did, with everything saved; the message says how to go on."""
+
+
+def warn(what: str, *, where: str = "") -> None:
+    """Say on stderr, as one line, what may not be as the user expects; the work goes on."""
+    print(f"warning: {where}: {what}" if where else f"warning: {what}", file=sys.stderr)  # noqa: T201

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor, cat, device, nn
 
@@ -130,6 +130,15 @@ class Reward(Protocol):
         ...
 
 
+@runtime_checkable
+class PromptChecker(Protocol):
+    """A reward that can tell beforehand which prompts it cannot judge."""
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise UserError for a prompt that cannot be judged; warn of those that are judged in part."""
+        ...
+
+
 class Backbone(Protocol):
     """One family of video models in one role: text in, latents through a denoiser, pixels out."""
 
@@ -180,6 +189,7 @@ class Backbone(Protocol):
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
 
-        With `grad_frames` only the pixels of those latent frames carry gradient, and only to those frames.
+        With `grad_frames` only the pixels of those latent frames carry gradient, and only to those frames; a VAE that
+        decodes several at once widens them to whole chunks.
         """
         ...

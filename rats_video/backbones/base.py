@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 
 from rats_video.backbones.folder import load_part, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
+from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import DecodeConfig, LoraWeights
 from rats_video.diffusion.schedule import sigma_grid
@@ -46,6 +47,8 @@ class PipelineBackbone(ABC):
     """Plain values of `model_index.json` that the constructor is given beside the parts, where they are there."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the linear layers that LoRA adapts unless the configuration names others."""
+    text_limit: ClassVar[int]
+    """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
     exact_window: ClassVar[bool] = True
     """Whether decoding a window of latent frames with gradient keeps all pixel values: not where later frames count."""
 
@@ -59,6 +62,7 @@ class PipelineBackbone(ABC):
         self.decoding = DecodeConfig()
         self.embedded_guidance = 6.0  # for models that were distilled to take their guidance scale as an input
         self.fps = 25.0  # of the clips asked for, for models that are told it
+        self.small_decoder: SmallDecoder | None = None
         self.text_cache: TextCache | None = None
         self.autocast: torch.dtype | None = None
 
@@ -201,7 +205,7 @@ class PipelineBackbone(ABC):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        for name in ("decoding", "embedded_guidance", "fps", "text_cache"):
+        for name in ("decoding", "embedded_guidance", "fps", "small_decoder", "text_cache"):
             setattr(other, name, getattr(self, name))
         return other
 
@@ -270,12 +274,20 @@ class PipelineBackbone(ABC):
         return sigma_grid(num_steps, shift)
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt that the tokenizer does not know (always empty for subword tokenizers)."""
+        """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
         tokenizer = self.parts["tokenizer"]
-        if tokenizer.unk_token_id is None:
+        if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
             return []
         unknown = tokenizer.unk_token_id
         return [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
+
+    def misread(self, prompt: str) -> str:
+        """What of a prompt goes lost before the text encoder sees it, as a clause for a message; or nothing."""
+        tokenizer = self.parts["tokenizer"]
+        ids = tokenizer(prompt, verbose=False).input_ids
+        if len(ids) > self.text_limit:
+            return f"longer than the {self.text_limit} tokens this model reads"
+        return "written with characters this model does not know" if tokenizer.unk_token_id in ids else ""
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:
@@ -302,7 +314,11 @@ class PipelineBackbone(ABC):
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
 
         Saturated pixels are clamped straight-through: diffusers' own decode clamps hard, and a reward could then
-        never pull a saturated pixel back.
+        never pull a saturated pixel back. A small decoder, where there is one, stands in for the VAE.
         """
-        pixels = (self._decode(self._to_vae(latents), grad_frames).transpose(1, 2) + 1) / 2
+        if self.small_decoder is None:
+            decoded = self._decode(self._to_vae(latents), grad_frames)
+        else:
+            decoded = self.small_decoder(latents, self.decoding, grad_frames)
+        pixels = (decoded.transpose(1, 2) + 1) / 2
         return pixels + (pixels.clamp(0, 1) - pixels).detach()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.cogvideox_decode import decode_cogvideox
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec, TextCondition
@@ -31,6 +32,7 @@ class CogVideoXBackbone(PipelineBackbone):
 
     family = "CogVideoX"
     pipelines = ("CogVideoXPipeline",)
+    text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def __init__(self, **parts: Any) -> None:
@@ -160,6 +162,5 @@ class CogVideoXBackbone(PipelineBackbone):
         scale: float = self.vae.config.scaling_factor
         return latents / scale
 
-    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002
-        pixels: Tensor = self.vae.decode(latents, return_dict=False)[0]
-        return pixels
+    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
+        return decode_cogvideox(self.vae, latents, self.decoding, grad_frames)

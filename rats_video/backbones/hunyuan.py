@@ -27,6 +27,7 @@ class HunyuanVideoBackbone(PipelineBackbone):
 
     family = "HunyuanVideo"
     pipelines = ("HunyuanVideoPipeline",)
+    text_limit = TEXT_LENGTH
     exact_window = False  # group norms average over time: each pixel depends on later latents too
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",

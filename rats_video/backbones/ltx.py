@@ -29,6 +29,7 @@ class LTXBackbone(PipelineBackbone):
 
     family = "LTX-Video"
     pipelines = ("LTXPipeline",)
+    text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     exact_window = False
 

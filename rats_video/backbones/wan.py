@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, is_low_noise
+from rats_video.backbones.wan_decode import decode_unclamped
 from rats_video.errors import UserError
 from rats_video.types import TextCondition
 
@@ -32,6 +33,7 @@ class WanBackbone(PipelineBackbone):
 
     family = "Wan"
     pipelines = ("WanPipeline",)
+    text_limit = TEXT_LENGTH
     optional_parts = (LOW_NOISE,)
     settings = ("boundary_ratio",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -140,27 +142,12 @@ class WanBackbone(PipelineBackbone):
         mean, std = self._latent_stats(latents)
         return latents * std + mean
 
-    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002
-        return decode_unclamped(self.vae, latents)
+    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
+        return decode_unclamped(self.vae, latents, self.decoding, grad_frames)
 
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = like.new_tensor(self.vae.config.latents_mean), like.new_tensor(self.vae.config.latents_std)
         return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
-
-
-def decode_unclamped(vae: Any, latents: Tensor) -> Tensor:
-    """`AutoencoderKLWan.decode` on raw latents without its final clamp: `[B, 3, T, height, width]`, about [-1, 1]."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, unpatchify
-
-    cache: list[Any] = [None] * sum(isinstance(module, WanCausalConv3d) for module in vae.decoder.modules())
-    hidden = vae.post_quant_conv(latents)
-    chunks = [
-        vae.decoder(hidden[:, :, frame : frame + 1], feat_cache=cache, feat_idx=[0], first_chunk=frame == 0)
-        for frame in range(hidden.shape[2])
-    ]
-    pixels = torch.cat(chunks, dim=2)
-    patch_size = vae.config.patch_size
-    return pixels if patch_size is None else unpatchify(pixels, patch_size=patch_size)
 
 
 class FastRmsNorm(nn.Module):

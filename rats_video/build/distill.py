@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.levers import use_levers
 from rats_video.backbones.load import load_backbone
+from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.build.common import claim_folder, environment, explain_memory, load_seeded, pick_device
 from rats_video.build.compute import (
@@ -24,9 +26,10 @@ from rats_video.build.compute import (
     place,
     save_text,
 )
-from rats_video.build.dry_runs import plan_of_run
+from rats_video.build.dry_runs import Builders, plan_of_run
+from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.compute import FullWeights, LoraWeights
-from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher, WordRewardConfig
+from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
 from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
 from rats_video.distill.ema import update_ema
@@ -34,11 +37,10 @@ from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats
 from rats_video.distill.store import DiskGuideStore
 from rats_video.distill.teacher import TeacherSampler
-from rats_video.errors import UserError
+from rats_video.errors import UserError, warn
 from rats_video.evaluation.plots import plot_training
 from rats_video.files import write_json
 from rats_video.inference.student import StudentCard, save_student
-from rats_video.rewards.word_reward import WordReward
 from rats_video.training.checkpoint import list_checkpoints
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
@@ -54,32 +56,47 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     first = device if cfg.compute.offload == "none" else "cpu"
     backbone = load_backbone(folder, first, dtype, with_text=text is None)
-    backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
-    backbone.embedded_guidance = cfg.embedded_guidance
-    backbone.latent_shape(cfg.clip.spec)
-    if cfg.compute.decode.window is not None and not backbone.exact_window:
-        raise UserError(
-            f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
-            where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
-        )  # fmt: skip
+    prepare_base(cfg, backbone, device)
     place(cfg, backbone, device)
     if cfg.compute.cache_text:
         backbone.cache_text(text or encode_prompts(cfg, backbone))
     return backbone
 
 
-def build_reward(cfg: WordRewardConfig, device: torch.device, *, where: str) -> WordReward:
-    """The reward a configuration names."""
-    return WordReward.load(resolve_folder(cfg.path, where=f"{where}.path"), device)
+def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
+    """Tell the base model what the run asks of it.
+
+    Raises:
+        UserError: it cannot make or decode such clips.
+    """
+    backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
+    backbone.embedded_guidance = cfg.embedded_guidance
+    if cfg.compute.decode.small is not None:
+        backbone.small_decoder = load_small_decoder(
+            Path(cfg.compute.decode.small),
+            latent_channels=backbone.latent_channels,
+            spatial_stride=backbone.spatial_stride,
+            temporal_stride=backbone.temporal_stride,
+            where="compute.decode.small",
+        ).to(device)
+    backbone.latent_shape(cfg.clip.spec)
+    if cfg.compute.decode.window is not None and backbone.small_decoder is None and not backbone.exact_window:
+        raise UserError(
+            f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
+            where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
+        )  # fmt: skip
 
 
 def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSplit:
-    """The run's prompts, each of them known to the model's text encoder."""
+    """The run's prompts, each of them known to the model's text encoder; warns, once, of those it reads in part."""
     prompts = load_prompts(cfg.prompts)
     everything = (*prompts.train, *prompts.heldout)
     if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
         for prompt in everything:
             check_prompt(prompt, backbone.unknown_words(prompt))
+    misread = Counter(filter(None, map(backbone.misread, everything)))
+    for how, count in misread.items():
+        warn(f"{count} of {len(everything)} are {how}", where="prompts")
     return prompts
 
 
@@ -123,12 +140,15 @@ def build_rats(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineB
 
 def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, object]:
     """Everything a frozen teacher's rollout depends on besides prompts and noise, weights included."""
-    folders = (resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path"))
+    folders = [resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path")]
+    if cfg.compute.decode.small is not None:  # what the reward saw
+        folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
         weights.update(path.read_bytes())
     sampling = {"num_steps": teacher.num_steps, "guidance_scale": teacher.guidance_scale, "shift": cfg.shift}
-    return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump()}
+    judge = cfg.reward.model_dump(exclude={"path", "tokenizer", "chunk"})  # its weights are in the hash
+    return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump(), "reward": judge}
 
 
 def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> None:
@@ -190,12 +210,15 @@ def distill(cfg: DistillConfig, run: RunFolder, device: torch.device, *, resume:
     student, teacher = build_roles(cfg, build_backbone(cfg, device, text=cached_text(cfg, run.text)))
     prompts = checked_prompts(cfg, student)
     rats = build_rats(cfg, student, teacher)
-    for key, reward in (("reward", cfg.reward), ("heldout_reward", cfg.heldout_reward)):
-        if reward is not None:
-            build_reward(reward, device, where=key).mentioned_words((*prompts.train, *prompts.heldout))
+    judges = [rats.reward]
+    if cfg.heldout_reward is not None:
+        judges.append(build_reward(cfg.heldout_reward, device, where="heldout_reward"))
+    for judge in judges:
+        check_reward_prompts(judge, (*prompts.train, *prompts.heldout))
+    del judges  # training needs its memory
     prepare_run(cfg, run, resume=resume, overwrite=overwrite)
     save_text(cfg, student, run.text)
-    write_json(run.plan, plan_of_run(cfg, build_roles, device))
+    write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), device))
     in_force = describe(cfg, student)
     write_json(run.environment, {**environment(device), **in_force})
     print(f"distill on {device}:", *(f"{key} {value};" for key, value in in_force.items()), file=sys.stderr)  # noqa: T201

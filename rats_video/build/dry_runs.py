@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import ComputeConfig
 from rats_video.config.distill import DistillConfig, EmaTeacher, ShapesPrompts
 from rats_video.datasets.prompts import load_prompts
 from rats_video.distill.horizon import match_horizons
-from rats_video.errors import UserError
 from rats_video.planning.architecture import META, build_on_meta, find_architecture, with_depths
 from rats_video.planning.devices import Device, recognise
 from rats_video.planning.dry_run import (
@@ -32,12 +29,17 @@ from rats_video.planning.dry_run import (
     weigh,
 )
 from rats_video.planning.estimate import Counted, Plan, make_plan
+from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.ledger import Ledger, cpu_workspace, no_workspace
 from rats_video.training.loop import draw_batch
 from rats_video.types import PromptBatch, Reward, TextCondition
 
-Roles = Callable[[DistillConfig, PipelineBackbone], tuple[PipelineBackbone, PipelineBackbone]]
-"""Makes student and teacher of a base: `build_roles`."""
+
+class Builders(NamedTuple):
+    """What `distill` makes of a base model: the same is made of one without values."""
+
+    prepare: Callable[[DistillConfig, PipelineBackbone, torch.device], None]
+    roles: Callable[[DistillConfig, PipelineBackbone], tuple[PipelineBackbone, PipelineBackbone]]
 
 
 class DryRuns:
@@ -45,14 +47,14 @@ class DryRuns:
 
     Args:
         cfg: the run.
-        roles: how student and teacher are made.
+        builders: of the run itself.
         device: decides what operators take for themselves.
         gpus: processes that share a batch.
     """
 
-    def __init__(self, cfg: DistillConfig, roles: Roles, device: Device, gpus: int) -> None:
+    def __init__(self, cfg: DistillConfig, builders: Builders, device: Device, gpus: int) -> None:
         self._architecture = find_architecture(cfg.model, cfg.architecture)
-        self._roles, self._cpu, self._gpus = roles, device.is_cpu, gpus
+        self._build, self._cpu, self._gpus = builders, device.is_cpu, gpus
         self._made: dict[str, Any] = {}
         source = (
             ShapesPrompts() if self._architecture.folder is None else cfg.prompts
@@ -77,7 +79,7 @@ class DryRuns:
             blocks=sum(self._architecture.depths.values()),
             num_steps=max(cfg.student.num_steps),
         )
-        base = self._base(cfg.compute.dtype)
+        base = self._base(cfg)
         return make_plan(
             cfg, counted, device, gpus=self._gpus, clips=self._clips(cfg), source=self.source,
             horizons=tuple(horizon_rows(cfg, base)),
@@ -91,14 +93,22 @@ class DryRuns:
     def _clips(self, cfg: DistillConfig) -> int:
         return -(-cfg.training.batch_size // self._gpus)
 
-    def _base(self, dtype: str) -> PipelineBackbone:
+    @property
+    def can_window(self) -> bool:
+        """Whether the family's VAE can decode some latent frames with gradient and the others without."""
+        return self._architecture.family.exact_window
+
+    def _base(self, cfg: DistillConfig) -> PipelineBackbone:
+        """The model with a denoiser of one block: all that does not depend on its depth."""
+        dtype = cfg.compute.dtype
         shallow = self._architecture.cut(dict.fromkeys(self._architecture.depths, 1))
         base: PipelineBackbone = self._once(f"base {dtype}", lambda: build_on_meta(shallow, getattr(torch, dtype)))
+        self._build.prepare(cfg, base, META)
         return base
 
     def _text(self, cfg: DistillConfig) -> Numbers:
         def run() -> Numbers:
-            return dry_text(self._base(cfg.compute.dtype), [self._prompt] * self._clips(cfg))
+            return dry_text(self._base(cfg), [self._prompt] * self._clips(cfg))
 
         numbers: Numbers = self._once(f"text {cfg.compute.dtype}", run)
         return numbers
@@ -118,19 +128,20 @@ class DryRuns:
         key = f"step {cfg.student!r} {compute!r}"
 
         def at(depths: Mapping[str, int]) -> Numbers:
-            base = with_depths(self._base(compute.dtype), self._architecture, depths)
-            base.text_cache = TextCache(self._once(f"rows {compute.dtype}", lambda: self._rows(compute.dtype)))
+            base = with_depths(self._base(cfg), self._architecture, depths)
+            self._build.prepare(cfg, base, META)
+            base.text_cache = TextCache(self._once(f"rows {compute.dtype}", lambda: self._rows(cfg)))
             with META:  # adapters too
-                student, teacher = self._roles(cfg, base)
+                student, teacher = self._build.roles(cfg, base)
             found = dry_step(student, teacher, self._batch(cfg, student), cfg, foreach=not self._cpu)
             return found | weigh(self._weights(cfg, base, student, teacher))
 
         numbers: Numbers = self._once(key, lambda: at_full_depth(at, self._architecture.depths))
         return numbers
 
-    def _rows(self, dtype: str) -> dict[str, TextCondition]:
-        with Ledger(), torch.no_grad():
-            return {prompt: self._base(dtype).encode_text([prompt]) for prompt in (self._prompt, "")}
+    def _rows(self, cfg: DistillConfig) -> dict[str, TextCondition]:
+        with Ledger():
+            return {prompt: self._base(cfg).encode_text([prompt]) for prompt in (self._prompt, "")}
 
     def _weights(
         self, cfg: DistillConfig, base: PipelineBackbone, student: PipelineBackbone, teacher: PipelineBackbone
@@ -138,7 +149,7 @@ class DryRuns:
         yield TRAINED, list(student.weights.values())
         if isinstance(cfg.teacher, EmaTeacher):
             yield AVERAGE, list(teacher.weights.values())
-        for role in (base, teacher, student):  # a run holds the base too
+        for role in (teacher, student):
             yield DENOISER, [*role.denoiser.parameters(), *role.denoiser.buffers()]
         for name, part in base.parts.items():
             if isinstance(part, torch.nn.Module):
@@ -149,7 +160,7 @@ class DryRuns:
             yield "reward", [*reward.parameters(), *reward.buffers()]
 
     def _reward(self, cfg: DistillConfig) -> Reward:
-        reward: Reward = self._once("reward", lambda: reward_on_meta(cfg))
+        reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward"))
         return reward
 
     def _pixels(self, cfg: DistillConfig) -> Numbers:
@@ -157,8 +168,7 @@ class DryRuns:
         decode, with_gradient = cfg.compute.decode, cfg.method.reward_weight > 0
 
         def run() -> Numbers:
-            base = self._base(cfg.compute.dtype)
-            base.decoding = decode
+            base = self._base(cfg)
             return dry_pixels(
                 base, self._reward(cfg), self._batch(cfg, base), with_gradient=with_gradient,
                 workspace=cpu_workspace if self._cpu else no_workspace,
@@ -166,23 +176,6 @@ class DryRuns:
 
         numbers: Numbers = self._once(f"pixels {decode!r}", run)
         return numbers
-
-
-def reward_on_meta(cfg: DistillConfig) -> Reward:
-    """The reward's network without its weights, from its folder's config.json.
-
-    Raises:
-        UserError: it is not there or does not fit.
-    """
-    from rats_video.rewards.word_reward import WordReward
-
-    folder = resolve_folder(cfg.reward.path, where="reward.path")
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        with META:
-            return WordReward(**config).requires_grad_(requires_grad=False).eval()
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"not a word reward: {str(error).splitlines()[0]}", where=str(folder)) from error
 
 
 def horizon_rows(cfg: DistillConfig, backbone: PipelineBackbone) -> Iterator[dict[str, Any]]:
@@ -202,14 +195,14 @@ def horizon_rows(cfg: DistillConfig, backbone: PipelineBackbone) -> Iterator[dic
             yield row
 
 
-def plan_of_run(cfg: DistillConfig, roles: Roles, device: torch.device, processes: int = 1) -> dict[str, Any]:
+def plan_of_run(cfg: DistillConfig, builders: Builders, device: torch.device, processes: int = 1) -> dict[str, Any]:
     """The plan that a run keeps, as JSON, for the device it is about to run on.
 
     Args:
         cfg: of the run.
-        roles: how student and teacher are made.
+        builders: of the run itself.
         device: of this process.
         processes: that share a batch.
     """
     where = recognise(device)
-    return DryRuns(cfg, roles, where, processes).plan(cfg, where).as_json()
+    return DryRuns(cfg, builders, where, processes).plan(cfg, where).as_json()

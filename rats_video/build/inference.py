@@ -13,7 +13,7 @@ from rats_video.assets import ASSETS, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
 from rats_video.build.common import explain_memory, make_folder, pick_device
-from rats_video.build.distill import build_reward
+from rats_video.build.reward import build_reward
 from rats_video.config.distill import DistillConfig, ShapesPrompts
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import check_prompt, load_prompts, read_prompt_file

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from rats_video.build.distill import build_roles
-from rats_video.build.dry_runs import DryRuns
+from rats_video.build.distill import build_roles, prepare_base
+from rats_video.build.dry_runs import Builders, DryRuns
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.errors import UserError
@@ -45,7 +45,7 @@ def run_plan(
         return load_config(DistillConfig, config, group="distill", overrides=[*overrides, *settings])
 
     cfg = configured([])
-    runs = DryRuns(cfg, build_roles, device, gpus)
+    runs = DryRuns(cfg, Builders(prepare_base, build_roles), device, gpus)
     plan = runs.plan(cfg, device)
     lines, record = plan_lines(plan), plan.as_json()
     budget = gpu_memory or device.memory
@@ -54,7 +54,7 @@ def run_plan(
         def plan_with(levers: Sequence[Lever]) -> Plan:
             return runs.plan(configured(without_conflicts(levers, cfg)), device)
 
-        found, best = _search(useful_levers(cfg, gpus), plan_with, budget)
+        found, best = _search(useful_levers(cfg, gpus, can_window=runs.can_window), plan_with, budget)
         levers = None if found is None else without_conflicts(found, cfg)
         lines += ["", *advice_lines(plan, budget, levers, best)]
         record["gpu_memory_gib"], record["fits"] = budget, levers == []

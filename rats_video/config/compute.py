@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rats_video.config.schema import Config, NonNegativeInt, PositiveInt
 
@@ -35,12 +35,25 @@ Weights = Annotated[FullWeights | LoraWeights, Field(discriminator="kind")]
 class DecodeConfig(Config):
     """The reward's way back through the VAE; each lever saves memory."""
 
-    checkpoint: bool = Field(default=False, description="recompute each latent frame's decode in backward (exact)")
-    offload: bool = Field(default=False, description="with checkpoint: keep the caches between frames in host memory")
-    window: PositiveInt | None = Field(
-        None, description="latent frames with gradient, at a place drawn anew each step; null = all (exact)"
+    checkpoint: bool = Field(
+        default=False, description="recompute the decode in backward, latent frame by latent frame (exact)"
     )
-    small: str | None = Field(None, description="folder of a small decoder that stands in for the VAE while training")
+    offload: bool = Field(
+        default=False, description="with checkpoint: keep the caches between latent frames in host memory"
+    )
+    window: PositiveInt | None = Field(
+        None, description="latent frames with gradient, at a place drawn anew each step; null = all"
+    )
+    small: str | None = Field(
+        None,
+        description="folder of a TAEHV decoder (.safetensors): stands in for the VAE where training scores clips",
+    )
+
+    @model_validator(mode="after")
+    def _offload_needs_checkpoint(self) -> Self:
+        if self.offload and not self.checkpoint:
+            raise ValueError("offload keeps what checkpoint saves: turn checkpoint on as well")
+        return self
 
 
 class ComputeConfig(Config):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
+from rats_video.config.reward import RewardConfig
 from rats_video.config.schema import (
     ClipConfig,
     Config,
@@ -25,7 +26,7 @@ class ShapesPrompts(Config):
 
 
 class FilePrompts(Config):
-    """One prompt a line; empty lines are skipped."""
+    """One prompt a line; empty lines are skipped. A packaged name (`video-train`, `video-heldout`) or a path."""
 
     kind: Literal["file"]
     train: str = Field(description="text file of training prompts")
@@ -33,13 +34,6 @@ class FilePrompts(Config):
 
 
 Prompts = Annotated[ShapesPrompts | FilePrompts, Field(discriminator="kind")]
-
-
-class WordRewardConfig(Config):
-    """A reward trained by `rats-video train reward`."""
-
-    kind: Literal["word"] = "word"
-    path: str = Field(description="folder with config.json and model.safetensors, or the name of an embedded one")
 
 
 class SigmoidGate(Config):
@@ -167,8 +161,8 @@ class DistillConfig(Config):
         6.0, description="scale told to a model that takes its guidance as an input (HunyuanVideo); others ignore it"
     )
     prompts: Prompts = ShapesPrompts()
-    reward: WordRewardConfig
-    heldout_reward: WordRewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
+    reward: RewardConfig
+    heldout_reward: RewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
     method: MethodConfig
     teacher: Teacher
     student: StudentConfig = StudentConfig()

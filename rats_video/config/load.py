@@ -152,7 +152,8 @@ def _read_mapping(path: Path, label: str, asked_by: str) -> Tree:
     try:
         text = path.read_bytes().decode()
     except FileNotFoundError:
-        names = sorted(other.stem for other in path.parent.glob("*.y*ml"))
+        # _name.yaml is there to be extended
+        names = sorted(other.stem for other in path.parent.glob("*.y*ml") if other.stem[0] != "_")
         fix = f"{nearest(path.stem, names)} available: {', '.join(names) or 'none'}".lstrip()
         raise UserError(f"no config {label!r}", where=asked_by, fix=fix) from None
     except UnicodeDecodeError as error:

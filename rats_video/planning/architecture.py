@@ -127,15 +127,13 @@ def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBac
         UserError: a part has no configuration, or one that its class does not take.
     """
     family = architecture.family
-    parts: dict[str, Any] = {
-        key: architecture.settings[key] for key in getattr(family, "settings", ()) if key in architecture.settings
-    }
+    parts: dict[str, Any] = {key: architecture.settings[key] for key in family.settings if key in architecture.settings}
     for name, kind in family.component_classes().items():
         if not hasattr(kind, "forward"):
             parts[name] = _tokenizer(kind, architecture.folder, name)
         elif name in architecture.parts:
             parts[name] = _part(architecture, name, kind, torch.float32 if name == "vae" else dtype)
-        elif name not in getattr(family, "optional_parts", ()):
+        elif name not in family.optional_parts:
             raise UserError(f"no {name}/config.json in it", where=architecture.source)
     return family(**parts)
 

@@ -190,6 +190,7 @@ def cpu_workspace(func: Any, args: Sequence[Any], out: Any) -> int:
     Follows `ConvParams::use_mkldnn` of ATen/native/Convolution.cpp: single clips with small frames are unfolded.
     """
     packet = getattr(func, "overloadpacket", func)
+    inputs: tuple[Any, ...]
     if packet is aten.convolution:
         image, weight, result, inputs = args[0], args[1], out, (args[0], args[1])
     elif packet is aten.convolution_backward:

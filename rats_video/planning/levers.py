@@ -39,8 +39,8 @@ LEVERS = (
 """By price, the cheapest first."""
 
 
-def useful_levers(cfg: DistillConfig, gpus: int) -> list[Lever]:
-    """Those that are not pulled yet and that can do something here."""
+def useful_levers(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> list[Lever]:
+    """Those that are not pulled yet and that can do something here; not every VAE can decode a window."""
     compute, steps = cfg.compute, max(cfg.student.num_steps)
     gradient = len(cfg.student.gradient_steps(steps))
     is_full = isinstance(cfg.student.weights, FullWeights)
@@ -56,7 +56,7 @@ def useful_levers(cfg: DistillConfig, gpus: int) -> list[Lever]:
         "compute.offload=block": compute.offload == "none" and not compute.compile,
         "student.grad_steps=2": gradient > 2,
         "student.grad_steps=1": gradient > 1,
-        "compute.decode.window=4": compute.decode.window is None,
+        "compute.decode.window=4": can_window and compute.decode.window is None,
     }
     return [lever for lever in LEVERS if useful[lever.setting]]
 

@@ -71,6 +71,10 @@ class WordReward(nn.Module):
             parts={"alignment": alignment, "quality": quality},
         )
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Raise UserError for a prompt without a known word."""
+        self.mentioned_words(prompts)
+
     def mentioned_words(self, prompts: Sequence[str]) -> Tensor:
         """`[B, V]` bool: which words of the vocabulary each prompt contains."""
         rows = [[word in prompt.lower().split() for word in self.words] for prompt in prompts]

@@ -69,7 +69,7 @@ def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], s
         prompts=tuple(prompts[i] for i in chosen),
         noise=noise,
         num_steps=cfg.student.num_steps[index % len(cfg.student.num_steps)],
-        grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], generator),
+        grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], seeded(cfg.seed, 3, step)),
     )
 
 

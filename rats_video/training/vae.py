@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rats_video.backbones.wan import decode_unclamped
+from rats_video.backbones.wan_decode import decode_unclamped
 from rats_video.config.pretrain import VaeConfig, VaeStageConfig
 from rats_video.datasets.shapes import ShapeAttributes, render, split_combinations
 from rats_video.seeds import seeded

@@ -154,6 +154,15 @@ def test_text_features_are_the_pipelines(case: Case) -> None:
 # ----------------------------------------------------------------------------------------------------------- text
 
 
+def test_prompts_that_are_cut_are_told(case: Case) -> None:
+    limit = case.backbone.text_limit
+    assert case.backbone.misread(PROMPTS[1]) == ""
+    long = " ".join(["red"] * (limit + 1))
+    assert case.backbone.misread(long) == f"longer than the {limit} tokens this model reads"
+    cut, longer = case.backbone.encode_text([long]), case.backbone.encode_text([f"{long} {PROMPTS[0]}"])
+    assert torch.equal(cut.embeds, longer.embeds)
+
+
 def test_the_prompt_matters(case: Case) -> None:
     one, other = case.velocity(case.backbone), case.velocity(case.backbone, PROMPTS[::-1])
     assert (one - other).abs().amax(dim=(1, 2, 3, 4)).min() > 1e-3

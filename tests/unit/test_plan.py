@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.build.distill import build_backbone, build_rats, build_roles
-from rats_video.build.dry_runs import DryRuns
+from rats_video.build.distill import build_backbone, build_rats, build_roles, prepare_base
+from rats_video.build.dry_runs import Builders, DryRuns
 from rats_video.config.distill import DistillConfig
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError
@@ -35,7 +35,7 @@ MakeConfig = Callable[..., DistillConfig]
 
 
 def planned(cfg: DistillConfig, device: Device = CPU, gpus: int = 1) -> Plan:
-    return DryRuns(cfg, build_roles, device, gpus).plan(cfg, device)
+    return DryRuns(cfg, Builders(prepare_base, build_roles), device, gpus).plan(cfg, device)
 
 
 def measured_peak(cfg: DistillConfig, folder: Path) -> int:
@@ -80,7 +80,7 @@ def test_the_peak_is_what_the_allocator_counts(
     make_config: MakeConfig, tmp_path: Path, overrides: tuple[str, ...]
 ) -> None:
     cfg = make_config(*overrides)
-    assert planned(cfg).memory.peak == pytest.approx(measured_peak(cfg, tmp_path), rel=0.03)  # the bar is 0.15
+    assert planned(cfg).memory.peak == pytest.approx(measured_peak(cfg, tmp_path), rel=0.08)  # the bar is 0.15
 
 
 def test_saved_tensors_count_until_they_are_used() -> None:
@@ -118,12 +118,12 @@ def test_attention_stores_no_square_and_is_computed_again_when_checkpointed() ->
 
 def test_shallow_models_tell_of_deep_ones(make_config: MakeConfig) -> None:
     cfg = make_config("model=tiny-wan", "clip.num_frames=17")
-    runs = DryRuns(cfg, build_roles, CPU, 1)
+    runs = DryRuns(cfg, Builders(prepare_base, build_roles), CPU, 1)
     deep = runs._step(cfg)
     assert read_depth(cfg) == 5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rats_video.build.dry_runs.at_full_depth", lambda measure, depths: measure(depths))
-        exact = DryRuns(cfg, build_roles, CPU, 1)._step(cfg)
+        exact = DryRuns(cfg, Builders(prepare_base, build_roles), CPU, 1)._step(cfg)
     phases = {phase for phase, _ in exact}
     for phase in phases - {"weights", "parameters", "start"}:
         sums = [

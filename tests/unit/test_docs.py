@@ -1,0 +1,27 @@
+"""docs/: links lead somewhere, and each download it names is the one the error names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from rats_video.assets import HUB
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert [link for link in links if not link.startswith("http") and not (DOCS / link).exists()] == []
+
+
+def test_downloads_and_configurations_are_the_ones_that_ship() -> None:
+    text = (DOCS / "models.md").read_text()
+    downloads = re.findall(r"hf download (\S+) --local-dir (\S+?)[`\s]", text)
+    assert sorted(downloads) == sorted((name, f"models/{name.rpartition('/')[2]}") for name in HUB)
+    named = set(re.findall(r"^\| `(\w+)` \| .* \| `hf download", text, re.MULTILINE))
+    real = {path.stem for path in (DOCS.parent / "configs" / "distill").glob("*.yaml") if path.stem[0] != "_"}
+    assert named == real - {"tiny", "tiny-ema"}

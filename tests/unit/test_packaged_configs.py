@@ -1,0 +1,156 @@
+"""Every packaged configuration loads; those of real models fit their models and can be downloaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from rats_video.assets import HUB, is_embedded, resolve_folder
+from rats_video.backbones.cogvideox import CogVideoXBackbone
+from rats_video.backbones.hunyuan import HunyuanVideoBackbone
+from rats_video.backbones.ltx import LTXBackbone
+from rats_video.backbones.wan import WanBackbone
+from rats_video.config.compute import LoraWeights
+from rats_video.config.distill import DistillConfig, FilePrompts, FrozenTeacher
+from rats_video.config.load import load_config
+from rats_video.config.pretrain import RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, WordRewardConfig
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.distill.horizon import match_horizons
+from rats_video.errors import UserError
+from rats_video.rewards.clip_reward import scored_frames
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+ROOTS: dict[str, type[BaseModel]] = {
+    "distill": DistillConfig, "vae": VaeConfig, "teacher": TeacherTrainConfig, "reward": RewardTrainConfig,
+}  # fmt: skip
+# pixels a token is wide, pixel frames a latent frame, what num_frames - 1 must be a multiple of
+STRIDES = {
+    "wan21_1b": (16, 4, 4), "wan21_14b": (16, 4, 4), "wan22_a14b": (16, 4, 4), "wan22_5b": (32, 4, 4),
+    "ltx_video": (32, 8, 8), "hunyuan_video": (16, 4, 4), "cogvideox_5b": (16, 4, 8),
+}  # fmt: skip
+
+
+def read(name: str, *overrides: str) -> DistillConfig:
+    return load_config(DistillConfig, name, group="distill", overrides=overrides)
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS.rglob("*.yaml") if p.name[0] != "_"], ids=lambda path: path.stem)
+def test_config_loads(path: Path) -> None:
+    load_config(ROOTS[path.parent.name], path.stem, group=path.parent.name)
+
+
+def test_every_real_model_is_tested_below() -> None:
+    real = {path.stem for path in (CONFIGS / "distill").glob("*.yaml") if "_video\n" in path.read_text()}
+    assert real == set(STRIDES)
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_clip_fits_the_model_and_every_latent_frame_is_scored(name: str) -> None:
+    cfg = read(name)
+    pixels, stride, step = STRIDES[name]
+    assert (cfg.clip.height % pixels, cfg.clip.width % pixels, (cfg.clip.num_frames - 1) % step) == (0, 0, 0)
+    for reward in (cfg.reward, cfg.heldout_reward):
+        assert isinstance(reward, PickScoreConfig | ClipScoreConfig)
+        scored = scored_frames(cfg.clip.num_frames, reward.frames)
+        latent_frames = {(int(frame) + stride - 1) // stride for frame in scored}
+        assert latent_frames == set(range(1 + (cfg.clip.num_frames - 1) // stride))
+
+
+def test_a_decode_window_is_asked_of_families_that_have_one() -> None:
+    families = {"wan": WanBackbone, "ltx": LTXBackbone, "hunyuan": HunyuanVideoBackbone, "cogvideox": CogVideoXBackbone}
+    for name in STRIDES:
+        (family,) = (family for start, family in families.items() if name.startswith(start))
+        assert (read(name).compute.decode.window is not None) == family.exact_window
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_recipe_of_a_real_model(name: str) -> None:
+    cfg = read(name)
+    assert isinstance(cfg.reward, PickScoreConfig)
+    assert isinstance(cfg.heldout_reward, ClipScoreConfig)
+    assert isinstance(cfg.student.weights, LoraWeights)
+    assert isinstance(cfg.teacher, FrozenTeacher)
+    assert cfg.teacher.guidance_scale == cfg.evaluation.guidance_scale
+    assert cfg.student.num_steps == cfg.evaluation.nfe == (3, 4, 5, 8)
+    assert (cfg.compute.dtype, cfg.student.weights.dtype) == ("bfloat16", "float32")
+    assert cfg.compute.activation_checkpointing
+    assert cfg.compute.cache_text
+    assert cfg.compute.decode.checkpoint
+    assert cfg.prompts == FilePrompts(kind="file", train="video-train", heldout="video-heldout")
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_teacher_nests_in_3_4_and_8_steps_and_is_near_at_5(name: str) -> None:
+    cfg = read(name)
+    residual = {
+        steps: match_horizons(sigma_grid(steps, cfg.shift), sigma_grid(cfg.teacher.num_steps, cfg.shift)).residual
+        for steps in cfg.student.num_steps
+    }
+    assert [residual[steps] for steps in (3, 4, 8)] == [0, 0, 0]
+    assert 0.01 < residual[5] < 0.02
+
+
+def test_both_experts_of_wan22_get_gradient_at_every_nfe() -> None:
+    cfg = read("wan22_a14b")
+    for steps in cfg.student.num_steps:
+        sigmas = sigma_grid(steps, cfg.shift).tolist()
+        assert {sigmas[step] >= 0.875 for step in cfg.student.gradient_steps(steps)} == {True, False}
+
+
+def test_shift_of_ltx_is_its_schedulers() -> None:
+    from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
+
+    cfg = read("ltx_video")
+    tokens = (1 + (cfg.clip.num_frames - 1) // 8) * (cfg.clip.height // 32) * (cfg.clip.width // 32)
+    mu = calculate_shift(tokens, base_seq_len=1024, max_seq_len=4096, base_shift=0.95, max_shift=2.05)
+    assert cfg.shift == pytest.approx(2.718281828**mu, rel=0.01)
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_what_is_missing_comes_with_its_download(name: str) -> None:
+    cfg = read(name)
+    assert isinstance(cfg.reward, PickScoreConfig)
+    for folder in (cfg.model, cfg.reward.path, cfg.reward.tokenizer):
+        assert folder is not None
+        assert not is_embedded(folder)
+        repository = next(known for known in HUB if known.endswith(f"/{folder.removeprefix('models/')}"))
+        with pytest.raises(UserError) as caught:
+            resolve_folder(folder, where="model")
+        line = f"model: no such folder: {folder} (hf download {repository} --local-dir {folder})"
+        assert str(caught.value) == line
+        if folder == cfg.model:  # the same line is in the file, for who reads before running
+            text = (CONFIGS / f"distill/{name}.yaml").read_text()
+            assert f"#   hf download {repository} --local-dir {folder}\n" in text
+
+
+def test_reward_without_a_kind_is_a_word_reward(tmp_path: Path) -> None:
+    tiny = (CONFIGS / "distill/tiny.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(tiny.replace("kind: word, ", ""))
+    assert read(str(tmp_path / "mine.yaml")) == read("tiny")
+    assert read("tiny").reward == WordRewardConfig(path="shapes-reward")
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("reward.kind=pikscore", "--set reward.kind: unknown kind 'pikscore' (did you mean 'pickscore'?)"),
+        ("reward.frames=4", "--set reward.frames: unknown key (valid keys: kind, path)"),
+        ("reward={kind: pickscore}", "reward.path: required, but missing"),
+        ("reward={kind: pickscore, path: x, frames: 0}", "reward.frames: must be greater than or equal to 1, got 0"),
+        ("reward=3", "--set reward: must be a group of keys, got 3"),
+        ("heldout_reward.kind=no", "--set heldout_reward.kind: unknown kind"),
+    ],
+)
+def test_bad_reward_is_one_line(override: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read("tiny", override)
+    assert line in str(caught.value)
+
+
+def test_base_files_are_not_offered() -> None:
+    with pytest.raises(UserError) as caught:
+        read("zzz")
+    assert "_video" not in str(caught.value).replace("hunyuan_video", "").replace("ltx_video", "")
