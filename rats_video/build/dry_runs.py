@@ -23,14 +23,15 @@ from rats_video.planning.dry_run import (
     TRAINED,
     Numbers,
     at_full_depth,
-    dry_pixels,
+    dry_decode,
+    dry_reward,
     dry_step,
     dry_text,
     weigh,
 )
 from rats_video.planning.estimate import Counted, Plan, make_plan
 from rats_video.planning.judge import reward_on_meta
-from rats_video.planning.ledger import Ledger, cpu_workspace, no_workspace
+from rats_video.planning.ledger import Ledger, Workspace, cpu_workspace, no_workspace
 from rats_video.training.loop import draw_batch
 from rats_video.types import PromptBatch, Reward, TextCondition
 
@@ -74,7 +75,8 @@ class DryRuns:
         """
         counted = Counted(
             step=self._step(cfg),
-            pixels=self._pixels(cfg),
+            decode=self._decode(cfg),
+            reward=self._judge(cfg),
             text=self._text(cfg),
             blocks=sum(self._architecture.depths.values()),
             num_steps=max(cfg.student.num_steps),
@@ -163,18 +165,33 @@ class DryRuns:
         reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward"))
         return reward
 
-    def _pixels(self, cfg: DistillConfig) -> Numbers:
-        """What depends on the VAE and the reward."""
-        decode, with_gradient = cfg.compute.decode, cfg.method.reward_weight > 0
+    @property
+    def _workspace(self) -> Workspace:
+        return cpu_workspace if self._cpu else no_workspace
+
+    def _decode(self, cfg: DistillConfig) -> Numbers:
+        """What depends on the VAE."""
 
         def run() -> Numbers:
             base = self._base(cfg)
-            return dry_pixels(
-                base, self._reward(cfg), self._batch(cfg, base), with_gradient=with_gradient,
-                workspace=cpu_workspace if self._cpu else no_workspace,
+            return dry_decode(
+                base, self._batch(cfg, base), with_gradient=cfg.method.reward_weight > 0, workspace=self._workspace
+            )
+
+        numbers: Numbers = self._once(f"decode {cfg.compute.decode!r}", run)
+        return numbers
+
+    def _judge(self, cfg: DistillConfig) -> Numbers:
+        """What depends on the reward."""
+
+        def run() -> Numbers:
+            clip, clips = cfg.clip, self._clips(cfg)
+            return dry_reward(
+                self._reward(cfg), torch.empty(clips, clip.num_frames, 3, clip.height, clip.width, device=META),
+                [self._prompt] * clips, with_gradient=cfg.method.reward_weight > 0, workspace=self._workspace,
             )  # fmt: skip
 
-        numbers: Numbers = self._once(f"pixels {decode!r}", run)
+        numbers: Numbers = self._once("judge", run)
         return numbers
 
 

@@ -105,28 +105,47 @@ def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillC
     )
 
 
-def dry_pixels(
-    backbone: PipelineBackbone, reward: Reward, batch: PromptBatch, *, with_gradient: bool, workspace: Workspace
-) -> Numbers:
-    """Decode and reward, as the teacher calls them (without gradient) and as the student does."""
+def dry_decode(backbone: PipelineBackbone, batch: PromptBatch, *, with_gradient: bool, workspace: Workspace) -> Numbers:
+    """Decode, as the teacher calls it (without gradient) and as the student does."""
     ledger = Ledger(workspace)
     latents = batch.noise.detach().requires_grad_()
     ledger.own(RESIDENT, [latents])
-    ledger.own_modules(RESIDENT, [part for part in (*backbone.parts.values(), reward) if isinstance(part, nn.Module)])
-
-    def score(role: str) -> Tensor:
-        ledger.enter_phase(f"{role} decode")
-        videos = backbone.decode(latents, batch.grad_frames if role == "student" else None)
-        ledger.enter_phase(f"{role} reward")
-        return reward(videos, batch.prompts).clip.mean()
-
+    ledger.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
     with ledger:
+        ledger.enter_phase("teacher decode")
         with torch.no_grad():
-            score("teacher")
+            videos = backbone.decode(latents)
+        ledger.enter_phase("teacher reward")
+        del videos
+        ledger.enter_phase("student decode")
         with torch.set_grad_enabled(with_gradient):
-            loss = score("student")
+            videos = backbone.decode(latents, batch.grad_frames)
+        ledger.enter_phase("student reward")
         if with_gradient:
-            ledger.enter_phase("pixels backward")
+            loss = videos.mean()
+            del videos
+            ledger.enter_phase("decode backward")
+            ledger.backward(loss)
+    return _numbers(ledger)
+
+
+def dry_reward(
+    reward: Reward, videos: Tensor, prompts: Sequence[str], *, with_gradient: bool, workspace: Workspace
+) -> Numbers:
+    """The reward of clips `[B, T, 3, height, width]`, as the teacher asks for it and as the student does."""
+    ledger = Ledger(workspace)
+    videos = videos.requires_grad_()
+    ledger.own(RESIDENT, [videos])
+    ledger.own_modules(RESIDENT, [reward] if isinstance(reward, nn.Module) else [])
+    with ledger:
+        ledger.enter_phase("teacher reward")
+        with torch.no_grad():
+            reward(videos, prompts)
+        ledger.enter_phase("student reward")
+        with torch.set_grad_enabled(with_gradient):
+            loss = reward(videos, prompts).clip.mean()
+        if with_gradient:
+            ledger.enter_phase("reward backward")
             ledger.backward(loss)
     return _numbers(ledger)
 

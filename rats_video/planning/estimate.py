@@ -13,7 +13,6 @@ from rats_video.planning.dry_run import AVERAGE, DENOISER, FLOPS, HELD, TEXT, TR
 
 GIB = 2**30
 FRAGMENTED, CONTEXT = 1.05, 0.75 * GIB  # what a GPU must hold beyond live tensors: rounding and holes; CUDA itself
-PIXEL_PHASES = ("decode", "reward")
 
 
 @dataclass(frozen=True)
@@ -22,14 +21,16 @@ class Counted:
 
     Args:
         step: the denoiser's share of a step, and the weights.
-        pixels: decode and reward.
+        decode: of the latents.
+        reward: of the clips.
         text: encoding the prompts of a batch.
         blocks: how many blocks the denoiser has.
         num_steps: student steps that were run.
     """
 
     step: Numbers
-    pixels: Numbers
+    decode: Numbers
+    reward: Numbers
     text: Numbers
     blocks: int
     num_steps: int
@@ -92,17 +93,20 @@ def estimate_memory(cfg: DistillConfig, counted: Counted, gpus: int = 1) -> Memo
 
 def _phases(counted: Counted) -> dict[str, dict[str, float]]:
     """The step in order, decode and reward on top of what the denoiser holds when they come."""
-    step, pixels = counted.step, counted.pixels
+    step, decode = counted.step, counted.decode
     phases = {
         name: _parts(step, name) for name in ("teacher rollout", "student rollout", "student backward", "optimizer")
     }
     for role in ("teacher", "student"):
         before = _held(step, f"{role} pixels")
-        for kind in PIXEL_PHASES:
-            phases[f"{role} {kind}"] = _add(before, _parts(pixels, f"{role} {kind}"))
+        phases[f"{role} decode"] = _add(before, _parts(decode, f"{role} decode"))
+        decoded = _add(before, _held(decode, f"{role} reward"))
+        phases[f"{role} reward"] = _add(decoded, _parts(counted.reward, f"{role} reward"))
     before = _held(step, "student pixels")
     before.pop("gradients", None)  # the loop drops the last step's before it goes backward
-    phases["pixels backward"] = _add(before, _parts(pixels, "pixels backward"))
+    decoded = _add(before, _held(decode, "student reward"))
+    phases["reward backward"] = _add(decoded, _parts(counted.reward, "reward backward"))
+    phases["decode backward"] = _add(before, _parts(decode, "decode backward"))
     phases["text"] = _add(_held(step, "teacher rollout"), _parts(counted.text, "text"))
     return phases
 
@@ -150,19 +154,20 @@ def guided_share(cfg: DistillConfig) -> float:
 
 def estimate_tflops(cfg: DistillConfig, counted: Counted) -> dict[str, float]:
     """TFLOPs of one step by phase, averaged over the run."""
-    step, pixels, reuse = counted.step, counted.pixels, cfg.teacher.reuse
+    step, decode, reward, reuse = counted.step, counted.decode, counted.reward, cfg.teacher.reuse
     student = network_calls(cfg)["student"] / counted.num_steps
     is_guided = guided_share(cfg) > 0  # the dry run's one call is two evaluations then
     teacher = network_calls(cfg)["teacher"] / (2 if is_guided else 1)
     found = {
         "text": 0.0 if cfg.compute.cache_text else counted.text.get(("text", FLOPS), 0.0) * (1 + 1 / reuse),
         "teacher rollout": step["teacher rollout", FLOPS] * teacher,
-        "teacher decode": pixels["teacher decode", FLOPS] / reuse,
-        "teacher reward": pixels["teacher reward", FLOPS] / reuse,
+        "teacher decode": decode["teacher decode", FLOPS] / reuse,
+        "teacher reward": reward["teacher reward", FLOPS] / reuse,
         "student rollout": step["student rollout", FLOPS] * student,
-        "student decode": pixels["student decode", FLOPS],
-        "student reward": pixels["student reward", FLOPS],
-        "pixels backward": pixels.get(("pixels backward", FLOPS), 0.0),
+        "student decode": decode["student decode", FLOPS],
+        "student reward": reward["student reward", FLOPS],
+        "reward backward": reward.get(("reward backward", FLOPS), 0.0),
+        "decode backward": decode.get(("decode backward", FLOPS), 0.0),
         "student backward": step["student backward", FLOPS] * student,
     }
     return {name: flops / 1e12 for name, flops in found.items()}
@@ -172,7 +177,8 @@ def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: De
     """Seconds of one step by phase: TFLOPs over the device's peak in that precision and its utilisation."""
     denoising = device.half if cfg.compute.dtype == "bfloat16" else device.single
     rates = {"text": denoising, "teacher rollout": denoising, "student rollout": denoising}
-    rates |= {"student backward": denoising, "teacher reward": device.single, "student reward": device.single}
+    rates |= {"student backward": denoising}
+    rates |= dict.fromkeys(("teacher reward", "student reward", "reward backward"), device.single)
     return {name: count / (rates.get(name, device.conv) * device.utilisation) for name, count in tflops.items()}
 
 
