@@ -106,9 +106,7 @@ class Ledger(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is aten._local_scalar_dense.default and args[0].is_meta:  # noqa: SLF001  # `.item()` of what has no value
             return 0.0
-        if (
-            func is aten.copy_.default and args[1].is_meta and not args[0].is_meta
-        ):  # to the host, which is not counted
+        if func is aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # to the host, which is not counted
             return args[0]
         out = func(*args, **kwargs)
         self.phase.flops += count_flops(func, args, kwargs, out)

@@ -62,7 +62,12 @@ def advice_lines(plan: Plan, gpu_memory: float, levers: Sequence[Lever] | None, 
     """
     needed, least = plan.memory.needed / GIB, best.memory.needed / GIB
     if levers is None:
-        return [f"Does not fit into {gpu_memory:g} GiB: even with every lever it needs {least:.1f} GiB."]
+        lines = [f"Does not fit into {gpu_memory:g} GiB: even with every lever it needs {least:.1f} GiB."]
+        if plan.clips > 1:
+            lines += [
+                f"Each GPU has {plan.clips} clips a step: more --gpus, or a smaller training.batch_size, give it fewer."
+            ]
+        return lines
     if not levers:
         return [f"Fits into {gpu_memory:g} GiB: it needs {needed:.1f} GiB."]
     return [

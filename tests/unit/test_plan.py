@@ -17,12 +17,14 @@ from torch.utils.checkpoint import checkpoint
 from rats_video.build.distill import build_backbone, build_rats, build_roles, prepare_base
 from rats_video.build.dry_runs import Builders, DryRuns
 from rats_video.config.distill import DistillConfig
+from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError
 from rats_video.planning.architecture import find_architecture, preset_names, read_preset
 from rats_video.planning.devices import GPUS, Device, find_device
 from rats_video.planning.dry_run import DENOISER, TRAINED, at_full_depth
 from rats_video.planning.estimate import Plan, network_calls
+from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.ledger import Ledger
 from rats_video.planning.levers import Lever, cheapest, useful_levers, without_conflicts
 from rats_video.training.first_step import PlanCheck, compared
@@ -193,8 +195,18 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
     assert count == pytest.approx(TOTALS[name], rel=0.01)
 
 
-def test_every_preset_is_checked() -> None:
+def test_every_preset_is_checked_and_has_its_configuration() -> None:
     assert preset_names() == sorted(TOTALS)
+    named = [load_config(DistillConfig, name, group="distill").architecture for name in TOTALS]
+    assert named == list(TOTALS)
+
+
+@pytest.mark.parametrize(("kind", "millions"), [("pickscore", 986.1), ("clip_score", 427.6)])  # CLIP ViT-H/14, L/14
+def test_rewards_that_are_not_there_yet_are_the_usual_ones(make_config: MakeConfig, kind: str, millions: float) -> None:
+    cfg = make_config(f"reward.kind={kind}", "reward.path=/not/downloaded").reward
+    reward = reward_on_meta(cfg, where="reward")
+    assert isinstance(reward, nn.Module)
+    assert sum(weight.numel() for weight in reward.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 # ------------------------------------------------------------------------------------------- network calls and FLOPs
