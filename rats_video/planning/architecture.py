@@ -130,7 +130,7 @@ def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBac
     parts: dict[str, Any] = {key: architecture.settings[key] for key in family.settings if key in architecture.settings}
     for name, kind in family.component_classes().items():
         if not hasattr(kind, "forward"):
-            parts[name] = _tokenizer(kind, architecture.folder, name)
+            parts[name] = _small_part(kind, architecture, name)
         elif name in architecture.parts:
             parts[name] = _part(architecture, name, kind, torch.float32 if name == "vae" else dtype)
         elif name not in family.optional_parts:
@@ -179,9 +179,12 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _tokenizer(kind: Any, folder: Path | None, name: str) -> Any:
-    if folder is not None and (folder / name).is_dir():
-        return kind.from_pretrained(folder / name)
+def _small_part(kind: Any, architecture: Architecture, name: str) -> Any:
+    """A tokenizer or a scheduler."""
+    if architecture.folder is not None and (architecture.folder / name).is_dir():
+        return kind.from_pretrained(architecture.folder / name)
+    if name in architecture.parts:
+        return kind.from_config(dict(architecture.parts[name]))
     return LongPrompts()
 
 
