@@ -7,13 +7,14 @@ from typing import Annotated
 import typer
 
 import rats_video
-from rats_video.cli import distill, evaluate, export, run, sample, train
+from rats_video.cli import distill, evaluate, export, plan, run, sample, train
 from rats_video.cli.launch import OneVoice, leave_ending
 from rats_video.errors import Interrupted, UserError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
 app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
+app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)

@@ -109,6 +109,7 @@ class PromptBatch:
         noise: `[B, C, F, H, W]`.
         num_steps: the student's solver steps on this batch.
         grad_frames: latent frames whose pixels carry gradient to the reward; None = all of them.
+        part: which part of the batch this is, where it is worked on in parts.
     """
 
     index: int
@@ -116,6 +117,7 @@ class PromptBatch:
     noise: Tensor
     num_steps: int
     grad_frames: range | None = None
+    part: int = 0
 
 
 VelocityFn = Callable[[Tensor, Tensor, TextCondition], Tensor]

@@ -98,6 +98,7 @@ def memory_advice(cfg: DistillConfig) -> str:
     compute, weights = cfg.compute, cfg.student.weights
     is_full = isinstance(weights, FullWeights)
     levers = {
+        "training.micro_batch_size=1": cfg.training.batch_size > 1 and cfg.training.micro_batch_size != 1,
         "compute.activation_checkpointing=true": not compute.activation_checkpointing,
         "compute.decode.window=2": compute.decode.window is None,
         "compute.decode.checkpoint=true": not compute.decode.checkpoint,
@@ -108,7 +109,6 @@ def memory_advice(cfg: DistillConfig) -> str:
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
         "compute.offload=block": compute.offload == "none" and not is_full and not compute.compile,
         "compute.decode.offload=true": compute.decode.checkpoint and not compute.decode.offload,
-        f"training.batch_size={cfg.training.batch_size // 2}": cfg.training.batch_size > 1,
     }
     unused = [setting for setting, helps in levers.items() if helps]
     if not unused:

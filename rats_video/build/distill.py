@@ -26,6 +26,7 @@ from rats_video.build.compute import (
     place,
     save_text,
 )
+from rats_video.build.dry_runs import Builders, plan_of_run
 from rats_video.build.parallel import serve_rewards, split_roles
 from rats_video.build.reward import build_reward, check_rewards
 from rats_video.config.compute import FullWeights, LoraWeights
@@ -58,6 +59,19 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, with_text=text is None)
+    prepare_base(cfg, backbone, device)
+    place(cfg, backbone, device)
+    if cfg.compute.cache_text:
+        backbone.cache_text(text or encode_prompts(cfg, backbone))
+    return backbone
+
+
+def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
+    """Tell the base model what the run asks of it.
+
+    Raises:
+        UserError: it cannot make or decode such clips.
+    """
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
     if cfg.compute.decode.small is not None:
@@ -74,10 +88,6 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
             f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
             where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
         )  # fmt: skip
-    place(cfg, backbone, device)
-    if cfg.compute.cache_text:
-        backbone.cache_text(text or encode_prompts(cfg, backbone))
-    return backbone
 
 
 def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSplit:
@@ -174,7 +184,7 @@ def _changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
 
     How long it runs, on how many processes and how it is judged may change.
     """
-    free = {"comparison", "evaluation", "heldout_reward", "parallel"}
+    free = {"architecture", "comparison", "evaluation", "heldout_reward", "parallel"}
     old, new = before.model_dump(exclude=free), after.model_dump(exclude=free)
     for tree in (old, new):
         for key in ("steps", "checkpoint_every", "keep_checkpoints"):
@@ -217,7 +227,8 @@ def train_student(
         return None
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
-    runtime.rows(cfg.training.batch_size)
+    rows = runtime.rows(cfg.training.batch_size)
+    cfg.training.parts(rows.stop - rows.start)
     # No name for the base: where both roles have weights of their own, its memory is free again.
     text = cached_text(cfg, run.text)
     student, teacher = build_roles(cfg, build_backbone(cfg, runtime.device, text=text))
@@ -231,6 +242,8 @@ def train_student(
         if runtime.is_main:
             prepare_run(cfg, run, resume=resume, overwrite=overwrite)
             save_text(cfg, student, run.text)
+            shares = runtime.trainers // runtime.context
+            write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
             _record(cfg, run, student, runtime)
         runtime.wait()
         train_loop(rats, cfg, prompts.train, run, runtime)

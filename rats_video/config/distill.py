@@ -17,6 +17,7 @@ from rats_video.config.schema import (
     PositiveFloat,
     PositiveInt,
 )
+from rats_video.errors import UserError
 
 
 class ShapesPrompts(Config):
@@ -125,10 +126,27 @@ class TrainingConfig(Config):
     """The optimisation."""
 
     steps: PositiveInt = 150
-    batch_size: PositiveInt = 8
+    batch_size: PositiveInt = Field(8, description="clips an update, over all processes")
+    micro_batch_size: PositiveInt | None = Field(
+        None, description="clips a process works on at a time; gradients add up, memory does not; null = all of its own"
+    )
     optimizer: OptimizerConfig
     checkpoint_every: PositiveInt = Field(50, description="steps")
     keep_checkpoints: PositiveInt = Field(2, description="how many are kept, newest first")
+
+    def parts(self, clips: int) -> int:
+        """In how many parts a process works on its `clips` of an update.
+
+        Raises:
+            UserError: they would not be equal.
+        """
+        size = min(self.micro_batch_size or clips, clips)
+        if clips % size:
+            raise UserError(
+                f"{size} does not divide the {clips} clips of a process", where="training.micro_batch_size",
+                fix="use 1 or another divisor",
+            )  # fmt: skip
+        return clips // size
 
 
 class ComparisonConfig(Config):
@@ -152,6 +170,9 @@ class DistillConfig(Config):
 
     seed: int = 0
     model: str = Field(description="pipeline folder as diffusers saves it, or the name of an embedded one")
+    architecture: str | None = Field(
+        None, description="for `plan`, while the model folder is not there: a preset, e.g. wan21_1b"
+    )
     clip: ClipConfig = ClipConfig()
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")
     embedded_guidance: PositiveFloat = Field(

@@ -46,6 +46,7 @@ def rollout(
             raise ValueError("guidance_scale != 1 needs a negative prompt")
         velocity = guided(velocity, negative, guidance_scale)
     kept = {num_steps, *(keep or ())}
+    levels = sigmas.tolist()  # read here, where the grid was made: no read waits for the GPU
     sigmas = sigmas.to(noise.device)
     latents = noise
     horizon_latents = [latents] if 0 in kept else []
@@ -56,7 +57,7 @@ def rollout(
         if step + 1 in kept:
             horizon_latents.append(latents)
     return Trajectory(
-        sigmas=tuple(float(sigmas[i]) for i in sorted(kept)),
+        sigmas=tuple(levels[i] for i in sorted(kept)),
         latents=tuple(horizon_latents),
         nfe=num_steps * (2 if use_guidance else 1),
     )

@@ -56,7 +56,8 @@ class TeacherSampler:
         self.backbone, self.cfg = backbone, cfg
         self._reward, self._shift, self._store = reward, shift, store
         self._negative = backbone.encode_text([""])
-        self._last: tuple[int, Guide] | None = None
+        self._index = -1
+        self._guides: dict[int, Guide] = {}  # of this batch, by part
         self._updates = 0
 
     @property
@@ -72,14 +73,16 @@ class TeacherSampler:
     @torch.no_grad()
     def guide(self, batch: PromptBatch) -> Guide:
         """The rollout for a batch; one rollout serves all the updates that see the same batch."""
-        if self._last is not None and self._last[0] == batch.index:
-            return self._last[1]
+        if batch.index != self._index:
+            self._index, self._guides = batch.index, {}
+        if batch.part in self._guides:
+            return self._guides[batch.part]
         guide = self._store.load(batch) if self._store else None
         if guide is None:
             guide = self._roll_out(batch)
             if self._store:
                 self._store.save(batch, guide)
-        self._last = (batch.index, guide)
+        self._guides[batch.part] = guide
         return guide
 
     def _roll_out(self, batch: PromptBatch) -> Guide:

@@ -16,6 +16,7 @@ from rats_video.errors import Interrupted, UserError
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
 from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
+from rats_video.training.first_step import PlanCheck
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
 from rats_video.training.optim import build_optimizer, cosine_lr
@@ -45,6 +46,7 @@ def train_loop(
     start = load_checkpoint(saved[-1], student, ema, optimizer) if saved else 0
     rats.teacher.follow(rats.student, start, resumed=True)
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
+    check = PlanCheck(run.plan, rats.student.device, training.steps - start) if runtime.is_main else None
     is_due = False
     with (
         StopRequest() as stop,
@@ -56,8 +58,10 @@ def train_loop(
             batch = _take(draw_batch(rats.student, cfg, prompts, step), runtime.rows(training.batch_size))
             row = _update(rats, cfg, batch, optimizer, step, runtime)
             rats.teacher.follow(rats.student, step + 1)
-            if metrics is not None:
-                metrics.append({"step": step + 1, **row, "seconds": time.perf_counter() - began})
+            seconds = time.perf_counter() - began
+            if metrics is not None and check is not None:
+                metrics.append({"step": step + 1, **row, "seconds": seconds})
+                check.step_done(seconds)
             progress.advance(
                 reward=row["reward/student"], teacher=row["reward/teacher"], gate=row["gate/weight"], loss=row["loss"]
             )
@@ -98,6 +102,18 @@ def _take(batch: PromptBatch, rows: slice) -> PromptBatch:
     return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows])
 
 
+def _backward(rats: Rats, batch: PromptBatch, parts: int) -> dict[str, float]:
+    """Add the gradient of the batch's mean loss to the weights', part by part: the memory of a part, the same sum."""
+    size = len(batch.prompts) // parts
+    rows = []
+    for part in range(parts):
+        clips = slice(part * size, (part + 1) * size)
+        loss, row = rats_step(rats, replace(_take(batch, clips), part=part))
+        (loss / parts).backward()
+        rows.append(row)
+    return {name: sum(row[name] for row in rows) / parts for name in rows[0]}
+
+
 def _grad_frames(window: int | None, frames: int, generator: torch.Generator) -> range | None:
     """The latent frames decoded with gradient: a window at a random place, or all."""
     if window is None or window >= frames:
@@ -115,15 +131,13 @@ def _update(
         lr = cosine_lr(step, cfg.training.steps, options.lr, warmup=options.warmup_steps)
     for group in optimizer.param_groups:
         group["lr"] = lr
-    loss, mine = rats_step(rats, batch)
-    row = runtime.mean(mine)
+    optimizer.zero_grad(set_to_none=True)
+    row = runtime.mean(_backward(rats, batch, cfg.training.parts(len(batch.prompts))))
     if not math.isfinite(row["loss"]):
         raise UserError(
             f"the loss is {row['loss']} at step {step + 1}; earlier checkpoints are kept",
             where="distill", fix="lower training.optimizer.lr or method.alpha",
         )  # fmt: skip
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
     weights = rats.student.weights.values()
     runtime.average_gradients(weights)
     norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)

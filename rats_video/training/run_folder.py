@@ -28,6 +28,11 @@ class RunFolder:
         return self.root / "text.safetensors"
 
     @property
+    def plan(self) -> Path:
+        """What the run was expected to need, and what its first steps did."""
+        return self.root / "plan.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON row a step."""
         return self.root / "metrics.jsonl"

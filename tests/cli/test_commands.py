@@ -101,7 +101,7 @@ def refused(outcome: Any, expected: str) -> None:
 def test_run_writes_everything(finished: Path) -> None:
     assert names(finished) == [
         "checkpoints", "comparison", "config.resolved.yaml", "environment.json", "evaluation", "metrics.jsonl",
-        "samples", "student", "training.png",
+        "plan.json", "samples", "student", "training.png",
     ]  # fmt: skip
     assert names(finished / "student") == ["rats.json", "transformer"]
     assert names(finished / "evaluation") == ["evaluation.json", "evaluation.md", "nfe.png"]
@@ -330,7 +330,8 @@ def test_distill_writes_a_student(distill: Command, tmp_path: Path) -> None:
         f"student: {tmp_path / 'run' / 'student'}", f"training figure: {tmp_path / 'run' / 'training.png'}"
     ]  # fmt: skip
     assert names(tmp_path / "run") == [
-        "checkpoints", "config.resolved.yaml", "environment.json", "metrics.jsonl", "student", "training.png",
+        "checkpoints", "config.resolved.yaml", "environment.json", "metrics.jsonl", "plan.json", "student",
+        "training.png",
     ]  # fmt: skip
     assert json.loads((tmp_path / "run" / "student" / "rats.json").read_text())["seed"] == 9
 

@@ -15,7 +15,8 @@ from rats_video.config.distill import DistillConfig
 ALL_ON = (
     "compute.activation_checkpointing=true", "compute.decode.window=2", "compute.decode.checkpoint=true",
     "compute.decode.offload=true", "student.weights.kind=lora", "student.grad_steps=1", "compute.dtype=bfloat16",
-    "compute.cache_text=true", "training.optimizer.kind=adamw8bit", "compute.offload=block", "training.batch_size=1",
+    "compute.cache_text=true", "training.optimizer.kind=adamw8bit", "compute.offload=block",
+    "training.micro_batch_size=1",
 )  # fmt: skip
 
 
@@ -25,9 +26,9 @@ def out_of_memory(*_: object, **__: object) -> NoReturn:
 
 def test_only_what_is_off_and_what_saves_most_first(make_config: Callable[..., DistillConfig]) -> None:
     assert memory_advice(make_config()) == (
-        "--set, the first saves most: compute.activation_checkpointing=true, compute.decode.window=2, "
-        "compute.decode.checkpoint=true, student.weights.kind=lora, student.grad_steps=1, compute.dtype=bfloat16, "
-        "compute.cache_text=true, training.optimizer.kind=adamw8bit, training.batch_size=1"
+        "--set, the first saves most: training.micro_batch_size=1, compute.activation_checkpointing=true, "
+        "compute.decode.window=2, compute.decode.checkpoint=true, student.weights.kind=lora, student.grad_steps=1, "
+        "compute.dtype=bfloat16, compute.cache_text=true, training.optimizer.kind=adamw8bit"
     )
     for setting in ALL_ON:
         assert setting not in memory_advice(make_config("compute.decode.checkpoint=true", setting))
@@ -52,7 +53,9 @@ def test_a_distillation_names_levers(
     code, _, err = command(command_name, "--config", config_file, "--output", tmp_path / "run", "--device", "cpu")
     assert code == 2
     last = err.splitlines()[-1]
-    assert last.startswith("error: out of GPU memory (--set, the first saves most: compute.activation_checkpointing")
+    assert last.startswith(
+        "error: out of GPU memory (--set, the first saves most: training.micro_batch_size=1, compute."
+    )
     assert "Traceback" not in err
 
 

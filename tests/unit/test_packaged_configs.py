@@ -37,7 +37,9 @@ def read(name: str, *overrides: str) -> DistillConfig:
     return load_config(DistillConfig, name, group="distill", overrides=overrides)
 
 
-@pytest.mark.parametrize("path", [p for p in CONFIGS.rglob("*.yaml") if p.name[0] != "_"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [p for group in ROOTS for p in sorted((CONFIGS / group).glob("[!_]*.yaml"))], ids=lambda path: path.stem
+)
 def test_config_loads(path: Path) -> None:
     load_config(ROOTS[path.parent.name], path.stem, group=path.parent.name)
 

@@ -1,0 +1,252 @@
+"""From what a dry run counted to what a run needs: memory by part, network calls, TFLOPs, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rats_video.config.compute import FullWeights
+from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
+from rats_video.planning.devices import Device
+from rats_video.planning.dry_run import AVERAGE, DENOISER, FLOPS, HELD, TEXT, TRAINED, Numbers
+
+GIB = 2**30
+FRAGMENTED, CONTEXT = 1.05, 0.75 * GIB  # what a GPU must hold beyond live tensors: rounding and holes; CUDA itself
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What the dry runs of a configuration found.
+
+    Args:
+        step: the denoiser's share of a step, and the weights.
+        decode: of the latents.
+        reward: of the clips.
+        text: encoding the prompts of a batch.
+        blocks: how many blocks the denoiser has.
+        num_steps: student steps that were run.
+        parts: how many such runs make an update of a process.
+    """
+
+    step: Numbers
+    decode: Numbers
+    reward: Numbers
+    text: Numbers
+    blocks: int
+    num_steps: int
+    parts: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Args:
+        held: always there, by part.
+        phases: beside that, at each phase's fullest moment: bytes by the phase that allocated them.
+    """
+
+    held: Mapping[str, float]
+    phases: Mapping[str, Mapping[str, float]]
+
+    @property
+    def fullest(self) -> str:
+        """The phase with the peak."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
+
+    @property
+    def peak(self) -> float:
+        """Of live tensors: what `torch.cuda.max_memory_allocated` shows."""
+        return sum(self.held.values()) + sum(self.phases[self.fullest].values())
+
+    @property
+    def needed(self) -> float:
+        """Of a GPU: with the allocator's holes and the CUDA context."""
+        return self.peak * FRAGMENTED + CONTEXT
+
+
+def estimate_memory(cfg: DistillConfig, counted: Counted, gpus: int = 1) -> Memory:
+    """Live bytes of the second and later steps (the first has no optimizer state yet), on each of `gpus` devices."""
+    weights = {part: size for (phase, part), size in counted.step.items() if phase == "weights"}
+    trained = counted.step["parameters", TRAINED]
+    eight_bit = cfg.training.optimizer.kind == "adamw8bit"
+    held = {**weights, "optimizer": trained * 2.004 if eight_bit else 2 * weights[TRAINED]}  # 8 bytes a block of 2048
+    phases = _phases(counted)
+    if cfg.compute.cache_text:
+        held[TEXT] = 0.0
+        phases.pop("text", None)
+    two_blocks = min(1.0, 2 / counted.blocks)  # the one at work and the one on its way
+    if cfg.compute.offload != "none":
+        held[DENOISER] *= two_blocks
+    if cfg.parallel.shard and gpus > 1:
+        gathered = two_blocks * max(held[DENOISER], held[TRAINED])
+        held |= {part: held[part] / gpus for part in (DENOISER, TRAINED, AVERAGE, "optimizer") if part in held}
+        held["gathered blocks"] = gathered
+        spared = weights[TRAINED] * (1 - 1 / gpus)
+        for phase in phases.values():
+            for owner in ("gradients", "student backward"):
+                phase[owner] = max(0.0, phase.get(owner, 0.0) - spared)
+    return Memory(
+        {part: size for part, size in held.items() if size > 0},
+        {name: {owner: size for owner, size in parts.items() if size > 0} for name, parts in phases.items()},
+    )
+
+
+def _phases(counted: Counted) -> dict[str, dict[str, float]]:
+    """The step in order, decode and reward on top of what the denoiser holds when they come."""
+    step, decode = counted.step, counted.decode
+    phases = {
+        name: _parts(step, name) for name in ("teacher rollout", "student rollout", "student backward", "optimizer")
+    }
+    for role in ("teacher", "student"):
+        before = _held(step, f"{role} pixels")
+        phases[f"{role} decode"] = _add(before, _parts(decode, f"{role} decode"))
+        decoded = _add(before, _held(decode, f"{role} reward"))
+        phases[f"{role} reward"] = _add(decoded, _parts(counted.reward, f"{role} reward"))
+    before = _held(step, "student pixels")
+    decoded = _add(before, _held(decode, "student reward"))
+    phases["reward backward"] = _add(decoded, _parts(counted.reward, "reward backward"))
+    phases["decode backward"] = _add(before, _parts(decode, "decode backward"))
+    phases["text"] = _add(_held(step, "teacher rollout"), _parts(counted.text, "text"))
+    return phases
+
+
+def _parts(numbers: Numbers, phase: str) -> dict[str, float]:
+    return {
+        owner: size for (name, owner), size in numbers.items()
+        if name == phase and owner != FLOPS and not owner.startswith(HELD)
+    }  # fmt: skip
+
+
+def _held(numbers: Numbers, phase: str) -> dict[str, float]:
+    return {
+        owner.removeprefix(HELD): size
+        for (name, owner), size in numbers.items()
+        if name == phase and owner.startswith(HELD)
+    }
+
+
+def _add(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {
+        name: one.get(name, 0.0) + other.get(name, 0.0) for name in [*one, *(key for key in other if key not in one)]
+    }
+
+
+def network_calls(cfg: DistillConfig) -> dict[str, float]:
+    """Network evaluations a clip and a step, averaged over the run; guidance makes two of one."""
+    teacher = cfg.teacher
+    return {
+        "teacher": teacher.num_steps * (1 + guided_share(cfg)) / teacher.reuse,
+        "student": sum(cfg.student.num_steps) / len(cfg.student.num_steps),
+    }
+
+
+def guided_share(cfg: DistillConfig) -> float:
+    """The share of the run in which the teacher is guided: an EMA teacher's guidance may fade to none."""
+    match cfg.teacher:
+        case FrozenTeacher(guidance_scale=scale):
+            return float(scale != 1.0)
+        case EmaTeacher(guidance_scale=start, guidance_end=end, guidance_fade_steps=fade):
+            if end != 1.0:
+                return 1.0
+            return min(1.0, fade / cfg.training.steps) if start != 1.0 else 0.0
+
+
+def estimate_tflops(cfg: DistillConfig, counted: Counted) -> dict[str, float]:
+    """TFLOPs of one step by phase, averaged over the run."""
+    step, decode, reward, reuse = counted.step, counted.decode, counted.reward, cfg.teacher.reuse
+    student = network_calls(cfg)["student"] / counted.num_steps
+    is_guided = guided_share(cfg) > 0  # the dry run's one call is two evaluations then
+    teacher = network_calls(cfg)["teacher"] / (2 if is_guided else 1)
+    found = {
+        "text": 0.0 if cfg.compute.cache_text else counted.text.get(("text", FLOPS), 0.0) * (1 + 1 / reuse),
+        "teacher rollout": step["teacher rollout", FLOPS] * teacher,
+        "teacher decode": decode["teacher decode", FLOPS] / reuse,
+        "teacher reward": reward["teacher reward", FLOPS] / reuse,
+        "student rollout": step["student rollout", FLOPS] * student,
+        "student decode": decode["student decode", FLOPS],
+        "student reward": reward["student reward", FLOPS],
+        "reward backward": reward.get(("reward backward", FLOPS), 0.0),
+        "decode backward": decode.get(("decode backward", FLOPS), 0.0),
+        "student backward": step["student backward", FLOPS] * student,
+    }
+    return {name: flops * counted.parts / 1e12 for name, flops in found.items()}
+
+
+def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: Device) -> dict[str, float]:
+    """Seconds of one step by phase: TFLOPs over the device's peak in that precision and its utilisation."""
+    denoising = device.half if cfg.compute.dtype == "bfloat16" else device.single
+    rates = {"text": denoising, "teacher rollout": denoising, "student rollout": denoising}
+    rates |= {"student backward": denoising}
+    rates |= dict.fromkeys(("teacher reward", "student reward", "reward backward"), device.single)
+    return {name: count / (rates.get(name, device.conv) * device.utilisation) for name, count in tflops.items()}
+
+
+def total(values: Iterable[float]) -> float:
+    """Sum."""
+    return float(sum(values))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is expected to need; see `report.py` for how it is shown.
+
+    Args:
+        source: where the architecture was read.
+        device: on which it is planned, with the assumed utilisation.
+        gpus: processes.
+        clips: a process and a step, however many it works on at a time.
+        parameters: by part.
+        memory: held and by phase, bytes.
+        nfe: network evaluations a clip and step.
+        tflops: of a step, by phase.
+        seconds: of a step, by phase.
+        steps: of the run.
+        horizons: student noise levels with the teacher's they are matched with.
+    """
+
+    source: str
+    device: Device
+    gpus: int
+    clips: int
+    parameters: Mapping[str, int]
+    memory: Memory
+    nfe: Mapping[str, float]
+    tflops: Mapping[str, float]
+    seconds: Mapping[str, float]
+    steps: int
+    horizons: tuple[Mapping[str, Any], ...]
+    is_full: bool = False
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Of computing alone."""
+        return sum(self.seconds.values())
+
+    @property
+    def hours(self) -> float:
+        """Of the run."""
+        return self.seconds_per_step * self.steps / 3600
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json` and a run's plan.json; bytes, TFLOPs and seconds."""
+        memory = self.memory
+        return {
+            **asdict(self),
+            "peak_bytes": round(memory.peak), "peak_phase": memory.fullest, "needed_bytes": round(memory.needed),
+            "seconds_per_step": self.seconds_per_step, "hours": self.hours,
+        }  # fmt: skip
+
+
+def make_plan(cfg: DistillConfig, counted: Counted, device: Device, *, gpus: int, clips: int, source: str,
+              horizons: tuple[Mapping[str, Any], ...]) -> Plan:  # fmt: skip
+    """Put the estimates together."""
+    tflops = estimate_tflops(cfg, counted)
+    return Plan(
+        source=source, device=device, gpus=gpus, clips=clips,
+        parameters={part: round(count) for (phase, part), count in counted.step.items() if phase == "parameters"},
+        memory=estimate_memory(cfg, counted, gpus),
+        nfe=network_calls(cfg), tflops=tflops, seconds=estimate_seconds(cfg, tflops, device),
+        steps=cfg.training.steps, horizons=horizons, is_full=isinstance(cfg.student.weights, FullWeights),
+    )  # fmt: skip

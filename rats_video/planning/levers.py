@@ -1,0 +1,95 @@
+"""The cheapest settings that make a run fit into the memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rats_video.config.compute import FullWeights
+from rats_video.config.distill import DistillConfig
+
+
+@dataclass(frozen=True)
+class Lever:
+    """A setting that saves memory.
+
+    Args:
+        setting: as `--set` takes it.
+        price: what it costs.
+    """
+
+    setting: str
+    price: str
+
+
+LEVERS = (
+    Lever("compute.cache_text=true", "exact, and saves time"),
+    Lever("compute.decode.checkpoint=true", "exact; one more decode a step"),
+    Lever("compute.activation_checkpointing=true", "exact; one more student forward a step"),
+    Lever("training.micro_batch_size=1", "exact; a GPU is used less well by one clip at a time"),
+    Lever("parallel.shard=true", "exact; weights travel between the GPUs"),
+    Lever("compute.decode.offload=true", "exact; decode caches travel to the host and back"),
+    Lever("compute.dtype=bfloat16", "rounds the frozen weights; faster on a GPU"),
+    Lever("training.optimizer.kind=adamw8bit", "rounds the optimizer's state; needs bitsandbytes"),
+    Lever("student.weights.kind=lora", "the student learns in adapters of limited rank"),
+    Lever("compute.offload=block", "exact, but every call waits for the base's weights from the host"),
+    Lever("student.grad_steps=2", "gradient through the last two student steps only"),
+    Lever("student.grad_steps=1", "gradient through the last student step only"),
+    Lever("compute.decode.window=4", "reward gradient from four latent frames a step only"),
+)
+"""By price, the cheapest first."""
+
+
+def useful_levers(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> list[Lever]:
+    """Those that are not pulled yet and that can do something here; not every VAE can decode a window."""
+    compute, steps = cfg.compute, max(cfg.student.num_steps)
+    gradient = len(cfg.student.gradient_steps(steps))
+    is_full = isinstance(cfg.student.weights, FullWeights)
+    useful = {
+        "compute.cache_text=true": not compute.cache_text,
+        "compute.decode.checkpoint=true": not compute.decode.checkpoint,
+        "compute.activation_checkpointing=true": not compute.activation_checkpointing,
+        "training.micro_batch_size=1": cfg.training.batch_size > gpus and cfg.training.micro_batch_size != 1,
+        "parallel.shard=true": gpus > 1 and not cfg.parallel.shard,
+        "compute.decode.offload=true": not compute.decode.offload,
+        "compute.dtype=bfloat16": compute.dtype == "float32",
+        "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
+        "student.weights.kind=lora": is_full,
+        "compute.offload=block": compute.offload == "none" and not compute.compile,
+        "student.grad_steps=2": gradient > 2,
+        "student.grad_steps=1": gradient > 1,
+        "compute.decode.window=4": can_window and compute.decode.window is None,
+    }
+    return [lever for lever in LEVERS if useful[lever.setting]]
+
+
+def without_conflicts(levers: Sequence[Lever], cfg: DistillConfig) -> list[Lever]:
+    """Those of `levers` that work together: offload needs a frozen base, decode.offload a checkpointed decode."""
+    settings = {lever.setting for lever in levers}
+    is_full = isinstance(cfg.student.weights, FullWeights) and "student.weights.kind=lora" not in settings
+    is_whole = not cfg.compute.decode.checkpoint and "compute.decode.checkpoint=true" not in settings
+    idle = {"compute.offload=block": is_full, "compute.decode.offload=true": is_whole,
+            "student.grad_steps=2": "student.grad_steps=1" in settings}  # fmt: skip
+    return [lever for lever in levers if not idle.get(lever.setting, False)]
+
+
+def cheapest(levers: Sequence[Lever], fits: Callable[[Sequence[Lever]], bool]) -> list[Lever] | None:
+    """The cheapest set that fits, or None if not even all of them do.
+
+    Any number of cheaper levers is better than a dearer one. So each is dropped in turn, the dearest first, if what is
+    left still fits: as every lever only saves memory, that is the cheapest set, in one trial a lever.
+
+    Args:
+        levers: by price, the cheapest first.
+        fits: whether a run with these levers fits.
+    """
+    if fits([]):
+        return []
+    if not fits(levers):
+        return None
+    kept = list(levers)
+    for lever in reversed(levers):
+        fewer = [each for each in kept if each is not lever]
+        if fits(fewer):
+            kept = fewer
+    return kept
