@@ -251,6 +251,8 @@ def test_seconds_are_work_over_speed(make_config: MakeConfig) -> None:
     plan = planned(make_config("training.steps=7200"), Device("toy", 8, half=4, conv=2, single=1, utilisation=0.5))
     assert plan.seconds["student rollout"] == pytest.approx(plan.tflops["student rollout"] / 0.5)
     assert plan.seconds["student decode"] == pytest.approx(plan.tflops["student decode"] / 1.0)
+    rounded = planned(make_config("compute.decode.dtype=bfloat16"), plan.device)
+    assert rounded.seconds["decode backward"] == pytest.approx(plan.seconds["decode backward"] / 2)
     assert plan.hours == pytest.approx(plan.seconds_per_step * 2)
     assert find_device("h100") is GPUS["h100"]
 
