@@ -66,11 +66,15 @@ def useful_levers(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> 
 
 
 def without_conflicts(levers: Sequence[Lever], cfg: DistillConfig) -> list[Lever]:
-    """Those of `levers` that work together: offload needs a frozen base, decode.offload a checkpointed decode."""
+    """Those of `levers` that work together.
+
+    Offload needs a frozen base that is not split over GPUs, decode.offload a checkpointed decode.
+    """
     settings = {lever.setting for lever in levers}
     is_full = isinstance(cfg.student.weights, FullWeights) and "student.weights.kind=lora" not in settings
     is_whole = not cfg.compute.decode.checkpoint and "compute.decode.checkpoint=true" not in settings
-    idle = {"compute.offload=block": is_full, "compute.decode.offload=true": is_whole,
+    is_split = cfg.parallel.shard or "parallel.shard=true" in settings
+    idle = {"compute.offload=block": is_full or is_split, "compute.decode.offload=true": is_whole,
             "student.grad_steps=2": "student.grad_steps=1" in settings}  # fmt: skip
     return [lever for lever in levers if not idle.get(lever.setting, False)]
 

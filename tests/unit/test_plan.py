@@ -315,6 +315,9 @@ def test_levers_that_need_another_wait_for_it(make_config: MakeConfig) -> None:
     offload, lora = lever("compute.offload=block"), lever("student.weights.kind=lora")
     host, again = lever("compute.decode.offload=true"), lever("compute.decode.checkpoint=true")
     assert without_conflicts([offload, host], make_config()) == []
+    assert without_conflicts([offload], make_config(*LORA, "parallel.shard=true")) == []
+    split = lever("parallel.shard=true")
+    assert without_conflicts([split, lora, offload], make_config()) == [split, lora]
     assert without_conflicts([offload, lora, host, again], make_config()) == [offload, lora, host, again]
 
 
