@@ -12,7 +12,7 @@ import torch
 
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.levers import use_levers
+from rats_video.backbones.levers import use_decode_dtype, use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
@@ -82,6 +82,7 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
             temporal_stride=backbone.temporal_stride,
             where="compute.decode.small",
         ).to(device)
+    use_decode_dtype(backbone, getattr(torch, cfg.compute.decode.dtype))
     backbone.latent_shape(cfg.clip.spec)
     if cfg.compute.decode.window is not None and backbone.small_decoder is None and not backbone.exact_window:
         raise UserError(
@@ -154,6 +155,7 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
         weights.update(path.read_bytes())
     sampling = {"num_steps": teacher.num_steps, "guidance_scale": teacher.guidance_scale, "shift": cfg.shift}
     judge = cfg.reward.model_dump(exclude={"path", "tokenizer", "chunk"})  # its weights are in the hash
+    judge["decode_dtype"] = cfg.compute.decode.dtype
     return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump(), "reward": judge}
 
 
