@@ -32,6 +32,7 @@ from rats_video.build.reward import build_reward, check_rewards
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
+from rats_video.config.resume import changed_keys
 from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
 from rats_video.distill.ema import update_ema
 from rats_video.distill.gate import build_gate
@@ -165,7 +166,7 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
     """
     if resume and run.config.is_file():
         before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
-        if changed := _changed_keys(before, cfg):
+        if changed := changed_keys(before, cfg):
             raise UserError(
                 f"holds a run of another configuration: {', '.join(changed)} differ",
                 where=str(run.root), fix="give the same options, another --output, or --overwrite to start anew",
@@ -177,20 +178,6 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
             raise UserError("holds a run", where=str(run.root), fix="--resume goes on with it, --overwrite replaces it")
         claim_folder(run.root, overwrite=overwrite)
     write_resolved(cfg, run.config)
-
-
-def _changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
-    """Top-level keys that decide the training and differ.
-
-    How long it runs, on how many processes and how it is judged may change.
-    """
-    free = {"architecture", "comparison", "evaluation", "heldout_reward", "parallel"}
-    old, new = before.model_dump(exclude=free), after.model_dump(exclude=free)
-    for tree in (old, new):
-        for key in ("steps", "checkpoint_every", "keep_checkpoints"):
-            if key != "steps" or not after.training.optimizer.decay:
-                del tree["training"][key]
-    return [key for key in new if old[key] != new[key]]
 
 
 def run_distill(

@@ -139,7 +139,7 @@ def test_second_run_skips_what_is_done(command: Command, sets: list[str], finish
 def test_run_of_another_configuration_is_refused(command: Command, sets: list[str], finished: Path) -> None:
     before = snapshot(finished)
     outcome = command("run", "--config", "tiny", "--output", finished, *sets, "--set", "method.alpha=7")
-    refused(outcome, f"{finished}: holds a run of another configuration: method differ")
+    refused(outcome, f"{finished}: holds a run of another configuration: method.alpha differ")
     assert snapshot(finished) == before
 
 
@@ -353,7 +353,7 @@ def test_finished_run_is_refused_untouched(command: Command, sets: list[str], fi
     )
     changed = ["--resume", "--seed", "3", "--set", "method.alpha=7"]
     outcome = command("distill", "--output", finished, *sets, *changed)
-    refused(outcome, "holds a run of another configuration: seed, method differ")
+    refused(outcome, "holds a run of another configuration: seed, method.alpha differ")
     assert snapshot(finished) == before
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles
+from rats_video.build.distill import build_rats, build_roles, train_student
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted
+from rats_video.runtime import ALONE
 from rats_video.training.loop import draw_batch, train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -99,6 +100,26 @@ def test_steps_after_the_checkpoint_are_done_again(train: Train, tmp_path: Path)
     with (tmp_path / "crashed" / "metrics.jsonl").open("a") as file:  # what a crash after step 3 leaves
         file.write('{"step": 4, "loss": 99}\n{"step": 5, "lo')
     assert_same(whole, train("crashed", "training.steps=4"))
+
+
+def test_run_that_died_of_memory_goes_on_with_levers(make_config: Callable[..., DistillConfig], tmp_path: Path) -> None:
+    lora = ("student.weights.kind=lora", "student.weights.rank=2")
+    levers = (
+        "training.micro_batch_size=1", "compute.activation_checkpointing=true", "compute.decode.checkpoint=true",
+        "compute.offload=block", "compute.cache_text=true",
+    )  # fmt: skip
+
+    def train(folder: str, *overrides: str) -> dict[str, Tensor]:
+        run = RunFolder(tmp_path / folder)
+        student = train_student(make_config(*lora, *overrides), run, ALONE, resume=True, overwrite=False)
+        assert student is not None
+        return student.weights
+
+    whole = train("whole", "training.steps=2")
+    half = {name: weight.clone() for name, weight in train("halves", "training.steps=1").items()}
+    for name, weight in train("halves", "training.steps=2", *levers).items():
+        torch.testing.assert_close(weight, whole[name], rtol=1e-4, atol=1e-6)
+        assert not torch.equal(weight, half[name])
 
 
 def test_seed_decides_everything(train: Train) -> None:
