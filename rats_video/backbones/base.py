@@ -54,6 +54,7 @@ class PipelineBackbone(ABC):
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
+        self.vae: Any = parts["vae"]
         for name in set(parts) - set(self.denoiser_parts):
             if isinstance(parts[name], nn.Module):
                 parts[name].requires_grad_(requires_grad=False).eval()
@@ -72,21 +73,6 @@ class PipelineBackbone(ABC):
     @abstractmethod
     def component_classes(cls) -> dict[str, Any]:
         """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
-
-    @property
-    @abstractmethod
-    def temporal_stride(self) -> int:
-        """Pixel frames a latent frame, but for the first, which holds one."""
-
-    @property
-    @abstractmethod
-    def latent_channels(self) -> int:
-        """C of the latents."""
-
-    @property
-    @abstractmethod
-    def spatial_stride(self) -> int:
-        """Pixels a latent row or column."""
 
     @property
     @abstractmethod
@@ -170,7 +156,7 @@ class PipelineBackbone(ABC):
     @property
     def device(self) -> torch.device:
         """Where the model computes: the VAE is always there, a denoiser's weights may wait elsewhere."""
-        device: torch.device = next(self.parts["vae"].parameters()).device
+        device: torch.device = next(self.vae.parameters()).device
         return device
 
     @property
@@ -227,6 +213,21 @@ class PipelineBackbone(ABC):
 
     # ---------------------------------------------------------------------------------------------- latents and text
 
+    @property
+    def latent_channels(self) -> int:
+        """C of the latents."""
+        return int(self.parts["transformer"].config.in_channels)
+
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames a latent frame, but for the first, which holds one."""
+        return int(self.vae.temporal_compression_ratio)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels a latent row or column."""
+        return int(self.vae.spatial_compression_ratio)
+
     def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
         """`(C, F, H, W)` of a clip's latents.
 
@@ -236,7 +237,7 @@ class PipelineBackbone(ABC):
         stride, patch = self.spatial_stride, self.patch_size
         if (clip.num_frames - 1) % self.temporal_stride:
             raise UserError(
-                f"num_frames must be 1 + a multiple of {self.temporal_stride}, got {clip.num_frames}",
+                f"must be 1 + a multiple of {self.temporal_stride}, got {clip.num_frames}",
                 where="clip.num_frames",
             )
         for name, pixels, size in (("height", clip.height, patch[1]), ("width", clip.width, patch[2])):

@@ -378,7 +378,7 @@ def test_output_that_is_a_file(distill: Command, tmp_path: Path) -> None:
         ("model=nowhere", "model: no such folder: nowhere"),
         ("reward.path=nowhere", "reward.path: no such folder: nowhere"),
         ("heldout_reward.path=nowhere", "heldout_reward.path: no such folder: nowhere"),
-        ("clip.num_frames=6", "clip.num_frames: num_frames must be 1 + a multiple of 4, got 6"),
+        ("clip.num_frames=6", "clip.num_frames: must be 1 + a multiple of 4, got 6"),
         ("clip.height=40", "clip.height: must be a multiple of 16, got 40"),
         ("teacher.num_steps=3", "teacher.num_steps: 3 is fewer than the student's 4"),
         ("method.shaping.horizon_weights=[1,2]", "method.shaping.horizon_weights: needs 4 weights that are not all 0"),
