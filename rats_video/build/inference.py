@@ -202,9 +202,12 @@ def compare_files(
 
 
 def run_evaluate(
-    *, run: Path, nfe: tuple[int, ...], num_clips: int | None, seed: int, output: Path | None, device: str
+    *, run: Path, nfe: tuple[int, ...] | None, num_clips: int | None, seed: int, output: Path | None, device: str
 ) -> list[str]:
-    """Score teacher, base and student on held-out prompts; returns the table's lines."""
+    """Score teacher, base and student on held-out prompts; returns the table's lines.
+
+    What is None is as the run's configuration says.
+    """
     folder, cfg = load_run(run)
     runtime = start_runtime(device)
     loaded = load_student(run, runtime.device)

@@ -281,8 +281,7 @@ def test_evaluate(command: Command, finished: Path, tmp_path: Path, calls: list[
     options = ["--nfe", "2,4", "--num-clips", 3, "--output", tmp_path / "e"]
     code, out, err = command("evaluate", finished, *options)
     assert code == 0, err
-    rows = json.loads((tmp_path / "e" / "evaluation.json").read_text())
-    rows = rows["rows"] if isinstance(rows, dict) else rows
+    rows = json.loads((tmp_path / "e" / "evaluation.json").read_text())["rows"]
     found = [(row["arm"], row["num_steps"], row["nfe"], row["num_clips"]) for row in rows]
     assert found == [
         ("teacher", 4, 8, 3), ("base", 2, 2, 3), ("base", 4, 4, 3), ("student", 2, 2, 3), ("student", 4, 4, 3)
@@ -292,6 +291,14 @@ def test_evaluate(command: Command, finished: Path, tmp_path: Path, calls: list[
     assert all(row["metrics"]["reward"]["mean"] < 0 for row in rows)
     assert out.count("student") == 2
     assert names(tmp_path / "e") == ["evaluation.json", "evaluation.md", "nfe.png"]
+
+
+def test_evaluate_as_the_run_was(command: Command, finished: Path, tmp_path: Path) -> None:
+    code, _, err = command("evaluate", finished, "--output", tmp_path / "e")
+    assert code == 0, err
+    files = [run / "evaluation.json" for run in (tmp_path / "e", finished / "evaluation")]
+    again, before = ([{**row, "seconds_per_clip": 0} for row in json.loads(file.read_text())["rows"]] for file in files)
+    assert again == before
 
 
 @pytest.mark.parametrize("name", [["export", "comparison"], ["evaluate"]])

@@ -178,7 +178,7 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
         (
             "evaluate r --nfe 8,3,3",
             "run_evaluate",
-            {"run": Path("r"), "nfe": (8, 3), "num_clips": 64, "seed": 0, "output": None, "device": "auto"},
+            {"run": Path("r"), "nfe": (8, 3), "num_clips": None, "seed": 0, "output": None, "device": "auto"},
         ),
         ("train vae", "run_train_vae", RUN | {"output": Path("runs/vae-tiny")}),
         ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),
