@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rats_video.distill.step import Rats, rats_step
 from rats_video.inference.video import read_mp4
+from rats_video.runtime import Runtime
 from rats_video.types import PromptBatch
 
 PROMPT = "a fast red circle moving left on a gray background"
@@ -134,6 +135,22 @@ def test_second_run_skips_what_is_done(command: Command, sets: list[str], finish
     after = snapshot(finished)
     del before["config.resolved.yaml"], after["config.resolved.yaml"]  # written anew, the same
     assert after == before
+
+
+def test_reward_rank_of_a_finished_run_leaves(
+    command: Command, sets: list[str], finished: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = Runtime(torch.device("cpu"), rank=1, reward_ranks=1)
+    monkeypatch.setattr("rats_video.build.run.start_runtime", lambda *_: rank)
+    before = snapshot(finished)
+    (finished / "samples" / "manifest.json").unlink()  # for the trainers to make
+    code, out, err = command("run", "--config", "tiny", "--output", finished, *sets)
+    assert (code, out, err) == (0, f"1/4 distill\n    done before: {finished / 'student'}\n", "")
+    assert calls == []
+    (finished / "samples" / "manifest.json").write_bytes(before["samples/manifest.json"][1])
+    assert {name: content for name, (_, content) in snapshot(finished).items()} == {
+        name: content for name, (_, content) in before.items()
+    }
 
 
 def test_run_of_another_configuration_is_refused(command: Command, sets: list[str], finished: Path) -> None:
