@@ -136,14 +136,14 @@ class PipelineBackbone(ABC):
     # -------------------------------------------------------------------------------------------------------- roles
 
     @property
-    def denoisers(self) -> dict[str, nn.Module]:
+    def denoisers(self) -> dict[str, Any]:
         """The denoising parts by name."""
         return {name: self.parts[name] for name in self.denoiser_parts}
 
     @property
     def denoiser(self) -> nn.Module:
         """The network, or the experts as one module, whose calls are counted as NFE."""
-        networks = self.denoisers
+        networks: dict[str, nn.Module] = self.denoisers
         return next(iter(networks.values())) if len(networks) == 1 else nn.ModuleDict(networks)
 
     @property
@@ -162,7 +162,7 @@ class PipelineBackbone(ABC):
     @property
     def dtype(self) -> torch.dtype:
         """Of the denoiser's weights, but for the few that a family keeps in float32."""
-        dtype: torch.dtype = next(iter(self.denoisers.values())).dtype  # type: ignore[assignment]
+        dtype: torch.dtype = next(iter(self.denoisers.values())).dtype
         return dtype
 
     def twin(self) -> Self:
@@ -196,7 +196,7 @@ class PipelineBackbone(ABC):
             self.adapters.save(self.role, folder)
         else:
             for name, network in self.denoisers.items():
-                network.save_pretrained(folder / name)  # type: ignore[operator]
+                network.save_pretrained(folder / name)
 
     def load_role(self, folder: Path, name: str = "student") -> Self:
         """A role that `save_role` wrote: an adapter on this denoiser, or a model with its own.
@@ -208,7 +208,8 @@ class PipelineBackbone(ABC):
             return self.load_denoiser(folder)
         cfg, tensors = read_lora(folder / LORA_FILE)
         role = self.adapted(name, cfg)
-        role.adapters.load(name, tensors, where=folder / LORA_FILE)  # type: ignore[union-attr]
+        assert role.adapters is not None
+        role.adapters.load(name, tensors, where=folder / LORA_FILE)
         return role
 
     # ---------------------------------------------------------------------------------------------- latents and text
