@@ -16,9 +16,14 @@ def evaluate(
     run: RunArgument,
     *,
     nfe: Annotated[
-        str, typer.Option("--nfe", metavar="N,N,...", help="Network evaluations a clip to measure at.")
-    ] = "3,4,5,8",
-    num_clips: Annotated[int, typer.Option("--num-clips", min=1, help="Clips to score at each NFE.")] = 64,
+        str | None,
+        typer.Option(
+            "--nfe", metavar="N,N,...", help="Network evaluations a clip to measure at. [default: the run's config]"
+        ),
+    ] = None,
+    num_clips: Annotated[
+        int | None, typer.Option("--num-clips", min=1, help="Clips to score at each NFE. [default: the run's config]")
+    ] = None,
     seed: SeedOption = 0,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to. [default: RUN/evaluation]")
@@ -29,7 +34,7 @@ def evaluate(
 
     Writes the scores as JSON, a plot and a report.
     """
-    counts = parse_nfe_list(nfe)
+    counts = None if nfe is None else parse_nfe_list(nfe)
     from rats_video.build.inference import run_evaluate
 
     lines = run_evaluate(run=run, nfe=counts, num_clips=num_clips, seed=seed, output=output, device=device)

@@ -142,12 +142,7 @@ class PromptChecker(Protocol):
 
 
 class Backbone(Protocol):
-    """One family of video models in one role: text in, latents through a denoiser, pixels out."""
-
-    @property
-    def temporal_stride(self) -> int:
-        """Pixel frames a latent frame, but for the first, which holds one."""
-        ...
+    """One family of video models in one role, as the method and the samplers see it: text in, latents, pixels out."""
 
     @property
     def denoiser(self) -> nn.Module:
@@ -166,14 +161,6 @@ class Backbone(Protocol):
 
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:
         """Encode B prompts."""
-        ...
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Words of the prompt that the text encoder was never taught."""
-        ...
-
-    def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
-        """`(C, F, H, W)` of a clip's latents; raises UserError if the model cannot divide the clip."""
         ...
 
     def sample_noise(self, batch: int, clip: ClipSpec, generator: Generator) -> Tensor:

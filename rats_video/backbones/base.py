@@ -54,6 +54,7 @@ class PipelineBackbone(ABC):
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
+        self.vae: Any = parts["vae"]
         for name in set(parts) - set(self.denoiser_parts):
             if isinstance(parts[name], nn.Module):
                 parts[name].requires_grad_(requires_grad=False).eval()
@@ -72,21 +73,6 @@ class PipelineBackbone(ABC):
     @abstractmethod
     def component_classes(cls) -> dict[str, Any]:
         """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
-
-    @property
-    @abstractmethod
-    def temporal_stride(self) -> int:
-        """Pixel frames a latent frame, but for the first, which holds one."""
-
-    @property
-    @abstractmethod
-    def latent_channels(self) -> int:
-        """C of the latents."""
-
-    @property
-    @abstractmethod
-    def spatial_stride(self) -> int:
-        """Pixels a latent row or column."""
 
     @property
     @abstractmethod
@@ -150,14 +136,14 @@ class PipelineBackbone(ABC):
     # -------------------------------------------------------------------------------------------------------- roles
 
     @property
-    def denoisers(self) -> dict[str, nn.Module]:
+    def denoisers(self) -> dict[str, Any]:
         """The denoising parts by name."""
         return {name: self.parts[name] for name in self.denoiser_parts}
 
     @property
     def denoiser(self) -> nn.Module:
         """The network, or the experts as one module, whose calls are counted as NFE."""
-        networks = self.denoisers
+        networks: dict[str, nn.Module] = self.denoisers
         return next(iter(networks.values())) if len(networks) == 1 else nn.ModuleDict(networks)
 
     @property
@@ -170,13 +156,13 @@ class PipelineBackbone(ABC):
     @property
     def device(self) -> torch.device:
         """Where the model computes: the VAE is always there, a denoiser's weights may wait elsewhere."""
-        device: torch.device = next(self.parts["vae"].parameters()).device
+        device: torch.device = next(self.vae.parameters()).device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the denoiser's weights, but for the few that a family keeps in float32."""
-        dtype: torch.dtype = next(iter(self.denoisers.values())).dtype  # type: ignore[assignment]
+        dtype: torch.dtype = next(iter(self.denoisers.values())).dtype
         return dtype
 
     @property
@@ -215,7 +201,7 @@ class PipelineBackbone(ABC):
             self.adapters.save(self.role, folder)
         else:
             for name, network in self.denoisers.items():
-                network.save_pretrained(folder / name)  # type: ignore[operator]
+                network.save_pretrained(folder / name)
 
     def load_role(self, folder: Path, name: str = "student") -> Self:
         """A role that `save_role` wrote: an adapter on this denoiser, or a model with its own.
@@ -227,10 +213,26 @@ class PipelineBackbone(ABC):
             return self.load_denoiser(folder)
         cfg, tensors = read_lora(folder / LORA_FILE)
         role = self.adapted(name, cfg)
-        role.adapters.load(name, tensors, where=folder / LORA_FILE)  # type: ignore[union-attr]
+        assert role.adapters is not None
+        role.adapters.load(name, tensors, where=folder / LORA_FILE)
         return role
 
     # ---------------------------------------------------------------------------------------------- latents and text
+
+    @property
+    def latent_channels(self) -> int:
+        """C of the latents."""
+        return int(self.parts["transformer"].config.in_channels)
+
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames a latent frame, but for the first, which holds one."""
+        return int(self.vae.temporal_compression_ratio)
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels a latent row or column."""
+        return int(self.vae.spatial_compression_ratio)
 
     def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
         """`(C, F, H, W)` of a clip's latents.
@@ -241,7 +243,7 @@ class PipelineBackbone(ABC):
         stride, patch = self.spatial_stride, self.patch_size
         if (clip.num_frames - 1) % self.temporal_stride:
             raise UserError(
-                f"num_frames must be 1 + a multiple of {self.temporal_stride}, got {clip.num_frames}",
+                f"must be 1 + a multiple of {self.temporal_stride}, got {clip.num_frames}",
                 where="clip.num_frames",
             )
         for name, pixels, size in (("height", clip.height, patch[1]), ("width", clip.width, patch[2])):

@@ -38,7 +38,6 @@ class CogVideoXBackbone(PipelineBackbone):
     def __init__(self, **parts: Any) -> None:
         """Raises UserError if the model does not predict v, does not start from pure noise, or is CogVideoX 1.5."""
         super().__init__(**parts)
-        self.vae = parts["vae"]
         scheduler = parts["scheduler"]
         if scheduler.config.prediction_type != "v_prediction" or scheduler.alphas_cumprod[-1] > 0:
             raise UserError(
@@ -79,11 +78,6 @@ class CogVideoXBackbone(PipelineBackbone):
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
-    def latent_channels(self) -> int:
-        """C of the latents."""
-        return int(self.parts["transformer"].config.in_channels)
-
-    @property
     def patch_size(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns a token."""
         size = int(self.parts["transformer"].config.patch_size)
@@ -96,9 +90,7 @@ class CogVideoXBackbone(PipelineBackbone):
             UserError: the VAE, which decodes latent frames in pairs after the first, or the patches cannot divide it.
         """
         if (clip.num_frames - 1) % (step := FRAMES_AT_ONCE * self.temporal_stride):
-            raise UserError(
-                f"num_frames must be 1 + a multiple of {step}, got {clip.num_frames}", where="clip.num_frames"
-            )
+            raise UserError(f"must be 1 + a multiple of {step}, got {clip.num_frames}", where="clip.num_frames")
         return super().latent_shape(clip)
 
     def sigmas(self, num_steps: int, shift: float) -> Tensor:

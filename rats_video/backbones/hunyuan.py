@@ -37,7 +37,6 @@ class HunyuanVideoBackbone(PipelineBackbone):
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
-        self.transformer, self.vae = parts["transformer"], parts["vae"]
         use_maskless_attention(self.vae)
 
     @classmethod
@@ -56,24 +55,9 @@ class HunyuanVideoBackbone(PipelineBackbone):
         }
 
     @property
-    def temporal_stride(self) -> int:
-        """Pixel frames a latent frame, but for the first."""
-        return int(self.vae.temporal_compression_ratio)
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels a latent row or column."""
-        return int(self.vae.spatial_compression_ratio)
-
-    @property
-    def latent_channels(self) -> int:
-        """C of the latents."""
-        return int(self.transformer.config.in_channels)
-
-    @property
     def patch_size(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns a token."""
-        config = self.transformer.config
+        config = self.parts["transformer"].config
         return config.patch_size_t, config.patch_size, config.patch_size
 
     def _encode(self, prompts: Sequence[str]) -> TextCondition:
@@ -94,7 +78,7 @@ class HunyuanVideoBackbone(PipelineBackbone):
         return self.parts[tokenizer](prompts, return_tensors="pt", **options).to(self.device)
 
     def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        transformer = self.transformer
+        transformer = self.parts["transformer"]
         own = text.map(lambda part: part.to(transformer.dtype))
         guidance = torch.full_like(sigma, self.embedded_guidance, dtype=transformer.dtype) * 1000.0
         velocity: Tensor = transformer(

@@ -32,7 +32,7 @@ def use_levers(cfg: ComputeConfig, *roles: PipelineBackbone) -> None:
             use_attention(network, cfg.attention, has_mask=has_mask)
             if cfg.activation_checkpointing:
                 recompute = None if role.adapters is None else role.adapters.checkpointing
-                network.enable_gradient_checkpointing(recompute)  # type: ignore[operator]
+                network.enable_gradient_checkpointing(recompute)
             if cfg.compile:
                 compile_blocks(network)
 

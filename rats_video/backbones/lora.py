@@ -30,10 +30,10 @@ class Adapters:
     """The adapters of a denoiser, and which of them its next call uses.
 
     Args:
-        networks: the denoiser's networks by part name; frozen here.
+        networks: the denoiser's networks, diffusers models, by part name; frozen here.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+    def __init__(self, networks: Mapping[str, Any]) -> None:
         self.networks = dict(networks)
         self.configs: dict[str, LoraWeights] = {}
         self.active: str | None = None
@@ -57,7 +57,7 @@ class Adapters:
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several are what we want
-                    network.add_adapter(peft_config, adapter_name=name)  # type: ignore[operator]
+                    network.add_adapter(peft_config, adapter_name=name)
             except ValueError as error:
                 raise UserError(
                     f"no layer of the denoiser is called {', '.join(targets)}", where="student.weights.targets",
@@ -98,7 +98,7 @@ class Adapters:
         metadata = {
             f"{part}.{key}": sorted(value) if isinstance(value, set) else value
             for part, network in self.networks.items()
-            for key, value in network.peft_config[name].to_dict().items()  # type: ignore[union-attr,index]
+            for key, value in network.peft_config[name].to_dict().items()
         }
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / LORA_FILE, {"format": "pt", METADATA_KEY: json.dumps(metadata, default=str)})

@@ -33,10 +33,6 @@ class LTXBackbone(PipelineBackbone):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     exact_window = False
 
-    def __init__(self, **parts: Any) -> None:
-        super().__init__(**parts)
-        self.vae = parts["vae"]
-
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
         """The class of each part."""
@@ -49,21 +45,6 @@ class LTXBackbone(PipelineBackbone):
             "text_encoder": T5EncoderModel,
             "tokenizer": AutoTokenizer,
         }
-
-    @property
-    def temporal_stride(self) -> int:
-        """Pixel frames a latent frame, but for the first."""
-        return int(self.vae.temporal_compression_ratio)
-
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels a latent row or column."""
-        return int(self.vae.spatial_compression_ratio)
-
-    @property
-    def latent_channels(self) -> int:
-        """C of the latents."""
-        return int(self.parts["transformer"].config.in_channels)
 
     @property
     def patch_size(self) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from typing import Any
 
 from torch import nn
 from torch.distributed.fsdp import fully_shard
@@ -33,11 +34,11 @@ def split_weights(networks: Iterable[nn.Module], runtime: Runtime) -> None:
         fully_shard(network, mesh=runtime.everyone, reshard_after_forward=True)
 
 
-def split_tokens(networks: Iterable[nn.Module], tokens: int, runtime: Runtime) -> None:
+def split_tokens(networks: Iterable[Any], tokens: int, runtime: Runtime) -> None:
     """Let the processes of a context group share each clip's tokens (Ulysses attention), in place.
 
     Args:
-        networks: the denoisers.
+        networks: the denoisers, diffusers models.
         tokens: how many a clip has.
         runtime: the processes.
 
@@ -51,14 +52,14 @@ def split_tokens(networks: Iterable[nn.Module], tokens: int, runtime: Runtime) -
         name = type(network).__name__
         if getattr(network, "_cp_plan", None) is None:
             raise UserError(f"{name} cannot share a clip", where="parallel.context", fix="use 1; Wan and LTX-Video can")
-        heads: int = network.config.num_attention_heads  # type: ignore[union-attr,assignment]
+        heads: int = network.config.num_attention_heads
         for what, count in (("tokens of a clip", tokens), ("attention heads", heads)):
             if count % runtime.context:
                 raise UserError(f"{runtime.context} does not divide the {count} {what}", where="parallel.context")
         config = ContextParallelConfig(ulysses_degree=runtime.context, mesh=runtime.mesh["ring", "ulysses"])
         logging.getLogger("diffusers.models.modeling_utils").setLevel(logging.ERROR)  # "experimental"
         try:
-            network.enable_parallelism(config=config)  # type: ignore[operator]
+            network.enable_parallelism(config=config)
         except ValueError as error:
             raise UserError(
                 f"{name}'s attention kernel cannot share a clip", where="compute.attention", fix="use native or flash"

@@ -65,7 +65,7 @@ class TextCache:
         """What `save` wrote, or None where that is missing, damaged, of another identity, or lacks a prompt."""
         try:
             with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
+                metadata = file.metadata() or {}
                 names = json.loads(metadata["prompts"])
                 if metadata["identity"] != identity or not set(prompts) <= set(names):
                     return None
@@ -73,9 +73,9 @@ class TextCache:
                 for key in file.keys():  # noqa: SIM118  # no mapping
                     row, name = key.split(".")
                     parts[int(row)][name] = file.get_tensor(key)
-        except (OSError, SafetensorError, KeyError, ValueError):
+            return cls({name: TextCondition(**row) for name, row in zip(names, parts, strict=True)})
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
-        return cls({name: TextCondition(**row) for name, row in zip(names, parts, strict=True)})
 
 
 def text_identity(folder: Path, dtype: str) -> str:

@@ -48,7 +48,6 @@ class WanBackbone(PipelineBackbone):
                     fix="give the folder of both experts, or a boundary_ratio of null",
                 )  # fmt: skip
         super().__init__(**parts)
-        self.vae = parts["vae"]
         for network in self.denoisers.values():
             use_compact_text(network)
         use_fast_norms(self.vae)
@@ -76,11 +75,6 @@ class WanBackbone(PipelineBackbone):
     def spatial_stride(self) -> int:
         """Pixels a latent row or column."""
         return int(self.vae.config.scale_factor_spatial)
-
-    @property
-    def latent_channels(self) -> int:
-        """C of the latents."""
-        return int(self.parts["transformer"].config.in_channels)
 
     @property
     def patch_size(self) -> tuple[int, int, int]:

@@ -29,9 +29,10 @@ from rats_video.build.compute import (
 from rats_video.build.dry_runs import Builders, plan_of_run
 from rats_video.build.parallel import serve_rewards, split_roles
 from rats_video.build.reward import build_reward, check_rewards
-from rats_video.config.compute import FullWeights, LoraWeights
+from rats_video.config.compute import ComputeConfig, FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
+from rats_video.config.resume import changed_keys
 from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
 from rats_video.distill.ema import update_ema
 from rats_video.distill.gate import build_gate
@@ -48,6 +49,8 @@ from rats_video.training.checkpoint import list_checkpoints, load_student_weight
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
+
+HASHED_BYTES = 2**24  # at a time
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
@@ -152,11 +155,21 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
         folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()
     for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
-        weights.update(path.read_bytes())
-    sampling = {"num_steps": teacher.num_steps, "guidance_scale": teacher.guidance_scale, "shift": cfg.shift}
-    judge = cfg.reward.model_dump(exclude={"path", "tokenizer", "chunk"})  # its weights are in the hash
-    judge["decode_dtype"] = cfg.compute.decode.dtype
-    return {"weights": weights.hexdigest(), **sampling, "clip": cfg.clip.model_dump(), "reward": judge}
+        with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
+            while piece := file.read(HASHED_BYTES):
+                weights.update(piece)
+    return {
+        "weights": weights.hexdigest(),
+        "num_steps": teacher.num_steps,
+        "guidance_scale": teacher.guidance_scale,
+        "embedded_guidance": cfg.embedded_guidance,
+        "shift": cfg.shift,
+        "dtype": cfg.compute.dtype,
+        "clip": cfg.clip.model_dump(),
+        # What is left out is in the weights' hash, or changes nothing that a teacher does.
+        "decode": cfg.compute.decode.model_dump(exclude={"checkpoint", "offload", "window", "small"}),
+        "reward": cfg.reward.model_dump(exclude={"path", "tokenizer", "chunk"}),
+    }
 
 
 def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> None:
@@ -167,7 +180,7 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
     """
     if resume and run.config.is_file():
         before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
-        if changed := _changed_keys(before, cfg):
+        if changed := changed_keys(before, cfg):
             raise UserError(
                 f"holds a run of another configuration: {', '.join(changed)} differ",
                 where=str(run.root), fix="give the same options, another --output, or --overwrite to start anew",
@@ -179,20 +192,6 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
             raise UserError("holds a run", where=str(run.root), fix="--resume goes on with it, --overwrite replaces it")
         claim_folder(run.root, overwrite=overwrite)
     write_resolved(cfg, run.config)
-
-
-def _changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
-    """Top-level keys that decide the training and differ.
-
-    How long it runs, on how many processes and how it is judged may change.
-    """
-    free = {"architecture", "comparison", "evaluation", "heldout_reward", "parallel"}
-    old, new = before.model_dump(exclude=free), after.model_dump(exclude=free)
-    for tree in (old, new):
-        for key in ("steps", "checkpoint_every", "keep_checkpoints"):
-            if key != "steps" or not after.training.optimizer.decay:
-                del tree["training"][key]
-    return [key for key in new if old[key] != new[key]]
 
 
 def run_distill(
@@ -267,9 +266,8 @@ def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runti
 def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:
     """Write the trained student and its figure."""
     newest = list_checkpoints(run.checkpoints)[-1]
-    if cfg.parallel.shard:  # whole again, from the checkpoint: no other process is needed for it
-        student, _ = build_roles(cfg, build_backbone(cfg, torch.device("cpu"), text=cached_text(cfg, run.text)))
-        load_student_weights(newest, student.weights)
+    if cfg.parallel.shard:
+        student = _whole_student(cfg, newest)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = int(newest.name.removeprefix("step-"))
     model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
@@ -278,6 +276,16 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
     )
     save_student(student, card, run.student)
     plot_training(read_metrics(run.metrics), run.curves)
+
+
+def _whole_student(cfg: DistillConfig, checkpoint: Path) -> PipelineBackbone:
+    """The student of a checkpoint in host memory, on a process of its own: what was split is whole again."""
+    plain = cfg.model_copy(update={"compute": ComputeConfig(dtype=cfg.compute.dtype)})  # no GPU's kernels on a CPU
+    dtype = getattr(torch, cfg.compute.dtype)
+    base = load_backbone(resolve_folder(cfg.model, where="model"), "cpu", dtype, with_text=False)
+    student, _ = build_roles(plain, base)
+    load_student_weights(checkpoint, student.weights)
+    return student
 
 
 def _check_horizons(cfg: DistillConfig, student_steps: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.experts import expert_by_step
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import ComputeConfig
 from rats_video.config.distill import DistillConfig, EmaTeacher, ShapesPrompts
@@ -57,9 +58,8 @@ class DryRuns:
         self._architecture = find_architecture(cfg.model, cfg.architecture)
         self._build, self._cpu, self._gpus = builders, device.is_cpu, gpus
         self._made: dict[str, Any] = {}
-        source = (
-            ShapesPrompts() if self._architecture.folder is None else cfg.prompts
-        )  # without tokenizer all are alike
+        has_tokenizer = self._architecture.folder is not None  # without one, all prompts are alike
+        source = cfg.prompts if has_tokenizer else ShapesPrompts()
         self._prompt = max(load_prompts(source).train, key=len)
 
     @property
@@ -208,17 +208,18 @@ class DryRuns:
 def horizon_rows(cfg: DistillConfig, backbone: PipelineBackbone) -> Iterator[dict[str, Any]]:
     """The student's noise levels and the teacher's that they are compared at, for each student step count."""
     teacher = backbone.sigmas(cfg.teacher.num_steps, cfg.shift)
-    boundary = getattr(backbone, "boundary_ratio", None)
+    boundary: float | None = getattr(backbone, "boundary_ratio", None)
     for steps in dict.fromkeys(cfg.student.num_steps):
         grid = backbone.sigmas(steps, cfg.shift)
-        for start, sigma in zip(grid[:-1].tolist(), grid[1:], strict=True):
+        makers = expert_by_step(grid, boundary)
+        for start, sigma, maker in zip(grid[:-1].tolist(), grid[1:], makers, strict=True):
             matched = match_horizons(torch.stack([grid[0], sigma]), teacher)
             row = {
                 "num_steps": steps, "from": start, "student": float(sigma),
                 "teacher": [float(teacher[i]) for i in matched.keep], "residual": matched.residual,
             }  # fmt: skip
             if boundary is not None:  # the expert that makes the step that ends there
-                row["expert"] = "transformer_2" if start * 1000 < boundary * 1000 else "transformer"
+                row["expert"] = maker
             yield row
 
 

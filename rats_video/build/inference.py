@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from rats_video.build.reward import build_reward
 from rats_video.config.distill import DistillConfig, ShapesPrompts
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import check_prompt, load_prompts, read_prompt_file
-from rats_video.errors import UserError
+from rats_video.errors import UserError, warn
 from rats_video.evaluation.plots import plot_nfe_curve
 from rats_video.evaluation.sweep import Arm, ArmScores, Measure, reward_measure, score_arm, shapes_measure
 from rats_video.evaluation.tables import headline, markdown_table, write_rows
@@ -57,7 +56,7 @@ class LoadedStudent:
         """The student's sampler at `nfe` calls; warns on stderr where it was trained for other counts."""
         if nfe not in self.card.num_steps:
             trained = ", ".join(map(str, self.card.num_steps))
-            print(f"warning: --nfe {nfe}: this student was trained for {trained}; quality may drop", file=sys.stderr)  # noqa: T201
+            warn(f"this student was trained for {trained}; quality may drop", where=f"--nfe {nfe}")
         return SamplerSpec(nfe, self.card.shift)
 
 
@@ -203,9 +202,12 @@ def compare_files(
 
 
 def run_evaluate(
-    *, run: Path, nfe: tuple[int, ...], num_clips: int | None, seed: int, output: Path | None, device: str
+    *, run: Path, nfe: tuple[int, ...] | None, num_clips: int | None, seed: int, output: Path | None, device: str
 ) -> list[str]:
-    """Score teacher, base and student on held-out prompts; returns the table's lines."""
+    """Score teacher, base and student on held-out prompts; returns the table's lines.
+
+    What is None is as the run's configuration says.
+    """
     folder, cfg = load_run(run)
     runtime = start_runtime(device)
     loaded = load_student(run, runtime.device)

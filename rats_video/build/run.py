@@ -39,21 +39,22 @@ def run_all(
     trained = (run.student / CARD).is_file() and load_card(run.student).steps >= cfg.training.steps
     before = load_config(DistillConfig, str(run.config.resolve()), group="distill") if run.config.is_file() else None
     if go_on and trained:
-        runtime.wait()
+        if not runtime.serves_reward:
+            runtime.wait()
         if runtime.is_main:
             prepare_run(cfg, run, resume=True, overwrite=False)
         say(f"    done before: {run.student}")
     else:
         with explain_memory(memory_advice(cfg)):
             student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite)
-        if student is None:  # a reward rank has nothing more to do
-            runtime.close()
-            return
-        if runtime.is_main:
+        if runtime.is_main and student is not None:
             finish(cfg, run, student)
         say(f"    student: {run.student}")
         say(f"    training figure: {run.curves}")
 
+    if runtime.serves_reward:  # nothing more to do, and no part in what the others do together
+        runtime.close()
+        return
     runtime.wait()
     loaded = load_student(output, runtime.device)
     for name, made, step in _steps(cfg, loaded, run, runtime):

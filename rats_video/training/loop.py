@@ -19,7 +19,7 @@ from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, l
 from rats_video.training.first_step import PlanCheck
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
-from rats_video.training.optim import build_optimizer, cosine_lr
+from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import Backbone, PromptBatch
@@ -126,26 +126,22 @@ def _update(
     rats: Rats, cfg: DistillConfig, batch: PromptBatch, optimizer: torch.optim.Optimizer, step: int, runtime: Runtime
 ) -> dict[str, float]:
     options = cfg.training.optimizer
-    lr = options.lr * min(1.0, (step + 1) / max(1, options.warmup_steps))
-    if options.decay:
-        lr = cosine_lr(step, cfg.training.steps, options.lr, warmup=options.warmup_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    lr = set_learning_rate(optimizer, options, step, cfg.training.steps)
     optimizer.zero_grad(set_to_none=True)
     row = runtime.mean(_backward(rats, batch, cfg.training.parts(len(batch.prompts))))
-    if not math.isfinite(row["loss"]):
-        raise UserError(
-            f"the loss is {row['loss']} at step {step + 1}; earlier checkpoints are kept",
-            where="distill", fix="lower training.optimizer.lr or method.alpha",
-        )  # fmt: skip
+    _check_finite("loss", row["loss"], step)
     weights = rats.student.weights.values()
     runtime.average_gradients(weights)
     norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if not math.isfinite(norm):
-        raise UserError(
-            f"the gradient is {float(norm)} at step {step + 1}; earlier checkpoints are kept",
-            where="distill", fix="lower training.optimizer.lr or method.alpha",
-        )  # fmt: skip
+    _check_finite("gradient", float(norm), step)
     optimizer.step()
     return {**row, "grad_norm": float(norm), "lr": lr}
+
+
+def _check_finite(what: str, value: float, step: int) -> None:
+    if not math.isfinite(value):
+        raise UserError(
+            f"the {what} is {value} at step {step + 1}; earlier checkpoints are kept",
+            where="distill", fix="lower training.optimizer.lr or method.alpha",
+        )  # fmt: skip

@@ -19,7 +19,7 @@ from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.rewards.word_reward import WordReward
 from rats_video.seeds import seeded
-from rats_video.training.optim import cosine_lr
+from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
 from rats_video.training.vae import draw_shapes
 
@@ -127,11 +127,10 @@ def train_reward(cfg: RewardTrainConfig, backbone: WanBackbone) -> tuple[WordRew
     reward = WordReward([word for words in WORDS.values() for word in words], cfg.encoder, cfg.width).to(device)
     samples = sample_pool(backbone, cfg, train, cfg.num_samples, stream=11)
     trips = _round_trip_pool(backbone, cfg, train)
-    optimizer = torch.optim.AdamW(reward.parameters(), lr=cfg.optimizer.lr, weight_decay=cfg.optimizer.weight_decay)
+    optimizer = build_optimizer(cfg.optimizer, reward.parameters())
     with ProgressBar("train reward", cfg.steps) as progress:
         for step in range(cfg.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = cosine_lr(step, cfg.steps, cfg.optimizer.lr, warmup=cfg.optimizer.warmup_steps)
+            set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
             if step < cfg.word_steps:
                 losses = word_losses(reward, cfg, train, step)
             else:

@@ -22,7 +22,7 @@ from rats_video.diffusion.schedule import shift_sigma, sigma_grid
 from rats_video.distill.ema import update_ema
 from rats_video.files import replacing
 from rats_video.seeds import seeded
-from rats_video.training.optim import cosine_lr
+from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
 from rats_video.training.vae import draw_shapes
 from rats_video.types import TextCondition
@@ -125,17 +125,10 @@ def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: l
 
 
 def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTrainConfig, checkpoint: Path) -> None:
-    optimizer = torch.optim.AdamW(
-        backbone.denoiser.parameters(), lr=cfg.optimizer.lr, betas=cfg.optimizer.betas,
-        weight_decay=cfg.optimizer.weight_decay,
-    )  # fmt: skip
+    optimizer = build_optimizer(cfg.optimizer, backbone.denoiser.parameters())
     with ProgressBar("train teacher", cfg.steps) as progress:
         for step in range(cfg.steps):
-            lr = cfg.optimizer.lr
-            if cfg.optimizer.decay:
-                lr = cosine_lr(step, cfg.steps, lr, warmup=cfg.optimizer.warmup_steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
             loss = flow_matching_loss(backbone, cache, cfg, step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

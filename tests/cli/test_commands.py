@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rats_video.distill.step import Rats, rats_step
 from rats_video.inference.video import read_mp4
+from rats_video.runtime import Runtime
 from rats_video.types import PromptBatch
 
 PROMPT = "a fast red circle moving left on a gray background"
@@ -136,10 +137,26 @@ def test_second_run_skips_what_is_done(command: Command, sets: list[str], finish
     assert after == before
 
 
+def test_reward_rank_of_a_finished_run_leaves(
+    command: Command, sets: list[str], finished: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = Runtime(torch.device("cpu"), rank=1, reward_ranks=1)
+    monkeypatch.setattr("rats_video.build.run.start_runtime", lambda *_: rank)
+    before = snapshot(finished)
+    (finished / "samples" / "manifest.json").unlink()  # for the trainers to make
+    code, out, err = command("run", "--config", "tiny", "--output", finished, *sets)
+    assert (code, out, err) == (0, f"1/4 distill\n    done before: {finished / 'student'}\n", "")
+    assert calls == []
+    (finished / "samples" / "manifest.json").write_bytes(before["samples/manifest.json"][1])
+    assert {name: content for name, (_, content) in snapshot(finished).items()} == {
+        name: content for name, (_, content) in before.items()
+    }
+
+
 def test_run_of_another_configuration_is_refused(command: Command, sets: list[str], finished: Path) -> None:
     before = snapshot(finished)
     outcome = command("run", "--config", "tiny", "--output", finished, *sets, "--set", "method.alpha=7")
-    refused(outcome, f"{finished}: holds a run of another configuration: method differ")
+    refused(outcome, f"{finished}: holds a run of another configuration: method.alpha differ")
     assert snapshot(finished) == before
 
 
@@ -281,8 +298,7 @@ def test_evaluate(command: Command, finished: Path, tmp_path: Path, calls: list[
     options = ["--nfe", "2,4", "--num-clips", 3, "--output", tmp_path / "e"]
     code, out, err = command("evaluate", finished, *options)
     assert code == 0, err
-    rows = json.loads((tmp_path / "e" / "evaluation.json").read_text())
-    rows = rows["rows"] if isinstance(rows, dict) else rows
+    rows = json.loads((tmp_path / "e" / "evaluation.json").read_text())["rows"]
     found = [(row["arm"], row["num_steps"], row["nfe"], row["num_clips"]) for row in rows]
     assert found == [
         ("teacher", 4, 8, 3), ("base", 2, 2, 3), ("base", 4, 4, 3), ("student", 2, 2, 3), ("student", 4, 4, 3)
@@ -292,6 +308,14 @@ def test_evaluate(command: Command, finished: Path, tmp_path: Path, calls: list[
     assert all(row["metrics"]["reward"]["mean"] < 0 for row in rows)
     assert out.count("student") == 2
     assert names(tmp_path / "e") == ["evaluation.json", "evaluation.md", "nfe.png"]
+
+
+def test_evaluate_as_the_run_was(command: Command, finished: Path, tmp_path: Path) -> None:
+    code, _, err = command("evaluate", finished, "--output", tmp_path / "e")
+    assert code == 0, err
+    files = [run / "evaluation.json" for run in (tmp_path / "e", finished / "evaluation")]
+    again, before = ([{**row, "seconds_per_clip": 0} for row in json.loads(file.read_text())["rows"]] for file in files)
+    assert again == before
 
 
 @pytest.mark.parametrize("name", [["export", "comparison"], ["evaluate"]])
@@ -353,7 +377,7 @@ def test_finished_run_is_refused_untouched(command: Command, sets: list[str], fi
     )
     changed = ["--resume", "--seed", "3", "--set", "method.alpha=7"]
     outcome = command("distill", "--output", finished, *sets, *changed)
-    refused(outcome, "holds a run of another configuration: seed, method differ")
+    refused(outcome, "holds a run of another configuration: seed, method.alpha differ")
     assert snapshot(finished) == before
 
 
@@ -378,7 +402,7 @@ def test_output_that_is_a_file(distill: Command, tmp_path: Path) -> None:
         ("model=nowhere", "model: no such folder: nowhere"),
         ("reward.path=nowhere", "reward.path: no such folder: nowhere"),
         ("heldout_reward.path=nowhere", "heldout_reward.path: no such folder: nowhere"),
-        ("clip.num_frames=6", "clip.num_frames: num_frames must be 1 + a multiple of 4, got 6"),
+        ("clip.num_frames=6", "clip.num_frames: must be 1 + a multiple of 4, got 6"),
         ("clip.height=40", "clip.height: must be a multiple of 16, got 40"),
         ("teacher.num_steps=3", "teacher.num_steps: 3 is fewer than the student's 4"),
         ("method.shaping.horizon_weights=[1,2]", "method.shaping.horizon_weights: needs 4 weights that are not all 0"),

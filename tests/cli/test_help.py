@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import functools
+import itertools
+import shlex
 import subprocess
 import sys
 import types
@@ -12,6 +14,9 @@ from typing import Any
 import pytest
 
 from rats_video.cli import app as cli
+from rats_video.cli import distill, plan
+from rats_video.config.distill import DistillConfig
+from rats_video.config.load import load_config
 from rats_video.errors import UserError
 
 SHARED = ["--gpus", "--nodes", "--node-rank", "--rendezvous"]
@@ -22,13 +27,14 @@ OPTIONS = {
     "run": [*TRAIN, *SHARED, "--resume"],
     "sample": [*VIDEOS, *SHARED, "--model"],
     "export comparison": [*VIDEOS, *SHARED, "RUN"],
+    "plan": ["--config", "--set", "--gpu-memory", "--gpus", "--device-name", "--utilisation", "--json"],
     "evaluate": ["--nfe", "--num-clips", "--output", "--device", "--seed", *SHARED, "RUN"],
     "train vae": TRAIN,
     "train teacher": TRAIN,
     "train reward": TRAIN,
 }
 SUBCOMMANDS = {
-    "": ["run", "distill", "sample", "export", "evaluate", "train"],
+    "": ["run", "distill", "plan", "sample", "export", "evaluate", "train"],
     "export": ["comparison"],
     "train": ["vae", "teacher", "reward"],
 }
@@ -77,6 +83,13 @@ def test_help_lists_every_option_and_an_example(command: Callable[..., Outcome],
     assert set(options) <= set(out.split())
     assert f"Example: rats-video {name}" in out
     assert {word for word in out.split() if word.startswith("--")} == {o for o in options if o != "RUN"} | {"--help"}
+
+
+@pytest.mark.parametrize("example", [distill.EXAMPLE, plan.EXAMPLE])
+def test_examples_set_keys_that_are(example: str) -> None:
+    words = shlex.split(example.removeprefix("Example: ").strip("`"))
+    given = {option: [value for word, value in itertools.pairwise(words) if word == option] for option in words}
+    load_config(DistillConfig, *given["--config"], group="distill", overrides=given.get("--set", []))
 
 
 @pytest.mark.parametrize(("name", "commands"), SUBCOMMANDS.items())
@@ -178,7 +191,7 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
         (
             "evaluate r --nfe 8,3,3",
             "run_evaluate",
-            {"run": Path("r"), "nfe": (8, 3), "num_clips": 64, "seed": 0, "output": None, "device": "auto"},
+            {"run": Path("r"), "nfe": (8, 3), "num_clips": None, "seed": 0, "output": None, "device": "auto"},
         ),
         ("train vae", "run_train_vae", RUN | {"output": Path("runs/vae-tiny")}),
         ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),

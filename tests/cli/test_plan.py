@@ -18,6 +18,7 @@ WAN = [
     )
     for part in ("--set", setting)
 ]  # fmt: skip
+LORA = ("student.weights.kind=lora", "student.weights.rank=2")
 
 
 def test_plan_of_the_tiny_model(command: Command, config_file: Path, tmp_path: Path) -> None:
@@ -42,7 +43,12 @@ def test_plan_before_the_model_is_there(command: Command) -> None:
 
 def test_settings_that_fit_can_be_pasted(command: Command, config_file: Path, tmp_path: Path) -> None:
     record = tmp_path / "plan.json"
-    command_line = ["plan", "--config", config_file, "--set", "training.batch_size=64", "--json", record]
+    pulled = (  # fewer to try
+        "compute.dtype=bfloat16", "compute.activation_checkpointing=true", "student.grad_steps=1",
+        "compute.decode.checkpoint=true", "compute.decode.window=1",
+    )  # fmt: skip
+    changes = [part for setting in ("training.batch_size=64", *LORA, *pulled) for part in ("--set", setting)]
+    command_line = ["plan", "--config", config_file, *changes, "--json", record]
     out = command(*command_line, "--gpu-memory", 0.5).out
     plan = json.loads(record.read_text())
     needed, least = plan["needed_bytes"] / 2**30, plan["needed_bytes_with_levers"] / 2**30

@@ -22,6 +22,8 @@ from rats_video.config.load import load_config
 from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
 
+PLAN = {"seconds_per_step": 1.0, "peak_bytes": 1}
+
 
 class Job(NamedTuple):
     """A training of a configuration, changed by `overrides`, into a folder whose run it goes on with."""
@@ -36,9 +38,12 @@ def work(job: Job) -> Runtime:
         DistillConfig, job.config, group="distill", overrides=[*job.overrides, "training.keep_checkpoints=1"]
     )
     runtime, run = start_runtime("cpu", cfg.parallel), RunFolder(Path(job.output))
-    student = train_student(cfg, run, runtime, resume=True, overwrite=False)
-    if runtime.is_main and student is not None:
-        with mock.patch("rats_video.build.distill.plot_training"):  # slow, and looked at elsewhere
+    with (  # slow, and looked at elsewhere
+        mock.patch("rats_video.build.distill.plan_of_run", return_value=PLAN),
+        mock.patch("rats_video.build.distill.plot_training"),
+    ):
+        student = train_student(cfg, run, runtime, resume=True, overwrite=False)
+        if runtime.is_main and student is not None:
             finish(cfg, run, student)
     return runtime
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.backbones import levers
@@ -314,6 +315,8 @@ def test_text_of_another_model_or_other_prompts_is_encoded_anew(make_config: Mak
     more.write_text("a blue square\na fast blue square\n")
     assert cached_text(make_config("compute.cache_text=true", f"prompts.train={more}"), file) is None
     file.write_bytes(file.read_bytes()[:-4])
+    assert cached_text(cfg, file) is None
+    save_file({"0.embeds": torch.zeros(1, 1, 1)}, file)  # not ours
     assert cached_text(cfg, file) is None
 
 

@@ -10,13 +10,15 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles
+from rats_video.build.distill import build_rats, build_roles, finish, train_student
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted
+from rats_video.runtime import ALONE
 from rats_video.training.loop import draw_batch, train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -99,6 +101,52 @@ def test_steps_after_the_checkpoint_are_done_again(train: Train, tmp_path: Path)
     with (tmp_path / "crashed" / "metrics.jsonl").open("a") as file:  # what a crash after step 3 leaves
         file.write('{"step": 4, "loss": 99}\n{"step": 5, "lo')
     assert_same(whole, train("crashed", "training.steps=4"))
+
+
+LORA = ("student.weights.kind=lora", "student.weights.rank=2")
+
+
+@pytest.fixture
+def run_for(
+    make_config: Callable[..., DistillConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., dict[str, Tensor]]:
+    """Trains an adapter in a folder that holds a run, or none yet, as `distill --resume` does."""
+    plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
+    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: plan)
+
+    def call(folder: str, steps: int, *overrides: str) -> dict[str, Tensor]:
+        cfg = make_config(*LORA, f"training.steps={steps}", *overrides)
+        student = train_student(cfg, RunFolder(tmp_path / folder), ALONE, resume=True, overwrite=False)
+        assert student is not None
+        return {name: weight.detach().clone() for name, weight in student.weights.items()}
+
+    return call
+
+
+def test_run_that_died_of_memory_goes_on_with_levers(run_for: Callable[..., dict[str, Tensor]]) -> None:
+    levers = (
+        "training.micro_batch_size=1", "compute.activation_checkpointing=true", "compute.decode.checkpoint=true",
+        "compute.offload=block", "compute.cache_text=true",
+    )  # fmt: skip
+    whole, half = run_for("whole", 2), run_for("halves", 1)
+    for name, weight in run_for("halves", 2, *levers).items():
+        torch.testing.assert_close(weight, whole[name], rtol=1e-4, atol=1e-6)
+        assert not torch.equal(weight, half[name])
+
+
+def test_split_student_is_written_without_a_gpus_kernels(
+    run_for: Callable[..., dict[str, Tensor]],
+    make_config: Callable[..., DistillConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained, run = run_for("run", 1), RunFolder(tmp_path / "run")
+    levers = ("parallel.shard=true", "compute.attention=xformers", "compute.compile=true", "compute.cache_text=true")
+    monkeypatch.setattr("rats_video.build.distill.plot_training", lambda *_: None)
+    finish(make_config(*LORA, *levers), run, student=None)  # type: ignore[arg-type]  # its weights are split
+    written = load_file(run.student / "pytorch_lora_weights.safetensors")
+    assert written.keys() == trained.keys()
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in written.items())
 
 
 def test_seed_decides_everything(train: Train) -> None:

@@ -93,7 +93,7 @@ def test_a_model_without_guidance_input_is_told_none(tmp_path: Path, noise: Tens
     build(tmp_path, guidance_embeds=False)
     backbone, seen = HunyuanVideoBackbone.from_pretrained(tmp_path), []
     hook = lambda _, __, options: seen.append(options["guidance"])  # noqa: E731
-    backbone.transformer.register_forward_pre_hook(hook, with_kwargs=True)
+    backbone.denoiser.register_forward_pre_hook(hook, with_kwargs=True)
     close(our_sample(backbone, noise), stock_sample(load_stock(tmp_path), noise))
     assert seen == [None] * 4
 

@@ -329,7 +329,7 @@ def test_levers_that_need_another_wait_for_it(make_config: MakeConfig) -> None:
     [
         (("architecture=wan21_1",), "architecture: no such preset: wan21_1 (did you mean wan21_1b?)"),
         (("model=/nowhere",), "model: no such folder: /nowhere (or set architecture to one of: cogvideox_5b, "),
-        (("clip.num_frames=6",), "clip.num_frames: num_frames must be 1 + a multiple of"),
+        (("clip.num_frames=6",), "clip.num_frames: must be 1 + a multiple of"),
         ((*LORA, "student.weights.targets=[nope]"), "student.weights.targets: no layer of the denoiser is called nope"),
     ],
 )

@@ -1,0 +1,38 @@
+"""Which settings a run may be given anew when it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from rats_video.config.distill import DistillConfig
+from rats_video.config.explain import KIND
+
+FREE = {
+    # how it is planned, shared out and judged
+    "architecture", "parallel", "comparison", "evaluation", "heldout_reward",
+    "training.checkpoint_every", "training.keep_checkpoints",
+    # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
+    "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile",
+    "compute.offload", "compute.cache_text", "compute.decode.checkpoint", "compute.decode.offload",
+    "reward.chunk", "teacher.cache",
+}  # fmt: skip
+"""Dotted keys, each with all below it. A key that is not named here decides the weights."""
+
+
+def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
+    """The dotted keys that decide what is learned and differ; `training.steps` is one where the rate decays to it."""
+    free = FREE if after.training.optimizer.decay else FREE | {"training.steps"}
+    return list(_differences(before.model_dump(), after.model_dump(), "", free))
+
+
+def _differences(old: Any, new: Any, path: str, free: set[str]) -> Iterator[str]:
+    if path in free or old == new:
+        return
+    if not isinstance(old, dict) or not isinstance(new, dict):
+        yield path
+    elif old.get(KIND) != new.get(KIND):  # another choice: its other keys mean something else
+        yield f"{path}.{KIND}"
+    else:
+        for key, value in new.items():
+            yield from _differences(old[key], value, f"{path}.{key}".removeprefix("."), free)

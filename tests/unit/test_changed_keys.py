@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from rats_video.config.distill import DistillConfig
+from rats_video.config.resume import FREE, changed_keys
+
+MakeConfig = Callable[..., DistillConfig]
+LORA = ("student.weights.kind=lora", "student.weights.rank=2")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("training.micro_batch_size=1", "compute.cache_text=true", "compute.activation_checkpointing=true"),
+        ("compute.decode.checkpoint=true", "compute.decode.offload=true", "compute.offload=block"),
+        ("compute.attention=xformers", "compute.compile=true", "teacher.cache=guides"),
+        ("parallel.shard=true", "parallel.context=2", "evaluation.num_clips=9", "comparison.num_videos=2"),
+        ("training.steps=99", "training.checkpoint_every=7", "heldout_reward=null", "architecture=wan21_1b"),
+    ],
+)
+def test_what_leaves_the_weights_as_they_would_be_may_change(make_config: MakeConfig, changes: tuple[str, ...]) -> None:
+    assert changed_keys(make_config(*LORA), make_config(*LORA, *changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ("seed=9", "seed"),
+        ("compute.dtype=bfloat16", "compute.dtype"),
+        ("compute.decode.window=1", "compute.decode.window"),
+        ("compute.decode.small=taew2_1", "compute.decode.small"),
+        ("training.batch_size=4", "training.batch_size"),
+        ("training.optimizer.kind=adamw8bit", "training.optimizer.kind"),
+        ("student.weights.rank=4", "student.weights.rank"),
+        ("student.num_steps=[4, 2]", "student.num_steps"),
+        ("prompts.train=other.txt", "prompts.train"),
+        ("clip.height=64", "clip.height"),
+    ],
+)
+def test_what_decides_the_weights_may_not(make_config: MakeConfig, change: str, key: str) -> None:
+    assert changed_keys(make_config(*LORA), make_config(*LORA, change)) == [key]
+
+
+def test_of_another_choice_only_its_kind_is_named(make_config: MakeConfig) -> None:
+    other = make_config("teacher.kind=ema", "method.gate.kind=constant", "method.alpha=7")
+    assert changed_keys(make_config(*LORA), other) == [
+        "method.alpha", "method.gate.kind", "teacher.kind", "student.weights.kind"
+    ]  # fmt: skip
+
+
+def test_steps_may_not_change_where_the_rate_decays_to_them(make_config: MakeConfig) -> None:
+    decay = "training.optimizer.decay=true"
+    assert changed_keys(make_config(decay), make_config(decay, "training.steps=99")) == ["training.steps"]
+
+
+def test_free_keys_are_keys(make_config: MakeConfig) -> None:
+    known = make_config().model_dump()
+    for key in FREE - {"reward.chunk"}:  # of a CLIP reward
+        tree = known
+        for part in key.split("."):
+            tree = tree[part]
