@@ -20,6 +20,8 @@ def decode_cogvideox(
     """
     if decoding is not None and decoding.checkpoint:  # one chunk of 480 x 720 alone has 119 GB of activations
         vae.enable_gradient_checkpointing(recomputed)
+    else:
+        vae.disable_gradient_checkpointing()
     sizes = chunk_sizes(latents.shape[2], vae.num_latent_frames_batch_size)
     return decode_chunks(_cogvideox_step(vae), latents, sizes, decoding=decoding, grad_frames=grad_frames)
 

@@ -19,8 +19,7 @@ def decode_unclamped(
 
     `decode_chunks` says what `decoding` and `grad_frames` do to memory and gradients.
     """
-    if decoding is not None and decoding.checkpoint:
-        use_recomputed_blocks(vae.decoder)
+    recompute_blocks(vae.decoder, on=decoding is not None and decoding.checkpoint)
     return decode_chunks(wan_step(vae), vae.post_quant_conv(latents), decoding=decoding, grad_frames=grad_frames)
 
 
@@ -50,9 +49,13 @@ class RecomputedBlock(nn.Module):
         for name, part in block.named_children():
             self.add_module(name, part)
         self._block = (block,)  # in a tuple, its weights are not entered twice
+        self.on = True
 
     def forward(self, hidden: Tensor, feat_cache: list[Any], feat_idx: list[int]) -> Tensor:
         """As the block's own: takes its caches out of `feat_cache`, puts new ones in and moves `feat_idx` on."""
+        if not self.on:
+            plain: Tensor = self._block[0](hidden, feat_cache=feat_cache, feat_idx=feat_idx)
+            return plain
         mine = slice(feat_idx[0], feat_idx[0] + _BLOCK_CACHES)
         out: Tensor
         out, feat_cache[mine] = recomputed(self._pure, hidden, feat_cache[mine])
@@ -64,11 +67,13 @@ class RecomputedBlock(nn.Module):
         return self._block[0](hidden, feat_cache=after, feat_idx=[0]), after
 
 
-def use_recomputed_blocks(decoder: nn.Module) -> None:
-    """The same decoder, in whose backward one residual block's activations are alive at a time."""
+def recompute_blocks(decoder: nn.Module, *, on: bool) -> None:
+    """The same decoder; while it is on, one residual block's activations are alive at a time in its backward."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
 
     for parent in list(decoder.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, WanResidualBlock):
+            if isinstance(child, WanResidualBlock) and on:
                 setattr(parent, name, RecomputedBlock(child))
+            elif isinstance(child, RecomputedBlock):
+                child.on = on

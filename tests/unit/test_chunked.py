@@ -85,7 +85,7 @@ def codecs() -> dict[str, Codec]:
 @pytest.fixture(params=["wan21", "wan22", "cogvideox"])
 def codec(request: pytest.FixtureRequest, codecs: dict[str, Codec]) -> Codec:
     ours = codecs[request.param]
-    return replace(ours, vae=copy.deepcopy(ours.vae))  # checkpointing within a chunk stays switched on
+    return replace(ours, vae=copy.deepcopy(ours.vae))
 
 
 def gradient(pixels: Tensor, latents: Tensor, frames: slice = slice(None)) -> Tensor:
@@ -208,12 +208,19 @@ def test_only_offloading_frees_the_caches(codec: Codec, decoding: DecodeConfig) 
     assert gradient(pixels, latents).any()
 
 
-def test_checkpointing_computes_one_block_at_a_time(codec: Codec) -> None:
+def test_checkpointing_computes_one_block_at_a_time(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = saved_bytes(codec, 3, PLAIN, None)
     names = list(codec.vae.state_dict())
-    codec(codec.latents(1), CHECKPOINT)  # from now on blocks recompute, whatever is around them
-    assert saved_bytes(codec, 3, PLAIN, None) < whole / 2
+    with monkeypatch.context() as patch:  # the blocks of a chunk recompute, the chunk around them does not
+        patch.setattr("rats_video.backbones.chunked.recomputed", lambda function, *args: function(*args))
+        assert saved_bytes(codec, 3, CHECKPOINT, None) < whole / 2
     assert list(codec.vae.state_dict()) == names
+
+
+def test_checkpointing_is_switched_off_again(codec: Codec) -> None:
+    whole = saved_bytes(codec, 3, PLAIN, None)
+    assert saved_bytes(codec, 3, CHECKPOINT, None) < whole / 2
+    assert saved_bytes(codec, 3, PLAIN, None) == whole
 
 
 def test_cogvideox_keeps_no_input_of_a_convolution_without_memory(codecs: dict[str, Codec]) -> None:
