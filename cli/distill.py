@@ -15,7 +15,7 @@ from rats_video.cli.options import (
     run_folder,
 )
 
-EXAMPLE = "Example: `rats-video distill --config tiny --output runs/first --set training.optimizer.lr=1e-5`"
+EXAMPLE = "Example: `rats-video distill --config tiny --output runs/first --set training.optimizer.lr=1e-4`"
 
 
 @distributed

@@ -165,6 +165,11 @@ class PipelineBackbone(ABC):
         dtype: torch.dtype = next(iter(self.denoisers.values())).dtype
         return dtype
 
+    @property
+    def decoder(self) -> nn.Module:
+        """What makes pixels of latents: the small decoder, where there is one, or the VAE."""
+        return self.parts["vae"] if self.small_decoder is None else self.small_decoder
+
     def twin(self) -> Self:
         """The same model with its own copy of the denoiser; VAE and text encoder are shared.
 
@@ -302,11 +307,13 @@ class PipelineBackbone(ABC):
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
 
         Saturated pixels are clamped straight-through: diffusers' own decode clamps hard, and a reward could then
-        never pull a saturated pixel back. A small decoder, where there is one, stands in for the VAE.
+        never pull a saturated pixel back. A small decoder, where there is one, stands in for the VAE. Whatever these
+        compute in, pixels have the dtype of `latents`.
         """
+        dtype = next(self.decoder.parameters()).dtype
         if self.small_decoder is None:
-            decoded = self._decode(self._to_vae(latents), grad_frames)
+            decoded = self._decode(self._to_vae(latents).to(dtype), grad_frames)
         else:
-            decoded = self.small_decoder(latents, self.decoding, grad_frames)
-        pixels = (decoded.transpose(1, 2) + 1) / 2
+            decoded = self.small_decoder(latents.to(dtype), self.decoding, grad_frames)
+        pixels = (decoded.to(latents.dtype).transpose(1, 2) + 1) / 2
         return pixels + (pixels.clamp(0, 1) - pixels).detach()

@@ -71,6 +71,12 @@ def decode_chunks(
     return torch.cat(pixels, dim=2)
 
 
+def chunk_sizes(frames: int, size: int) -> list[int]:
+    """`frames` in chunks of `size`; what is over comes with the first."""
+    count = max(frames // size, 1)
+    return [frames - size * (count - 1), *[size] * (count - 1)]
+
+
 def _overlap(one: range, other: range) -> bool:
     return max(one.start, other.start) < min(one.stop, other.stop)
 

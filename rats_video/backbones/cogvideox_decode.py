@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rats_video.backbones.chunked import Caches, Step, decode_chunks, recomputed
+from rats_video.backbones.chunked import Caches, Step, chunk_sizes, decode_chunks, recomputed
 from rats_video.config.compute import DecodeConfig
 
 
@@ -22,12 +22,6 @@ def decode_cogvideox(
         vae.enable_gradient_checkpointing(recomputed)
     sizes = chunk_sizes(latents.shape[2], vae.num_latent_frames_batch_size)
     return decode_chunks(_cogvideox_step(vae), latents, sizes, decoding=decoding, grad_frames=grad_frames)
-
-
-def chunk_sizes(frames: int, size: int) -> list[int]:
-    """Latent frames of each chunk as diffusers cuts them: what is over comes with the first."""
-    count = max(frames // size, 1)
-    return [frames - size * (count - 1), *[size] * (count - 1)]
 
 
 def _cogvideox_step(vae: Any) -> Step:

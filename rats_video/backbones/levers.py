@@ -1,8 +1,10 @@
-"""The levers of `compute` that act on a denoiser; none of them changes what it computes."""
+"""The levers of `compute` that act on a denoiser or a decoder; none changes what is computed, but for rounding."""
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from rats_video.backbones.attention import use_attention
 from rats_video.backbones.base import PipelineBackbone
@@ -33,6 +35,12 @@ def use_levers(cfg: ComputeConfig, *roles: PipelineBackbone) -> None:
                 network.enable_gradient_checkpointing(recompute)
             if cfg.compile:
                 compile_blocks(network)
+
+
+def use_decode_dtype(backbone: PipelineBackbone, dtype: torch.dtype) -> None:
+    """What decodes has its weights in `dtype` from now on; the statistics of latents, which are buffers, stay."""
+    for weight in backbone.decoder.parameters():
+        weight.data = weight.data.to(dtype)
 
 
 def compile_blocks(network: Any, backend: str = "inductor") -> None:

@@ -105,6 +105,7 @@ def memory_advice(cfg: DistillConfig) -> str:
         "student.weights.kind=lora": is_full,
         "student.grad_steps=1": len(cfg.student.gradient_steps(max(cfg.student.num_steps))) > 1,
         "compute.dtype=bfloat16": compute.dtype == "float32",
+        "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
         "compute.cache_text=true": not compute.cache_text,
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
         "compute.offload=block": compute.offload == "none" and not is_full and not compute.compile,

@@ -12,7 +12,7 @@ import torch
 
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.levers import use_levers
+from rats_video.backbones.levers import use_decode_dtype, use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
@@ -85,6 +85,7 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
             temporal_stride=backbone.temporal_stride,
             where="compute.decode.small",
         ).to(device)
+    use_decode_dtype(backbone, getattr(torch, cfg.compute.decode.dtype))
     backbone.latent_shape(cfg.clip.spec)
     if cfg.compute.decode.window is not None and backbone.small_decoder is None and not backbone.exact_window:
         raise UserError(

@@ -49,6 +49,10 @@ class DecodeConfig(Config):
         description="folder of a TAEHV decoder (.safetensors): stands in for the VAE where training scores clips",
     )
 
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of the VAE, or the small decoder, while training; sampling and evaluation use float32"
+    )
+
     @model_validator(mode="after")
     def _offload_needs_checkpoint(self) -> Self:
         if self.offload and not self.checkpoint:

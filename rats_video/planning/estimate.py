@@ -179,6 +179,8 @@ def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: De
     denoising = device.half if cfg.compute.dtype == "bfloat16" else device.single
     rates = {"text": denoising, "teacher rollout": denoising, "student rollout": denoising}
     rates |= {"student backward": denoising}
+    if cfg.compute.decode.dtype == "bfloat16":
+        rates |= dict.fromkeys(("teacher decode", "student decode", "decode backward"), device.half)
     rates |= dict.fromkeys(("teacher reward", "student reward", "reward backward"), device.single)
     return {name: count / (rates.get(name, device.conv) * device.utilisation) for name, count in tflops.items()}
 

@@ -30,6 +30,7 @@ LEVERS = (
     Lever("parallel.shard=true", "exact; weights travel between the GPUs"),
     Lever("compute.decode.offload=true", "exact; decode caches travel to the host and back"),
     Lever("compute.dtype=bfloat16", "rounds the frozen weights; faster on a GPU"),
+    Lever("compute.decode.dtype=bfloat16", "rounds the decode; twice as fast on a GPU"),
     Lever("training.optimizer.kind=adamw8bit", "rounds the optimizer's state; needs bitsandbytes"),
     Lever("student.weights.kind=lora", "the student learns in adapters of limited rank"),
     Lever("compute.offload=block", "exact, but every call waits for the base's weights from the host"),
@@ -53,6 +54,7 @@ def useful_levers(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> 
         "parallel.shard=true": gpus > 1 and not cfg.parallel.shard,
         "compute.decode.offload=true": not compute.decode.offload,
         "compute.dtype=bfloat16": compute.dtype == "float32",
+        "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
         "student.weights.kind=lora": is_full,
         "compute.offload=block": compute.offload == "none" and not compute.compile,
@@ -64,11 +66,15 @@ def useful_levers(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> 
 
 
 def without_conflicts(levers: Sequence[Lever], cfg: DistillConfig) -> list[Lever]:
-    """Those of `levers` that work together: offload needs a frozen base, decode.offload a checkpointed decode."""
+    """Those of `levers` that work together.
+
+    Offload needs a frozen base that is not split over GPUs, decode.offload a checkpointed decode.
+    """
     settings = {lever.setting for lever in levers}
     is_full = isinstance(cfg.student.weights, FullWeights) and "student.weights.kind=lora" not in settings
     is_whole = not cfg.compute.decode.checkpoint and "compute.decode.checkpoint=true" not in settings
-    idle = {"compute.offload=block": is_full, "compute.decode.offload=true": is_whole,
+    is_split = cfg.parallel.shard or "parallel.shard=true" in settings
+    idle = {"compute.offload=block": is_full or is_split, "compute.decode.offload=true": is_whole,
             "student.grad_steps=2": "student.grad_steps=1" in settings}  # fmt: skip
     return [lever for lever in levers if not idle.get(lever.setting, False)]
 

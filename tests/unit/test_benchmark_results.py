@@ -8,11 +8,26 @@ from typing import Any
 
 import pytest
 
+from rats_video.config.distill import DistillConfig
+from rats_video.config.load import load_config
+from rats_video.planning.architecture import preset_names
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def read(name: str) -> Any:
     return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def test_every_packaged_configuration_is_planned_as_it_is_and_fits() -> None:
+    rows = read("plans")
+    assert sorted(rows) == preset_names()
+    for name, row in rows.items():
+        cfg = load_config(DistillConfig, name, group="distill")
+        assert (row["clip"], row["clips_a_step"]) == (cfg.clip.model_dump(), cfg.training.batch_size), name
+        assert row["steps"] == cfg.training.steps, name
+        assert row["fits"], name
+        assert 10 < row["needed_gib"] < 80, name
 
 
 def test_a_step_costs_little_more_than_its_calls() -> None:

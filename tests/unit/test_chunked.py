@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from rats_video.backbones.chunked import Caches, decode_chunks
-from rats_video.backbones.cogvideox_decode import chunk_sizes, decode_cogvideox
+from rats_video.backbones.chunked import Caches, chunk_sizes, decode_chunks
+from rats_video.backbones.cogvideox_decode import decode_cogvideox
 from rats_video.backbones.wan import WanBackbone, use_fast_norms
 from rats_video.backbones.wan_decode import decode_unclamped, wan_step
+from rats_video.build.distill import _teacher_identity, build_backbone, prepare_base
 from rats_video.config.compute import DecodeConfig
-from rats_video.config.distill import DistillConfig
+from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 from rats_video.training.loop import draw_batch
@@ -298,6 +299,33 @@ def test_cogvideox_chunks(frames: int, sizes: list[int]) -> None:
 
 
 # ---------------------------------------------------------------------------------------------- in a training run
+
+
+def test_decoding_in_bfloat16_rounds_pixels_and_gradients(make_config: Callable[..., DistillConfig]) -> None:
+    latents, found = torch.randn(1, 4, 2, 4, 4, generator=seeded(5)).requires_grad_(), {}
+    cfg = make_config("clip.num_frames=5")
+    backbone = build_backbone(cfg, torch.device("cpu"))
+    assert cfg.compute.decode.dtype == "float32"
+    means = [buffer.clone() for buffer in backbone.vae.buffers()]
+    for dtype in ("float32", "bfloat16"):
+        prepare_base(make_config(f"compute.decode.dtype={dtype}"), backbone, torch.device("cpu"))
+        assert {str(weight.dtype) for weight in backbone.vae.parameters()} == {f"torch.{dtype}"}
+        pixels = backbone.twin().decode(latents)
+        assert pixels.dtype == torch.float32
+        found[dtype] = (pixels.detach(), gradient(pixels, latents).flatten())
+    (exact, wanted), (rounded, ours) = found["float32"], found["bfloat16"]
+    assert 0 < (rounded - exact).abs().mean() < 0.01
+    assert 0.99 < torch.cosine_similarity(ours, wanted, dim=0) < 1
+    assert all(torch.equal(old, new) for old, new in zip(means, backbone.vae.buffers(), strict=True))
+
+
+def test_a_stored_teacher_knows_what_it_was_decoded_in(make_config: Callable[..., DistillConfig]) -> None:
+    def identity(dtype: str) -> dict[str, object]:
+        cfg = make_config(f"compute.decode.dtype={dtype}")
+        assert isinstance(cfg.teacher, FrozenTeacher)
+        return _teacher_identity(cfg, cfg.teacher)
+
+    assert identity("float32") != identity("bfloat16")
 
 
 def test_the_levers_reach_the_backbone(loaded: WanBackbone, backbone: WanBackbone) -> None:

@@ -16,7 +16,7 @@ ALL_ON = (
     "compute.activation_checkpointing=true", "compute.decode.window=2", "compute.decode.checkpoint=true",
     "compute.decode.offload=true", "student.weights.kind=lora", "student.grad_steps=1", "compute.dtype=bfloat16",
     "compute.cache_text=true", "training.optimizer.kind=adamw8bit", "compute.offload=block",
-    "training.micro_batch_size=1",
+    "training.micro_batch_size=1", "compute.decode.dtype=bfloat16",
 )  # fmt: skip
 
 
@@ -28,7 +28,8 @@ def test_only_what_is_off_and_what_saves_most_first(make_config: Callable[..., D
     assert memory_advice(make_config()) == (
         "--set, the first saves most: training.micro_batch_size=1, compute.activation_checkpointing=true, "
         "compute.decode.window=2, compute.decode.checkpoint=true, student.weights.kind=lora, student.grad_steps=1, "
-        "compute.dtype=bfloat16, compute.cache_text=true, training.optimizer.kind=adamw8bit"
+        "compute.dtype=bfloat16, compute.decode.dtype=bfloat16, compute.cache_text=true, "
+        "training.optimizer.kind=adamw8bit"
     )
     for setting in ALL_ON:
         assert setting not in memory_advice(make_config("compute.decode.checkpoint=true", setting))

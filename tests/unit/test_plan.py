@@ -251,6 +251,8 @@ def test_seconds_are_work_over_speed(make_config: MakeConfig) -> None:
     plan = planned(make_config("training.steps=7200"), Device("toy", 8, half=4, conv=2, single=1, utilisation=0.5))
     assert plan.seconds["student rollout"] == pytest.approx(plan.tflops["student rollout"] / 0.5)
     assert plan.seconds["student decode"] == pytest.approx(plan.tflops["student decode"] / 1.0)
+    rounded = planned(make_config("compute.decode.dtype=bfloat16"), plan.device)
+    assert rounded.seconds["decode backward"] == pytest.approx(plan.seconds["decode backward"] / 2)
     assert plan.hours == pytest.approx(plan.seconds_per_step * 2)
     assert find_device("h100") is GPUS["h100"]
 
@@ -313,6 +315,9 @@ def test_levers_that_need_another_wait_for_it(make_config: MakeConfig) -> None:
     offload, lora = lever("compute.offload=block"), lever("student.weights.kind=lora")
     host, again = lever("compute.decode.offload=true"), lever("compute.decode.checkpoint=true")
     assert without_conflicts([offload, host], make_config()) == []
+    assert without_conflicts([offload], make_config(*LORA, "parallel.shard=true")) == []
+    split = lever("parallel.shard=true")
+    assert without_conflicts([split, lora, offload], make_config()) == [split, lora]
     assert without_conflicts([offload, lora, host, again], make_config()) == [offload, lora, host, again]
 
 
