@@ -36,9 +36,9 @@ def run_all(
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     say("1/4 distill")
     go_on = resume or (run.config.is_file() and not overwrite)
-    trained = (run.student / CARD).is_file() and load_card(run.student).steps >= cfg.training.steps
-    before = load_config(DistillConfig, str(run.config.resolve()), group="distill") if run.config.is_file() else None
-    if go_on and trained:
+    trained = go_on and (run.student / CARD).is_file() and load_card(run.student).steps >= cfg.training.steps
+    before = load_config(DistillConfig, str(run.config.resolve()), group="distill") if trained else None
+    if trained:
         if not runtime.serves_reward:
             runtime.wait()
         if runtime.is_main:
@@ -59,7 +59,7 @@ def run_all(
     loaded = load_student(output, runtime.device)
     for name, made, step in _steps(cfg, loaded, run, runtime):
         say(name)
-        is_done = runtime.agree(trained and before == cfg and made.is_file())
+        is_done = runtime.agree(before == cfg and made.is_file())
         if not is_done and runtime.is_main:  # missing, made with another student, or judged in another way
             made.unlink(missing_ok=True)
         for line in [f"done before: {made.parent}"] if is_done else step():

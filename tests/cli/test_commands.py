@@ -137,6 +137,14 @@ def test_second_run_skips_what_is_done(command: Command, sets: list[str], finish
     assert after == before
 
 
+def test_overwrite_asks_nothing_of_what_it_replaces(command: Command, sets: list[str], tmp_path: Path) -> None:
+    (tmp_path / "run" / "student").mkdir(parents=True)
+    (tmp_path / "run" / "config.resolved.yaml").write_text("from: another version")
+    (tmp_path / "run" / "student" / "rats.json").write_text("{")
+    outcome = command("run", "--overwrite", "--output", tmp_path / "run", *sets, "--set", "reward.path=nowhere")
+    refused(outcome, "reward.path: no such folder: nowhere")
+
+
 def test_reward_rank_of_a_finished_run_leaves(
     command: Command, sets: list[str], finished: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def test_what_leaves_the_weights_as_they_would_be_may_change(make_config: MakeCo
         ("seed=9", "seed"),
         ("compute.dtype=bfloat16", "compute.dtype"),
         ("compute.decode.window=1", "compute.decode.window"),
+        ("compute.decode.dtype=bfloat16", "compute.decode.dtype"),
         ("compute.decode.small=taew2_1", "compute.decode.small"),
         ("training.batch_size=4", "training.batch_size"),
         ("training.optimizer.kind=adamw8bit", "training.optimizer.kind"),
