@@ -36,14 +36,15 @@ from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
 from rats_video.distill.gate import build_gate
-from rats_video.distill.step import Rats, rats_step
+from rats_video.distill.step import Rats
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
-from rats_video.training.loop import draw_batch
+from rats_video.training.loop import accumulate_gradient, draw_batch
 from rats_video.training.optim import build_optimizer
 from rats_video.training.teacher import save_pipeline
 
 LEVERS: dict[str, tuple[str, ...]] = {
+    "one clip at a time": ("training.micro_batch_size=1",),
     "activation checkpointing": ("compute.activation_checkpointing=true",),
     "gradient of 1 step": ("student.grad_steps=1",),
     "decode checkpoint": ("compute.decode.checkpoint=true",),
@@ -62,7 +63,7 @@ LEVERS: dict[str, tuple[str, ...]] = {
 """Against a step with none of them; the last rows cost memory, or cost or save time."""
 TINY = (
     "teacher.kind=ema", "teacher.num_steps=4", "teacher.guidance_scale=1", "student.weights.kind=lora",
-    "student.weights.rank=16", "student.weights.alpha=16", "training.batch_size=1",
+    "student.weights.rank=16", "student.weights.alpha=16", "training.batch_size=2",
 )  # fmt: skip
 SLOW_ON_CPU = {"compile"}
 WAN_LEVERS = ["offload by block", "8-bit AdamW", "xformers attention", "flash attention", "compile"]
@@ -79,8 +80,7 @@ def training_step(rats: Rats, cfg: DistillConfig, prompts: Sequence[str]) -> tup
     def step() -> None:
         nonlocal updates
         optimizer.zero_grad(set_to_none=True)
-        loss, _ = rats_step(rats, replace(batch, index=updates))
-        loss.backward()
+        accumulate_gradient(rats, replace(batch, index=updates), cfg.training.parts(len(batch.prompts)))
         optimizer.step()
         updates += 1
         rats.teacher.follow(rats.student, updates)

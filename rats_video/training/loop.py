@@ -102,7 +102,7 @@ def _take(batch: PromptBatch, rows: slice) -> PromptBatch:
     return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows])
 
 
-def _backward(rats: Rats, batch: PromptBatch, parts: int) -> dict[str, float]:
+def accumulate_gradient(rats: Rats, batch: PromptBatch, parts: int) -> dict[str, float]:
     """Add the gradient of the batch's mean loss to the weights', part by part: the memory of a part, the same sum."""
     size = len(batch.prompts) // parts
     rows = []
@@ -128,7 +128,7 @@ def _update(
     options = cfg.training.optimizer
     lr = set_learning_rate(optimizer, options, step, cfg.training.steps)
     optimizer.zero_grad(set_to_none=True)
-    row = runtime.mean(_backward(rats, batch, cfg.training.parts(len(batch.prompts))))
+    row = runtime.mean(accumulate_gradient(rats, batch, cfg.training.parts(len(batch.prompts))))
     _check_finite("loss", row["loss"], step)
     weights = rats.student.weights.values()
     runtime.average_gradients(weights)

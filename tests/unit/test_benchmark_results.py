@@ -55,3 +55,27 @@ def test_every_lever_is_measured_or_says_why_not() -> None:
         assert levers[name]["memory ratio"] < 1, name
     for name, row in levers.items():
         assert "not here" in row or row["time ratio"] > 0, name
+
+
+def test_readme_quotes_the_committed_plans() -> None:
+    table = (RESULTS / "plans.md").read_text(encoding="utf-8").split("\n\n")[0]
+    assert table in (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_readme_quotes_the_committed_ratios() -> None:
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    speed, roles = read("speed"), read("levers")["lora roles"]
+    assert f"takes {speed['step']['ratio']:.2f} times its network" in readme
+    assert f"calls {speed['sampling']['ratio']:.2f} times as long" in readme
+    assert f"peak is {max(row['ratio'] for row in roles.values()):.2f} times" in readme
+    assert f"{speed['role switch']['ours ms']:.1f} ms for" in readme
+
+
+def test_readme_quotes_the_committed_decodes() -> None:
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    wan = [row for row in read("decode")["rows"] if row["decoder"].startswith("Wan 2.1")]
+    rows = {(row["mode"], row["latent_frames"]): row for row in wan}
+    for mode in ("plain", "checkpoint", "window 2, checkpoint"):
+        for frames in (3, 21):
+            saved, peak = rows[mode, frames]["saved"] / 1e9, rows[mode, frames]["peak"] / 1e9
+            assert f" {saved:.{0 if saved > 10 else 1}f} / {peak:.0f} |" in readme
