@@ -34,6 +34,11 @@ def distributed(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def launched(*, gpus: int, nodes: int, node_rank: int | None, rendezvous: str | None, **options: Any) -> None:
+        if node_rank is not None and node_rank >= nodes:
+            raise UserError(
+                f"{node_rank} is none of the {nodes} machines, which count from 0", where="--node-rank",
+                fix="check --nodes",
+            )  # fmt: skip
         if gpus * nodes == 1 or "WORLD_SIZE" in os.environ:  # alone, or started by this or another launcher
             command(**options)
         else:

@@ -66,12 +66,12 @@ def read_prompt_file(path: Path) -> tuple[str, ...]:
     return prompts
 
 
-def check_prompt(prompt: str, unknown_words: Sequence[str]) -> None:
+def check_prompt(prompt: str, unknown_words: Sequence[str], *, where: str = "--prompt") -> None:
     """Refuse a prompt the model cannot follow: empty, or with words its text encoder never saw."""
     if not prompt.strip():
-        raise UserError("the prompt is empty", where="--prompt", fix="say what to draw")
+        raise UserError("the prompt is empty", where=where, fix="say what to draw")
     if unknown_words:
         raise UserError(
             f"this model does not know {', '.join(repr(word) for word in unknown_words)} in {prompt!r}",
-            where="--prompt",
+            where=where,
         )

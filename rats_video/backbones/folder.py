@@ -63,7 +63,7 @@ def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch
         if missing := sorted(loaded[1]["missing_keys"]):
             raise ValueError(f"no weights for {missing[0]}")  # noqa: TRY301  # diffusers would make some up
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(" If you want to instead")[0]  # cut: how to load it all the same
         raise UserError(
             f"cannot load it as a {family} pipeline: {folder.name}/: {reason}", where=str(folder.parent)
         ) from error

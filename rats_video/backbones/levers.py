@@ -53,7 +53,9 @@ def compile_blocks(network: Any, backend: str = "inductor") -> None:
 
     if not network._repeated_blocks:  # noqa: SLF001  # what diffusers itself reads
         raise UserError(
-            f"{type(network).__name__} has no repeated blocks to compile", where="compute.compile", fix="false"
+            f"{type(network).__name__} has no repeated blocks to compile",
+            where="compute.compile",
+            fix="set compute.compile=false",
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, GRAPHS)  # noqa: SLF001
     network.compile_repeated_blocks(fullgraph=True, backend=backend)

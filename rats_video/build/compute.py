@@ -15,6 +15,7 @@ from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError
+from rats_video.training.optim import adamw8bit
 
 
 def check_compute(cfg: DistillConfig, device: torch.device) -> None:
@@ -25,11 +26,13 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
     """
     compute = cfg.compute
     check_attention(compute.attention, device, compute.dtype)
-    if cfg.parallel.shard and cfg.training.optimizer.kind == "adamw8bit":
-        raise UserError(
-            "does not go with parallel.shard: its kernels take whole tensors", where="training.optimizer.kind",
-            fix="use adamw, whose state is split as well",
-        )  # fmt: skip
+    if cfg.training.optimizer.kind == "adamw8bit":
+        if cfg.parallel.shard:
+            raise UserError(
+                "does not go with parallel.shard: its kernels take whole tensors", where="training.optimizer.kind",
+                fix="use adamw, whose state is split as well",
+            )  # fmt: skip
+        adamw8bit()  # is it installed?
     if compute.offload == "none":
         return
     if cfg.parallel.shard:

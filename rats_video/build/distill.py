@@ -90,7 +90,7 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
     if cfg.compute.decode.window is not None and backbone.small_decoder is None and not backbone.exact_window:
         raise UserError(
             f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
-            where="compute.decode.window", fix="null; compute.decode.checkpoint saves memory exactly",
+            where="compute.decode.window", fix="set it to null; compute.decode.checkpoint saves memory exactly",
         )  # fmt: skip
 
 
@@ -100,7 +100,7 @@ def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSpl
     everything = (*prompts.train, *prompts.heldout)
     if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
         for prompt in everything:
-            check_prompt(prompt, backbone.unknown_words(prompt))
+            check_prompt(prompt, backbone.unknown_words(prompt), where="prompts")
     misread = Counter(filter(None, map(backbone.misread, everything)))
     for how, count in misread.items():
         warn(f"{count} of {len(everything)} are {how}", where="prompts")
@@ -228,6 +228,9 @@ def train_student(
         return None
     for steps in cfg.student.num_steps:
         _check_horizons(cfg, steps)
+    if cfg.parallel.shard and runtime.trainers == 1:
+        raise UserError("one process has nobody to share the weights with", where="parallel.shard",
+                        fix="start more with --gpus and --nodes, or set parallel.shard=false")  # fmt: skip
     rows = runtime.rows(cfg.training.batch_size)
     cfg.training.parts(rows.stop - rows.start)
     # No name for the base: where both roles have weights of their own, its memory is free again.
@@ -259,8 +262,8 @@ def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runti
     world = runtime.trainers + runtime.reward_ranks
     in_force = describe(cfg, student) | ({"processes": str(world)} if world > 1 else {})
     write_json(run.environment, {**environment(runtime.device), **in_force})
-    shown = (f"{key} {value};" for key, value in in_force.items())
-    print(f"distill on {runtime.device}:", *shown, file=sys.stderr)  # noqa: T201
+    shown = "; ".join(f"{key} {value}" for key, value in in_force.items())
+    print(f"distill on {runtime.device}: {shown}", file=sys.stderr)  # noqa: T201
 
 
 def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:

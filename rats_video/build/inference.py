@@ -134,7 +134,8 @@ def sample_files(
     if runtime.is_main:
         write_json(output / "manifest.json", manifest)
     seconds = sum(float(str(row["seconds"])) for row in manifest) / len(manifest)
-    return [f"{len(manifest)} clips at {spec.nfe} NFE, {seconds:.2f} s each: {output}"]
+    clips = f"{len(manifest)} clip{'s' if len(manifest) != 1 else ''}"
+    return [f"{clips} at {spec.nfe} NFE, {seconds:.2f} s each: {output}"]
 
 
 def run_export_comparison(

@@ -24,7 +24,7 @@ class LoraWeights(Config):
     rank: PositiveInt = 64
     alpha: PositiveInt = Field(64, description="the adapter is scaled by alpha / rank")
     targets: tuple[str, ...] | None = Field(
-        None, description="names of linear layers; null takes the family's own list"
+        None, min_length=1, description="names of linear layers; null takes the family's own list"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the adapter; AdamW wants float32")
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
 from rats_video.config.reward import RewardConfig
@@ -110,6 +110,15 @@ class StudentConfig(Config):
         None, description="how many of the last steps carry gradient, or which (0 is the first); null = all"
     )
     weights: Weights = FullWeights()
+
+    @model_validator(mode="after")
+    def _every_nfe_learns(self) -> Self:
+        for num_steps in self.num_steps:
+            if isinstance(self.grad_steps, tuple) and not self.gradient_steps(num_steps):
+                raise ValueError(
+                    f"no step of {num_steps} (0 to {num_steps - 1}) is in grad_steps {list(self.grad_steps)}"
+                )
+        return self
 
     def gradient_steps(self, num_steps: int) -> tuple[int, ...]:
         """Which of `num_steps` solver steps carry gradient."""

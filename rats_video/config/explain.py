@@ -54,7 +54,8 @@ def _describe(detail: ErrorDetails, model: type[BaseModel], merged: Tree) -> tup
     """The key's path, what is wrong with it, and a fix."""
     loc = detail["loc"]
     path, annotation, field = _locate(loc, model, merged)
-    message = " ".join(detail["msg"].split()).removeprefix("Value error, ").replace("Input should", "must")
+    message = " ".join(detail["msg"].split()).removeprefix("Value error, ").partition(" after validation, not")[0]
+    message = re.sub(r"^\w+ should ", "must ", message)
     match detail["type"]:
         case "extra_forbidden":
             _, annotation, _ = _locate(loc[:-1], model, merged)

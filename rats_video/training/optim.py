@@ -42,12 +42,21 @@ def build_optimizer(cfg: OptimizerConfig, weights: Iterable[nn.Parameter]) -> to
         case "adamw":
             return torch.optim.AdamW(weights, **settings)
         case "adamw8bit":
-            try:
-                from bitsandbytes.optim import AdamW8bit
-            except ImportError as error:
-                raise UserError(
-                    "adamw8bit needs bitsandbytes, which is not installed", where="training.optimizer.kind",
-                    fix="pip install 'rats-video[gpu]', or adamw",
-                ) from error  # fmt: skip
-            optimizer: torch.optim.Optimizer = AdamW8bit(weights, **settings)
+            optimizer: torch.optim.Optimizer = adamw8bit()(weights, **settings)
             return optimizer
+
+
+def adamw8bit() -> Any:
+    """The class of the 8-bit optimizer.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "adamw8bit needs bitsandbytes, which is not installed", where="training.optimizer.kind",
+            fix="pip install 'rats-video[gpu]', or adamw",
+        ) from error  # fmt: skip
+    return AdamW8bit

@@ -159,6 +159,11 @@ def test_two_machines(alone: tuple[Path, str], tmp_path: Path) -> None:
         ),
         (("--nodes", "2", "--rendezvous", "host"), "got host (give HOST:PORT of one of them, the same on all)"),
         (("--gpus", "0"), "--gpus"),
+        (("--node-rank", "1"), "--node-rank: 1 is none of the 1 machines, which count from 0 (check --nodes)"),
+        (
+            ("--nodes", "2", "--rendezvous", "host:1", "--node-rank", "2"),
+            "--node-rank: 2 is none of the 2 machines, which count from 0 (check --nodes)",
+        ),
     ],
 )
 def test_what_cannot_be_launched_is_one_line(

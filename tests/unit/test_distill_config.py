@@ -1,0 +1,48 @@
+"""Settings that would train nothing, or cannot work here: refused before anything is loaded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from rats_video.build.compute import check_compute
+from rats_video.config.distill import DistillConfig
+from rats_video.errors import UserError
+
+Make = Callable[..., DistillConfig]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (("student.grad_steps=[]",), "no step of 4 (0 to 3) is in grad_steps []"),
+        (("student.grad_steps=[9]",), "no step of 4 (0 to 3) is in grad_steps [9]"),
+        (("student.num_steps=[8,3]", "student.grad_steps=[7]"), "no step of 3 (0 to 2) is in grad_steps [7]"),
+        (("student.num_steps=[]",), "student.num_steps: must have at least 1 item, got []"),
+        (
+            ("student.weights={kind: lora, targets: []}",),
+            "student.weights.targets: must have at least 1 item, got []",
+        ),
+    ],
+)
+def test_a_student_that_could_not_learn_is_refused(make_config: Make, settings: tuple[str, ...], line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        make_config(*settings)
+    assert str(caught.value).endswith(line)
+
+
+def test_chosen_steps_that_only_some_nfe_have_are_fine(make_config: Make) -> None:
+    student = make_config("student.num_steps=[8,3]", "student.grad_steps=[0,7]").student
+    assert [student.gradient_steps(steps) for steps in (8, 3)] == [(0, 7), (0,)]
+
+
+def test_an_optimizer_that_is_not_installed_is_found_before_anything_is_loaded(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match=r"^training.optimizer.kind: adamw8bit needs bitsandbytes"):
+        check_compute(make_config("training.optimizer.kind=adamw8bit"), torch.device("cpu"))
