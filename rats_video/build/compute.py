@@ -15,6 +15,7 @@ from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError
+from rats_video.planning.architecture import find_architecture
 from rats_video.training.optim import adamw8bit
 
 
@@ -99,11 +100,11 @@ def describe(cfg: DistillConfig, student: PipelineBackbone) -> dict[str, str]:
 def memory_advice(cfg: DistillConfig) -> str:
     """The settings that would save memory and are not on, roughly the one that saves most first."""
     compute, weights = cfg.compute, cfg.student.weights
-    is_full = isinstance(weights, FullWeights)
+    is_full, in_chunks = isinstance(weights, FullWeights), _decodes_in_chunks(cfg)
     levers = {
         "training.micro_batch_size=1": cfg.training.batch_size > 1 and cfg.training.micro_batch_size != 1,
         "compute.activation_checkpointing=true": not compute.activation_checkpointing,
-        "compute.decode.window=2": compute.decode.window is None,
+        "compute.decode.window=2": in_chunks and compute.decode.window is None,
         "compute.decode.checkpoint=true": not compute.decode.checkpoint,
         "student.weights.kind=lora": is_full,
         "student.grad_steps=1": len(cfg.student.gradient_steps(max(cfg.student.num_steps))) > 1,
@@ -112,9 +113,19 @@ def memory_advice(cfg: DistillConfig) -> str:
         "compute.cache_text=true": not compute.cache_text,
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
         "compute.offload=block": compute.offload == "none" and not is_full and not compute.compile,
-        "compute.decode.offload=true": compute.decode.checkpoint and not compute.decode.offload,
+        "compute.decode.offload=true": in_chunks and compute.decode.checkpoint and not compute.decode.offload,
     }
     unused = [setting for setting, helps in levers.items() if helps]
     if not unused:
         return "all levers are on: a smaller clip, or more GPUs with parallel.shard=true"
     return f"--set, the first saves most: {', '.join(unused)}"
+
+
+def _decodes_in_chunks(cfg: DistillConfig) -> bool:
+    """Whether the decoder takes a clip piece by piece, so that pieces can be left out or wait on the host."""
+    if cfg.compute.decode.small is not None:
+        return True
+    try:
+        return find_architecture(cfg.model, cfg.architecture).family.exact_window
+    except UserError:  # the run itself tells what is wrong with the model
+        return True

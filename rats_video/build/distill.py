@@ -87,7 +87,14 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
         ).to(device)
     use_decode_dtype(backbone, getattr(torch, cfg.compute.decode.dtype))
     backbone.latent_shape(cfg.clip.spec)
-    if cfg.compute.decode.window is not None and backbone.small_decoder is None and not backbone.exact_window:
+    if backbone.small_decoder is not None or backbone.exact_window:
+        return
+    if cfg.compute.decode.offload:
+        raise UserError(
+            f"{backbone.family}'s VAE is not decoded frame by frame: nothing waits between frames",
+            where="compute.decode.offload", fix="set it to false; compute.decode.checkpoint saves memory exactly",
+        )  # fmt: skip
+    if cfg.compute.decode.window is not None:
         raise UserError(
             f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
             where="compute.decode.window", fix="set it to null; compute.decode.checkpoint saves memory exactly",

@@ -52,7 +52,7 @@ def useful_levers(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> 
         "compute.activation_checkpointing=true": not compute.activation_checkpointing,
         "training.micro_batch_size=1": cfg.training.batch_size > gpus and cfg.training.micro_batch_size != 1,
         "parallel.shard=true": gpus > 1 and not cfg.parallel.shard,
-        "compute.decode.offload=true": not compute.decode.offload,
+        "compute.decode.offload=true": can_window and not compute.decode.offload,
         "compute.dtype=bfloat16": compute.dtype == "float32",
         "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",

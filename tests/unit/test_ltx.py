@@ -16,6 +16,7 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from ltx_family import CLIP, LTX_FAMILIES
 
 from rats_video.backbones.ltx import LTXBackbone
+from rats_video.build.compute import memory_advice
 from rats_video.build.distill import build_backbone
 from rats_video.config.compute import DecodeConfig
 from rats_video.config.distill import DistillConfig
@@ -62,6 +63,16 @@ def test_no_window_of_the_decoder_is_exact(
         build_backbone(decode_config(make_config, folder, "compute.decode.window=2"), torch.device("cpu"))
     with pytest.raises(ValueError, match="no window"):
         ltx.decode(torch.zeros(1, 8, 3, 2, 2), range(1, 2))
+
+
+def test_nothing_waits_on_the_host_between_frames(make_config: Callable[..., DistillConfig], folder: Path) -> None:
+    cfg = decode_config(make_config, folder, "compute.decode.checkpoint=true", "compute.decode.offload=true")
+    with pytest.raises(UserError, match=r"^compute\.decode\.offload: LTX-Video's VAE is not decoded frame by frame"):
+        build_backbone(cfg, torch.device("cpu"))
+    advice = memory_advice(decode_config(make_config, folder, "compute.decode.checkpoint=true"))
+    assert "compute.activation_checkpointing=true" in advice
+    assert "decode.offload" not in advice
+    assert "decode.window" not in advice
 
 
 def test_pixels_lie_around_their_own_latent_frame(ltx: LTXBackbone) -> None:
