@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def measured_peak(cfg: DistillConfig, folder: Path) -> int:
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     sizes = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
     longest = max(load_prompts(cfg.prompts).train, key=len)
+    gc.collect()  # what an earlier profile saw allocated, and this one saw freed, would count as less than nothing
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         train_loop(rats, cfg, [longest], RunFolder(folder))
     assert profiler.profiler is not None
