@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -43,11 +44,13 @@ def split_tokens(networks: Iterable[Any], tokens: int, runtime: Runtime) -> None
         runtime: the processes.
 
     Raises:
-        UserError: the family or its attention kernel cannot, or the tokens or heads do not divide.
+        UserError: the family or its attention kernel cannot, or the tokens or heads do not divide, or there is no GPU.
     """
     from diffusers import ContextParallelConfig
 
     assert runtime.mesh is not None
+    if not torch.accelerator.device_count():  # diffusers divides by it
+        raise UserError("clips can only be shared by GPUs, 0 seen", where="parallel.context", fix="use 1")
     for network in networks:
         name = type(network).__name__
         if getattr(network, "_cp_plan", None) is None:

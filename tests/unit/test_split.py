@@ -91,3 +91,10 @@ def test_kernel_that_cannot_share_a_clip_is_one_line(loaded: WanBackbone) -> Non
 def test_levers_that_do_not_go_with_split_weights(make_config: MakeConfig, lever: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         check_compute(make_config("parallel.shard=true", lever), CPU)
+
+
+@pytest.mark.usefixtures("_of_four")
+def test_clips_cannot_be_shared_without_a_gpu(loaded: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
+    with pytest.raises(UserError, match=r"^parallel\.context: clips can only be shared by GPUs, 0 seen \(use 1\)$"):
+        split_tokens([loaded.twin().denoiser], 32, Runtime.join(CPU, context=2))
