@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -66,12 +66,12 @@ def check_processes(device: str, count: int, *, where: str) -> None:
 
 
 @contextlib.contextmanager
-def explain_memory(fix: str) -> Iterator[None]:
-    """Turn running out of GPU memory into one line that says what would save some."""
+def explain_memory(advice: Callable[[], str]) -> Iterator[None]:
+    """Turn running out of GPU memory into one line that says what would save some; `advice` is asked only then."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise UserError("out of GPU memory", fix=fix) from error
+        raise UserError("out of GPU memory", fix=advice()) from error
 
 
 def environment(device: torch.device) -> dict[str, str]:

@@ -214,7 +214,7 @@ def run_distill(
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
-    with explain_memory(memory_advice(cfg)):
+    with explain_memory(lambda: memory_advice(cfg)):
         student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
     runtime.close()  # nobody waits for the one that writes
     if runtime.is_main and student is not None:

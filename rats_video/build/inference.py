@@ -109,7 +109,7 @@ def run_sample(
     runtime = start_runtime(device)
     loaded = load_student(model or ASSETS / DEFAULT_STUDENT, runtime.device)
     chosen = _repeat(_prompts(prompts, prompts_file, _EXAMPLE_PROMPTS, loaded.student), num_videos)
-    with explain_memory("give fewer prompts at a time: they are sampled together"):
+    with explain_memory(lambda: "give fewer prompts at a time: they are sampled together"):
         lines = sample_files(loaded, chosen, loaded.spec(nfe), runtime, seed=seed, output=output)
     runtime.close()
     return lines
@@ -156,7 +156,7 @@ def run_export_comparison(
     heldout = load_prompts(cfg.prompts).heldout
     chosen = _repeat(_prompts(prompts, prompts_file, heldout, loaded.student), num_videos or cfg.comparison.num_videos)
     spec, output = loaded.spec(nfe), output or folder.comparison
-    with explain_memory("give a smaller --num-videos: they are sampled together"):
+    with explain_memory(lambda: "give a smaller --num-videos: they are sampled together"):
         lines = compare_files(cfg, loaded, chosen, spec, runtime, seed=seed, output=output)
     runtime.close()
     return lines
@@ -214,7 +214,7 @@ def run_evaluate(
     loaded = load_student(run, runtime.device)
     changes = {"nfe": nfe or cfg.evaluation.nfe, "num_clips": num_clips or cfg.evaluation.num_clips}
     cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update=changes)})
-    with explain_memory(f"set evaluation.batch_size below {cfg.evaluation.batch_size} in {folder.config}"):
+    with explain_memory(lambda: f"set evaluation.batch_size below {cfg.evaluation.batch_size} in {folder.config}"):
         lines = evaluate_files(cfg, loaded, runtime, seed=seed, output=output or folder.evaluation)
     runtime.close()
     return lines

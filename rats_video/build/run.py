@@ -45,7 +45,7 @@ def run_all(
             prepare_run(cfg, run, resume=True, overwrite=False)
         say(f"    done before: {run.student}")
     else:
-        with explain_memory(memory_advice(cfg)):
+        with explain_memory(lambda: memory_advice(cfg)):
             student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite)
         if runtime.is_main and student is not None:
             finish(cfg, run, student)
