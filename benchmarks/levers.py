@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import yaml
-from measure import interleaved, peak_bytes, write_result
+from measure import interleaved, model_parser, peak_bytes, run_model, write_result
 from random_wan import OPTIONS, PROMPTS, RandomClipReward, random_wan
 from roles_memory import compare, wide
 from speed import machine
@@ -197,19 +197,9 @@ def wan21_1b(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["tiny", "wan21_1b"], default="tiny")
-    parser.add_argument("--random", action="store_true", help="random weights; wan21_1b has no others here")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = model_parser(__doc__, repeats=3)
     parser.add_argument("--only", action="append", default=[], choices=list(LEVERS), help="some levers")
-    options = parser.parse_args()
-    if options.model == "tiny":
-        tiny(options)
-    elif not options.random or not options.device.startswith("cuda"):
-        parser.error("wan21_1b is measured with --random weights, on a GPU")
-    else:
-        wan21_1b(options)
+    run_model(parser, tiny=tiny, wan21_1b=wan21_1b)
 
 
 if __name__ == "__main__":

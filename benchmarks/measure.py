@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import time
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 RESULTS = Path(__file__).parent / "results"
+Benchmark = Callable[[argparse.Namespace], None]
 
 
 class LiveBytes(TorchDispatchMode):
@@ -118,3 +120,24 @@ def write_result(name: str, content: Mapping[str, object]) -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     print(json.dumps(content, indent=2))
+
+
+def model_parser(description: str | None, *, repeats: int) -> argparse.ArgumentParser:
+    """The options of a benchmark of the tiny model, or of Wan 2.1 1.3B of random weights on a GPU."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=["tiny", "wan21_1b"], default="tiny")
+    parser.add_argument("--random", action="store_true", help="random weights; wan21_1b has no others here")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def run_model(parser: argparse.ArgumentParser, *, tiny: Benchmark, wan21_1b: Benchmark) -> None:
+    """Run the benchmark of the model that the command line asks for."""
+    options = parser.parse_args()
+    if options.model == "tiny":
+        tiny(options)
+    elif not options.random or not options.device.startswith("cuda"):
+        parser.error("wan21_1b is measured with --random weights, on a GPU")
+    else:
+        wan21_1b(options)

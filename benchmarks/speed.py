@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from measure import interleaved, median_ratio, peak_bytes, write_result
+from measure import interleaved, median_ratio, model_parser, peak_bytes, run_model, write_result
 from random_wan import OPTIONS, PROMPTS, RandomClipReward, random_wan
 from torch import Tensor
 
@@ -276,19 +276,9 @@ def machine(device: torch.device) -> str:
 
 def main() -> None:
     """Measure and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=["tiny", "wan21_1b"], default="tiny")
-    parser.add_argument("--random", action="store_true", help="random weights; wan21_1b has no others here")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser = model_parser(__doc__, repeats=5)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="changes the tiny config")
-    options = parser.parse_args()
-    if options.model == "tiny":
-        tiny(options)
-    elif not options.random or not options.device.startswith("cuda"):
-        parser.error("wan21_1b is measured with --random weights, on a GPU")
-    else:
-        wan21_1b(options)
+    run_model(parser, tiny=tiny, wan21_1b=wan21_1b)
 
 
 if __name__ == "__main__":
