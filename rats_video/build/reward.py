@@ -19,7 +19,7 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
     folder = resolve_folder(cfg.path, where=f"{where}.path")
     match cfg:
         case WordRewardConfig():
-            return WordReward.load(folder, device)
+            return WordReward.load(folder, device, cfg.blind_to)
         case PickScoreConfig() | ClipScoreConfig():
             tokenizer = resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer") if cfg.tokenizer else folder
             return ClipReward.load(folder, tokenizer, cfg, device, scaled=isinstance(cfg, PickScoreConfig))

@@ -15,6 +15,7 @@ class WordRewardConfig(Config):
 
     kind: Literal["word"] = "word"
     path: str = Field(description="folder with config.json and model.safetensors, or the name of an embedded one")
+    blind_to: tuple[str, ...] = Field((), description="words that do not count, e.g. to study what a flawed judge does")
 
 
 class ClipScorer(Config):

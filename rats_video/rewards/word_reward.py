@@ -38,11 +38,14 @@ class WordReward(nn.Module):
         encoder: "frames" (2-D convolutions, attention pooling with coordinates, temporal convolutions) or "volume"
             (3-D convolutions, average and maximum pooling).
         width: feature channels.
+
+    Attributes:
+        scored: the words that count, all of them unless some are taken out.
     """
 
     def __init__(self, words: Sequence[str], encoder: Encoder = "frames", width: int = 128) -> None:
         super().__init__()
-        self.words = tuple(words)
+        self.words = self.scored = tuple(words)
         self.config = {"words": list(words), "encoder": encoder, "width": width}
         self.encoder = FrameEncoder(width) if encoder == "frames" else VolumeEncoder(width)
         self.frame_head = nn.Linear(width, len(words) + 1)
@@ -77,11 +80,11 @@ class WordReward(nn.Module):
 
     def mentioned_words(self, prompts: Sequence[str]) -> Tensor:
         """`[B, V]` bool: which words of the vocabulary each prompt contains."""
-        rows = [[word in prompt.lower().split() for word in self.words] for prompt in prompts]
+        rows = [[word in self.scored and word in prompt.lower().split() for word in self.words] for prompt in prompts]
         for prompt, row in zip(prompts, rows, strict=True):
             if not any(row):
                 raise UserError(
-                    f"the reward knows no word of {prompt!r}", where="prompt", fix=f"use {', '.join(self.words)}"
+                    f"the reward knows no word of {prompt!r}", where="prompt", fix=f"use {', '.join(self.scored)}"
                 )
         return torch.tensor(rows)
 
@@ -92,14 +95,19 @@ class WordReward(nn.Module):
         save_file(self.state_dict(), folder / "model.safetensors")
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str = "cpu") -> WordReward:
-        """Load a frozen reward; raises UserError if the folder does not hold one."""
+    def load(cls, folder: Path, device: torch.device | str = "cpu", blind_to: Sequence[str] = ()) -> WordReward:
+        """Load a frozen reward; raises UserError if the folder does not hold one, or it does not know these words."""
         try:
             reward = cls(**json.loads((folder / "config.json").read_text()))
             reward.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"not a word reward: {reason}", where=str(folder)) from error
+        if unknown := sorted(set(blind_to) - set(reward.words)):
+            raise UserError(
+                f"the reward does not know {unknown[0]!r}", where="blind_to", fix=f"it knows {', '.join(reward.words)}"
+            )
+        reward.scored = tuple(word for word in reward.words if word not in blind_to)
         return reward.requires_grad_(requires_grad=False).eval().to(device)
 
 
