@@ -125,10 +125,23 @@ VelocityFn = Callable[[Tensor, Tensor, TextCondition], Tensor]
 
 
 class Reward(Protocol):
-    """Scores clips. Differentiable rewards carry gradient from the scores to every frame they look at."""
+    """Scores clips. Differentiable rewards carry gradient from the scores to every frame they look at.
+
+    What an attribute does not say otherwise holds: `differentiable` (bool, True), and `looks_at(num_frames)`, the
+    indices of the frames that are scored (all).
+    """
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `videos` `[B, T, 3, height, width]` in [0, 1] against their prompts."""
+        ...
+
+
+@runtime_checkable
+class LatentScorer(Protocol):
+    """A reward that needs no pixels."""
+
+    def score_latents(self, latents: Tensor, prompts: Sequence[str]) -> RewardScores:
+        """Score clean latents `[B, C, F, H, W]` against their prompts; frame scores are one a pixel frame, `[B, T]`."""
         ...
 
 

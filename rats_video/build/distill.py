@@ -28,7 +28,7 @@ from rats_video.build.compute import (
 )
 from rats_video.build.dry_runs import Builders, plan_of_run
 from rats_video.build.parallel import serve_rewards, split_roles
-from rats_video.build.reward import build_reward, check_rewards
+from rats_video.build.reward import build_reward, check_rewards, reward_folders
 from rats_video.config.compute import ComputeConfig, FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
@@ -157,7 +157,7 @@ def build_rats(
 
 def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, object]:
     """Everything a frozen teacher's rollout depends on besides prompts and noise, weights included."""
-    folders = [resolve_folder(cfg.model, where="model"), resolve_folder(cfg.reward.path, where="reward.path")]
+    folders = [resolve_folder(cfg.model, where="model"), *reward_folders(cfg.reward, where="reward")]
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -23,6 +24,11 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
         case PickScoreConfig() | ClipScoreConfig():
             tokenizer = resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer") if cfg.tokenizer else folder
             return ClipReward.load(folder, tokenizer, cfg, device, scaled=isinstance(cfg, PickScoreConfig))
+
+
+def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
+    """The folders whose weights decide what a reward's scores are."""
+    return [resolve_folder(cfg.path, where=f"{where}.path")]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:

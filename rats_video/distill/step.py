@@ -10,6 +10,7 @@ from torch import Tensor
 from rats_video.config.distill import MethodConfig, StudentConfig
 from rats_video.diffusion.rollout import rollout
 from rats_video.distill.gate import GateFn
+from rats_video.distill.judge import judge
 from rats_video.distill.shaping import shaping_by_horizon, weigh_horizons
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
@@ -37,7 +38,7 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]
     guide = rats.teacher.guide(batch)
     path = student_path(rats, batch)
     with torch.set_grad_enabled(method.reward_weight > 0):
-        scores = rats.reward(rats.student.decode(path.x0, batch.grad_frames), batch.prompts)
+        scores = judge(rats.reward, rats.student, path.x0, batch.prompts, batch.grad_frames)
 
     by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=method.shaping.motion_weight)  # [K, B, F]
     shaping = weigh_horizons(by_horizon, method.shaping.horizon_weights)  # [B, F]

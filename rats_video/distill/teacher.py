@@ -11,6 +11,7 @@ from rats_video.config.distill import EmaTeacher, FrozenTeacher
 from rats_video.diffusion.rollout import rollout
 from rats_video.distill.ema import update_ema
 from rats_video.distill.horizon import at_horizons, match_horizons
+from rats_video.distill.judge import judge
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
 
 
@@ -97,7 +98,7 @@ class TeacherSampler:
             guidance_scale=self.guidance_scale,
             keep=horizons.keep,
         )
-        scores = self._reward(self.backbone.decode(path.x0), batch.prompts)
+        scores = judge(self._reward, self.backbone, path.x0, batch.prompts)
         return Guide(at_horizons(path, horizons.sigmas), scores)
 
     def follow(self, student: Backbone, updates: int, *, resumed: bool = False) -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.reward import ClipScoreConfig, PickScoreConfig
 from rats_video.errors import UserError
-from rats_video.rewards.clip_reward import ClipReward, clip_pixels, scored_frames
+from rats_video.rewards.clip_reward import ClipReward, clip_pixels
+from rats_video.rewards.frames import scored_frames
 from rats_video.seeds import seeded
 
 PROMPTS = ["a red dog runs", "two blue birds"]

@@ -20,7 +20,7 @@ from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, WordRewar
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distill.horizon import match_horizons
 from rats_video.errors import UserError
-from rats_video.rewards.clip_reward import scored_frames
+from rats_video.rewards.frames import scored_frames
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROOTS: dict[str, type[BaseModel]] = {
@@ -139,7 +139,7 @@ def test_reward_without_a_kind_is_a_word_reward(tmp_path: Path) -> None:
     ("override", "line"),
     [
         ("reward.kind=pikscore", "--set reward.kind: unknown kind 'pikscore' (did you mean 'pickscore'?)"),
-        ("reward.frames=4", "--set reward.frames: unknown key (valid keys: kind, path)"),
+        ("reward.frames=4", "--set reward.frames: unknown key (valid keys: kind, path, blind_to)"),
         ("reward={kind: pickscore}", "reward.path: required, but missing"),
         ("reward={kind: pickscore, path: x, frames: 0}", "reward.frames: must be greater than or equal to 1, got 0"),
         ("reward=3", "--set reward: must be a group of keys, got 3"),
