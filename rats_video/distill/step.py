@@ -18,7 +18,7 @@ from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajec
 
 @dataclass(frozen=True)
 class Rats:
-    """The parts that a step puts together."""
+    """The parts that a step puts together; the guard may strengthen shaping."""
 
     student: Backbone
     teacher: TeacherSampler
@@ -27,6 +27,7 @@ class Rats:
     method: MethodConfig
     student_config: StudentConfig
     shift: float
+    shaping_strength: float = 1.0
 
 
 def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]:
@@ -44,7 +45,8 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]
     shaping = weigh_horizons(by_horizon, method.shaping.horizon_weights)  # [B, F]
     weight = rats.gate(guide.scores, scores)  # [B, F] or [B, 1]
     gain = reward_gain(scores.clip, guide.scores.clip, method.reward_margin)  # [B]
-    loss = -method.reward_weight * gain.mean() + method.alpha * (weight * shaping).mean()
+    alpha = method.alpha * rats.shaping_strength
+    loss = -method.reward_weight * gain.mean() + alpha * (weight * shaping).mean()
     return loss, _log(loss, guide.scores, scores, weight, path, by_horizon)
 
 

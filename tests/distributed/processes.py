@@ -16,7 +16,8 @@ from unittest import mock
 import torch
 
 from rats_video.build.common import start_runtime
-from rats_video.build.distill import finish, train_student
+from rats_video.build.distill import train_student
+from rats_video.build.finish import finish
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.runtime import Runtime

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles, finish, train_student
+from rats_video.build.distill import build_rats, build_roles, train_student
+from rats_video.build.finish import finish
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted
