@@ -40,7 +40,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "constant": CONSTANT,
     "constant_x4": (*CONSTANT, "method.alpha=4"),
     "margin": ("method.gate.floor=0.2", "method.reward_margin=0.1"),
-    "drift": ("method.gate.floor=0.2", "method.drift_weight=0.03"),
+    "drift": ("method.gate.floor=0.2", "method.drift_weight=0.3"),
     "small_steps": ("method.gate.floor=0.2", "training.optimizer.lr=1e-4"),
     "heldout_gate": (SUM % (1, 0), "method.gate.floor=0.2", "method.gate.part=heldout"),
     "ensemble": (SUM % (0.5, 0.5), "method.gate.floor=0.2"),
