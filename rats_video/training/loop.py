@@ -91,6 +91,8 @@ def train_loop(
                     runtime.wait()
                 if is_stop and not is_last:
                     raise Interrupted(f"stopped after step {step + 1}, which is saved; --resume goes on from there")
+            if is_last:
+                break
 
 
 @dataclass(frozen=True)

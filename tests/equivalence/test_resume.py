@@ -143,7 +143,7 @@ def test_split_student_is_written_without_a_gpus_kernels(
 ) -> None:
     trained, run = run_for("run", 1), RunFolder(tmp_path / "run")
     levers = ("parallel.shard=true", "compute.attention=xformers", "compute.compile=true", "compute.cache_text=true")
-    monkeypatch.setattr("rats_video.build.distill.plot_training", lambda *_: None)
+    monkeypatch.setattr("rats_video.build.finish.plot_training", lambda *_: None)
     finish(make_config(*LORA, *levers), run, student=None)  # type: ignore[arg-type]  # its weights are split
     written = load_file(run.student / "pytorch_lora_weights.safetensors")
     assert written.keys() == trained.keys()
