@@ -53,8 +53,10 @@ def guard_measures(cfg: DistillConfig, reward: Reward, device: torch.device) -> 
     """The trained reward, the held-out one where there is one, and the monitors."""
     measures = [
         reward_measure(REWARD, reward),
-        lambda videos, _: {MOTION: dynamic_degree(videos), SATURATION: saturation(videos)},
+        lambda videos, _: {SATURATION: saturation(videos).clip},
     ]
+    if cfg.clip.num_frames > 1:
+        measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
     if cfg.heldout_reward is not None:
         measures.append(reward_measure(HELDOUT, build_reward(cfg.heldout_reward, device, where="heldout_reward")))
     return measures

@@ -50,7 +50,7 @@ class GuardClips:
         clip: their size.
         spec: how the student is sampled.
         teacher: how the teacher is.
-        measures: at least `reward`, `dynamic_degree` and `saturation`; `heldout_reward` where there is one.
+        measures: `reward`; where they are to be heeded also `heldout_reward`, `dynamic_degree` and `saturation`.
         seed: of the noise; not the evaluation's, on whose clips nothing may be chosen.
         batch_size: clips at a time.
     """
@@ -137,12 +137,13 @@ class Guard:
 
     def _broken(self, look: Look) -> list[str]:
         """Monitors that have left what the teacher shows."""
-        motion, saturation = (finite_mean(self._teacher[name]) for name in (MOTION, SATURATION))
+        bounds = {MOTION: (1 - self.cfg.motion_loss, math.inf), SATURATION: (-math.inf, 1 + self.cfg.saturation_gain)}
         broken = []
-        if look.mean(MOTION) < (1 - self.cfg.motion_loss) * motion:
-            broken.append(f"motion is {look.mean(MOTION):.3g}, the teacher's {motion:.3g}")
-        if look.mean(SATURATION) > (1 + self.cfg.saturation_gain) * saturation:
-            broken.append(f"saturation is {look.mean(SATURATION):.3g}, the teacher's {saturation:.3g}")
+        for name, (least, most) in bounds.items():
+            if name in self._teacher:
+                mean, guide = look.mean(name), finite_mean(self._teacher[name])
+                if not least * guide <= mean <= most * guide:
+                    broken.append(f"{name.replace('_', ' ')} is {mean:.3g}, the teacher's {guide:.3g}")
         return broken
 
     def _alarms(self, look: Look) -> list[str]:
