@@ -240,7 +240,7 @@ def damage(folder: Path, how: str) -> None:
     [
         ("no config", "not a CLIPModel: no readable config.json in it (give the folder of a hub download)"),
         ("another model", "is a 'siglip' model, not a CLIPModel (model_type 'clip')"),
-        ("pickled", "only has pickled weights, which can run code when they are loaded (if you trust them: CLIPModel."),
+        ("pickled", "only has pickled weights, which can run code when they are loaded (rats-video rewards convert "),
         ("no weights", "cannot load it as a CLIPModel: "),
         ("a weight is missing", "lacks 1 weights of a CLIPModel, e.g. visual_projection.weight"),
         ("a weight of another shape", "cannot load it as a CLIPModel: "),
