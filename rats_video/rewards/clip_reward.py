@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from rats_video.config.reward import FrameScorer
 from rats_video.errors import UserError
 from rats_video.rewards.files import has_tokenizer, load_transformers_model
-from rats_video.rewards.frames import Condition, FrameReward
+from rats_video.rewards.frames import FrameReward
+from rats_video.rewards.prompted import Condition
 
 _MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, red, green, blue
 _STD = (0.26862954, 0.26130258, 0.27577711)
