@@ -9,8 +9,19 @@ import torch
 
 from rats_video.assets import resolve_folder
 from rats_video.config.distill import DistillConfig
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, WordRewardConfig
+from rats_video.config.reward import (
+    AestheticConfig,
+    AestheticV25Config,
+    ClipScoreConfig,
+    ClipScorer,
+    HpsConfig,
+    PickScoreConfig,
+    RewardConfig,
+    WordRewardConfig,
+)
+from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.hps_reward import load_hps
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
@@ -22,13 +33,22 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
         case WordRewardConfig():
             return WordReward.load(folder, device, cfg.blind_to)
         case PickScoreConfig() | ClipScoreConfig():
-            tokenizer = resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer") if cfg.tokenizer else folder
+            tokenizer = _tokenizer(cfg, where)
             return ClipReward.load(folder, tokenizer, cfg, device, scaled=isinstance(cfg, PickScoreConfig))
+        case HpsConfig():
+            return load_hps(folder, _tokenizer(cfg, where), cfg, device)
+        case AestheticConfig() | AestheticV25Config():
+            return AestheticReward.load(folder, resolve_folder(cfg.head, where=f"{where}.head"), cfg, device)
+
+
+def _tokenizer(cfg: ClipScorer, where: str) -> Path:
+    return resolve_folder(cfg.tokenizer or cfg.path, where=f"{where}.{'tokenizer' if cfg.tokenizer else 'path'}")
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
     """The folders whose weights decide what a reward's scores are."""
-    return [resolve_folder(cfg.path, where=f"{where}.path")]
+    keys = ("path", "head") if isinstance(cfg, AestheticConfig | AestheticV25Config) else ("path",)
+    return [resolve_folder(getattr(cfg, key), where=f"{where}.{key}") for key in keys]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:

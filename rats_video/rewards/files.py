@@ -48,6 +48,14 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
     return model
 
 
+def fill_transformers_model(kind: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """A model of the transformers class `kind` with all of its weights given, on the CPU."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+
+
 def _check_files(kind: Any, folder: Path, model_type: str) -> None:
     try:
         found = json.loads((folder / "config.json").read_text())["model_type"]

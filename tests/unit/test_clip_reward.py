@@ -18,7 +18,7 @@ from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.reward import ClipScoreConfig, PickScoreConfig
 from rats_video.errors import UserError
 from rats_video.rewards.clip_reward import ClipReward, clip_pixels
-from rats_video.rewards.frames import scored_frames
+from rats_video.rewards.frames import evenly_spaced
 from rats_video.seeds import seeded
 
 PROMPTS = ["a red dog runs", "two blue birds"]
@@ -158,7 +158,7 @@ def test_clips_do_not_touch_each_other(folder: Path, frames: int | None) -> None
     ],
 )
 def test_which_frames_are_scored(num_frames: int, count: int | None, frames: list[int]) -> None:
-    assert scored_frames(num_frames, count).tolist() == frames
+    assert evenly_spaced(num_frames, count).tolist() == frames
 
 
 def test_unscored_frames_take_the_nearest_score_and_no_gradient(folder: Path) -> None:
