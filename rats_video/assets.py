@@ -19,9 +19,12 @@ HUB = (
     "yuvalkirstain/PickScore_v1",
     "openai/clip-vit-large-patch14",
     "google/siglip-so400m-patch14-384",
+    "google-bert/bert-base-uncased",
+    "OpenGVLab/ViCLIP-L-14-hf",
 )
 """Repositories on the model hub that configurations name, found again by a folder's name."""
 PICKLED = {
+    "ImageReward": "https://huggingface.co/THUDM/ImageReward/resolve/main/ImageReward.pt",
     "HPSv2.1": "https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt",
     "aesthetic-v2": "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
     "sac%2Blogos%2Bava1-l14-linearMSE.pth",

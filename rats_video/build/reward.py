@@ -15,13 +15,17 @@ from rats_video.config.reward import (
     ClipScoreConfig,
     ClipScorer,
     HpsConfig,
+    ImageRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    ViClipConfig,
     WordRewardConfig,
 )
 from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.hps_reward import load_hps
+from rats_video.rewards.image_reward import ImageReward
+from rats_video.rewards.viclip_reward import ViClipReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
@@ -39,9 +43,13 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
             return load_hps(folder, _tokenizer(cfg, where), cfg, device)
         case AestheticConfig() | AestheticV25Config():
             return AestheticReward.load(folder, resolve_folder(cfg.head, where=f"{where}.head"), cfg, device)
+        case ImageRewardConfig():
+            return ImageReward.load(folder, _tokenizer(cfg, where), cfg, device)
+        case ViClipConfig():
+            return ViClipReward.load(folder, _tokenizer(cfg, where), cfg, device)
 
 
-def _tokenizer(cfg: ClipScorer, where: str) -> Path:
+def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -> Path:
     return resolve_folder(cfg.tokenizer or cfg.path, where=f"{where}.{'tokenizer' if cfg.tokenizer else 'path'}")
 
 

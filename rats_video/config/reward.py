@@ -137,12 +137,42 @@ class AestheticV25Config(AestheticScorer):
     head: str = "models/aesthetic-v2-5"
 
 
+class ImageRewardConfig(FrameScorer):
+    """How much people like a frame for its prompt (ImageReward, arXiv 2304.05977): about -2 to 2, 0 on average."""
+
+    source = "THUDM/ImageReward, converted to safetensors"
+
+    kind: Literal["image_reward"]
+    path: str = "models/ImageReward"
+    tokenizer: str = Field("models/bert-base-uncased", description="folder of the tokenizer of BERT, uncased")
+
+
+class ViClipConfig(BaseReward):
+    """Fit of the whole clip to the prompt (ViCLIP, arXiv 2307.06942): cos(clip, prompt), about 0.1 to 0.35."""
+
+    per = "clip"
+    source = "OpenGVLab/ViCLIP-L-14-hf"
+
+    kind: Literal["viclip"]
+    path: str = Field("models/ViCLIP-L-14-hf", description="folder of the model, in safetensors")
+    tokenizer: str = Field("models/clip-vit-large-patch14", description="folder of CLIP's tokenizer")
+    chunk: PositiveInt = Field(2, description="clips a forward; they are recomputed in backward, so it bounds memory")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
+
+
 def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
 
 RewardConfig = Annotated[
-    WordRewardConfig | PickScoreConfig | ClipScoreConfig | HpsConfig | AestheticConfig | AestheticV25Config,
+    WordRewardConfig
+    | PickScoreConfig
+    | ClipScoreConfig
+    | HpsConfig
+    | AestheticConfig
+    | AestheticV25Config
+    | ImageRewardConfig
+    | ViClipConfig,
     Field(discriminator="kind"),
     BeforeValidator(_word_by_default),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -15,8 +15,10 @@ from rats_video.config.reward import (
     ClipScoreConfig,
     FrameScorer,
     HpsConfig,
+    ImageRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    ViClipConfig,
     WordRewardConfig,
 )
 from rats_video.errors import UserError
@@ -26,8 +28,12 @@ from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.files import load_checkpoint_tensors
 from rats_video.rewards.hps_reward import hps_pixels, open_clip_config
+from rats_video.rewards.image_reward import BlipSizes, ImageReward
+from rats_video.rewards.viclip_reward import ViClipReward, ViClipSizes
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import Reward
+
+Sizes = TypeVar("Sizes", BlipSizes, ViClipSizes)
 
 # While the folder is not there: PickScore and HPSv2.1 are a CLIP ViT-H/14, the usual CLIP score a ViT-L/14.
 VIT_H = {
@@ -74,6 +80,15 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
         case AestheticConfig() | AestheticV25Config():
             usual = VIT_L if isinstance(cfg, AestheticConfig) else SO400M
             return AestheticReward(_network(predictor_of(cfg).model, _hub_config(cfg, usual), cfg), cfg)
+        case ImageRewardConfig():
+            return ImageReward(_sizes(cfg, BlipSizes), LongPrompts(), cfg)
+        case ViClipConfig():
+            return ViClipReward(_sizes(cfg, ViClipSizes), LongPrompts(), cfg)
+
+
+def _sizes(cfg: ImageRewardConfig | ViClipConfig, kind: type[Sizes]) -> Sizes:
+    folder = Path(cfg.path).expanduser()
+    return kind.read(load_checkpoint_tensors(folder), where=folder) if folder.is_dir() else kind()
 
 
 def _hub_config(cfg: FrameScorer, usual: dict[str, Any]) -> dict[str, Any]:

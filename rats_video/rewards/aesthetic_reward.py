@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from rats_video.config.reward import AestheticScorer, AestheticV25Config
 from rats_video.rewards.clip_reward import Pixels, clip_pixels, image_features, normalize, resize_bicubic
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors, load_transformers_model
-from rats_video.rewards.frames import Condition, FrameReward
+from rats_video.rewards.frames import FrameReward
+from rats_video.rewards.prompted import Condition
 
 _WIDTHS = (1024, 128, 64, 16, 1)  # of the five layers
 

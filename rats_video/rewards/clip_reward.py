@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch.nn import functional as F
 from rats_video.config.reward import FrameScorer
 from rats_video.errors import UserError
 from rats_video.rewards.files import has_tokenizer, load_transformers_model
-from rats_video.rewards.frames import Condition, FrameReward
+from rats_video.rewards.frames import FrameReward
+from rats_video.rewards.prompted import Condition
 
 Pixels = Callable[[Tensor, int], Tensor]
 """`(frames [N, 3, height, width] in [0, 1], size) -> [N, 3, size, size]`: what an image encoder takes."""
@@ -65,14 +67,14 @@ class ClipReward(FrameReward):
         from transformers import CLIPModel
 
         model = load_transformers_model(CLIPModel, folder, "clip", getattr(torch, cfg.dtype))
-        return cls(model.to(device), load_clip_tokenizer(tokenizer, model), cfg, scaled=scaled)
+        words = load_clip_tokenizer(tokenizer, model.config.text_config.vocab_size)
+        return cls(model.to(device), words, cfg, scaled=scaled)
 
 
-def load_clip_tokenizer(folder: Path, model: Any) -> Any:
-    """The tokenizer of a folder; raises UserError if it has none, or one of other words than the CLIPModel."""
+def load_clip_tokenizer(folder: Path, words: int) -> Any:
+    """The tokenizer of a folder; raises UserError if it has none, or one of not as many words as the model's."""
     from transformers import AutoTokenizer
 
-    words = model.config.text_config.vocab_size
     # Without its files transformers would make up an empty tokenizer, which takes every prompt for the same one.
     tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
     has = None if tokenizer is None else len(tokenizer)
@@ -94,12 +96,22 @@ def clip_pixels(frames: Tensor, size: int) -> Tensor:
 
     Short side to `size` (bicubic, antialiased), centre crop, CLIP's mean and standard deviation.
     """
+    return normalize(centre_square(frames, size), CLIP_MEAN, CLIP_STD)
+
+
+def centre_square(frames: Tensor, size: int, *, half: Callable[[float], int] = math.floor) -> Tensor:
+    """Frames `[N, 3, height, width]` with their short side brought to `size` and cropped: `[N, 3, size, size]`.
+
+    Args:
+        frames: in [0, 1].
+        size: in pixels.
+        half: where a crop begins whose margin is odd; transformers rounds half pixels down, torchvision as `round`.
+    """
     height, width = frames.shape[-2:]
     short = min(height, width)
     target = (int(size * height / short), int(size * width / short))
-    resized = resize_bicubic(frames, target)
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return normalize(resized[..., top : top + size, left : left + size], CLIP_MEAN, CLIP_STD)
+    top, left = (half((side - size) / 2) for side in target)
+    return resize_bicubic(frames, target)[..., top : top + size, left : left + size]
 
 
 def resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from rats_video.config.reward import EndFrames, FrameChoice, FrameScorer, WindowFrames
-from rats_video.errors import warn
+from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks
 from rats_video.types import RewardScores
 
-Condition = Mapping[str, Tensor]
-"""What a reward knows of its prompts: named tensors with one row a prompt."""
 
-
-class FrameReward(nn.Module):
+class FrameReward(PromptedReward):
     """Scores some frames of each clip one by one; a clip's score is the mean of theirs.
 
     A frame that is not scored takes the score of the nearest one that is (the earlier of two), so a gate by latent
@@ -27,24 +23,12 @@ class FrameReward(nn.Module):
     A reward of this kind says how it reads prompts (`condition`, `token_counts`) and frames (`score_frames`).
     """
 
-    text_limit: int | None = None
-    """Tokens it reads of a prompt; None = all."""
-
     def __init__(self, cfg: FrameScorer) -> None:
         super().__init__()
         self.cfg = cfg
-        self._warned = False
-
-    def condition(self, prompts: Sequence[str]) -> Condition:  # noqa: ARG002  # to be overridden
-        """What `score_frames` needs of B prompts, without gradient; rewards that ignore prompts return nothing."""
-        return {}
 
     def score_frames(self, frames: Tensor, condition: Condition) -> Tensor:
         """Scores `[N]`, float32, of frames `[N, 3, height, width]` in [0, 1], each with its own row of condition."""
-        raise NotImplementedError
-
-    def token_counts(self, prompts: Sequence[str]) -> list[int]:
-        """Tokens of each prompt, before any is cut."""
         raise NotImplementedError
 
     def looks_at(self, num_frames: int) -> Tensor:
@@ -61,28 +45,9 @@ class FrameReward(nn.Module):
         with torch.no_grad():
             rows = {name: row.repeat_interleave(scored.shape[1], 0) for name, row in self.condition(prompts).items()}
         frames = videos[torch.arange(batch, device=videos.device)[:, None], scored].flatten(0, 1)
-        recompute = torch.is_grad_enabled() and frames.requires_grad
-        parts = []
-        for first in range(0, len(frames), self.cfg.chunk):
-            chosen = slice(first, first + self.cfg.chunk)
-            part, condition = frames[chosen], {name: row[chosen] for name, row in rows.items()}
-            parts.append(
-                checkpoint(self.score_frames, part, condition, use_reentrant=False)
-                if recompute
-                else self.score_frames(part, condition)
-            )
-        scores = torch.cat(parts).unflatten(0, (batch, -1))
+        scores = score_in_chunks(self.score_frames, frames, rows, self.cfg.chunk).unflatten(0, (batch, -1))
         distance = (torch.arange(num_frames, device=videos.device)[:, None] - scored[:, None]).abs()  # [B, T, scored]
         return RewardScores(clip=scores.mean(dim=1), frames=scores.gather(1, distance.argmin(dim=2)))
-
-    def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Warn, once in the reward's life, of prompts whose end the model does not read."""
-        if self._warned or self.text_limit is None:
-            return
-        long = sum(count > self.text_limit for count in self.token_counts(prompts))
-        if long:
-            self._warned = True
-            warn(f"{long} of {len(prompts)} prompts are longer than the {self.text_limit} tokens this reward reads")
 
 
 def scored_frames(num_frames: int, choice: FrameChoice, prompts: Sequence[str]) -> Tensor:

@@ -56,7 +56,8 @@ def load_hps(folder: Path, tokenizer: Path, cfg: HpsConfig, device: torch.device
     check_keys(tensors, {_published(name): _joined(name, shape) for name, shape in wanted.items()}, where=folder)
     weights = {name: _part(name, tensors[_published(name)]) for name in wanted}
     model = fill_transformers_model(CLIPModel, config, weights, getattr(torch, cfg.dtype))
-    return ClipReward(model.to(device), load_clip_tokenizer(tokenizer, model), cfg, scaled=False, pixels=hps_pixels)
+    words = load_clip_tokenizer(tokenizer, config.text_config.vocab_size)
+    return ClipReward(model.to(device), words, cfg, scaled=False, pixels=hps_pixels)
 
 
 def hps_pixels(frames: Tensor, size: int) -> Tensor:
