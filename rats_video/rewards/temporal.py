@@ -112,7 +112,8 @@ def _in_chunks(function: Callable[..., Tensor], *videos: Tensor) -> Tensor:
         checkpoint(function, *chunk, use_reentrant=False) if recompute else function(*chunk)
         for chunk in zip(*frames, strict=True)
     ]
-    return torch.cat(parts).unflatten(0, videos[0].shape[:2])
+    scores: Tensor = torch.cat(parts).unflatten(0, videos[0].shape[:2])
+    return scores
 
 
 def _together(groups: Tensor, size: int) -> RewardScores:
