@@ -9,26 +9,36 @@ import torch
 
 from rats_video.assets import resolve_folder
 from rats_video.config.distill import DistillConfig
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, WordRewardConfig
+from rats_video.config.reward import (
+    ClipScoreConfig,
+    PickScoreConfig,
+    RewardConfig,
+    SumRewardConfig,
+    WordRewardConfig,
+    single_rewards,
+)
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.sum_reward import SumReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
 
 def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:
     """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
-    folder = resolve_folder(cfg.path, where=f"{where}.path")
     match cfg:
+        case SumRewardConfig():
+            return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
         case WordRewardConfig():
-            return WordReward.load(folder, device, cfg.blind_to)
+            return WordReward.load(resolve_folder(cfg.path, where=f"{where}.path"), device, cfg.blind_to)
         case PickScoreConfig() | ClipScoreConfig():
+            folder = resolve_folder(cfg.path, where=f"{where}.path")
             tokenizer = resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer") if cfg.tokenizer else folder
             return ClipReward.load(folder, tokenizer, cfg, device, scaled=isinstance(cfg, PickScoreConfig))
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
     """The folders whose weights decide what a reward's scores are."""
-    return [resolve_folder(cfg.path, where=f"{where}.path")]
+    return [resolve_folder(one.path, where=f"{key}.path") for key, one in single_rewards(cfg, where).items()]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:

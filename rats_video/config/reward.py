@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from rats_video.config.explain import KIND
-from rats_video.config.schema import Config, PositiveInt
+from rats_video.config.schema import Config, PositiveFloat, PositiveInt
 
 
 class BaseReward(Config):
@@ -78,7 +78,48 @@ def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
 
-RewardConfig = Annotated[
-    WordRewardConfig | PickScoreConfig | ClipScoreConfig, Field(discriminator="kind"), BeforeValidator(_word_by_default)
-]
+SingleReward = WordRewardConfig | PickScoreConfig | ClipScoreConfig
+"""A reward that is no sum of others."""
+
+
+class TermConfig(Config):
+    """A term of a sum: `weight * (score - mean) / spread`. `rats-video calibrate` measures all three."""
+
+    weight: float = Field(1.0, allow_inf_nan=False, description="0 logs the score and leaves it out of the sum")
+    mean: float = Field(0.0, allow_inf_nan=False, description="score that counts as 0")
+    spread: PositiveFloat = Field(1.0, description="score difference that counts as 1")
+    reward: Annotated[SingleReward, Field(discriminator="kind"), BeforeValidator(_word_by_default)]
+
+
+class SumRewardConfig(BaseReward):
+    """Any of the others together: the sum over terms of weight * (score - mean) / spread."""
+
+    per = "frame"
+    source = "its terms"
+
+    kind: Literal["sum"]
+    terms: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], TermConfig] = Field(
+        min_length=1, description="named as you like; --set reward.terms.NAME.weight=2 reaches into one"
+    )
+
+    @model_validator(mode="after")
+    def _some_term_counts(self) -> Self:
+        if not any(term.weight for term in self.terms.values()):
+            raise ValueError("every term has weight 0")
+        return self
+
+
+RewardConfig = Annotated[SingleReward | SumRewardConfig, Field(discriminator="kind"), BeforeValidator(_word_by_default)]
 """A reward by its `kind`; without one it is a word reward."""
+
+
+def reward_kinds() -> dict[str, type[BaseReward]]:
+    """Every kind of reward and its configuration."""
+    return {get_args(member.model_fields[KIND].annotation)[0]: member for member in get_args(get_args(RewardConfig)[0])}
+
+
+def single_rewards(cfg: RewardConfig, where: str) -> dict[str, SingleReward]:
+    """The reward itself, or those of a sum's terms, by dotted key under `where`."""
+    if isinstance(cfg, SumRewardConfig):
+        return {f"{where}.terms.{name}.reward": term.reward for name, term in cfg.terms.items()}
+    return {where: cfg}

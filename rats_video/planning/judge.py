@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from rats_video.assets import resolve_folder
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, WordRewardConfig
+from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, SumRewardConfig, WordRewardConfig
 from rats_video.errors import UserError
 from rats_video.planning.architecture import META, LongPrompts, empty_model
 from rats_video.planning.ledger import Ledger
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.sum_reward import SumReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import Reward
 
@@ -37,6 +38,8 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
         UserError: the folder is not a reward's.
     """
     match cfg:
+        case SumRewardConfig():
+            return SumReward.of(cfg, where, lambda term, key: reward_on_meta(term, where=key))
         case WordRewardConfig():
             folder = resolve_folder(cfg.path, where=f"{where}.path")
             try:
