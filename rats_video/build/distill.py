@@ -250,7 +250,8 @@ def train_student(
     rats = build_rats(cfg, student, teacher, runtime)
     try:
         if not isinstance(rats.reward, RemoteReward):  # whose own process has checked it
-            check_rewards(cfg, rats.reward, (*prompts.train, *prompts.heldout), runtime.device)
+            everything = (*prompts.train, *prompts.heldout)
+            check_rewards(cfg, rats.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
             prepare_run(cfg, run, resume=resume, overwrite=overwrite)

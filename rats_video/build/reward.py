@@ -18,7 +18,8 @@ from rats_video.config.reward import (
     single_rewards,
 )
 from rats_video.rewards.clip_reward import ClipReward
-from rats_video.rewards.sum_reward import SumReward
+from rats_video.rewards.self_test import self_test
+from rats_video.rewards.sum_reward import SumReward, terms_of
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
@@ -47,8 +48,30 @@ def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
         reward.check_prompts(prompts)
 
 
-def check_rewards(cfg: DistillConfig, reward: Reward, prompts: Sequence[str], device: torch.device) -> None:
-    """Raise UserError if the reward or the held-out one, loaded for this alone, cannot score a prompt."""
+def check_rewards(
+    cfg: DistillConfig,
+    reward: Reward,
+    prompts: Sequence[str],
+    device: torch.device,
+    latent_shape: Sequence[int] | None = None,
+) -> None:
+    """Try the reward and the held-out one, which is loaded for this alone, on prompts and on two clips.
+
+    Raises:
+        UserError: one of them cannot score a prompt or fails its self-test, or the loss has no gradient to climb.
+    """
+    climbs = cfg.method.reward_weight > 0 and getattr(cfg.method, "policy", None) is None
     check_reward_prompts(reward, prompts)
+    for key, term in terms_of(reward, "reward").items():
+        in_loss = climbs and term.weight != 0
+        found = self_test(
+            term.reward, cfg.clip.spec, prompts,
+            where=key, device=device, latent_shape=latent_shape, with_gradient=in_loss,
+        )  # fmt: skip
+        if in_loss:
+            found.require_loss()
     if cfg.heldout_reward is not None:
-        check_reward_prompts(build_reward(cfg.heldout_reward, device, where="heldout_reward"), prompts)
+        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward")
+        check_reward_prompts(heldout, prompts)
+        for key, term in terms_of(heldout, "heldout_reward").items():
+            self_test(term.reward, cfg.clip.spec, prompts, where=key, device=device, with_gradient=False)

@@ -98,3 +98,10 @@ class SumReward(nn.Module):
 def _of_frames(scores: RewardScores) -> Tensor:
     """`[B, T]`, or `[B, 1]` that holds for every frame."""
     return scores.clip[:, None] if scores.frames is None else scores.frames
+
+
+def terms_of(reward: Reward, where: str) -> dict[str, Term]:
+    """The terms of a sum by their dotted keys under `where`; any other reward is its own only term."""
+    if isinstance(reward, SumReward):
+        return {f"{where}.terms.{name}.reward": term for name, term in reward.terms.items()}
+    return {where: Term(reward)}
