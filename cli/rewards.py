@@ -1,12 +1,13 @@
 """`rats-video rewards`: what can judge clips, and whether it is sound."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rats_video.cli.options import ConfigOption, DeviceOption, SetOption
 
-app = typer.Typer(help="The rewards there are: list them, and check that one is sound.")
+app = typer.Typer(help="The rewards there are: list them, check that one is sound, convert weights.")
 
 
 @app.command("list", epilog="Example: `rats-video rewards list --config wan21_1b`")
@@ -41,3 +42,14 @@ def check(
 
     lines = run_check_reward(name=name, config=config, overrides=overrides or [], device=device)
     typer.echo("\n".join(lines))
+
+
+@app.command(epilog="Example: `rats-video rewards convert HPS_v2.1_compressed.pt models/HPSv2.1`")
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="A checkpoint as torch.save writes it.")],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Folder for its model.safetensors.")],
+) -> None:
+    """Turn a pickled checkpoint, read without running any code in it, into safetensors, which all rewards load."""
+    from rats_video.rewards.convert import convert_checkpoint
+
+    typer.echo(f"weights: {convert_checkpoint(source, output)}")

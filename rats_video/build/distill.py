@@ -51,7 +51,7 @@ from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
 HASHED_BYTES = 2**24  # at a time
-NOT_SCORED = {"path": True, "tokenizer": True, "chunk": True}
+NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
 """Keys of a reward that are in its weights' hash, or change no score."""
 
 

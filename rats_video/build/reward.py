@@ -10,14 +10,20 @@ import torch
 from rats_video.assets import resolve_folder
 from rats_video.config.distill import DistillConfig
 from rats_video.config.reward import (
+    AestheticConfig,
+    AestheticV25Config,
     ClipScoreConfig,
+    ClipScorer,
+    HpsConfig,
     PickScoreConfig,
     RewardConfig,
     SumRewardConfig,
     WordRewardConfig,
     single_rewards,
 )
+from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.hps_reward import load_hps
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.sum_reward import SumReward, terms_of
 from rats_video.rewards.word_reward import WordReward
@@ -26,20 +32,32 @@ from rats_video.types import PromptChecker, Reward
 
 def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:
     """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
+    if isinstance(cfg, SumRewardConfig):
+        return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
+    folder = resolve_folder(cfg.path, where=f"{where}.path")
     match cfg:
-        case SumRewardConfig():
-            return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
         case WordRewardConfig():
-            return WordReward.load(resolve_folder(cfg.path, where=f"{where}.path"), device, cfg.blind_to)
+            return WordReward.load(folder, device, cfg.blind_to)
         case PickScoreConfig() | ClipScoreConfig():
-            folder = resolve_folder(cfg.path, where=f"{where}.path")
-            tokenizer = resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer") if cfg.tokenizer else folder
+            tokenizer = _tokenizer(cfg, where)
             return ClipReward.load(folder, tokenizer, cfg, device, scaled=isinstance(cfg, PickScoreConfig))
+        case HpsConfig():
+            return load_hps(folder, _tokenizer(cfg, where), cfg, device)
+        case AestheticConfig() | AestheticV25Config():
+            return AestheticReward.load(folder, resolve_folder(cfg.head, where=f"{where}.head"), cfg, device)
+
+
+def _tokenizer(cfg: ClipScorer, where: str) -> Path:
+    return resolve_folder(cfg.tokenizer or cfg.path, where=f"{where}.{'tokenizer' if cfg.tokenizer else 'path'}")
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
     """The folders whose weights decide what a reward's scores are."""
-    return [resolve_folder(one.path, where=f"{key}.path") for key, one in single_rewards(cfg, where).items()]
+    return [
+        resolve_folder(getattr(one, name), where=f"{key}.{name}")
+        for key, one in single_rewards(cfg, where).items()
+        for name in one.folders
+    ]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:

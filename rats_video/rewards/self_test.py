@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.errors import UserError
-from rats_video.rewards.traits import frames_seen, is_differentiable
+from rats_video.rewards.traits import frames_seen_for, is_differentiable
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, LatentScorer, Reward, RewardScores
 
@@ -91,7 +91,7 @@ def self_test(
         seen = torch.arange(latent_shape[1])
     else:
         inputs, frame_dim = smooth_clips(clip).to(device), 1
-        seen = frames_seen(reward, clip.num_frames)
+        seen = frames_seen_for(reward, pair[0], clip.num_frames)
     differentiable = is_differentiable(reward)
     inputs.requires_grad_(with_gradient and differentiable)
 

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from rats_video.build.reward import check_rewards
 from rats_video.config.distill import DistillConfig
+from rats_video.config.reward import PickScoreConfig, WindowFrames
 from rats_video.errors import UserError
+from rats_video.rewards.frames import Condition, FrameReward, scored_frames
 from rats_video.rewards.self_test import SelfTest, self_test, smooth_clips, smooth_latents
 from rats_video.rewards.sum_reward import SumReward, Term
 from rats_video.rewards.word_reward import WordReward
@@ -207,6 +209,19 @@ def test_a_run_checks_its_rewards_as_far_as_it_uses_them(
                 check_rewards(cfg, reward, captions, cpu)
         else:
             check_rewards(cfg, reward, captions, cpu)
+
+
+def test_frames_that_the_prompt_chooses() -> None:
+    class Light(FrameReward):
+        def score_frames(self, frames: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
+            return frames.mean(dim=(1, 2, 3))
+
+    cfg = PickScoreConfig(kind="pickscore", frames=WindowFrames(kind="window", count=4))
+    found = self_test(Light(cfg), CLIP, PROMPTS, where="reward")
+    found.require_loss()
+    assert found.seen == tuple(scored_frames(CLIP.num_frames, cfg.frames, PROMPTS[:1])[0].tolist())
+    assert found.gradient is not None
+    assert tuple(found.gradient[0].nonzero().flatten().tolist()) == found.seen
 
 
 def test_a_run_tests_its_heldout_reward_too(
