@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from rats_video.config.explain import KIND
-from rats_video.config.schema import Config, PositiveInt
+from rats_video.config.schema import Config, PositiveFloat, PositiveInt
 
 
 class BaseReward(Config):
@@ -17,11 +17,13 @@ class BaseReward(Config):
         per: what one score is given to.
         differentiable: whether gradient reaches the pixels; otherwise it cannot be a direct loss.
         source: where its weights come from.
+        folders: the keys that name folders of weights.
     """
 
     per: ClassVar[Literal["frame", "clip"]]
     differentiable: ClassVar[bool] = True
     source: ClassVar[str]
+    folders: ClassVar[tuple[str, ...]] = ("path",)
 
 
 class WordRewardConfig(BaseReward):
@@ -35,14 +37,40 @@ class WordRewardConfig(BaseReward):
     blind_to: tuple[str, ...] = Field((), description="words that do not count, e.g. to study what a flawed judge does")
 
 
+class WindowFrames(Config):
+    """Frames in a row at a place drawn from the prompt: each prompt has one window, in every batch and every run."""
+
+    kind: Literal["window"]
+    count: PositiveInt = Field(description="frames in a row; all where a clip has no more")
+
+
+class EndFrames(Config):
+    """The first, the middle and the last frame."""
+
+    kind: Literal["ends"]
+
+
+def _frame_choice(value: Any) -> Any:
+    return value.get(KIND) if isinstance(value, dict) else getattr(value, KIND, "evenly")
+
+
+FrameChoice = Annotated[
+    Annotated[PositiveInt | None, Tag("evenly")]
+    | Annotated[WindowFrames, Tag("window")]
+    | Annotated[EndFrames, Tag("ends")],
+    Discriminator(_frame_choice),
+]
+"""Which frames of a clip are scored: a number of evenly spaced ones, all (null), or another choice by its `kind`."""
+
+
 class FrameScorer(BaseReward):
     """How a reward for single frames looks at clips."""
 
     per = "frame"
 
     path: str = Field(description="folder of the model, in safetensors")
-    frames: PositiveInt | None = Field(
-        None, description="score that many frames, evenly spaced from first to last; null = all"
+    frames: FrameChoice = Field(
+        None, description="score that many, evenly spaced from first to last; null = all; or {kind: window or ends}"
     )
     chunk: PositiveInt = Field(8, description="frames a forward; they are recomputed in backward, so it bounds memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
@@ -74,11 +102,92 @@ class ClipScoreConfig(ClipScorer):
     path: str = "models/clip-vit-large-patch14"
 
 
+class HpsConfig(ClipScorer):
+    """People's preference, HPSv2.1 (arXiv 2306.09341): cos(frame, prompt), about 0.2 to 0.35."""
+
+    source = "xswu/HPSv2: HPS_v2.1_compressed.pt, converted"
+
+    kind: Literal["hpsv2"]
+    path: str = "models/HPSv2.1"
+    tokenizer: str | None = "models/clip-vit-large-patch14"
+
+
+class AestheticScorer(FrameScorer):
+    """How beautiful frames are, whatever the prompt."""
+
+    folders = ("path", "head")
+
+    path: str = Field(description="folder of the image encoder, in safetensors")
+    head: str = Field(description="folder of the network that scores its features, in safetensors")
+
+
+class AestheticConfig(AestheticScorer):
+    """How beautiful a frame is, LAION aesthetic v2: 1 to 10, about 4.5 to 6.5; prompts are not read."""
+
+    source = "openai/clip-vit-large-patch14; sac+logos+ava1-l14-linearMSE.pth, converted"
+
+    kind: Literal["aesthetic"]
+    path: str = "models/clip-vit-large-patch14"
+    head: str = "models/aesthetic-v2"
+
+
+class AestheticV25Config(AestheticScorer):
+    """How beautiful a frame is, aesthetic predictor v2.5: 1 to 10, about 3 to 7; prompts are not read."""
+
+    source = "google/siglip-so400m-patch14-384; aesthetic_predictor_v2_5.pth, converted"
+
+    kind: Literal["aesthetic_v25"]
+    path: str = "models/siglip-so400m-patch14-384"
+    head: str = "models/aesthetic-v2-5"
+
+
 def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
 
-RewardConfig = Annotated[
-    WordRewardConfig | PickScoreConfig | ClipScoreConfig, Field(discriminator="kind"), BeforeValidator(_word_by_default)
-]
+SingleReward = WordRewardConfig | PickScoreConfig | ClipScoreConfig | HpsConfig | AestheticConfig | AestheticV25Config
+"""A reward that is no sum of others."""
+
+
+class TermConfig(Config):
+    """A term of a sum: `weight * (score - mean) / spread`. `rats-video calibrate` measures all three."""
+
+    weight: float = Field(1.0, allow_inf_nan=False, description="0 logs the score and leaves it out of the sum")
+    mean: float = Field(0.0, allow_inf_nan=False, description="score that counts as 0")
+    spread: PositiveFloat = Field(1.0, description="score difference that counts as 1")
+    reward: Annotated[SingleReward, Field(discriminator="kind"), BeforeValidator(_word_by_default)]
+
+
+class SumRewardConfig(BaseReward):
+    """Any of the others together: the sum over terms of weight * (score - mean) / spread."""
+
+    per = "frame"
+    source = "its terms"
+    folders = ()
+
+    kind: Literal["sum"]
+    terms: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], TermConfig] = Field(
+        min_length=1, description="named as you like; --set reward.terms.NAME.weight=2 reaches into one"
+    )
+
+    @model_validator(mode="after")
+    def _some_term_counts(self) -> Self:
+        if not any(term.weight for term in self.terms.values()):
+            raise ValueError("every term has weight 0")
+        return self
+
+
+RewardConfig = Annotated[SingleReward | SumRewardConfig, Field(discriminator="kind"), BeforeValidator(_word_by_default)]
 """A reward by its `kind`; without one it is a word reward."""
+
+
+def reward_kinds() -> dict[str, type[BaseReward]]:
+    """Every kind of reward and its configuration."""
+    return {get_args(member.model_fields[KIND].annotation)[0]: member for member in get_args(get_args(RewardConfig)[0])}
+
+
+def single_rewards(cfg: RewardConfig, where: str) -> dict[str, SingleReward]:
+    """The reward itself, or those of a sum's terms, by dotted key under `where`."""
+    if isinstance(cfg, SumRewardConfig):
+        return {f"{where}.terms.{name}.reward": term.reward for name, term in cfg.terms.items()}
+    return {where: cfg}
