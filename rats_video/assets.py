@@ -18,6 +18,7 @@ HUB = (
     "THUDM/CogVideoX-5b",
     "yuvalkirstain/PickScore_v1",
     "openai/clip-vit-large-patch14",
+    "facebook/dino-vitb16",
     "google/siglip-so400m-patch14-384",
 )
 """Repositories on the model hub that configurations name, found again by a folder's name."""

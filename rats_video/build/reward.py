@@ -17,7 +17,9 @@ from rats_video.config.reward import (
     HpsConfig,
     PickScoreConfig,
     RewardConfig,
+    SubjectConsistencyConfig,
     SumRewardConfig,
+    TemporalScorer,
     WordRewardConfig,
     single_rewards,
 )
@@ -25,7 +27,9 @@ from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.hps_reward import load_hps
 from rats_video.rewards.self_test import self_test
+from rats_video.rewards.subject_reward import SubjectConsistency
 from rats_video.rewards.sum_reward import SumReward, terms_of
+from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
@@ -34,6 +38,8 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
     """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
     if isinstance(cfg, SumRewardConfig):
         return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
+    if isinstance(cfg, TemporalScorer):
+        return TemporalReward(cfg)
     folder = resolve_folder(cfg.path, where=f"{where}.path")
     match cfg:
         case WordRewardConfig():
@@ -45,6 +51,8 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
             return load_hps(folder, _tokenizer(cfg, where), cfg, device)
         case AestheticConfig() | AestheticV25Config():
             return AestheticReward.load(folder, resolve_folder(cfg.head, where=f"{where}.head"), cfg, device)
+        case SubjectConsistencyConfig():
+            return SubjectConsistency.load(folder, cfg, device)
 
 
 def _tokenizer(cfg: ClipScorer, where: str) -> Path:

@@ -141,11 +141,64 @@ class AestheticV25Config(AestheticScorer):
     head: str = "models/aesthetic-v2-5"
 
 
+class TemporalScorer(BaseReward):
+    """A temporal measure: computed from pixels, whatever the prompt."""
+
+    per = "frame"
+    source = "no weights"
+    folders = ()
+
+
+class FlickerConfig(TemporalScorer):
+    """Steadiness: 1 - mean |frame - next|, about 0.9 to 1; motion costs too, so never alone. Prompts are not read."""
+
+    kind: Literal["flicker"]
+
+
+class MotionSmoothnessConfig(TemporalScorer):
+    """How well frames follow from their neighbours along the motion: about 0.95 to 1. Prompts are not read."""
+
+    kind: Literal["motion_smoothness"]
+
+
+class DynamicDegreeConfig(TemporalScorer):
+    """Motion from frame to frame, as a share of the shorter side: 0 is still, 0.02 lively. Prompts are not read."""
+
+    kind: Literal["dynamic_degree"]
+    at_most: PositiveFloat | None = Field(None, description="motion beyond which more is no better; null = no end")
+
+
+class SaturationConfig(TemporalScorer):
+    """Penalty on colours stronger than `at_most`: 0 or below; the teacher's are the measure. Prompts are not read."""
+
+    kind: Literal["saturation"]
+    at_most: PositiveFloat = Field(description="mean chroma, 0 gray to 1 pure, beyond which more costs")
+
+
+class SubjectConsistencyConfig(FrameScorer):
+    """Likeness of frames to the first and to the one before, by DINO: about 0.9 to 1; prompts are not read."""
+
+    source = "facebook/dino-vitb16"
+
+    kind: Literal["subject_consistency"]
+    path: str = "models/dino-vitb16"
+
+
 def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
 
-SingleReward = WordRewardConfig | PickScoreConfig | ClipScoreConfig | HpsConfig | AestheticConfig | AestheticV25Config
+TemporalConfig = FlickerConfig | MotionSmoothnessConfig | DynamicDegreeConfig | SaturationConfig
+SingleReward = (
+    WordRewardConfig
+    | PickScoreConfig
+    | ClipScoreConfig
+    | HpsConfig
+    | AestheticConfig
+    | AestheticV25Config
+    | TemporalConfig
+    | SubjectConsistencyConfig
+)
 """A reward that is no sum of others."""
 
 

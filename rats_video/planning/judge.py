@@ -17,7 +17,9 @@ from rats_video.config.reward import (
     HpsConfig,
     PickScoreConfig,
     RewardConfig,
+    SubjectConsistencyConfig,
     SumRewardConfig,
+    TemporalScorer,
     WordRewardConfig,
 )
 from rats_video.errors import UserError
@@ -27,7 +29,9 @@ from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.files import load_checkpoint_tensors
 from rats_video.rewards.hps_reward import hps_pixels, open_clip_config
+from rats_video.rewards.subject_reward import SubjectConsistency, encoder_of
 from rats_video.rewards.sum_reward import SumReward
+from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import Reward
 
@@ -59,6 +63,8 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
     match cfg:
         case SumRewardConfig():
             return SumReward.of(cfg, where, lambda term, key: reward_on_meta(term, where=key))
+        case TemporalScorer():
+            return TemporalReward(cfg)
         case WordRewardConfig():
             folder = resolve_folder(cfg.path, where=f"{where}.path")
             try:
@@ -78,6 +84,9 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
         case AestheticConfig() | AestheticV25Config():
             usual = VIT_L if isinstance(cfg, AestheticConfig) else SO400M
             return AestheticReward(_network(predictor_of(cfg).model, _hub_config(cfg, usual), cfg), cfg)
+        case SubjectConsistencyConfig():
+            config = _hub_config(cfg, {"model_type": "vit"})  # transformers' own defaults are a ViT-B/16
+            return SubjectConsistency(_network(encoder_of(config, where=cfg.path).model, config, cfg), cfg)
 
 
 def _hub_config(cfg: FrameScorer, usual: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 _LONG_SIDE = 128  # pixels at which motion is looked for
 _COARSEST = 12  # pixels of the short side at which the search starts
 _WINDOW = 7  # pixels that are taken to move together
-_STEPS = 3  # refinements a level
+_STEPS = 2  # refinements a level
 _STIFFNESS = 1e-3  # squared contrast a pixel below which there is nothing to follow
 _NOISE = 1e-4  # squared change of a pixel (0.01) that needs no explanation
 
