@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rats_video
-from rats_video.cli import distill, evaluate, export, plan, run, sample, train
+from rats_video.cli import distill, evaluate, export, plan, rewards, run, sample, train
 from rats_video.cli.launch import OneVoice, leave_ending
 from rats_video.errors import Interrupted, UserError
 
@@ -19,6 +19,7 @@ app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.add_typer(train.app, name="train")
+app.add_typer(rewards.app, name="rewards")
 
 
 @app.callback(invoke_without_command=True)

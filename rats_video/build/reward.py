@@ -18,20 +18,32 @@ from rats_video.config.reward import (
     ImageRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    SubjectConsistencyConfig,
+    SumRewardConfig,
+    TemporalScorer,
     ViClipConfig,
     WordRewardConfig,
+    single_rewards,
 )
 from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.hps_reward import load_hps
 from rats_video.rewards.image_reward import ImageReward
+from rats_video.rewards.self_test import self_test
+from rats_video.rewards.subject_reward import SubjectConsistency
+from rats_video.rewards.sum_reward import SumReward, terms_of
+from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
 
-def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:
+def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: PLR0911  # one a kind
     """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
+    if isinstance(cfg, SumRewardConfig):
+        return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
+    if isinstance(cfg, TemporalScorer):
+        return TemporalReward(cfg)
     folder = resolve_folder(cfg.path, where=f"{where}.path")
     match cfg:
         case WordRewardConfig():
@@ -47,6 +59,8 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
             return ImageReward.load(folder, _tokenizer(cfg, where), cfg, device)
         case ViClipConfig():
             return ViClipReward.load(folder, _tokenizer(cfg, where), cfg, device)
+        case SubjectConsistencyConfig():
+            return SubjectConsistency.load(folder, cfg, device)
 
 
 def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -> Path:
@@ -55,8 +69,11 @@ def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
     """The folders whose weights decide what a reward's scores are."""
-    keys = ("path", "head") if isinstance(cfg, AestheticConfig | AestheticV25Config) else ("path",)
-    return [resolve_folder(getattr(cfg, key), where=f"{where}.{key}") for key in keys]
+    return [
+        resolve_folder(getattr(one, name), where=f"{key}.{name}")
+        for key, one in single_rewards(cfg, where).items()
+        for name in one.folders
+    ]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
@@ -65,8 +82,30 @@ def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
         reward.check_prompts(prompts)
 
 
-def check_rewards(cfg: DistillConfig, reward: Reward, prompts: Sequence[str], device: torch.device) -> None:
-    """Raise UserError if the reward or the held-out one, loaded for this alone, cannot score a prompt."""
+def check_rewards(
+    cfg: DistillConfig,
+    reward: Reward,
+    prompts: Sequence[str],
+    device: torch.device,
+    latent_shape: Sequence[int] | None = None,
+) -> None:
+    """Try the reward and the held-out one, which is loaded for this alone, on prompts and on two clips.
+
+    Raises:
+        UserError: one of them cannot score a prompt or fails its self-test, or the loss has no gradient to climb.
+    """
+    climbs = cfg.method.reward_weight > 0 and getattr(cfg.method, "policy", None) is None
     check_reward_prompts(reward, prompts)
+    for key, term in terms_of(reward, "reward").items():
+        in_loss = climbs and term.weight != 0
+        found = self_test(
+            term.reward, cfg.clip.spec, prompts,
+            where=key, device=device, latent_shape=latent_shape, with_gradient=in_loss,
+        )  # fmt: skip
+        if in_loss:
+            found.require_loss()
     if cfg.heldout_reward is not None:
-        check_reward_prompts(build_reward(cfg.heldout_reward, device, where="heldout_reward"), prompts)
+        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward")
+        check_reward_prompts(heldout, prompts)
+        for key, term in terms_of(heldout, "heldout_reward").items():
+            self_test(term.reward, cfg.clip.spec, prompts, where=key, device=device, with_gradient=False)

@@ -1,0 +1,59 @@
+"""The temporal measures as rewards: no network, no weights, no prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from rats_video.config.reward import (
+    DynamicDegreeConfig,
+    FlickerConfig,
+    MotionSmoothnessConfig,
+    SaturationConfig,
+    TemporalConfig,
+)
+from rats_video.rewards import temporal
+from rats_video.types import RewardScores
+
+_KNEE = 0.1  # of the limit: over how much of it a score bends
+
+
+class TemporalReward:
+    """The measure a configuration names; higher is better, so saturation is a penalty."""
+
+    def __init__(self, cfg: TemporalConfig) -> None:
+        self.cfg = cfg
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa: ARG002  # not read
+        """Score `[B, T, 3, height, width]` in [0, 1]; raises UserError for clips too short to move."""
+        match self.cfg:
+            case FlickerConfig():
+                return temporal.flicker(videos)
+            case MotionSmoothnessConfig():
+                return temporal.motion_smoothness(videos)
+            case DynamicDegreeConfig(at_most=limit):
+                scores = temporal.dynamic_degree(videos)
+                return scores if limit is None else _of_frames(bounded(_frames(scores), limit))
+            case SaturationConfig(at_most=limit):
+                frames = _frames(temporal.saturation(videos))
+                return _of_frames(bounded(frames, limit) - frames)
+
+
+def bounded(scores: Tensor, limit: float) -> Tensor:
+    """Scores up to a limit: `min(scores, limit)` with a soft knee, so that some gradient is left on either side.
+
+    `limit - k * log(1 + exp((limit - scores) / k))` with k a tenth of the limit: at the limit 0.93 of it.
+    """
+    knee = _KNEE * limit
+    return limit - knee * F.softplus((limit - scores) / knee)
+
+
+def _frames(scores: RewardScores) -> Tensor:
+    assert scores.frames is not None
+    return scores.frames
+
+
+def _of_frames(frames: Tensor) -> RewardScores:
+    return RewardScores(frames.mean(dim=1), frames)
