@@ -34,7 +34,7 @@ from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
 
-def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:
+def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: PLR0911  # one a kind
     """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
     if isinstance(cfg, SumRewardConfig):
         return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))

@@ -54,7 +54,7 @@ SO400M = {
 }  # fmt: skip
 
 
-def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
+def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: PLR0911  # one a kind
     """The reward's network from its folder's config.json; a hub model whose folder is not there is the usual one.
 
     Raises:
