@@ -21,7 +21,10 @@ METRIC_TITLES: dict[str, str] = {
     "heldout_reward": "held-out reward",
     "adherence": "adherence",
     "smoothness": "smoothness",
+    "motion_smoothness": "motion smoothness",
+    "dynamic_degree": "dynamic degree",
 }
+_HEADLINE = 4  # metrics that fit a page
 
 
 def _unknown_to_inf(value: object) -> object:
@@ -102,8 +105,9 @@ def metric_title(name: str) -> str:
 
 
 def headline(row: ArmRow) -> ArmRow:
-    """The row with only the metrics of `METRIC_TITLES`, for a table that fits a page."""
-    return row.model_copy(update={"metrics": {n: row.metrics[n] for n in METRIC_TITLES if n in row.metrics}})
+    """The row with only the first four metrics of `METRIC_TITLES` that it has, for a table that fits a page."""
+    names = [name for name in METRIC_TITLES if name in row.metrics][:_HEADLINE]
+    return row.model_copy(update={"metrics": {name: row.metrics[name] for name in names}})
 
 
 def markdown_table(rows: Sequence[ArmRow]) -> str:

@@ -83,7 +83,9 @@ class SubjectConsistency(FrameReward):
         scored = scored_frames(num_frames, self.cfg.frames, prompts).to(videos.device)
         if scored.shape[1] < 2:
             raise UserError("subject consistency compares frames: one is too few", fix="score at least 2 frames")
-        features = in_chunks(self.features, self.cfg.chunk, videos[torch.arange(batch)[:, None], scored])
+        features = in_chunks(
+            self.features, self.cfg.chunk, videos[torch.arange(batch, device=videos.device)[:, None], scored]
+        )
         later = features[:, 1:]
         to_first, to_former = ((later * other).sum(dim=-1).relu() for other in (features[:, :1], features[:, :-1]))
         scores = (to_first + to_former) / 2
@@ -107,7 +109,7 @@ class SubjectConsistency(FrameReward):
 
 
 def dino_pixels(frames: Tensor) -> Tensor:
-    """What VBench gives DINO of frames `[N, 3, height, width]` in [0, 1]: short side 224, ImageNet's mean and std.
+    """What VBench gives DINO of frames `[N, 3, height, width]`: short side 224, ImageNet's mean and deviation.
 
     Bilinear without antialiasing and without a crop (vbench/utils.py, dino_transform).
     """

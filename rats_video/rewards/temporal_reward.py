@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,10 +35,9 @@ class TemporalReward:
                 return temporal.motion_smoothness(videos)
             case DynamicDegreeConfig(at_most=limit):
                 scores = temporal.dynamic_degree(videos)
-                return scores if limit is None else _of_frames(bounded(_frames(scores), limit))
-            case SaturationConfig(at_most=limit):
-                frames = _frames(temporal.saturation(videos))
-                return _of_frames(bounded(frames, limit) - frames)
+                return scores if limit is None else _changed(scores, lambda motion: bounded(motion, limit))
+            case SaturationConfig(at_most=most):
+                return _changed(temporal.saturation(videos), lambda chroma: bounded(chroma, most) - chroma)
 
 
 def bounded(scores: Tensor, limit: float) -> Tensor:
@@ -50,10 +49,5 @@ def bounded(scores: Tensor, limit: float) -> Tensor:
     return limit - knee * F.softplus((limit - scores) / knee)
 
 
-def _frames(scores: RewardScores) -> Tensor:
-    assert scores.frames is not None
-    return scores.frames
-
-
-def _of_frames(frames: Tensor) -> RewardScores:
-    return RewardScores(frames.mean(dim=1), frames)
+def _changed(scores: RewardScores, change: Callable[[Tensor], Tensor]) -> RewardScores:
+    return RewardScores(change(scores.clip), None if scores.frames is None else change(scores.frames))
