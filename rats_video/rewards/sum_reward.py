@@ -79,20 +79,25 @@ class SumReward(nn.Module):
         for name, term in self.terms.items():
             with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight != 0):
                 scored[name] = term.reward(videos, prompts)
-        counted = [(term, scored[name]) for name, term in self.terms.items() if term.weight]
-        clip = reduce(add, [term.count(scores.clip) for term, scores in counted])
-        frames = reduce(add, [term.count(_of_frames(scores)) for term, scores in counted])
-        has_frames = any(scores.frames is not None for _, scores in counted)
-        parts: dict[str, Tensor] = {}
-        for name, scores in scored.items():
-            parts |= {name: scores.clip, **{f"{name}/{part}": values for part, values in scores.parts.items()}}
-        return RewardScores(clip, frames if has_frames else None, parts)
+        return add_up(self.terms, scored)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Let each term that can say which prompts it cannot judge do so."""
         for term in self.terms.values():
             if isinstance(term.reward, PromptChecker):
                 term.reward.check_prompts(prompts)
+
+
+def add_up(terms: Mapping[str, Term], scored: Mapping[str, RewardScores]) -> RewardScores:
+    """The sum's scores from those of its terms, by name."""
+    counted = [(term, scored[name]) for name, term in terms.items() if term.weight]
+    clip = reduce(add, [term.count(scores.clip) for term, scores in counted])
+    frames = reduce(add, [term.count(_of_frames(scores)) for term, scores in counted])
+    has_frames = any(scores.frames is not None for _, scores in counted)
+    parts: dict[str, Tensor] = {}
+    for name, scores in scored.items():
+        parts |= {name: scores.clip, **{f"{name}/{part}": values for part, values in scores.parts.items()}}
+    return RewardScores(clip, frames if has_frames else None, parts)
 
 
 def _of_frames(scores: RewardScores) -> Tensor:
