@@ -19,8 +19,8 @@ def shrunk(videos: Tensor) -> Tensor:
     height, width = videos.shape[-2:]
     scale = min(1.0, _LONG_SIDE / max(height, width))
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    small: Tensor = F.interpolate(videos.flatten(0, 1), size, mode="area")
-    return small.unflatten(0, videos.shape[:2])
+    small: Tensor = F.interpolate(videos.flatten(0, 1), size, mode="area").unflatten(0, videos.shape[:2])
+    return small
 
 
 def softened(frames: Tensor) -> Tensor:

@@ -115,8 +115,8 @@ def in_chunks(function: Callable[..., Tensor], chunk: int, *videos: Tensor) -> T
         checkpoint(function, *chunk, use_reentrant=False) if recompute else function(*chunk)
         for chunk in zip(*frames, strict=True)
     ]
-    together: Tensor = torch.cat(parts)
-    return together.unflatten(0, videos[0].shape[:2])
+    together: Tensor = torch.cat(parts).unflatten(0, videos[0].shape[:2])
+    return together
 
 
 def _together(groups: Tensor, size: int) -> RewardScores:

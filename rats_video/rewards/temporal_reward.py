@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,7 +36,7 @@ class TemporalReward:
                 return temporal.motion_smoothness(videos)
             case DynamicDegreeConfig(at_most=limit):
                 scores = temporal.dynamic_degree(videos)
-                return scores if limit is None else _changed(scores, lambda motion: bounded(motion, limit))
+                return scores if limit is None else _changed(scores, partial(bounded, limit=limit))
             case SaturationConfig(at_most=limit):
                 return _changed(temporal.saturation(videos), lambda chroma: bounded(chroma, limit) - chroma)
 
