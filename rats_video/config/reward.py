@@ -173,7 +173,7 @@ class TemporalScorer(BaseReward):
 
 
 class FlickerConfig(TemporalScorer):
-    """Steadiness: 1 - mean |frame - next|, about 0.9 to 1; motion costs too, so never alone. Prompts are not read."""
+    """Steadiness: 1 - mean change to the next frame, 0.9 to 1; motion costs too: never alone. Prompts are not read."""
 
     kind: Literal["flicker"]
 

@@ -114,8 +114,12 @@ def _scorer(reward: Reward | LatentScorer) -> Callable[[Tensor, Sequence[str]], 
 
 
 def smooth_clips(clip: ClipSpec) -> Tensor:
-    """Two clips `[2, T, 3, height, width]` in [0.1, 0.9] that change slowly in space and time, always the same two."""
-    return _smooth(3, (clip.num_frames, clip.height, clip.width)).transpose(1, 2).contiguous() * 0.8 + 0.1
+    """Two clips `[2, T, 3, height, width]` in [0.1, 0.9] that change slowly in space and time, always the same two.
+
+    With a fine grain: were change quite even, frames between others would have no slope in what compares neighbours.
+    """
+    smooth = _smooth(3, (clip.num_frames, clip.height, clip.width)).transpose(1, 2).contiguous()
+    return smooth * 0.78 + 0.1 + 0.02 * torch.rand(smooth.shape, generator=seeded(0, 7))
 
 
 def smooth_latents(shape: Sequence[int]) -> Tensor:

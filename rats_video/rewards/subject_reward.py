@@ -70,6 +70,7 @@ class SubjectConsistency(FrameReward):
     def __init__(self, model: Any, cfg: SubjectConsistencyConfig) -> None:
         super().__init__(cfg)
         self.model = model.requires_grad_(requires_grad=False).eval()
+        self.model.pooler = None  # the class token is taken before it
         self._calling = dict(ENCODERS[model.config.model_type].calling)
 
     def features(self, frames: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -35,9 +36,9 @@ class TemporalReward:
                 return temporal.motion_smoothness(videos)
             case DynamicDegreeConfig(at_most=limit):
                 scores = temporal.dynamic_degree(videos)
-                return scores if limit is None else _changed(scores, lambda motion: bounded(motion, limit))
-            case SaturationConfig(at_most=most):
-                return _changed(temporal.saturation(videos), lambda chroma: bounded(chroma, most) - chroma)
+                return scores if limit is None else _changed(scores, partial(bounded, limit=limit))
+            case SaturationConfig(at_most=limit):
+                return _changed(temporal.saturation(videos), lambda chroma: bounded(chroma, limit) - chroma)
 
 
 def bounded(scores: Tensor, limit: float) -> Tensor:

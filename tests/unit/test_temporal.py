@@ -100,10 +100,11 @@ def test_half_motion_brings_both_frames_together() -> None:
 
     first, second = texture(0.0, 0.0), texture(3.0, -1.4)
     motion = half_motion(first, second)[0, :, 6:-6, 6:-6]
-    torch.testing.assert_close(motion[0], torch.full_like(motion[0], 1.5), atol=0.05, rtol=0)
-    torch.testing.assert_close(motion[1], torch.full_like(motion[1], -0.7), atol=0.05, rtol=0)
+    torch.testing.assert_close(motion[0], torch.full_like(motion[0], 1.5), atol=0.2, rtol=0)
+    torch.testing.assert_close(motion[1], torch.full_like(motion[1], -0.7), atol=0.2, rtol=0)
+    torch.testing.assert_close(motion.mean(dim=(1, 2)), torch.tensor([1.5, -0.7]), atol=0.03, rtol=0)
     torch.testing.assert_close(half_motion(second, first), -half_motion(first, second), atol=1e-4, rtol=0)
-    moved = warped(first, torch.tensor([2.0, -1.0]).view(2, 1, 1))
+    moved = warped(first, torch.tensor([2.0, -1.0]).view(1, 2, 1, 1))
     torch.testing.assert_close(moved[..., 1:, :-2], first[..., :-1, 2:], atol=1e-4, rtol=0)
 
 
@@ -227,12 +228,12 @@ def test_rewards_have_exact_gradients_to_every_frame(options: dict[str, Any]) ->
 
     videos = render([ShapeAttributes("fast", *LOOKS[0])], ClipSpec(4, 32, 32, 8.0), seeded(3)).double()
     videos = videos * 0.8 + 0.1 + 0.01 * torch.rand(videos.shape, generator=seeded(4))
-    direction = torch.randn(videos.shape, generator=seeded(5)).double()
     (gradient,) = torch.autograd.grad(reward(videos.requires_grad_(), ["a"]).clip.sum(), videos)
+    direction = gradient.sign() * (0.5 + torch.rand(videos.shape, generator=seeded(5)))
     with torch.no_grad():
-        above, below = (reward(videos + step * direction, ["a"]).clip for step in (1e-6, -1e-6))
-    slope = ((above - below) / 2e-6).item()
-    assert abs(slope) > 1e-6
+        above, below = (reward(videos + step * direction, ["a"]).clip for step in (1e-7, -1e-7))
+    slope = ((above - below) / 2e-7).item()
+    assert slope > 1e-4
     assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-3)
 
 
