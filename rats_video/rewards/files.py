@@ -117,7 +117,8 @@ def _safetensors_files(path: Path) -> list[Path]:
             raise UserError("is no readable index of shards", where=str(index)) from error
     found = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
     if len(found) > 1:
-        raise UserError(f"holds {len(found)} safetensors files, e.g. {found[0].name}; name one", where=str(path))
+        what = f"holds {len(found)} safetensors files, e.g. {found[0].name}, and no model.safetensors"
+        raise UserError(what, where=str(path))
     if not found:
         _refuse_pickles(path)
         raise UserError("no safetensors file in it", where=str(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import string
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -31,7 +30,13 @@ def save_clip(folder: Path, size: int, length: int) -> None:
         vision_config={**TOWER, "image_size": size, "patch_size": 8},
         projection_dim=8,
     )
-    _save(CLIPModel, config, folder)
+    torch.manual_seed(0)
+    model = CLIPModel(config)
+    with torch.no_grad():  # fresh weights are so small that every image looks the same
+        for weight in model.parameters():
+            if weight.ndim > 1:
+                weight.mul_(2)
+    model.save_pretrained(folder)
     save_tokenizer(folder)
 
 
@@ -41,14 +46,5 @@ def save_siglip(folder: Path, size: int) -> None:
 
     text = {**TOWER, "vocab_size": VOCABULARY, "bos_token_id": 52, "eos_token_id": 53}
     config = SiglipConfig(text_config=text, vision_config={**TOWER, "image_size": size, "patch_size": 8})
-    _save(SiglipModel, config, folder)
-
-
-def _save(kind: Any, config: Any, folder: Path) -> None:
     torch.manual_seed(0)
-    model = kind(config)
-    with torch.no_grad():  # fresh weights are so small that every image looks the same
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(2)
-    model.save_pretrained(folder)
+    SiglipModel(config).save_pretrained(folder)
