@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -91,11 +93,9 @@ class ImageReward(FrameReward):
         dtype = getattr(torch, cfg.dtype)
         with torch.device("meta"):
             self.vision, self.text = (network.to(dtype) for network in _blip(sizes))
-            widths = [sizes.text_width, *_HEAD.values()]
-            # In float32, and without the activations and the dropout that one would expect between them.
-            self.head = nn.Sequential()
-            for name, inputs, outputs in zip(_HEAD, widths, widths[1:], strict=False):
-                self.head.add_module(name, nn.Linear(inputs, outputs))
+            layers = itertools.starmap(nn.Linear, itertools.pairwise((sizes.text_width, *_HEAD.values())))
+            # In float32; what is left out between them is dropout, and there are no activations.
+            self.head = nn.Sequential(OrderedDict(zip(_HEAD, layers, strict=True)))
         self.requires_grad_(requires_grad=False).eval()
 
     def condition(self, prompts: Sequence[str]) -> Condition:

@@ -36,10 +36,12 @@ class TensorSizes:
         return shape
 
     def depth(self, blocks: str, width: int) -> int:
-        """Number of blocks of that width, named `blocks.0...`, `blocks.1...`."""
+        """Number of blocks of that width, named `blocks.0...`; raises UserError if whole heads cannot share it."""
+        if not width or width % HEAD_WIDTH:
+            raise UserError(f"{blocks} is {width} wide, no multiple of {HEAD_WIDTH}", where=str(self._where))
         numbered = (re.match(rf"{re.escape(blocks)}\.(\d+)\.", name) for name in self._tensors)
         return _DEPTHS.get(width, 1 + max((int(found[1]) for found in numbered if found), default=-1))
 
     def image_size(self, positions: str, num_dims: int, patch: int) -> int:
         """Side of the images whose patches, and a token for the whole, have those positions `[..., 1 + P, width]`."""
-        return patch * isqrt(self.of(positions, num_dims)[-2] - 1)
+        return patch * isqrt(max(self.of(positions, num_dims)[-2] - 1, 0))

@@ -286,6 +286,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda weights: change(weights, "blip.visual_encoder.patch_embed.proj.weight", torch.zeros(128, 192)),
         "blip.visual_encoder.patch_embed.proj.weight is [128, 192], must have 4 dimensions",
     ),
+    "too narrow for a head": (
+        lambda weights: change(weights, "blip.visual_encoder.patch_embed.proj.weight", torch.zeros(32, 3, 8, 8)),
+        "blip.visual_encoder.blocks is 32 wide, no multiple of 64",
+    ),
     "renamed": (
         lambda weights: rename(weights, "crossattention", "cross_attention"),
         "lacks 20 of 96 tensors, the first is blip.text_encoder.encoder.layer.0.crossattention.output.LayerNorm.bias",
