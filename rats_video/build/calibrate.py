@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -248,9 +249,8 @@ def _balance(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], method: dic
     now = cfg.method.reward_weight * reward / (cfg.method.alpha * shaping)
     norms = f"gradients at the start are {reward:.3g} of the reward, {shaping:.3g} of gated shaping"
     ratio = f"weighted they are {now:.2g} to 1 now, {REWARD_TO_SHAPING:g} to 1 then"
-    return [
-        f"method.reward_weight {weight:g} (now {cfg.method.reward_weight:g}), alpha {cfg.method.alpha:g}: {norms}; {ratio}"
-    ]
+    setting = f"method.reward_weight {weight:g} (now {cfg.method.reward_weight:g}), alpha {cfg.method.alpha:g}"
+    return [f"{setting}: {norms}; {ratio}"]
 
 
 def _gradient_norm(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], **weights: float) -> float:
@@ -261,7 +261,7 @@ def _gradient_norm(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], **wei
         batch = draw_batch(rats.student, cfg, prompts, index * cfg.teacher.reuse)
         accumulate_gradient(rats, batch, cfg.training.parts(len(batch.prompts)))
         grads = [weight.grad for weight in rats.student.weights.values() if weight.grad is not None]
-        norms.append(sum(float(grad.double().square().sum()) for grad in grads) ** 0.5)
+        norms.append(math.sqrt(sum(float(grad.double().square().sum()) for grad in grads)))
         for weight in rats.student.weights.values():
             weight.grad = None
     return sum(norms) / NUM_BATCHES

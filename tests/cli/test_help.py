@@ -32,12 +32,13 @@ OPTIONS = {
     "train vae": TRAIN,
     "train teacher": TRAIN,
     "train reward": TRAIN,
+    "calibrate": ["--config", "--set", "--num-prompts", "--output", "--device", "--overwrite"],
     "rewards list": ["--config"],
     "rewards check": ["--config", "--set", "--device"],
     "rewards convert": [],
 }
 SUBCOMMANDS = {
-    "": ["run", "distill", "plan", "sample", "export", "evaluate", "train", "rewards"],
+    "": ["run", "distill", "plan", "sample", "export", "evaluate", "train", "rewards", "calibrate"],
     "export": ["comparison"],
     "train": ["vae", "teacher", "reward"],
     "rewards": ["list", "check", "convert"],
@@ -47,6 +48,7 @@ BUILDERS = {
     "inference": ["run_sample", "run_export_comparison", "run_evaluate"],
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward"],
     "rewards": ["run_list_rewards", "run_check_reward"],
+    "calibrate": ["run_calibrate"],
 }
 Outcome = tuple[int, str, str]
 
@@ -196,6 +198,18 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
             "evaluate r --nfe 8,3,3",
             "run_evaluate",
             {"run": Path("r"), "nfe": (8, 3), "num_clips": None, "seed": 0, "output": None, "device": "auto"},
+        ),
+        (
+            "calibrate --config c.yaml --set a=1 --num-prompts 8",
+            "run_calibrate",
+            {
+                "config": "c.yaml",
+                "overrides": ["a=1"],
+                "num_prompts": 8,
+                "output": Path("calibrated.yaml"),
+                "device": "auto",
+                "overwrite": False,
+            },
         ),
         ("rewards list", "run_list_rewards", {"config": None}),
         ("rewards list --config my.yaml", "run_list_rewards", {"config": "my.yaml"}),
