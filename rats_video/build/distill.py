@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -161,7 +162,8 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
+    files = (folder.rglob("*.safetensors") if folder.is_dir() else [folder] for folder in folders)
+    for path in sorted(itertools.chain.from_iterable(files)):
         with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
             while piece := file.read(HASHED_BYTES):
                 weights.update(piece)

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, field_validator
 
 from rats_video.config.explain import KIND
 from rats_video.config.schema import Config, PositiveInt
 
 
-class BaseReward(Config):
+class RewardKind(Config):
     """What `rats-video rewards list` tells of a kind; the first line of its docstring says what it scores.
 
     Attributes:
         per: what one score is given to.
-        differentiable: whether gradient reaches the pixels; otherwise it cannot be a direct loss.
         source: where its weights come from.
     """
 
     per: ClassVar[Literal["frame", "clip"]]
-    differentiable: ClassVar[bool] = True
     source: ClassVar[str]
+
+
+class BaseReward(RewardKind):
+    """One that ships with the package.
+
+    Attributes:
+        differentiable: whether gradient reaches the pixels; otherwise it cannot be a direct loss.
+    """
+
+    differentiable: ClassVar[bool] = True
 
 
 class WordRewardConfig(BaseReward):
@@ -74,11 +82,33 @@ class ClipScoreConfig(ClipScorer):
     path: str = "models/clip-vit-large-patch14"
 
 
+class CustomRewardConfig(RewardKind):
+    """Whatever the user's own code scores, in its own range: a function, or a class, of any module."""
+
+    per = "clip"
+    source = "the user's module"
+
+    kind: Literal["custom"]
+    target: str = Field(description="`package.module:Name`; modules of the current directory are found too")
+    options: dict[str, Any] = Field({}, description="named arguments: of the class, or of every call of the function")
+    differentiable: bool = Field(default=True, description="where its own attribute `differentiable` does not say it")
+
+    @field_validator("target")
+    @classmethod
+    def _is_module_and_name(cls, target: str) -> str:
+        module, _, name = target.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), name)):
+            raise ValueError(f"must be package.module:Name, got {target!r}")
+        return target
+
+
 def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
 
 RewardConfig = Annotated[
-    WordRewardConfig | PickScoreConfig | ClipScoreConfig, Field(discriminator="kind"), BeforeValidator(_word_by_default)
+    WordRewardConfig | PickScoreConfig | ClipScoreConfig | CustomRewardConfig,
+    Field(discriminator="kind"),
+    BeforeValidator(_word_by_default),
 ]
 """A reward by its `kind`; without one it is a word reward."""

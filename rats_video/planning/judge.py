@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from rats_video.assets import resolve_folder
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, WordRewardConfig
+from rats_video.config.reward import (
+    ClipScoreConfig,
+    CustomRewardConfig,
+    PickScoreConfig,
+    RewardConfig,
+    WordRewardConfig,
+)
 from rats_video.errors import UserError
 from rats_video.planning.architecture import META, LongPrompts, empty_model
+from rats_video.planning.dry_run import brightness
 from rats_video.planning.ledger import Ledger
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.word_reward import WordReward
@@ -37,6 +44,8 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
         UserError: the folder is not a reward's.
     """
     match cfg:
+        case CustomRewardConfig():  # what it costs only running it would tell
+            return brightness
         case WordRewardConfig():
             folder = resolve_folder(cfg.path, where=f"{where}.path")
             try:
