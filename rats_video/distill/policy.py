@@ -65,7 +65,8 @@ def noisy_rollout(
 ) -> tuple[Tensor, Tensor]:
     """The clip `[B, C, F, H, W]` and the log-likelihood `[B]` of the steps that led to it, given each step's latents.
 
-    Gradient flows through the likelihood of every step, never from step to step: a step's latents are data. Each
+    Gradient flows through the likelihood of every step but the last, never from step to step: a step's latents are
+    data. The last step draws nothing, so nothing about it is more or less likely: it is shaping that teaches it. Each
     network call is repeated in backward, so that what is kept of a step is its latents, whatever the model's size.
     Like Flow-GRPO's, the likelihood is a mean over the latents' numbers: its gradient has the size of shaping's.
     """
