@@ -66,7 +66,10 @@ class ShapingConfig(Config):
 
 
 class PolicyConfig(Config):
-    """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient."""
+    """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
+
+    All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
+    """
 
     samples: int = Field(4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts")
     noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")

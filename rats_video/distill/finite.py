@@ -15,8 +15,9 @@ SKIPPED = "reward/skipped"
 
 
 def finite_clips(*judged: RewardScores) -> Tensor:
-    """`[B]` bool: clips whose clip and frame scores are finite in all of these."""
-    rows = [scores.clip[:, None] for scores in judged] + [s.frames for s in judged if s.frames is not None]
+    """`[B]` bool: clips whose scores, of the clip, its frames and its parts, are finite in all of these."""
+    rows = [row[:, None] for scores in judged for row in (scores.clip, *scores.parts.values())]
+    rows += [scores.frames for scores in judged if scores.frames is not None]
     return torch.cat([row.detach() for row in rows], dim=1).isfinite().all(dim=1)
 
 

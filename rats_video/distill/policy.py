@@ -99,9 +99,9 @@ def _draw(batch: PromptBatch, sample: int, step: int) -> Tensor:
 def advantages(rewards: Tensor, *, normalize: bool) -> Tensor:
     """How much better each of a group's K clips is than their mean, `[K, B]`, in the group's standard deviations.
 
-    Without `normalize` they are in the reward's own units. The gradient of `policy_loss`, times `K / (K - 1)` and the
-    count of a clip's latents, is then an unbiased estimate of minus the gradient of the noisy student's expected reward
-    (REINFORCE with the others' mean as baseline).
+    Without `normalize` they are in the reward's own units, and the gradient of `policy_loss`, times `K / (K - 1)` and
+    the count of a clip's latents, is an unbiased estimate of minus the gradient of the noisy student's expected reward
+    with respect to the steps that draw noise (REINFORCE with the others' mean as baseline).
     """
     lead = rewards - rewards.mean(dim=0)
     # Where all are alike there is nothing to prefer, and rounding is not to be blown up to a preference.

@@ -171,8 +171,9 @@ def make_rats(loaded: WanBackbone, make_config: MakeConfig) -> Callable[..., tup
 Make = Callable[..., tuple[Rats, DistillConfig]]
 
 
-def test_the_step_is_policy_and_shaping(make_rats: Make, captions: tuple[str, ...]) -> None:
-    rats, cfg = make_rats("method.reward_weight=0.7")
+@pytest.mark.parametrize("weights", [(), ("student.weights.kind=lora", "student.weights.rank=2")], ids=["full", "lora"])
+def test_the_step_is_policy_and_shaping(make_rats: Make, captions: tuple[str, ...], weights: tuple[str, ...]) -> None:
+    rats, cfg = make_rats("method.reward_weight=0.7", *weights)
     batch = draw_batch(rats.student, cfg, captions, 0)
     loss, row = rats_step(rats, batch)
     shaping, _ = rats_step(replace(rats, method=cfg.method.model_copy(update={"reward_weight": 0.0})), batch)
@@ -216,7 +217,7 @@ def test_gradient_of_the_parts_is_the_gradient(
 ) -> None:
     found = []
     for parts in (1, 4):
-        rats, cfg = make_rats()
+        rats, cfg = make_rats(f"compute.activation_checkpointing={parts == 4}")  # a call repeated within one that is
         rats = replace(rats, reward=color_reward)  # a random network's spread is so small that rounding counts
         accumulate_gradient(rats, draw_batch(rats.student, cfg, captions, 0), parts)
         found.append(torch.cat([weight.grad.flatten() for weight in rats.student.weights.values()]))  # type: ignore[union-attr]

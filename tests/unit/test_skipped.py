@@ -29,16 +29,16 @@ MakeConfig = Callable[..., DistillConfig]
 class Failing:
     """A reward that has no number for one prompt, and there an infinite slope."""
 
-    def __init__(self, reward: Reward, bad: str, *, frames_only: bool = False) -> None:
-        self._reward, self._bad, self._frames_only = reward, bad, frames_only
+    def __init__(self, reward: Reward, bad: str, kinds: str = "clip frames") -> None:
+        self._reward, self._bad, self._kinds = reward, bad, kinds
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         scores = self._reward(videos, prompts)
         assert scores.frames is not None
-        frames = [row if p != self._bad else self._broken(row) for row, p in zip(scores.frames, prompts, strict=True)]
-        broken = torch.stack(frames)
-        clip = scores.clip if self._frames_only else broken.mean(dim=1)
-        return RewardScores(clip, broken, {"color": clip})
+        rows = [row if p != self._bad else self._broken(row) for row, p in zip(scores.frames, prompts, strict=True)]
+        frames = torch.stack(rows) if "frames" in self._kinds else scores.frames
+        clip = torch.stack(rows).mean(dim=1) if "clip" in self._kinds else scores.clip
+        return RewardScores(clip, frames, {"color": torch.stack(rows)[:, 0] if "part" in self._kinds else clip})
 
     @staticmethod
     def _broken(row: Tensor) -> Tensor:
@@ -112,8 +112,11 @@ def test_the_gradient_is_that_of_the_others(
     )
 
 
-def test_frame_scores_must_be_finite_too(make_rats: Make, color_reward: Reward, batch: PromptBatch) -> None:
-    rats, _ = make_rats(student=Failing(color_reward, batch.prompts[0], frames_only=True))
+@pytest.mark.parametrize("kind", ["frames", "part"])
+def test_frames_and_parts_must_be_finite_too(
+    make_rats: Make, color_reward: Reward, batch: PromptBatch, kind: str
+) -> None:
+    rats, _ = make_rats(student=Failing(color_reward, batch.prompts[0], kind))
     loss, row = rats_step(rats, batch)
     assert row["reward/skipped"] == 0.5
     assert gradient(rats, loss).isfinite().all()
