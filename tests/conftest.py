@@ -39,6 +39,7 @@ heldout_reward: {{path: {heldout}}}
 method: {{alpha: 2.0, gate: {{kind: sigmoid, tau: 0.05, floor: 0.1}}}}
 teacher: {{kind: frozen, num_steps: 8, guidance_scale: 2.0}}
 student: {{num_steps: [4]}}
+guard: null
 training:
   steps: 2
   batch_size: 2

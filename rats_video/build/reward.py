@@ -10,20 +10,30 @@ import torch
 from rats_video.assets import resolve_folder
 from rats_video.config.distill import DistillConfig
 from rats_video.config.reward import (
+    AestheticConfig,
+    AestheticV25Config,
     ClipScoreConfig,
+    ClipScorer,
     CustomRewardConfig,
+    HpsConfig,
+    ImageRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    ViClipConfig,
     WordRewardConfig,
 )
 from rats_video.errors import UserError
+from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.custom import build_custom, source_file
+from rats_video.rewards.hps_reward import load_hps
+from rats_video.rewards.image_reward import ImageReward
+from rats_video.rewards.viclip_reward import ViClipReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
 
-def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:
+def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: PLR0911  # one a kind
     """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
     if isinstance(cfg, CustomRewardConfig):
         return build_custom(cfg, device, where=where)
@@ -32,15 +42,28 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
         case WordRewardConfig():
             return WordReward.load(folder, device, cfg.blind_to)
         case PickScoreConfig() | ClipScoreConfig():
-            tokenizer = resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer") if cfg.tokenizer else folder
+            tokenizer = _tokenizer(cfg, where)
             return ClipReward.load(folder, tokenizer, cfg, device, scaled=isinstance(cfg, PickScoreConfig))
+        case HpsConfig():
+            return load_hps(folder, _tokenizer(cfg, where), cfg, device)
+        case AestheticConfig() | AestheticV25Config():
+            return AestheticReward.load(folder, resolve_folder(cfg.head, where=f"{where}.head"), cfg, device)
+        case ImageRewardConfig():
+            return ImageReward.load(folder, _tokenizer(cfg, where), cfg, device)
+        case ViClipConfig():
+            return ViClipReward.load(folder, _tokenizer(cfg, where), cfg, device)
+
+
+def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -> Path:
+    return resolve_folder(cfg.tokenizer or cfg.path, where=f"{where}.{'tokenizer' if cfg.tokenizer else 'path'}")
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
     """What decides a reward's scores: the folders of its weights, or the file of a custom one's code."""
     if isinstance(cfg, CustomRewardConfig):
         return [source_file(cfg.target, where=where)]
-    return [resolve_folder(cfg.path, where=f"{where}.path")]
+    keys = ("path", "head") if isinstance(cfg, AestheticConfig | AestheticV25Config) else ("path",)
+    return [resolve_folder(getattr(cfg, key), where=f"{where}.{key}") for key in keys]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:

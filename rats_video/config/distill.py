@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
+from rats_video.config.guard import GuardConfig
 from rats_video.config.reward import RewardConfig
 from rats_video.config.schema import (
     ClipConfig,
@@ -44,6 +45,9 @@ class SigmoidGate(Config):
     tau: PositiveFloat = Field(0.15, description="reward difference that moves the weight from 0.5 to 0.73")
     level: Literal["frame", "clip"] = Field("frame", description="one weight a latent frame, or one a clip")
     floor: float = Field(0.0, ge=0, le=1, description="shaping that always remains; 0 is the paper's gate")
+    part: str | None = Field(
+        None, description="part of the reward that drives the gate, e.g. a term of weight 0; null = the score itself"
+    )
 
 
 class ConstantGate(Config):
@@ -83,6 +87,9 @@ class MethodConfig(Config):
     alpha: NonNegativeFloat = 1.0
     gate: Gate
     shaping: ShapingConfig = ShapingConfig()
+    drift_weight: NonNegativeFloat = Field(
+        0.0, description="pull of the weights towards where they started: half this times the squared distance"
+    )
     reward_margin: NonNegativeFloat | None = Field(
         None, description="cap the student's reward at the teacher's plus this; null leaves it uncapped, as published"
     )
@@ -215,6 +222,7 @@ class DistillConfig(Config):
     method: MethodConfig
     teacher: Teacher
     student: StudentConfig = StudentConfig()
+    guard: GuardConfig | None = GuardConfig()
     training: TrainingConfig
     compute: ComputeConfig = ComputeConfig()
     parallel: ParallelConfig = ParallelConfig()

@@ -20,7 +20,7 @@ from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajec
 
 @dataclass(frozen=True)
 class Rats:
-    """The parts that a step puts together."""
+    """The parts that a step puts together; the guard may strengthen shaping."""
 
     student: Backbone
     teacher: TeacherSampler
@@ -29,6 +29,7 @@ class Rats:
     method: MethodConfig
     student_config: StudentConfig
     shift: float
+    shaping_strength: float = 1.0
 
 
 def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]:
@@ -53,8 +54,9 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]
     weight = rats.gate(teacher, student) * kept[:, None]  # [B, F] or [B, 1]
     rewards = group.rewards(kept) if group else student.clip  # [K, B] or [B]
     gain = reward_gain(rewards, teacher.clip, method.reward_margin)
+    alpha = method.alpha * rats.shaping_strength
     reward_term = policy_loss(group, gain).mean() if group else -gain.mean()
-    loss = method.reward_weight * reward_term + method.alpha * (weight * shaping).mean()
+    loss = method.reward_weight * reward_term + alpha * (weight * shaping).mean()
 
     row = _log(loss, teacher, student, weight, path, by_horizon, kept, gain)
     if row[SKIPPED] > 0:

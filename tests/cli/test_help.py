@@ -39,8 +39,7 @@ SUBCOMMANDS = {
     "train": ["vae", "teacher", "reward"],
 }
 BUILDERS = {
-    "distill": ["run_distill"],
-    "run": ["run_all"],
+    "run": ["run_distill", "run_all"],
     "inference": ["run_sample", "run_export_comparison", "run_evaluate"],
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward"],
 }
@@ -231,7 +230,7 @@ def test_failure_is_one_line(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.build.distill"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.build.run"], "run_distill", fail)
     found, out, err = command("distill")
     assert (found, out, calls) == (code, "", {})
     assert err.startswith(f"error: {line}")
@@ -243,7 +242,7 @@ def test_a_bug_keeps_its_traceback(calls: dict[str, Any], monkeypatch: pytest.Mo
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.build.distill"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.build.run"], "run_distill", fail)
     monkeypatch.setattr(sys, "argv", ["rats-video", "distill"])
     with pytest.raises(type(error)):
         cli.main()

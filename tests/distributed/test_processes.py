@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
@@ -77,14 +78,23 @@ def together(config_file: Path, folder: Path) -> Path:
     return folder
 
 
+def flat(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a guard's record, by step, name and clip."""
+    rows = {"teacher": record["teacher"]} | {str(look["step"]): look["scores"] for look in record["looks"]}
+    numbers = {f"{row} {name} {i}": v for row, by in rows.items() for name, vs in by.items() for i, v in enumerate(vs)}
+    return numbers | {f"drift {look['step']}": look["drift"] for look in record["looks"]} | {"best": record["best"]}
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     ours, theirs = (read_metrics(run / "metrics.jsonl") for run in (one, other))
     assert len(ours) == len(theirs) == STEPS
     for row, expected in zip(ours, theirs, strict=True):
         assert {**row, "seconds": 0} == pytest.approx({**expected, "seconds": 0}, rel=1e-5, abs=1e-6)
+    seen, expected_seen = (flat(json.loads((run / "guard.json").read_text())) for run in (one, other))
+    assert seen == pytest.approx(expected_seen, rel=1e-4, abs=1e-5)
     files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
     assert files == sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
-    assert len(files) == 4  # student, teacher and optimizer of the last checkpoint, and the finished student
+    assert len(files) == 5  # student, teacher and optimizer of the last checkpoint, the best and the finished student
     for file in files:
         tensors, expected = load_file(one / file), load_file(other / file)
         assert tensors.keys() == expected.keys()

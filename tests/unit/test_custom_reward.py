@@ -270,7 +270,7 @@ def test_a_run_with_measured_adherence(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: {"seconds_per_step": 1.0, "peak_bytes": 1})
-    monkeypatch.setattr("rats_video.build.distill.plot_training", lambda *_: None)
+    monkeypatch.setattr("rats_video.build.finish.plot_training", lambda *_: None)
     options = ("reward={kind: custom, target: 'examples.measured_adherence:adherence'}", "method.policy={samples: 2}")
     flags = [item for option in options for item in ("--set", option)]
     outcome = command("distill", "--config", config_file, "--output", tmp_path / "run", *flags, "--device", "cpu")

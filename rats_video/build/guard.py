@@ -1,0 +1,62 @@
+"""The guard of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rats_video.build.reward import build_reward
+from rats_video.config.distill import DistillConfig
+from rats_video.errors import UserError
+from rats_video.evaluation.sweep import Measure, reward_measure
+from rats_video.inference.sampler import SamplerSpec
+from rats_video.rewards.temporal import dynamic_degree, saturation
+from rats_video.runtime import Runtime
+from rats_video.training.guard import HELDOUT, MOTION, REWARD, SATURATION, Guard, GuardClips
+from rats_video.training.run_folder import RunFolder
+from rats_video.types import Reward
+
+SEED_OFFSET = 2**20  # of the guard's noise from the run's seed: no evaluation starts there
+
+
+def build_guard(
+    cfg: DistillConfig, reward: Reward, prompts: Sequence[str], run: RunFolder, runtime: Runtime
+) -> Guard | None:
+    """The guard that the configuration asks for, with the reward that trains and the first of the held-out prompts.
+
+    Raises:
+        UserError: the processes cannot share its clips evenly.
+    """
+    if cfg.guard is None:
+        return None
+    count, shares = min(cfg.guard.num_clips, len(prompts)), runtime.trainers // runtime.context
+    if cfg.guard.num_clips % shares or count < shares:
+        raise UserError(
+            f"{cfg.guard.num_clips} clips cannot be shared evenly by {shares} processes", where="guard.num_clips",
+            fix=f"use a multiple of {shares}",
+        )  # fmt: skip
+    teacher = cfg.teacher
+    clips = GuardClips(
+        prompts=prompts[: count - count % shares],
+        clip=cfg.clip.spec,
+        spec=SamplerSpec(cfg.student.num_steps[0], cfg.shift),
+        teacher=SamplerSpec(teacher.num_steps, cfg.shift, teacher.guidance_scale),
+        measures=guard_measures(cfg, reward, runtime.device),
+        seed=cfg.seed + SEED_OFFSET,
+        batch_size=cfg.evaluation.batch_size,
+    )
+    return Guard(cfg.guard, clips, run, runtime)
+
+
+def guard_measures(cfg: DistillConfig, reward: Reward, device: torch.device) -> list[Measure]:
+    """The trained reward, the held-out one where there is one, and the monitors."""
+    measures = [
+        reward_measure(REWARD, reward),
+        lambda videos, _: {SATURATION: saturation(videos).clip},
+    ]
+    if cfg.clip.num_frames > 1:
+        measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
+    if cfg.heldout_reward is not None:
+        measures.append(reward_measure(HELDOUT, build_reward(cfg.heldout_reward, device, where="heldout_reward")))
+    return measures
