@@ -18,6 +18,7 @@ HUB = (
     "THUDM/CogVideoX-5b",
     "yuvalkirstain/PickScore_v1",
     "openai/clip-vit-large-patch14",
+    "facebook/dino-vitb16",
     "google/siglip-so400m-patch14-384",
     "google-bert/bert-base-uncased",
     "OpenGVLab/ViCLIP-L-14-hf",

@@ -47,6 +47,8 @@ from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
 
 HASHED_BYTES = 2**24  # at a time
+NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
+"""Keys of a reward that are in its weights' hash, or change no score."""
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
@@ -157,8 +159,8 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()
-    files = (folder.rglob("*.safetensors") if folder.is_dir() else [folder] for folder in folders)
-    for path in sorted(itertools.chain.from_iterable(files)):
+    files = (sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder] for folder in folders)
+    for path in itertools.chain.from_iterable(files):
         with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
             while piece := file.read(HASHED_BYTES):
                 weights.update(piece)
@@ -172,7 +174,7 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
         "clip": cfg.clip.model_dump(),
         # What is left out is in the weights' hash, or changes nothing that a teacher does.
         "decode": cfg.compute.decode.model_dump(exclude={"checkpoint", "offload", "window", "small"}),
-        "reward": cfg.reward.model_dump(exclude={"path", "head", "tokenizer", "chunk"}),
+        "reward": cfg.reward.model_dump(exclude=NOT_SCORED | {"terms": {"__all__": {"reward": NOT_SCORED}}}),
     }
 
 
@@ -224,7 +226,8 @@ def train_student(
     rats = build_rats(cfg, student, teacher, runtime)
     try:
         if not isinstance(rats.reward, RemoteReward):  # whose own process has checked it
-            check_rewards(cfg, rats.reward, (*prompts.train, *prompts.heldout), runtime.device)
+            everything = (*prompts.train, *prompts.heldout)
+            check_rewards(cfg, rats.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
         guard = build_guard(cfg, rats.reward, prompts.heldout, run, runtime)
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:

@@ -19,24 +19,36 @@ from rats_video.config.reward import (
     ImageRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    SingleReward,
+    SubjectConsistencyConfig,
+    SumRewardConfig,
+    TemporalScorer,
     ViClipConfig,
     WordRewardConfig,
+    single_rewards,
 )
-from rats_video.errors import UserError
 from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.custom import build_custom, source_file
 from rats_video.rewards.hps_reward import load_hps
 from rats_video.rewards.image_reward import ImageReward
+from rats_video.rewards.self_test import self_test
+from rats_video.rewards.subject_reward import SubjectConsistency
+from rats_video.rewards.sum_reward import SumReward, terms_of
+from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
 
-def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: PLR0911  # one a kind
+def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: C901, PLR0911  # one a kind
     """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
     if isinstance(cfg, CustomRewardConfig):
         return build_custom(cfg, device, where=where)
+    if isinstance(cfg, SumRewardConfig):
+        return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
+    if isinstance(cfg, TemporalScorer):
+        return TemporalReward(cfg)
     folder = resolve_folder(cfg.path, where=f"{where}.path")
     match cfg:
         case WordRewardConfig():
@@ -52,6 +64,8 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
             return ImageReward.load(folder, _tokenizer(cfg, where), cfg, device)
         case ViClipConfig():
             return ViClipReward.load(folder, _tokenizer(cfg, where), cfg, device)
+        case SubjectConsistencyConfig():
+            return SubjectConsistency.load(folder, cfg, device)
 
 
 def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -> Path:
@@ -60,10 +74,13 @@ def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
     """What decides a reward's scores: the folders of its weights, or the file of a custom one's code."""
+    return [path for key, one in single_rewards(cfg, where).items() for path in _sources(one, key)]
+
+
+def _sources(cfg: SingleReward, where: str) -> list[Path]:
     if isinstance(cfg, CustomRewardConfig):
         return [source_file(cfg.target, where=where)]
-    keys = ("path", "head") if isinstance(cfg, AestheticConfig | AestheticV25Config) else ("path",)
-    return [resolve_folder(getattr(cfg, key), where=f"{where}.{key}") for key in keys]
+    return [resolve_folder(getattr(cfg, name), where=f"{where}.{name}") for name in cfg.folders]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
@@ -72,13 +89,29 @@ def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
         reward.check_prompts(prompts)
 
 
-def check_rewards(cfg: DistillConfig, reward: Reward, prompts: Sequence[str], device: torch.device) -> None:
-    """Raise UserError if the reward cannot be in the loss, or it or the held-out one cannot score a prompt."""
-    if cfg.method.uses_gradient and not getattr(reward, "differentiable", True):
-        raise UserError(
-            "the reward is not differentiable, so the loss cannot follow its gradient",
-            where="method.policy", fix="set method.policy={samples: 4}, or method.reward_weight=0",
-        )  # fmt: skip
+def check_rewards(
+    cfg: DistillConfig,
+    reward: Reward,
+    prompts: Sequence[str],
+    device: torch.device,
+    latent_shape: Sequence[int] | None = None,
+) -> None:
+    """Try the reward and the held-out one, which is loaded for this alone, on prompts and on two clips.
+
+    Raises:
+        UserError: one of them cannot score a prompt or fails its self-test, or the loss has no gradient to climb.
+    """
     check_reward_prompts(reward, prompts)
+    for key, term in terms_of(reward, "reward").items():
+        in_loss = cfg.method.uses_gradient and term.weight != 0
+        found = self_test(
+            term.reward, cfg.clip.spec, prompts,
+            where=key, device=device, latent_shape=latent_shape, with_gradient=in_loss,
+        )  # fmt: skip
+        if in_loss:
+            found.require_loss()
     if cfg.heldout_reward is not None:
-        check_reward_prompts(build_reward(cfg.heldout_reward, device, where="heldout_reward"), prompts)
+        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward")
+        check_reward_prompts(heldout, prompts)
+        for key, term in terms_of(heldout, "heldout_reward").items():
+            self_test(term.reward, cfg.clip.spec, prompts, where=key, device=device, with_gradient=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from rats_video.config.distill import DistillConfig
@@ -15,9 +16,9 @@ FREE = {
     # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
     "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile",
     "compute.offload", "compute.cache_text", "compute.decode.checkpoint", "compute.decode.offload",
-    "reward.chunk", "teacher.cache",
+    "reward.chunk", "reward.terms.*.reward.chunk", "teacher.cache",
 }  # fmt: skip
-"""Dotted keys, each with all below it. A key that is not named here decides the weights."""
+"""Dotted keys, each with all below it; `*` is any name. A key that is not named here decides the weights."""
 
 
 def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
@@ -27,12 +28,14 @@ def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
 
 
 def _differences(old: Any, new: Any, path: str, free: set[str]) -> Iterator[str]:
-    if path in free or old == new:
+    if old == new or any(fnmatchcase(path, pattern) for pattern in free):
         return
     if not isinstance(old, dict) or not isinstance(new, dict):
         yield path
     elif old.get(KIND) != new.get(KIND):  # another choice: its other keys mean something else
         yield f"{path}.{KIND}"
+    elif old.keys() != new.keys():  # a sum of other terms
+        yield path
     else:
         for key, value in new.items():
             yield from _differences(old[key], value, f"{path}.{key}".removeprefix("."), free)

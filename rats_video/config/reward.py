@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from rats_video.config.explain import KIND
-from rats_video.config.schema import Config, PositiveInt
+from rats_video.config.schema import Config, PositiveFloat, PositiveInt
 
 
 class RewardKind(Config):
@@ -16,10 +16,12 @@ class RewardKind(Config):
     Attributes:
         per: what one score is given to.
         source: where its weights come from.
+        folders: the keys that name folders of weights.
     """
 
     per: ClassVar[Literal["frame", "clip"]]
     source: ClassVar[str]
+    folders: ClassVar[tuple[str, ...]] = ("path",)
 
 
 class BaseReward(RewardKind):
@@ -121,6 +123,8 @@ class HpsConfig(ClipScorer):
 class AestheticScorer(FrameScorer):
     """How beautiful frames are, whatever the prompt."""
 
+    folders = ("path", "head")
+
     path: str = Field(description="folder of the image encoder, in safetensors")
     head: str = Field(description="folder of the network that scores its features, in safetensors")
 
@@ -168,11 +172,55 @@ class ViClipConfig(BaseReward):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
 
 
+class TemporalScorer(BaseReward):
+    """A temporal measure: computed from pixels, whatever the prompt."""
+
+    per = "frame"
+    source = "no weights"
+    folders = ()
+
+
+class FlickerConfig(TemporalScorer):
+    """Steadiness: 1 - mean |frame - next|, about 0.9 to 1; motion costs too, so never alone. Prompts are not read."""
+
+    kind: Literal["flicker"]
+
+
+class MotionSmoothnessConfig(TemporalScorer):
+    """How well frames follow from their neighbours along the motion: about 0.95 to 1. Prompts are not read."""
+
+    kind: Literal["motion_smoothness"]
+
+
+class DynamicDegreeConfig(TemporalScorer):
+    """Motion from frame to frame, as a share of the shorter side: 0 is still, 0.02 lively. Prompts are not read."""
+
+    kind: Literal["dynamic_degree"]
+    at_most: PositiveFloat | None = Field(None, description="motion beyond which more is no better; null = no end")
+
+
+class SaturationConfig(TemporalScorer):
+    """Penalty on colours stronger than `at_most`: 0 or below; the teacher's are the measure. Prompts are not read."""
+
+    kind: Literal["saturation"]
+    at_most: PositiveFloat = Field(description="mean chroma, 0 gray to 1 pure, beyond which more costs")
+
+
+class SubjectConsistencyConfig(FrameScorer):
+    """Likeness of frames to the first and to the one before, by DINO: about 0.9 to 1; prompts are not read."""
+
+    source = "facebook/dino-vitb16"
+
+    kind: Literal["subject_consistency"]
+    path: str = "models/dino-vitb16"
+
+
 class CustomRewardConfig(RewardKind):
     """Whatever the user's own code scores, in its own range: a function, or a class, of any module."""
 
     per = "clip"
     source = "the user's module"
+    folders = ()
 
     kind: Literal["custom"]
     target: str = Field(description="`package.module:Name`; modules of the current directory are found too")
@@ -192,7 +240,8 @@ def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
 
-RewardConfig = Annotated[
+TemporalConfig = FlickerConfig | MotionSmoothnessConfig | DynamicDegreeConfig | SaturationConfig
+SingleReward = (
     WordRewardConfig
     | PickScoreConfig
     | ClipScoreConfig
@@ -201,8 +250,52 @@ RewardConfig = Annotated[
     | AestheticV25Config
     | ImageRewardConfig
     | ViClipConfig
-    | CustomRewardConfig,
-    Field(discriminator="kind"),
-    BeforeValidator(_word_by_default),
-]
+    | TemporalConfig
+    | SubjectConsistencyConfig
+    | CustomRewardConfig
+)
+"""A reward that is no sum of others."""
+
+
+class TermConfig(Config):
+    """A term of a sum: `weight * (score - mean) / spread`. `rats-video calibrate` measures all three."""
+
+    weight: float = Field(1.0, allow_inf_nan=False, description="0 logs the score and leaves it out of the sum")
+    mean: float = Field(0.0, allow_inf_nan=False, description="score that counts as 0")
+    spread: PositiveFloat = Field(1.0, description="score difference that counts as 1")
+    reward: Annotated[SingleReward, Field(discriminator="kind"), BeforeValidator(_word_by_default)]
+
+
+class SumRewardConfig(BaseReward):
+    """Any of the others together: the sum over terms of weight * (score - mean) / spread."""
+
+    per = "frame"
+    source = "its terms"
+    folders = ()
+
+    kind: Literal["sum"]
+    terms: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], TermConfig] = Field(
+        min_length=1, description="named as you like; --set reward.terms.NAME.weight=2 reaches into one"
+    )
+
+    @model_validator(mode="after")
+    def _some_term_counts(self) -> Self:
+        if not any(term.weight for term in self.terms.values()):
+            raise ValueError("every term has weight 0")
+        return self
+
+
+RewardConfig = Annotated[SingleReward | SumRewardConfig, Field(discriminator="kind"), BeforeValidator(_word_by_default)]
 """A reward by its `kind`; without one it is a word reward."""
+
+
+def reward_kinds() -> dict[str, type[RewardKind]]:
+    """Every kind of reward and its configuration."""
+    return {get_args(member.model_fields[KIND].annotation)[0]: member for member in get_args(get_args(RewardConfig)[0])}
+
+
+def single_rewards(cfg: RewardConfig, where: str) -> dict[str, SingleReward]:
+    """The reward itself, or those of a sum's terms, by dotted key under `where`."""
+    if isinstance(cfg, SumRewardConfig):
+        return {f"{where}.terms.{name}.reward": term.reward for name, term in cfg.terms.items()}
+    return {where: cfg}

@@ -19,6 +19,9 @@ from rats_video.config.reward import (
     ImageRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    SubjectConsistencyConfig,
+    SumRewardConfig,
+    TemporalScorer,
     ViClipConfig,
     WordRewardConfig,
 )
@@ -31,6 +34,9 @@ from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.files import load_checkpoint_tensors
 from rats_video.rewards.hps_reward import hps_pixels, open_clip_config
 from rats_video.rewards.image_reward import BlipSizes, ImageReward
+from rats_video.rewards.subject_reward import SubjectConsistency, encoder_of
+from rats_video.rewards.sum_reward import SumReward
+from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward, ViClipSizes
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import Reward
@@ -56,7 +62,7 @@ SO400M = {
 }  # fmt: skip
 
 
-def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: PLR0911  # one a kind
+def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: C901, PLR0911  # one a kind
     """The reward's network from its folder's config.json; a hub model whose folder is not there is the usual one.
 
     Raises:
@@ -65,6 +71,10 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: PLR0911
     match cfg:
         case CustomRewardConfig():  # what it costs only running it would tell
             return brightness
+        case SumRewardConfig():
+            return SumReward.of(cfg, where, lambda term, key: reward_on_meta(term, where=key))
+        case TemporalScorer():
+            return TemporalReward(cfg)
         case WordRewardConfig():
             folder = resolve_folder(cfg.path, where=f"{where}.path")
             try:
@@ -88,6 +98,9 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: PLR0911
             return ImageReward(_sizes(cfg, BlipSizes), LongPrompts(), cfg)
         case ViClipConfig():
             return ViClipReward(_sizes(cfg, ViClipSizes), LongPrompts(), cfg)
+        case SubjectConsistencyConfig():
+            config = _hub_config(cfg, {"model_type": "vit"})  # transformers' own defaults are a ViT-B/16
+            return SubjectConsistency(_network(encoder_of(config, where=cfg.path).model, config, cfg), cfg)
 
 
 def _sizes(cfg: ImageRewardConfig | ViClipConfig, kind: type[Sizes]) -> Sizes:

@@ -24,8 +24,8 @@ def has_tokenizer(folder: Path) -> bool:
     )
 
 
-def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: torch.dtype) -> Any:
-    """A model of the transformers class `kind` from a hub folder, on the CPU.
+def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: torch.dtype, **options: bool) -> Any:
+    """A model of the transformers class `kind`, made with `options`, from a hub folder, on the CPU.
 
     Raises:
         UserError: the folder holds another model, lacks a weight, or has only pickled ones.
@@ -37,7 +37,9 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
     logging.set_verbosity_error()  # its report of missing weights is a table; ours is a line
     logging.disable_progress_bar()
     try:
-        model, report = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        model, report = kind.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load it as a {kind.__name__}: {reason}", where=str(folder)) from error

@@ -35,7 +35,11 @@ class FrameReward(PromptedReward):
         """Indices of the frames that are scored; a window lies elsewhere for each prompt, so it may be any of them."""
         if isinstance(self.cfg.frames, WindowFrames):
             return torch.arange(num_frames)
-        return scored_frames(num_frames, self.cfg.frames, [""])[0]
+        return self.looks_at_for("", num_frames)
+
+    def looks_at_for(self, prompt: str, num_frames: int) -> Tensor:
+        """Indices of the frames that are scored of a clip of that prompt."""
+        return scored_frames(num_frames, self.cfg.frames, [prompt])[0]
 
     def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `[B, T, 3, height, width]` in [0, 1]; a prompt longer than the model reads is cut, with one warning."""

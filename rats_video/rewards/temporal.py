@@ -17,7 +17,7 @@ from rats_video.rewards.motion import explained, half_motion, shrunk, softened, 
 from rats_video.types import RewardScores
 
 _FASTEST = 0.05  # share of the pixels whose motion counts, as in VBench
-_CHUNK = 8  # pairs of frames worked on at a time; they are recomputed in backward, so it bounds memory
+_CHUNK = 8  # pairs of frames worked on at a time
 
 
 def flicker(videos: Tensor) -> RewardScores:
@@ -44,7 +44,7 @@ def motion_smoothness(videos: Tensor) -> RewardScores:
     """
     _check_length(videos, 3)
     small = shrunk(videos)
-    errors = _in_chunks(_foretelling_error, small[:, :-2], small[:, 1:-1], small[:, 2:])
+    errors = in_chunks(_foretelling_error, _CHUNK, small[:, :-2], small[:, 1:-1], small[:, 2:])
     return _together(1 - errors, 3)
 
 
@@ -60,7 +60,7 @@ def dynamic_degree(videos: Tensor) -> RewardScores:
     """
     _check_length(videos, 2)
     small = shrunk(videos)
-    return _together(_in_chunks(_longest_motion, small[:, :-1], small[:, 1:]), 2)
+    return _together(in_chunks(_longest_motion, _CHUNK, small[:, :-1], small[:, 1:]), 2)
 
 
 def saturation(videos: Tensor) -> RewardScores:
@@ -104,15 +104,19 @@ def _longest_motion(frame: Tensor, after: Tensor) -> Tensor:
     return lengths.flatten(1).topk(fastest, dim=1).values.mean(dim=1) / min(frame.shape[-2:])
 
 
-def _in_chunks(function: Callable[..., Tensor], *videos: Tensor) -> Tensor:
-    """`function` of aligned frames `[N, 3, height, width]` to `[N]`, for videos `[B, G, ...]`: `[B, G]`."""
-    frames = [part.flatten(0, 1).split(_CHUNK) for part in videos]
+def in_chunks(function: Callable[..., Tensor], chunk: int, *videos: Tensor) -> Tensor:
+    """What `function` makes of aligned frames `[N, 3, height, width]`, for videos `[B, T, ...]`: `[B, T, ...]`.
+
+    It sees `chunk` frames at a time, which are recomputed in backward: so memory does not grow with their number.
+    """
+    frames = [part.flatten(0, 1).split(chunk) for part in videos]
     recompute = torch.is_grad_enabled() and videos[0].requires_grad
     parts = [
         checkpoint(function, *chunk, use_reentrant=False) if recompute else function(*chunk)
         for chunk in zip(*frames, strict=True)
     ]
-    return torch.cat(parts).unflatten(0, videos[0].shape[:2])
+    together: Tensor = torch.cat(parts).unflatten(0, videos[0].shape[:2])
+    return together
 
 
 def _together(groups: Tensor, size: int) -> RewardScores:

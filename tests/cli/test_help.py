@@ -32,16 +32,21 @@ OPTIONS = {
     "train vae": TRAIN,
     "train teacher": TRAIN,
     "train reward": TRAIN,
+    "rewards list": ["--config"],
+    "rewards check": ["--config", "--set", "--device"],
+    "rewards convert": [],
 }
 SUBCOMMANDS = {
-    "": ["run", "distill", "plan", "sample", "export", "evaluate", "train"],
+    "": ["run", "distill", "plan", "sample", "export", "evaluate", "train", "rewards"],
     "export": ["comparison"],
     "train": ["vae", "teacher", "reward"],
+    "rewards": ["list", "check", "convert"],
 }
 BUILDERS = {
     "run": ["run_distill", "run_all"],
     "inference": ["run_sample", "run_export_comparison", "run_evaluate"],
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward"],
+    "rewards": ["run_list_rewards", "run_check_reward"],
 }
 Outcome = tuple[int, str, str]
 
@@ -51,7 +56,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """What the commands ask of stand-ins for the modules of `rats_video.build`, by function."""
     made: dict[str, dict[str, Any]] = {}
 
-    def stand_in(name: str, **kwargs: Any) -> list[str]:
+    def stand_in(name: str, /, **kwargs: Any) -> list[str]:
         made[name] = kwargs
         return []
 
@@ -191,6 +196,13 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
             "evaluate r --nfe 8,3,3",
             "run_evaluate",
             {"run": Path("r"), "nfe": (8, 3), "num_clips": None, "seed": 0, "output": None, "device": "auto"},
+        ),
+        ("rewards list", "run_list_rewards", {"config": None}),
+        ("rewards list --config my.yaml", "run_list_rewards", {"config": "my.yaml"}),
+        (
+            "rewards check hpsv2 --config c --set a=1 --device cpu",
+            "run_check_reward",
+            {"name": "hpsv2", "config": "c", "overrides": ["a=1"], "device": "cpu"},
         ),
         ("train vae", "run_train_vae", RUN | {"output": Path("runs/vae-tiny")}),
         ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),
