@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -158,7 +159,8 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
     weights = hashlib.sha256()
-    for path in (path for folder in folders for path in sorted(folder.rglob("*.safetensors"))):
+    files = (sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder] for folder in folders)
+    for path in itertools.chain.from_iterable(files):
         with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
             while piece := file.read(HASHED_BYTES):
                 weights.update(piece)

@@ -185,7 +185,7 @@ class DryRuns:
         def run() -> Numbers:
             base = self._base(cfg)
             return dry_decode(
-                base, self._batch(cfg, base), with_gradient=cfg.method.reward_weight > 0, workspace=self._workspace
+                base, self._batch(cfg, base), with_gradient=cfg.method.uses_gradient, workspace=self._workspace
             )
 
         numbers: Numbers = self._once(f"decode {cfg.compute.decode!r} {self._clips(cfg)}", run)
@@ -198,7 +198,7 @@ class DryRuns:
             clip, clips = cfg.clip, self._clips(cfg)
             return dry_reward(
                 self._reward(cfg), torch.empty(clips, clip.num_frames, 3, clip.height, clip.width, device=META),
-                [self._prompt] * clips, with_gradient=cfg.method.reward_weight > 0, workspace=self._workspace,
+                [self._prompt] * clips, with_gradient=cfg.method.uses_gradient, workspace=self._workspace,
             )  # fmt: skip
 
         numbers: Numbers = self._once(f"judge {self._clips(cfg)}", run)

@@ -14,10 +14,12 @@ from rats_video.config.reward import (
     AestheticV25Config,
     ClipScoreConfig,
     ClipScorer,
+    CustomRewardConfig,
     HpsConfig,
     ImageRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    SingleReward,
     SubjectConsistencyConfig,
     SumRewardConfig,
     TemporalScorer,
@@ -27,6 +29,7 @@ from rats_video.config.reward import (
 )
 from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.custom import build_custom, source_file
 from rats_video.rewards.hps_reward import load_hps
 from rats_video.rewards.image_reward import ImageReward
 from rats_video.rewards.self_test import self_test
@@ -38,8 +41,10 @@ from rats_video.rewards.word_reward import WordReward
 from rats_video.types import PromptChecker, Reward
 
 
-def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: PLR0911  # one a kind
+def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: C901, PLR0911  # one a kind
     """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
+    if isinstance(cfg, CustomRewardConfig):
+        return build_custom(cfg, device, where=where)
     if isinstance(cfg, SumRewardConfig):
         return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
     if isinstance(cfg, TemporalScorer):
@@ -68,12 +73,14 @@ def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
-    """The folders whose weights decide what a reward's scores are."""
-    return [
-        resolve_folder(getattr(one, name), where=f"{key}.{name}")
-        for key, one in single_rewards(cfg, where).items()
-        for name in one.folders
-    ]
+    """What decides a reward's scores: the folders of its weights, or the file of a custom one's code."""
+    return [path for key, one in single_rewards(cfg, where).items() for path in _sources(one, key)]
+
+
+def _sources(cfg: SingleReward, where: str) -> list[Path]:
+    if isinstance(cfg, CustomRewardConfig):
+        return [source_file(cfg.target, where=where)]
+    return [resolve_folder(getattr(cfg, name), where=f"{where}.{name}") for name in cfg.folders]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
@@ -94,10 +101,9 @@ def check_rewards(
     Raises:
         UserError: one of them cannot score a prompt or fails its self-test, or the loss has no gradient to climb.
     """
-    climbs = cfg.method.reward_weight > 0 and getattr(cfg.method, "policy", None) is None
     check_reward_prompts(reward, prompts)
     for key, term in terms_of(reward, "reward").items():
-        in_loss = climbs and term.weight != 0
+        in_loss = cfg.method.uses_gradient and term.weight != 0
         found = self_test(
             term.reward, cfg.clip.spec, prompts,
             where=key, device=device, latent_shape=latent_shape, with_gradient=in_loss,

@@ -12,7 +12,7 @@ from rats_video.build.reward import build_reward, check_reward_prompts, reward_f
 from rats_video.config.distill import DistillConfig
 from rats_video.config.explain import KIND, nearest
 from rats_video.config.load import load_config
-from rats_video.config.reward import BaseReward, SingleReward, SumRewardConfig, reward_kinds, single_rewards
+from rats_video.config.reward import RewardKind, SingleReward, SumRewardConfig, reward_kinds, single_rewards
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import aligned
@@ -46,11 +46,11 @@ def _used(cfg: DistillConfig) -> Iterator[tuple[str, SingleReward]]:
             yield from single_rewards(reward, role).items()
 
 
-def _required(member: type[BaseReward]) -> list[str]:
+def _required(member: type[RewardKind]) -> list[str]:
     return [name for name, field in member.model_fields.items() if field.is_required() and name != KIND]
 
 
-def _at_hand(member: type[BaseReward], cfg: SingleReward | None, key: str) -> tuple[str, str]:
+def _at_hand(member: type[RewardKind], cfg: SingleReward | None, key: str) -> tuple[str, str]:
     """Whether the weights are there, and how to get them."""
     if cfg is None:
         return "-" if member is SumRewardConfig else f"give {', '.join(_required(member))}", ""
@@ -61,7 +61,7 @@ def _at_hand(member: type[BaseReward], cfg: SingleReward | None, key: str) -> tu
     return "yes", ""
 
 
-def _first_line(member: type[BaseReward]) -> str:
+def _first_line(member: type[RewardKind]) -> str:
     return (member.__doc__ or "").strip().splitlines()[0]
 
 

@@ -69,6 +69,17 @@ class ShapingConfig(Config):
     )
 
 
+class PolicyConfig(Config):
+    """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
+
+    All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
+    """
+
+    samples: int = Field(4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts")
+    noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
+    normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
+
+
 class MethodConfig(Config):
     """Loss = -reward_weight * R_student + alpha * gate * shaping."""
 
@@ -82,6 +93,14 @@ class MethodConfig(Config):
     reward_margin: NonNegativeFloat | None = Field(
         None, description="cap the student's reward at the teacher's plus this; null leaves it uncapped, as published"
     )
+    policy: PolicyConfig | None = Field(
+        None, description="raise the reward by a policy gradient, as one without gradient needs; null = the direct one"
+    )
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the reward's own gradient is in the loss."""
+        return self.reward_weight > 0 and self.policy is None
 
 
 class FrozenTeacher(Config):
@@ -148,6 +167,9 @@ class TrainingConfig(Config):
     )
     optimizer: OptimizerConfig
     checkpoint_every: PositiveInt = Field(50, description="steps")
+    max_skipped: NonNegativeInt = Field(
+        16, description="clips whose reward is not a finite number that a run may leave out before it stops"
+    )
     keep_checkpoints: PositiveInt = Field(2, description="how many are kept, newest first")
 
     def parts(self, clips: int) -> int:

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from rats_video.config.explain import KIND
 from rats_video.config.schema import Config, PositiveFloat, PositiveInt
 
 
-class BaseReward(Config):
+class RewardKind(Config):
     """What `rats-video rewards list` tells of a kind; the first line of its docstring says what it scores.
 
     Attributes:
         per: what one score is given to.
-        differentiable: whether gradient reaches the pixels; otherwise it cannot be a direct loss.
         source: where its weights come from.
         folders: the keys that name folders of weights.
     """
 
     per: ClassVar[Literal["frame", "clip"]]
-    differentiable: ClassVar[bool] = True
     source: ClassVar[str]
     folders: ClassVar[tuple[str, ...]] = ("path",)
+
+
+class BaseReward(RewardKind):
+    """One that ships with the package.
+
+    Attributes:
+        differentiable: whether gradient reaches the pixels; otherwise it cannot be a direct loss.
+    """
+
+    differentiable: ClassVar[bool] = True
 
 
 class WordRewardConfig(BaseReward):
@@ -207,6 +215,27 @@ class SubjectConsistencyConfig(FrameScorer):
     path: str = "models/dino-vitb16"
 
 
+class CustomRewardConfig(RewardKind):
+    """Whatever the user's own code scores, in its own range: a function, or a class, of any module."""
+
+    per = "clip"
+    source = "the user's module"
+    folders = ()
+
+    kind: Literal["custom"]
+    target: str = Field(description="`package.module:Name`; modules of the current directory are found too")
+    options: dict[str, Any] = Field({}, description="named arguments: of the class, or of every call of the function")
+    differentiable: bool = Field(default=True, description="where its own attribute `differentiable` does not say it")
+
+    @field_validator("target")
+    @classmethod
+    def _is_module_and_name(cls, target: str) -> str:
+        module, _, name = target.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), name)):
+            raise ValueError(f"must be package.module:Name, got {target!r}")
+        return target
+
+
 def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
@@ -223,6 +252,7 @@ SingleReward = (
     | ViClipConfig
     | TemporalConfig
     | SubjectConsistencyConfig
+    | CustomRewardConfig
 )
 """A reward that is no sum of others."""
 
@@ -259,7 +289,7 @@ RewardConfig = Annotated[SingleReward | SumRewardConfig, Field(discriminator="ki
 """A reward by its `kind`; without one it is a word reward."""
 
 
-def reward_kinds() -> dict[str, type[BaseReward]]:
+def reward_kinds() -> dict[str, type[RewardKind]]:
     """Every kind of reward and its configuration."""
     return {get_args(member.model_fields[KIND].annotation)[0]: member for member in get_args(get_args(RewardConfig)[0])}
 

@@ -13,6 +13,7 @@ from rats_video.config.reward import (
     AestheticConfig,
     AestheticV25Config,
     ClipScoreConfig,
+    CustomRewardConfig,
     FrameScorer,
     HpsConfig,
     ImageRewardConfig,
@@ -26,6 +27,7 @@ from rats_video.config.reward import (
 )
 from rats_video.errors import UserError
 from rats_video.planning.architecture import META, LongPrompts, empty_model
+from rats_video.planning.dry_run import brightness
 from rats_video.planning.ledger import Ledger
 from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
 from rats_video.rewards.clip_reward import ClipReward
@@ -68,6 +70,8 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: C901, P
         UserError: the folder is not a reward's.
     """
     match cfg:
+        case CustomRewardConfig():  # what it costs only running it would tell
+            return brightness
         case SumRewardConfig():
             return SumReward.of(cfg, where, lambda term, key: reward_on_meta(term, where=key))
         case TemporalScorer():

@@ -11,6 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from rats_video.config.distill import DistillConfig, EmaTeacher
+from rats_video.distill.finite import SKIPPED
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted, UserError
 from rats_video.runtime import ALONE, Runtime
@@ -24,6 +25,7 @@ from rats_video.training.metrics import MetricsFile
 from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.skipped import SkippedClips
 from rats_video.types import Backbone, PromptBatch
 
 
@@ -43,7 +45,8 @@ def train_loop(
     decided on the way is decided on values that are the same on all of them.
 
     Raises:
-        UserError: the loss is not finite (the last checkpoint stands), or a checkpoint cannot be written.
+        UserError: the loss is not finite, or too many rewards are not (the last checkpoint stands), or a checkpoint
+            cannot be written.
         Interrupted: the user asked to stop; the step was finished and saved.
     """
     training = cfg.training
@@ -56,6 +59,7 @@ def train_loop(
     start = load_checkpoint(saved[-1], student, ema, optimizer) if saved else 0
     rats.teacher.follow(rats.student, start, resumed=True)
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
+    skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))
     check = PlanCheck(run.plan, rats.student.device, training.steps - start) if runtime.is_main else None
     is_due = False
     watch = _Watch(guard, anchor, training.steps, runtime)
@@ -68,7 +72,7 @@ def train_loop(
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
             batch = _take(draw_batch(rats.student, cfg, prompts, step), runtime.rows(training.batch_size))
-            row = _update(watch.guided(rats), cfg, batch, optimizer, step, runtime, anchor)
+            row = _update(watch.guided(rats), cfg, batch, optimizer, step, runtime, anchor, skipped)
             rats.teacher.follow(rats.student, step + 1)
             seconds = time.perf_counter() - began
             if metrics is not None and check is not None:
@@ -136,11 +140,12 @@ def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], s
         noise=noise,
         num_steps=cfg.student.num_steps[index % len(cfg.student.num_steps)],
         grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], seeded(cfg.seed, 3, step)),
+        seeds=tuple(torch.randint(2**62, (len(chosen),), generator=seeded(cfg.seed, 4, step)).tolist()),
     )
 
 
 def _take(batch: PromptBatch, rows: slice) -> PromptBatch:
-    return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows])
+    return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows], seeds=batch.seeds[rows])
 
 
 def accumulate_gradient(rats: Rats, batch: PromptBatch, parts: int) -> dict[str, float]:
@@ -171,11 +176,13 @@ def _update(
     step: int,
     runtime: Runtime,
     anchor: Anchor | None,
+    skipped: SkippedClips,
 ) -> dict[str, float]:
     options = cfg.training.optimizer
     lr = set_learning_rate(optimizer, options, step, cfg.training.steps)
     optimizer.zero_grad(set_to_none=True)
     row = runtime.mean(accumulate_gradient(rats, batch, cfg.training.parts(len(batch.prompts))))
+    row = skipped.count(row, step)
     _check_finite("loss", row["loss"], step)
     weights = rats.student.weights.values()
     runtime.average_gradients(weights)

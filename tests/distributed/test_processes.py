@@ -21,6 +21,8 @@ STEPS = 3
 EMA = ("teacher.kind=ema", "teacher.num_steps=4", "teacher.decay=0.5")
 FULL = EMA
 LORA = (*EMA, "student.weights.kind=lora", "student.weights.rank=2", "student.weights.alpha=2")
+# A random reward tells a group's clips apart by so little that in standard deviations rounding would count.
+POLICY = (*EMA, "method.policy={samples: 2, normalize: false}")
 SHARD, CONTEXT, REWARD = "parallel.shard=true", "parallel.context=2", "parallel.reward_ranks=1"
 WAYS = {
     "full-data": (*FULL,),
@@ -30,6 +32,7 @@ WAYS = {
     "lora-shard": (*LORA, SHARD),
     "lora-context": (*LORA, CONTEXT),
     "lora-reward": (*LORA, REWARD),
+    "policy-shard-context": (*POLICY, SHARD, CONTEXT),
 }
 
 Alone = Callable[[str], Path]
@@ -47,7 +50,7 @@ def alone(config_file: Path, folder: Path) -> Alone:
     @functools.cache
     def train(weights: str) -> Path:
         output = folder / f"alone-{weights}"
-        overrides = {"full": FULL, "lora": LORA}[weights]
+        overrides = {"full": FULL, "lora": LORA, "policy": POLICY}[weights]
         processes.work(processes.Job(str(config_file), str(output), (*overrides, f"training.steps={STEPS}")))
         return output
 
