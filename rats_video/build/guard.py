@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor, nn
 
 from rats_video.build.reward import build_reward
 from rats_video.config.distill import DistillConfig
@@ -58,5 +59,20 @@ def guard_measures(cfg: DistillConfig, reward: Reward, device: torch.device) -> 
     if cfg.clip.num_frames > 1:
         measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
     if cfg.heldout_reward is not None:
-        measures.append(reward_measure(HELDOUT, build_reward(cfg.heldout_reward, device, where="heldout_reward")))
+        heldout = build_reward(cfg.heldout_reward, torch.device("cpu"), where="heldout_reward")
+        measures.append(_visiting(reward_measure(HELDOUT, heldout), heldout, device))
     return measures
+
+
+def _visiting(measure: Measure, reward: Reward, device: torch.device) -> Measure:
+    """Measure by a reward that is on the device only meanwhile: between looks its memory is the training's."""
+
+    def scores(videos: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        if isinstance(reward, nn.Module):
+            reward.to(device)
+        found = measure(videos, prompts)
+        if isinstance(reward, nn.Module):
+            reward.to("cpu")
+        return found
+
+    return scores

@@ -20,10 +20,16 @@ FREE = {
 }  # fmt: skip
 """Dotted keys, each with all below it; `*` is any name. A key that is not named here decides the weights."""
 
+WATCH = {"guard.every", "guard.choose", "guard.motion_loss", "guard.saturation_gain"}
+"""Keys that change what a guard says, and the weights only if it may do more than warn."""
+
 
 def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
     """The dotted keys that decide what is learned and differ; `training.steps` is one where the rate decays to it."""
     free = FREE if after.training.optimizer.decay else FREE | {"training.steps"}
+    if before.guard is not None and after.guard is not None:  # whose looks are compared with one another
+        free = free - {"heldout_reward"}
+        free = free | WATCH if {before.guard.on_alarm, after.guard.on_alarm} == {"warn"} else free
     return list(_differences(before.model_dump(), after.model_dump(), "", free))
 
 

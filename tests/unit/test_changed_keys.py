@@ -73,3 +73,12 @@ def test_free_keys_are_keys(make_config: MakeConfig) -> None:
         tree = known
         for part in key.split("."):
             tree = tree[part]
+
+
+def test_a_guard_compares_its_looks_and_may_decide_the_weights(make_config: MakeConfig) -> None:
+    before, acts = make_config("guard={every: 10}"), make_config("guard={every: 10, on_alarm: shape}")
+    assert changed_keys(before, make_config("guard={every: 5, choose: last}")) == []
+    assert changed_keys(before, make_config("guard={every: 10, num_clips: 4}")) == ["guard.num_clips"]
+    assert changed_keys(before, make_config("guard={every: 10}", "heldout_reward=null")) == ["heldout_reward"]
+    assert changed_keys(acts, make_config("guard={every: 5, on_alarm: shape}")) == ["guard.every"]
+    assert changed_keys(before, acts) == ["guard.on_alarm"]
