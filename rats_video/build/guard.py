@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from rats_video.build.reward import build_reward
 from rats_video.config.distill import DistillConfig
-from rats_video.errors import UserError
 from rats_video.evaluation.sweep import Measure, reward_measure
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.rewards.temporal import dynamic_degree, saturation
@@ -24,22 +23,12 @@ SEED_OFFSET = 2**20  # of the guard's noise from the run's seed: no evaluation s
 def build_guard(
     cfg: DistillConfig, reward: Reward, prompts: Sequence[str], run: RunFolder, runtime: Runtime
 ) -> Guard | None:
-    """The guard that the configuration asks for, with the reward that trains and the first of the held-out prompts.
-
-    Raises:
-        UserError: the processes cannot share its clips evenly.
-    """
+    """The guard that the configuration asks for, with the reward that trains and the first of the held-out prompts."""
     if cfg.guard is None:
         return None
-    count, shares = min(cfg.guard.num_clips, len(prompts)), runtime.trainers // runtime.context
-    if cfg.guard.num_clips % shares or count < shares:
-        raise UserError(
-            f"{cfg.guard.num_clips} clips cannot be shared evenly by {shares} processes", where="guard.num_clips",
-            fix=f"use a multiple of {shares}",
-        )  # fmt: skip
     teacher = cfg.teacher
     clips = GuardClips(
-        prompts=prompts[: count - count % shares],
+        prompts=prompts[: cfg.guard.num_clips],
         clip=cfg.clip.spec,
         spec=SamplerSpec(cfg.student.num_steps[0], cfg.shift),
         teacher=SamplerSpec(teacher.num_steps, cfg.shift, teacher.guidance_scale),

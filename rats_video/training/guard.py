@@ -162,13 +162,17 @@ class Guard:
 
     def _score(self, arm: Arm) -> Scores:
         clips, runtime = self._clips, self._runtime
-        rows = runtime.rows(len(clips.prompts))
+        count, shares = len(clips.prompts), runtime.trainers // runtime.context
+        each = -(
+            -count // shares
+        )  # all make the same calls, or split weights would wait for ever: some clips come twice
+        first = runtime.rank // runtime.context * each
+        mine = [index % count for index in range(first, first + each)]
         scored = score_arm(
-            arm, clips.prompts, clips.clip, clips.measures,
-            seed=clips.seed, batch_size=clips.batch_size, share=range(rows.start, rows.stop),
-        )  # fmt: skip
-        shares = runtime.gather(scored.metrics)[:: runtime.context]
-        return {name: [value for share in shares for value in share[name]] for name in shares[0]}
+            arm, clips.prompts, clips.clip, clips.measures, seed=clips.seed, batch_size=clips.batch_size, share=mine
+        )
+        found = runtime.gather(scored.metrics)[:: runtime.context]
+        return {name: [value for share in found for value in share[name]][:count] for name in found[0]}
 
     # ------------------------------------------------------------------------------------------------------ reporting
 
