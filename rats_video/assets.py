@@ -18,6 +18,9 @@ HUB = (
     "THUDM/CogVideoX-5b",
     "yuvalkirstain/PickScore_v1",
     "openai/clip-vit-large-patch14",
+    "KlingTeam/VideoReward",
+    "MizzenAI/HPSv3",
+    "Qwen/Qwen2-VL-7B-Instruct",
 )
 """Repositories on the model hub that the packaged configurations use, found again by a folder's name."""
 

@@ -9,14 +9,31 @@ import torch
 
 from rats_video.assets import resolve_folder
 from rats_video.config.distill import DistillConfig
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, WordRewardConfig
+from rats_video.config.reward import (
+    ClipScoreConfig,
+    HPSv3Config,
+    PickScoreConfig,
+    RewardConfig,
+    VideoAlignConfig,
+    WordRewardConfig,
+)
+from rats_video.errors import UserError
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.hpsv3_reward import HPSv3Reward
+from rats_video.rewards.video_align import VideoAlignReward
 from rats_video.rewards.word_reward import WordReward
-from rats_video.types import PromptChecker, Reward
+from rats_video.types import ClipSpec, PromptChecker, Reward
 
 
-def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:
-    """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
+def build_reward(cfg: RewardConfig, device: torch.device, *, where: str, clip: ClipSpec | None = None) -> Reward:
+    """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded.
+
+    Args:
+        cfg: which one.
+        device: to load it to.
+        where: its key in the configuration.
+        clip: the clips that it will score, for rewards that must know their frames a second.
+    """
     folder = resolve_folder(cfg.path, where=f"{where}.path")
     match cfg:
         case WordRewardConfig():
@@ -24,6 +41,13 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
         case PickScoreConfig() | ClipScoreConfig():
             tokenizer = resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer") if cfg.tokenizer else folder
             return ClipReward.load(folder, tokenizer, cfg, device, scaled=isinstance(cfg, PickScoreConfig))
+        case HPSv3Config():
+            return HPSv3Reward.load(folder, resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer"), cfg, device)
+        case VideoAlignConfig():
+            fps = cfg.fps if clip is None else cfg.fps or clip.fps
+            if fps is None:
+                raise UserError("frames a second of the clips are not known here", where=f"{where}.fps", fix="set it")
+            return VideoAlignReward.load(folder, cfg, fps, device)
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
@@ -41,4 +65,5 @@ def check_rewards(cfg: DistillConfig, reward: Reward, prompts: Sequence[str], de
     """Raise UserError if the reward or the held-out one, loaded for this alone, cannot score a prompt."""
     check_reward_prompts(reward, prompts)
     if cfg.heldout_reward is not None:
-        check_reward_prompts(build_reward(cfg.heldout_reward, device, where="heldout_reward"), prompts)
+        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
+        check_reward_prompts(heldout, prompts)

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rats_video.assets import resolve_folder
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, WordRewardConfig
+from rats_video.config.reward import (
+    ClipScoreConfig,
+    HPSv3Config,
+    PickScoreConfig,
+    Qwen2VLScorer,
+    RewardConfig,
+    VideoAlignConfig,
+    WordRewardConfig,
+)
 from rats_video.errors import UserError
 from rats_video.planning.architecture import META, LongPrompts, empty_model
 from rats_video.planning.ledger import Ledger
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.hpsv3_reward import HPSv3Reward, hpsv3_head
+from rats_video.rewards.qwen import QWEN2_VL_2B, QWEN2_VL_7B, qwen_config
+from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings
 from rats_video.rewards.word_reward import WordReward
-from rats_video.types import Reward
+from rats_video.types import ClipSpec, Reward
 
 # While the folder is not there: PickScore is a CLIP ViT-H/14, the usual CLIP score a ViT-L/14.
 VIT_H = {
@@ -30,8 +45,8 @@ VIT_L = {
 }  # fmt: skip
 
 
-def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
-    """The reward's network from its folder's config.json; a CLIP whose folder is not there is the usual one.
+def reward_on_meta(cfg: RewardConfig, clip: ClipSpec, *, where: str) -> Reward:
+    """The reward's network from its folder's config.json; a hub model whose folder is not there is the usual one.
 
     Raises:
         UserError: the folder is not a reward's.
@@ -46,6 +61,15 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
                 raise UserError(f"not a word reward: {error}", where=str(folder)) from error
         case PickScoreConfig() | ClipScoreConfig():
             return _clip(cfg)
+        case HPSv3Config():
+            model, width = _qwen(cfg, QWEN2_VL_7B)
+            with META:
+                return HPSv3Reward(model, hpsv3_head(width), CountedTokens(), cfg)
+        case VideoAlignConfig():
+            model, width = _qwen(cfg, QWEN2_VL_2B)
+            settings, fps = VideoAlignSettings(), cfg.fps or clip.fps
+            with META:
+                return VideoAlignReward(model, nn.Linear(width, 1, bias=False), CountedTokens(), cfg, settings, fps)
 
 
 def _clip(cfg: PickScoreConfig | ClipScoreConfig) -> Reward:
@@ -58,6 +82,35 @@ def _clip(cfg: PickScoreConfig | ClipScoreConfig) -> Reward:
     model = empty_model(CLIPModel, config, where=cfg.path).to(getattr(torch, cfg.dtype))
     with Ledger():  # it asks for the value of its scale
         return ClipReward(model, LongPrompts(), cfg, scaled=scaled)
+
+
+def _qwen(cfg: Qwen2VLScorer, published: Mapping[str, Any]) -> tuple[Any, int]:
+    """The network and the width of its hidden states."""
+    import torch
+    from transformers import Qwen2VLModel
+
+    model: Any = empty_model(Qwen2VLModel, qwen_config(Path(cfg.path).expanduser(), published), where=cfg.path)
+    return model.to(getattr(torch, cfg.dtype)), int(model.config.text_config.hidden_size)
+
+
+class CountedTokens:
+    """In place of a tokenizer that is not there: special tokens are known, other text has a token for four letters."""
+
+    def __init__(self) -> None:
+        self._special: dict[str, int] = {}
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        """The number of a special token."""
+        return self._special.setdefault(token, len(self._special) + 1)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        """As a tokenizer's."""
+        pieces = re.split(r"(<\|\w+\|>)", text)
+        tokens = (
+            [self.convert_tokens_to_ids(piece)] if i % 2 else [0] * -(-len(piece) // 4)
+            for i, piece in enumerate(pieces)
+        )
+        return {"input_ids": [number for piece in tokens for number in piece]}
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from rats_video.errors import UserError
 from rats_video.rewards.files import has_tokenizer, load_transformers_model
 from rats_video.rewards.frames import Condition, FrameReward
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, red, green, blue
-_STD = (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, red, green, blue
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipReward(FrameReward):
@@ -84,7 +84,7 @@ def clip_pixels(frames: Tensor, size: int) -> Tensor:
     target = (int(size * height / short), int(size * width / short))
     resized = resize_bicubic(frames, target)
     top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return normalize(resized[..., top : top + size, left : left + size], _MEAN, _STD)
+    return normalize(resized[..., top : top + size, left : left + size], CLIP_MEAN, CLIP_STD)
 
 
 def resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:

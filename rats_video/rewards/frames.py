@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,17 +58,7 @@ class FrameReward(nn.Module):
         with torch.no_grad():
             rows = {name: row.repeat_interleave(len(scored), dim=0) for name, row in self.condition(prompts).items()}
         frames = videos[:, scored].flatten(0, 1)
-        recompute = torch.is_grad_enabled() and frames.requires_grad
-        parts = []
-        for first in range(0, len(frames), self.cfg.chunk):
-            chosen = slice(first, first + self.cfg.chunk)
-            part, condition = frames[chosen], {name: row[chosen] for name, row in rows.items()}
-            parts.append(
-                checkpoint(self.score_frames, part, condition, use_reentrant=False)
-                if recompute
-                else self.score_frames(part, condition)
-            )
-        scores = torch.cat(parts).unflatten(0, (batch, -1))
+        scores = in_chunks(self.score_frames, frames, rows, self.cfg.chunk).unflatten(0, (batch, -1))
         distance = (torch.arange(num_frames, device=videos.device)[:, None] - scored).abs()
         return RewardScores(clip=scores.mean(dim=1), frames=scores[:, distance.argmin(dim=1)])
 
@@ -80,6 +70,17 @@ class FrameReward(nn.Module):
         if long:
             self._warned = True
             warn(f"{long} of {len(prompts)} prompts are longer than the {self.text_limit} tokens this reward reads")
+
+
+def in_chunks(score: Callable[[Tensor, Condition], Tensor], pixels: Tensor, condition: Condition, size: int) -> Tensor:
+    """`score(pixels, condition)` of all rows, `size` at a time, each time recomputed in backward."""
+    recompute = torch.is_grad_enabled() and pixels.requires_grad
+    parts = []
+    for first in range(0, len(pixels), size):
+        chosen = slice(first, first + size)
+        part, known = pixels[chosen], {name: row[chosen] for name, row in condition.items()}
+        parts.append(checkpoint(score, part, known, use_reentrant=False) if recompute else score(part, known))
+    return torch.cat(parts)
 
 
 def scored_frames(num_frames: int, count: int | None) -> Tensor:
