@@ -17,10 +17,9 @@ from rats_video.config.reward import (
     VideoAlignConfig,
     WordRewardConfig,
 )
-from rats_video.errors import UserError
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.hpsv3_reward import HPSv3Reward
-from rats_video.rewards.video_align import VideoAlignReward
+from rats_video.rewards.video_align import VideoAlignReward, clip_fps
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import ClipSpec, PromptChecker, Reward
 
@@ -44,10 +43,7 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str, clip: C
         case HPSv3Config():
             return HPSv3Reward.load(folder, resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer"), cfg, device)
         case VideoAlignConfig():
-            fps = cfg.fps if clip is None else cfg.fps or clip.fps
-            if fps is None:
-                raise UserError("frames a second of the clips are not known here", where=f"{where}.fps", fix="set it")
-            return VideoAlignReward.load(folder, cfg, fps, device)
+            return VideoAlignReward.load(folder, cfg, clip_fps(cfg, clip, where=where), device)
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:

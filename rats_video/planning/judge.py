@@ -26,7 +26,7 @@ from rats_video.planning.ledger import Ledger
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.hpsv3_reward import HPSv3Reward, hpsv3_head
 from rats_video.rewards.qwen import QWEN2_VL_2B, QWEN2_VL_7B, qwen_config
-from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings
+from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings, clip_fps
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import ClipSpec, Reward
 
@@ -45,7 +45,7 @@ VIT_L = {
 }  # fmt: skip
 
 
-def reward_on_meta(cfg: RewardConfig, clip: ClipSpec, *, where: str) -> Reward:
+def reward_on_meta(cfg: RewardConfig, *, where: str, clip: ClipSpec | None = None) -> Reward:
     """The reward's network from its folder's config.json; a hub model whose folder is not there is the usual one.
 
     Raises:
@@ -67,7 +67,7 @@ def reward_on_meta(cfg: RewardConfig, clip: ClipSpec, *, where: str) -> Reward:
                 return HPSv3Reward(model, hpsv3_head(width), CountedTokens(), cfg)
         case VideoAlignConfig():
             model, width = _qwen(cfg, QWEN2_VL_2B)
-            settings, fps = VideoAlignSettings(), cfg.fps or clip.fps
+            settings, fps = VideoAlignSettings(), clip_fps(cfg, clip, where=where)
             with META:
                 return VideoAlignReward(model, nn.Linear(width, 1, bias=False), CountedTokens(), cfg, settings, fps)
 

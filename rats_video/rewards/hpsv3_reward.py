@@ -25,7 +25,6 @@ from rats_video.rewards.qwen_vision import PixelRule
 
 HPSV3 = Question("hpsv3.txt", ("<|Reward|>",))  # hpsv3/dataset/data_collator_qwen.py
 _PIXELS = 256 * 28 * 28  # hpsv3/inference.py: at least and at most
-_HEAD = "rm_head."
 
 
 class HPSv3Reward(FrameReward):
@@ -60,10 +59,9 @@ class HPSv3Reward(FrameReward):
     def load(cls, folder: Path, tokenizer: Path, cfg: HPSv3Config, device: torch.device) -> HPSv3Reward:
         """Load a frozen reward; raises UserError if a folder does not hold what it should, whole and in safetensors."""
         tensors = load_checkpoint_tensors(folder)
-        of_head = {name.removeprefix(_HEAD): tensors.pop(name) for name in list(tensors) if name.startswith(_HEAD)}
         model = load_qwen(tensors, qwen_config(folder, QWEN2_VL_7B), getattr(torch, cfg.dtype), folder)
         head = hpsv3_head(model.config.text_config.hidden_size)
-        load_head(of_head, head, folder)
+        load_head(tensors, head, folder)
         fix = "give the folder of Qwen/Qwen2-VL-7B-Instruct as `tokenizer`"
         words = load_qwen_tokenizer(tokenizer, model.config.text_config.vocab_size, HPSV3.answers, fix=fix)
         return cls(model, head, words, cfg).to(device)

@@ -24,6 +24,7 @@ from rats_video.rewards.frames import Condition
 from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
 
 _OPENING = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+_LOGITS, _HEAD = "lm_head.", "rm_head."  # the first is not used
 _CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
 
 _ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
@@ -150,7 +151,7 @@ def load_qwen(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: t
     named = {
         re.sub(r"^model\.(?!visual\.|language_model\.)", "language_model.", name).removeprefix("model."): tensor
         for name, tensor in tensors.items()
-        if name != "lm_head.weight"
+        if not name.startswith((_LOGITS, _HEAD))
     }
     sizes = Qwen2VLConfig(**config)
     sizes.text_config.vocab_size = len(named.get("language_model.embed_tokens.weight", ()))
@@ -162,9 +163,10 @@ def load_qwen(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: t
 
 
 def load_head(tensors: Mapping[str, Tensor], head: nn.Module, where: Path) -> None:
-    """Fill a head from tensors by its own names, in float32; raises UserError unless they fit."""
-    check_keys(tensors, head.state_dict(), where=where)
-    head.load_state_dict(tensors)
+    """Fill a head, in float32, from its part of a checkpoint; raises UserError unless that fits to the last key."""
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
+    check_keys(found, {f"{_HEAD}{name}": weight for name, weight in head.state_dict().items()}, where=where)
+    head.load_state_dict({name.removeprefix(_HEAD): tensor for name, tensor in found.items()})
 
 
 def load_qwen_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: str) -> Any:

@@ -30,7 +30,7 @@ from rats_video.rewards.qwen import (
     qwen_config,
 )
 from rats_video.rewards.qwen_vision import PAIR, PixelRule
-from rats_video.types import RewardScores
+from rats_video.types import ClipSpec, RewardScores
 
 VIDEO_ALIGN = Question(  # prompt_template.py, "detailed_special"
     "video_align.txt", ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
@@ -137,17 +137,25 @@ class VideoAlignReward(nn.Module):
         settings = VideoAlignSettings.read(folder / "model_config.json")
         saved = last_checkpoint(folder)
         tensors = merge_lora(load_checkpoint_tensors(saved), settings.lora_scale, saved)
-        weight = tensors.pop("rm_head.weight", torch.empty(0))
-        outputs = len(PARTS) if len(weight) == len(PARTS) else 1
+        outputs = len(PARTS) if len(tensors.get("rm_head.weight", ())) == len(PARTS) else 1
         model = load_qwen(tensors, qwen_config(folder, QWEN2_VL_2B), getattr(torch, cfg.dtype), saved)
         head = nn.Linear(model.config.text_config.hidden_size, outputs, bias=False)
-        load_head({"weight": weight}, head, saved)
+        load_head(tensors, head, saved)
         fix = "give a whole download of KlingTeam/VideoReward"
         tokenizer = load_qwen_tokenizer(saved / "tokenizer", model.config.text_config.vocab_size, fix=fix)
         known = tokenizer.get_vocab()
         if unknown := [token for token in VIDEO_ALIGN.answers if token not in known]:
             raise UserError(f"its tokenizer does not know {unknown[0]}", where=str(saved / "tokenizer"), fix=fix)
         return cls(model, head, tokenizer, cfg, settings, fps).to(device)
+
+
+def clip_fps(cfg: VideoAlignConfig, clip: ClipSpec | None, *, where: str) -> float:
+    """Frames a second of the clips to be scored; raises UserError, which names the key under `where`, if not known."""
+    if cfg.fps is not None:
+        return cfg.fps
+    if clip is None:
+        raise UserError("frames a second of the clips are not known here", where=f"{where}.fps", fix="set it")
+    return clip.fps
 
 
 def sampled_frames(num_frames: int, fps: float, wanted_fps: float) -> Tensor:

@@ -209,7 +209,7 @@ def test_every_preset_is_checked_and_has_its_configuration() -> None:
 ])  # fmt: skip
 def test_rewards_that_are_not_there_yet_are_the_usual_ones(make_config: MakeConfig, kind: str, millions: float) -> None:
     cfg = make_config(f"reward.kind={kind}", "reward.path=/not/downloaded")
-    reward = reward_on_meta(cfg.reward, cfg.clip.spec, where="reward")
+    reward = reward_on_meta(cfg.reward, where="reward", clip=cfg.clip.spec)
     assert isinstance(reward, nn.Module)
     assert sum(weight.numel() for weight in reward.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 

@@ -306,7 +306,7 @@ def test_names_of_todays_transformers_are_known_too(made: dict[str, Made], tmp_p
 
 @EITHER
 def test_without_weights_it_runs_for_the_plan(rewards: dict[str, Judge], kind: str) -> None:
-    reward = reward_on_meta(rewards[kind].cfg, SPEC, where="reward")
+    reward = reward_on_meta(rewards[kind].cfg, where="reward", clip=SPEC)
     assert isinstance(reward, VideoAlignReward | HPSv3Reward)
     videos = torch.empty(2, 5, 3, 56, 84, device="meta", requires_grad=True)
     scores = reward(videos, PROMPTS)
@@ -352,11 +352,11 @@ LAYER = "base_model.model.model.layers.0.mlp.up_proj"
         ),
         ("hpsv3", lambda tensors: tensors | {"extra": torch.ones(1)}, "holds 1 tensors too many, the first is extra"),
         ("hpsv3", reshaped("model.norm.weight"), "language_model.norm.weight is [5, 7], must be [32]"),
-        ("hpsv3", without("rm_head.5.bias"), "lacks 1 of 6 tensors, the first is 5.bias"),
-        ("hpsv3", reshaped("rm_head.0.weight"), "0.weight is [5, 7], must be [1024, 32]"),
+        ("hpsv3", without("rm_head.5.bias"), "lacks 1 of 6 tensors, the first is rm_head.5.bias"),
+        ("hpsv3", reshaped("rm_head.0.weight"), "rm_head.0.weight is [5, 7], must be [1024, 32]"),
         ("hpsv3", without("embed_tokens"), "lacks 1 of 45 tensors, the first is language_model.embed_tokens.weight"),
-        ("video_align", without("rm_head"), "weight is [0], must be [1, 32]"),
-        ("video_align", reshaped("rm_head"), "weight is [5, 7], must be [1, 32]"),
+        ("video_align", without("rm_head"), "lacks 1 of 1 tensors, the first is rm_head.weight"),
+        ("video_align", reshaped("rm_head"), "rm_head.weight is [5, 7], must be [1, 32]"),
         ("video_align", without(f"{LAYER}.lora_A"), "lacks model.layers.0.mlp.up_proj.lora_A.default.weight of a LoRA"),
         ("video_align", without(f"{LAYER}.base_layer"), "lacks model.layers.0.mlp.up_proj.base_layer.weight of a LoRA"),
         ("video_align", without(f"{LAYER}.lora_"), "lacks model.layers.0.mlp.up_proj.lora_A.default.weight of a LoRA"),
