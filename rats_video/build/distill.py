@@ -179,7 +179,7 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
         "clip": cfg.clip.model_dump(),
         # What is left out is in the weights' hash, or changes nothing that a teacher does.
         "decode": cfg.compute.decode.model_dump(exclude={"checkpoint", "offload", "window", "small"}),
-        "reward": cfg.reward.model_dump(exclude={"path", "tokenizer", "chunk"}),
+        "reward": cfg.reward.model_dump(exclude={"path", "head", "tokenizer", "chunk"}),
     }
 
 

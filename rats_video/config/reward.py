@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from rats_video.config.explain import KIND
 from rats_video.config.schema import Config, PositiveFloat, PositiveInt
@@ -35,14 +35,40 @@ class WordRewardConfig(BaseReward):
     blind_to: tuple[str, ...] = Field((), description="words that do not count, e.g. to study what a flawed judge does")
 
 
+class WindowFrames(Config):
+    """Frames in a row at a place drawn from the prompt: each prompt has one window, in every batch and every run."""
+
+    kind: Literal["window"]
+    count: PositiveInt = Field(description="frames in a row; all where a clip has no more")
+
+
+class EndFrames(Config):
+    """The first, the middle and the last frame."""
+
+    kind: Literal["ends"]
+
+
+def _frame_choice(value: Any) -> Any:
+    return value.get(KIND) if isinstance(value, dict) else getattr(value, KIND, "evenly")
+
+
+FrameChoice = Annotated[
+    Annotated[PositiveInt | None, Tag("evenly")]
+    | Annotated[WindowFrames, Tag("window")]
+    | Annotated[EndFrames, Tag("ends")],
+    Discriminator(_frame_choice),
+]
+"""Which frames of a clip are scored: a number of evenly spaced ones, all (null), or another choice by its `kind`."""
+
+
 class FrameScorer(BaseReward):
     """How a reward for single frames looks at clips."""
 
     per = "frame"
 
     path: str = Field(description="folder of the model, in safetensors")
-    frames: PositiveInt | None = Field(
-        None, description="score that many frames, evenly spaced from first to last; null = all"
+    frames: FrameChoice = Field(
+        None, description="score that many, evenly spaced from first to last; null = all; or {kind: window or ends}"
     )
     chunk: PositiveInt = Field(8, description="frames a forward; they are recomputed in backward, so it bounds memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
@@ -72,6 +98,43 @@ class ClipScoreConfig(ClipScorer):
 
     kind: Literal["clip_score"]
     path: str = "models/clip-vit-large-patch14"
+
+
+class HpsConfig(ClipScorer):
+    """People's preference, HPSv2.1 (arXiv 2306.09341): cos(frame, prompt), about 0.2 to 0.35."""
+
+    source = "xswu/HPSv2: HPS_v2.1_compressed.pt, converted"
+
+    kind: Literal["hpsv2"]
+    path: str = "models/HPSv2.1"
+    tokenizer: str | None = "models/clip-vit-large-patch14"
+
+
+class AestheticScorer(FrameScorer):
+    """How beautiful frames are, whatever the prompt."""
+
+    path: str = Field(description="folder of the image encoder, in safetensors")
+    head: str = Field(description="folder of the network that scores its features, in safetensors")
+
+
+class AestheticConfig(AestheticScorer):
+    """How beautiful a frame is, LAION aesthetic v2: 1 to 10, about 4.5 to 6.5; prompts are not read."""
+
+    source = "openai/clip-vit-large-patch14; sac+logos+ava1-l14-linearMSE.pth, converted"
+
+    kind: Literal["aesthetic"]
+    path: str = "models/clip-vit-large-patch14"
+    head: str = "models/aesthetic-v2"
+
+
+class AestheticV25Config(AestheticScorer):
+    """How beautiful a frame is, aesthetic predictor v2.5: 1 to 10, about 3 to 7; prompts are not read."""
+
+    source = "google/siglip-so400m-patch14-384; aesthetic_predictor_v2_5.pth, converted"
+
+    kind: Literal["aesthetic_v25"]
+    path: str = "models/siglip-so400m-patch14-384"
+    head: str = "models/aesthetic-v2-5"
 
 
 class Qwen2VLScorer(BaseReward):
@@ -118,8 +181,8 @@ class HPSv3Config(Qwen2VLScorer, FrameScorer):
     kind: Literal["hpsv3"]
     path: str = "models/HPSv3"
     tokenizer: str = Field("models/Qwen2-VL-7B-Instruct", description="folder of the tokenizer of Qwen2-VL")
-    frames: PositiveInt | None = Field(
-        4, description="score that many frames, evenly spaced from first to last; null = all"
+    frames: FrameChoice = Field(
+        4, description="score that many, evenly spaced from first to last; null = all; or {kind: window or ends}"
     )
 
 
@@ -128,7 +191,14 @@ def _word_by_default(value: Any) -> Any:
 
 
 RewardConfig = Annotated[
-    WordRewardConfig | PickScoreConfig | ClipScoreConfig | VideoAlignConfig | HPSv3Config,
+    WordRewardConfig
+    | PickScoreConfig
+    | ClipScoreConfig
+    | HpsConfig
+    | AestheticConfig
+    | AestheticV25Config
+    | VideoAlignConfig
+    | HPSv3Config,
     Field(discriminator="kind"),
     BeforeValidator(_word_by_default),
 ]

@@ -12,7 +12,11 @@ from torch import nn
 
 from rats_video.assets import resolve_folder
 from rats_video.config.reward import (
+    AestheticConfig,
+    AestheticV25Config,
     ClipScoreConfig,
+    FrameScorer,
+    HpsConfig,
     HPSv3Config,
     PickScoreConfig,
     Qwen2VLScorer,
@@ -23,14 +27,17 @@ from rats_video.config.reward import (
 from rats_video.errors import UserError
 from rats_video.planning.architecture import META, LongPrompts, empty_model
 from rats_video.planning.ledger import Ledger
+from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.files import load_checkpoint_tensors
+from rats_video.rewards.hps_reward import hps_pixels, open_clip_config
 from rats_video.rewards.hpsv3_reward import HPSv3Reward, hpsv3_head
 from rats_video.rewards.qwen import QWEN2_VL_2B, QWEN2_VL_7B, qwen_config
 from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings, clip_fps
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import ClipSpec, Reward
 
-# While the folder is not there: PickScore is a CLIP ViT-H/14, the usual CLIP score a ViT-L/14.
+# While the folder is not there: PickScore and HPSv2.1 are a CLIP ViT-H/14, the usual CLIP score a ViT-L/14.
 VIT_H = {
     "projection_dim": 1024,
     "text_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
@@ -42,6 +49,10 @@ VIT_L = {
     "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
     "vision_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
                       "num_attention_heads": 16, "patch_size": 14},
+}  # fmt: skip
+SO400M = {
+    "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+                      "num_attention_heads": 16, "patch_size": 14, "image_size": 384},
 }  # fmt: skip
 
 
@@ -60,7 +71,17 @@ def reward_on_meta(cfg: RewardConfig, *, where: str, clip: ClipSpec | None = Non
             except TypeError as error:
                 raise UserError(f"not a word reward: {error}", where=str(folder)) from error
         case PickScoreConfig() | ClipScoreConfig():
-            return _clip(cfg)
+            scaled = isinstance(cfg, PickScoreConfig)
+            model = _network("CLIPModel", _hub_config(cfg, VIT_H if scaled else VIT_L), cfg)
+            with Ledger():  # it asks for the value of its scale
+                return ClipReward(model, LongPrompts(), cfg, scaled=scaled)
+        case HpsConfig():
+            folder = Path(cfg.path).expanduser()
+            config = open_clip_config(load_checkpoint_tensors(folder), folder) if folder.is_dir() else VIT_H
+            return ClipReward(_network("CLIPModel", config, cfg), LongPrompts(), cfg, scaled=False, pixels=hps_pixels)
+        case AestheticConfig() | AestheticV25Config():
+            usual = VIT_L if isinstance(cfg, AestheticConfig) else SO400M
+            return AestheticReward(_network(predictor_of(cfg).model, _hub_config(cfg, usual), cfg), cfg)
         case HPSv3Config():
             model, width = _qwen(cfg, QWEN2_VL_7B)
             with META:
@@ -72,16 +93,16 @@ def reward_on_meta(cfg: RewardConfig, *, where: str, clip: ClipSpec | None = Non
                 return VideoAlignReward(model, nn.Linear(width, 1, bias=False), CountedTokens(), cfg, settings, fps)
 
 
-def _clip(cfg: PickScoreConfig | ClipScoreConfig) -> Reward:
-    import torch
-    from transformers import CLIPModel
-
-    scaled = isinstance(cfg, PickScoreConfig)
+def _hub_config(cfg: FrameScorer, usual: dict[str, Any]) -> dict[str, Any]:
     folder = Path(cfg.path).expanduser()
-    config = _read(folder) if folder.is_dir() else VIT_H if scaled else VIT_L
-    model = empty_model(CLIPModel, config, where=cfg.path).to(getattr(torch, cfg.dtype))
-    with Ledger():  # it asks for the value of its scale
-        return ClipReward(model, LongPrompts(), cfg, scaled=scaled)
+    return _read(folder) if folder.is_dir() else usual
+
+
+def _network(kind: str, config: dict[str, Any], cfg: FrameScorer) -> nn.Module:
+    import torch
+    import transformers
+
+    return empty_model(getattr(transformers, kind), config, where=cfg.path).to(getattr(torch, cfg.dtype))
 
 
 def _qwen(cfg: Qwen2VLScorer, published: Mapping[str, Any]) -> tuple[Any, int]:

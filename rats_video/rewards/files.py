@@ -48,6 +48,14 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
     return model
 
 
+def fill_transformers_model(kind: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """A model of the transformers class `kind` with all of its weights given, on the CPU."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+
+
 def _check_files(kind: Any, folder: Path, model_type: str) -> None:
     try:
         found = json.loads((folder / "config.json").read_text())["model_type"]
@@ -109,7 +117,8 @@ def _safetensors_files(path: Path) -> list[Path]:
             raise UserError("is no readable index of shards", where=str(index)) from error
     found = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
     if len(found) > 1:
-        raise UserError(f"holds {len(found)} safetensors files, e.g. {found[0].name}; name one", where=str(path))
+        what = f"holds {len(found)} safetensors files, e.g. {found[0].name}, and no model.safetensors"
+        raise UserError(what, where=str(path))
     if not found:
         _refuse_pickles(path)
         raise UserError("no safetensors file in it", where=str(path))

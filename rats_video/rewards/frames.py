@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.config.reward import FrameScorer
+from rats_video.config.reward import EndFrames, FrameChoice, FrameScorer, WindowFrames
 from rats_video.errors import warn
 from rats_video.types import RewardScores
 
@@ -47,20 +48,22 @@ class FrameReward(nn.Module):
         raise NotImplementedError
 
     def looks_at(self, num_frames: int) -> Tensor:
-        """Indices of the frames that are scored."""
-        return scored_frames(num_frames, self.cfg.frames)
+        """Indices of the frames that are scored; a window lies elsewhere for each prompt, so it may be any of them."""
+        if isinstance(self.cfg.frames, WindowFrames):
+            return torch.arange(num_frames)
+        return scored_frames(num_frames, self.cfg.frames, [""])[0]
 
     def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `[B, T, 3, height, width]` in [0, 1]; a prompt longer than the model reads is cut, with one warning."""
         batch, num_frames = videos.shape[:2]
-        scored = self.looks_at(num_frames).to(videos.device)
+        scored = scored_frames(num_frames, self.cfg.frames, prompts).to(videos.device)
         self.check_prompts(prompts)
         with torch.no_grad():
-            rows = {name: row.repeat_interleave(len(scored), dim=0) for name, row in self.condition(prompts).items()}
-        frames = videos[:, scored].flatten(0, 1)
+            rows = {name: row.repeat_interleave(scored.shape[1], 0) for name, row in self.condition(prompts).items()}
+        frames = videos[torch.arange(batch, device=videos.device)[:, None], scored].flatten(0, 1)
         scores = in_chunks(self.score_frames, frames, rows, self.cfg.chunk).unflatten(0, (batch, -1))
-        distance = (torch.arange(num_frames, device=videos.device)[:, None] - scored).abs()
-        return RewardScores(clip=scores.mean(dim=1), frames=scores[:, distance.argmin(dim=1)])
+        distance = (torch.arange(num_frames, device=videos.device)[:, None] - scored[:, None]).abs()  # [B, T, scored]
+        return RewardScores(clip=scores.mean(dim=1), frames=scores.gather(1, distance.argmin(dim=2)))
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Warn, once in the reward's life, of prompts whose end the model does not read."""
@@ -83,8 +86,24 @@ def in_chunks(score: Callable[[Tensor, Condition], Tensor], pixels: Tensor, cond
     return torch.cat(parts)
 
 
-def scored_frames(num_frames: int, count: int | None) -> Tensor:
-    """Indices of the frames that are scored: all, or `count` evenly spaced ones with the first and the last."""
+def scored_frames(num_frames: int, choice: FrameChoice, prompts: Sequence[str]) -> Tensor:
+    """Indices `[B, scored]`, rising, of the frames that are scored for each of B prompts."""
+    match choice:
+        case WindowFrames():
+            count = min(choice.count, num_frames)
+            # The prompt alone decides: teacher and student, a part of the batch and a resumed run see the same frames.
+            digests = (hashlib.sha256(prompt.encode()).digest() for prompt in prompts)
+            first = torch.tensor([int.from_bytes(digest, "big") % (num_frames - count + 1) for digest in digests])
+            return first[:, None] + torch.arange(count)
+        case EndFrames():
+            frames = evenly_spaced(num_frames, 3)
+        case _:
+            frames = evenly_spaced(num_frames, choice)
+    return frames.expand(len(prompts), -1)
+
+
+def evenly_spaced(num_frames: int, count: int | None) -> Tensor:
+    """Indices of `count` frames, the first and the last among them; of all where a clip has no more, or for None."""
     if count is None or count >= num_frames:
         return torch.arange(num_frames)
     return torch.linspace(0, num_frames - 1, count).round().long()
