@@ -22,6 +22,7 @@ from rats_video.build.reward import build_reward
 from rats_video.config.reward import HPSv3Config, VideoAlignConfig
 from rats_video.errors import UserError
 from rats_video.planning.judge import reward_on_meta
+from rats_video.rewards.convert import convert_checkpoint
 from rats_video.rewards.hpsv3_reward import HPSv3Reward
 from rats_video.rewards.qwen_vision import PixelRule, patch_rows
 from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings, merge_lora, sampled_frames
@@ -302,6 +303,19 @@ def test_names_of_todays_transformers_are_known_too(made: dict[str, Made], tmp_p
     with torch.no_grad():
         ours = load(Made(folder, one.tokenizer, None, None), kind)(videos, PROMPTS[:1]).clip
         assert torch.equal(ours, load(one, kind)(videos, PROMPTS[:1]).clip)
+
+
+def test_published_pickle_is_converted(made: dict[str, Made], rewards: dict[str, Judge], tmp_path: Path) -> None:
+    one, folder = made["video_align"], tmp_path / "copy"
+    shutil.copytree(one.folder, folder)
+    saved = folder / "checkpoint-100"
+    torch.save(load_file(saved / "model.safetensors"), saved / "model.pth")
+    (saved / "model.safetensors").unlink()
+    convert_checkpoint(saved / "model.pth", saved)
+    videos = steps(1, 2, 56, 84)
+    with torch.no_grad():
+        ours = load(Made(folder, one.tokenizer, None, None), "video_align")(videos, PROMPTS[:1]).clip
+        assert torch.equal(ours, rewards["video_align"](videos, PROMPTS[:1]).clip)
 
 
 @EITHER
