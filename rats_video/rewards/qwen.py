@@ -24,8 +24,8 @@ from rats_video.rewards.frames import Condition
 from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
 
 _OPENING = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
-_LOGITS, _HEAD = "lm_head.", "rm_head."  # the first is not used
 _CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
+_LOGITS, _HEAD = "lm_head.", "rm_head."  # of a checkpoint; the first is not used
 
 _ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
 QWEN2_VL_2B = {
@@ -146,6 +146,7 @@ def load_qwen(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: t
         where: they come from, for messages.
     """
     from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import Qwen2VLConfig, Qwen2VLModel
 
     named = {
@@ -153,7 +154,11 @@ def load_qwen(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: t
         for name, tensor in tensors.items()
         if not name.startswith((_LOGITS, _HEAD))
     }
-    sizes = Qwen2VLConfig(**config)
+    try:
+        sizes = Qwen2VLConfig(**config)
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        what = f"not the sizes of a Qwen2-VL: {' '.join(str(error).split())}"
+        raise UserError(what, where=str(where), fix="see config.json") from error
     sizes.text_config.vocab_size = len(named.get("language_model.embed_tokens.weight", ()))
     with init_empty_weights(include_buffers=False):  # the frequencies of rotary positions are in no checkpoint
         model = Qwen2VLModel(sizes)

@@ -440,6 +440,8 @@ def other_words(folder: Path) -> None:
          "/checkpoint-100/tokenizer: its tokenizer has 333 tokens, the model 336 (give a whole download of Kling"),
         ("video_align", other_words, "/checkpoint-100/tokenizer: its tokenizer does not know <|VQ_reward|> (give"),
         ("hpsv3", lambda folder: (folder / "config.json").write_text("{"), "/config.json: is no readable"),
+        ("hpsv3", edit("config.json", lambda c: c["text_config"].update(hidden_size="wide")),
+         ": not the sizes of a Qwen2-VL: "),
     ],
 )  # fmt: skip
 def test_damaged_folders_are_one_line(
