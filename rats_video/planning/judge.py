@@ -51,6 +51,7 @@ VIT_L = {
                       "num_attention_heads": 16, "patch_size": 14},
 }  # fmt: skip
 SO400M = {
+    "text_config": {"bos_token_id": 0, "eos_token_id": 1},  # else transformers warns of its own defaults
     "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
                       "num_attention_heads": 16, "patch_size": 14, "image_size": 384},
 }  # fmt: skip

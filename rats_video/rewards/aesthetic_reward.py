@@ -67,11 +67,9 @@ class AestheticReward(FrameReward):
         self.model = model.requires_grad_(requires_grad=False).eval()
         self.model.text_model = None
         self.pixels = predictor_of(cfg).pixels
-        width = (
-            model.config.projection_dim
-            if hasattr(model, "visual_projection")
-            else model.config.vision_config.hidden_size
-        )
+        width = getattr(
+            model.config, "projection_dim", model.config.vision_config.hidden_size
+        )  # SigLIP projects nothing
         layers = itertools.starmap(nn.Linear, itertools.pairwise((width, *_WIDTHS)))
         self.head = nn.Sequential(*layers).to(model.device).requires_grad_(requires_grad=False)
 
@@ -89,9 +87,7 @@ class AestheticReward(FrameReward):
         kind = getattr(transformers, predictor.model)
         reward = cls(load_transformers_model(kind, folder, predictor.model_type, getattr(torch, cfg.dtype)), cfg)
         tensors, wanted = load_checkpoint_tensors(head), reward.head.state_dict()
-        published = {
-            name: f"{predictor.layers[int(name[0])]}{name[1:]}" for name in wanted
-        }  # 0.weight: layers.0.weight
+        published = {name: predictor.layers[int(name[0])] + name[1:] for name in wanted}  # 1.bias is layers.2.bias
         check_keys(tensors, {published[name]: weight for name, weight in wanted.items()}, where=head)
         reward.head.load_state_dict({name: tensors[published[name]] for name in wanted})
         return reward.to(device)

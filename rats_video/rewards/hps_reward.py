@@ -90,22 +90,24 @@ def open_clip_config(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, A
         return tensors[name].shape[dimension]
 
     def tower(prefix: str, heads: int | None, head_width: int) -> dict[str, Any]:
-        width = size(f"{prefix}.resblocks.0.ln_1.weight", 0)
-        heads = heads or width // head_width
+        width = size(f"{prefix}0.ln_1.weight", 0)
+        if heads is None:
+            heads = width // head_width if head_width > 0 else 0
         if heads < 1 or width % heads:
             fix = "put open_clip's model configuration beside it as config.json"
-            raise UserError(f"{prefix} is {width} wide, which {heads} heads cannot share", where=str(folder), fix=fix)
-        blocks = {name.split(".resblocks.")[1].split(".")[0] for name in tensors if name.startswith(f"{prefix}.res")}
+            raise UserError(f"{prefix}0 is {width} wide, which {heads} heads cannot share", where=str(folder), fix=fix)
+        blocks = {name[len(prefix) :].split(".")[0] for name in tensors if name.startswith(prefix)}
         return {
             "hidden_size": width,
-            "intermediate_size": size(f"{prefix}.resblocks.0.mlp.c_fc.weight", 0),
+            "intermediate_size": size(f"{prefix}0.mlp.c_fc.weight", 0),
             "num_hidden_layers": len(blocks),
             "num_attention_heads": heads,
             "hidden_act": "gelu",
         }
 
     text_heads, head_width = _heads(folder)
-    vision, text = tower("visual.transformer", None, head_width), tower("transformer", text_heads, 64)
+    vision = tower("visual.transformer.resblocks.", None, head_width)
+    text = tower("transformer.resblocks.", text_heads, 64)
     patch, words = size("visual.conv1.weight", 3), size("token_embedding.weight", 0)
     grid = math.isqrt(size("visual.positional_embedding", 0) - 1)
     tokens = {"bos_token_id": words - 2, "eos_token_id": words - 1, "pad_token_id": 0}  # features are read at the end's

@@ -294,8 +294,9 @@ def test_plan_counts_the_folders_own_network(published: Published) -> None:
     ],
 )
 def test_encoders_that_are_not_there_yet_are_the_usual_ones(
-    cfg: AestheticConfig | AestheticV25Config, millions: float
+    cfg: AestheticConfig | AestheticV25Config, millions: float, capfd: pytest.CaptureFixture[str]
 ) -> None:
     reward = reward_on_meta(cfg, where="reward")
     assert isinstance(reward, AestheticReward)
     assert sum(weight.numel() for weight in reward.model.parameters()) / 1e6 == pytest.approx(millions, abs=0.01)
+    assert "".join(capfd.readouterr()) == ""

@@ -296,7 +296,7 @@ LAST = "visual.transformer.resblocks.1.attn"
             "only has pickled weights, which can run code when they are loaded (rats-video rewards convert ",
         ),
         (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors file in it"),
-        (lambda folder: (folder / "config.json").unlink(), "visual.transformer is 16 wide, which 0 heads cannot "),
+        (lambda folder: (folder / "config.json").unlink(), "visual.transformer.resblocks.0 is 16 wide, which 0"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer in it (give a folder with CLIP's"),
     ],
 )  # fmt: skip
@@ -312,6 +312,15 @@ def test_damaged_folder_is_one_line(copied: Path, damage: Callable[[Path], objec
 def test_another_config_is_refused(copied: Path, text: str) -> None:
     (copied / "config.json").write_text(text)
     with pytest.raises(UserError, match=r"config\.json: is no model configuration of open_clip with text_cfg\.heads"):
+        load(copied)
+
+
+@pytest.mark.parametrize(("head_width", "heads", "tower"), [(0, 2, "visual."), (4, 0, ""), (4, 3, ""), (4, -2, "")])
+def test_heads_that_do_not_fit_are_refused(copied: Path, head_width: int, heads: int, tower: str) -> None:
+    cfg = {"vision_cfg": {"head_width": head_width}, "text_cfg": {"heads": heads}}
+    (copied / "config.json").write_text(json.dumps(cfg))
+    line = rf": {tower}transformer\.resblocks\.0 is 16 wide, which {head_width and heads} heads cannot share"
+    with pytest.raises(UserError, match=line):
         load(copied)
 
 
