@@ -60,6 +60,7 @@ def build_model(words: int) -> Qwen2VLForConditionalGeneration:
             else:
                 weight.add_(0.1 * torch.randn_like(weight))
         model.model.language_model.embed_tokens.weight.mul_(5)
+        model.model.visual.blocks[0].attn.qkv.weight.mul_(3)  # else attention is even, wherever patches are
     return model
 
 
