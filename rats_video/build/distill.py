@@ -138,7 +138,11 @@ def build_rats(
     """Student, teacher, reward and gate."""
     device = student.device
     remote = runtime.reward_ranks > 0
-    reward = RemoteReward(Link.to_reward(runtime)) if remote else build_reward(cfg.reward, device, where="reward")
+    reward = (
+        RemoteReward(Link.to_reward(runtime))
+        if remote
+        else build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec)
+    )
     store = None
     if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
         store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device, runtime)

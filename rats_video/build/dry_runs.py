@@ -172,7 +172,7 @@ class DryRuns:
             yield "reward", [*reward.parameters(), *reward.buffers()]
 
     def _reward(self, cfg: DistillConfig) -> Reward:
-        reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward"))
+        reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward", clip=cfg.clip.spec))
         return reward
 
     @property

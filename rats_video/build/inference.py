@@ -182,7 +182,7 @@ def compare_files(
 ) -> list[str]:
     """Sample the three columns with paired noise, score them and write one mp4 a prompt."""
     make_folder(output)
-    reward = build_reward(cfg.reward, loaded.base.device, where="reward")
+    reward = build_reward(cfg.reward, loaded.base.device, where="reward", clip=loaded.clip)
     teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
     arms = [Arm("teacher", loaded.base, teacher), Arm("base", loaded.base, spec), Arm("student", loaded.student, spec)]
     share = runtime.share(len(prompts))
@@ -230,9 +230,9 @@ def run_evaluate(
 
 def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
     """Trained reward, held-out reward where there is one, what can be measured on the shapes, and on what moves."""
-    measures = [reward_measure("reward", build_reward(cfg.reward, device, where="reward"))]
+    measures = [reward_measure("reward", build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec))]
     if cfg.heldout_reward is not None:
-        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward")
+        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
         measures.append(reward_measure("heldout_reward", heldout))
     if isinstance(cfg.prompts, ShapesPrompts):
         measures.append(shapes_measure)

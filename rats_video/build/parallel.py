@@ -31,7 +31,7 @@ def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: Pipeline
 
 def serve_rewards(cfg: DistillConfig, runtime: Runtime) -> None:
     """What a reward rank does: load and check the reward, then answer its trainers until they have finished."""
-    reward = build_reward(cfg.reward, runtime.device, where="reward")
+    reward = build_reward(cfg.reward, runtime.device, where="reward", clip=cfg.clip.spec)
     prompts = load_prompts(cfg.prompts)
     check_rewards(cfg, reward, (*prompts.train, *prompts.heldout), runtime.device)
     with StopRequest():  # a request to stop is for the trainers, which then let this process go

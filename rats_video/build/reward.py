@@ -16,6 +16,7 @@ from rats_video.config.reward import (
     ClipScorer,
     CustomRewardConfig,
     HpsConfig,
+    HPSv3Config,
     ImageRewardConfig,
     PickScoreConfig,
     RewardConfig,
@@ -24,6 +25,7 @@ from rats_video.config.reward import (
     SumRewardConfig,
     TemporalScorer,
     ViClipConfig,
+    VideoAlignConfig,
     WordRewardConfig,
     single_rewards,
 )
@@ -31,22 +33,33 @@ from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.custom import build_custom, source_file
 from rats_video.rewards.hps_reward import load_hps
+from rats_video.rewards.hpsv3_reward import HPSv3Reward
 from rats_video.rewards.image_reward import ImageReward
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.subject_reward import SubjectConsistency
 from rats_video.rewards.sum_reward import SumReward, terms_of
 from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward
+from rats_video.rewards.video_align import VideoAlignReward, clip_fps
 from rats_video.rewards.word_reward import WordReward
-from rats_video.types import PromptChecker, Reward
+from rats_video.types import ClipSpec, PromptChecker, Reward
 
 
-def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: C901, PLR0911  # one a kind
-    """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded."""
+def build_reward(  # noqa: C901, PLR0911  # one a kind
+    cfg: RewardConfig, device: torch.device, *, where: str, clip: ClipSpec | None = None
+) -> Reward:
+    """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded.
+
+    Args:
+        cfg: which one.
+        device: to load it to.
+        where: its key in the configuration.
+        clip: the clips that it will score, for rewards that must know their frames a second.
+    """
     if isinstance(cfg, CustomRewardConfig):
         return build_custom(cfg, device, where=where)
     if isinstance(cfg, SumRewardConfig):
-        return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
+        return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key, clip=clip))
     if isinstance(cfg, TemporalScorer):
         return TemporalReward(cfg)
     folder = resolve_folder(cfg.path, where=f"{where}.path")
@@ -66,6 +79,10 @@ def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Rewa
             return ViClipReward.load(folder, _tokenizer(cfg, where), cfg, device)
         case SubjectConsistencyConfig():
             return SubjectConsistency.load(folder, cfg, device)
+        case HPSv3Config():
+            return HPSv3Reward.load(folder, resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer"), cfg, device)
+        case VideoAlignConfig():
+            return VideoAlignReward.load(folder, cfg, clip_fps(cfg, clip, where=where), device)
 
 
 def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -> Path:
@@ -111,7 +128,7 @@ def check_rewards(
         if in_loss:
             found.require_loss()
     if cfg.heldout_reward is not None:
-        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward")
+        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
         check_reward_prompts(heldout, prompts)
         for key, term in terms_of(heldout, "heldout_reward").items():
             self_test(term.reward, cfg.clip.spec, prompts, where=key, device=device, with_gradient=False)

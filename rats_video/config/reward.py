@@ -236,6 +236,55 @@ class CustomRewardConfig(RewardKind):
         return target
 
 
+class Qwen2VLScorer(BaseReward):
+    """How a reward that is a Qwen2-VL looks at pixels."""
+
+    path: str = Field(description="folder of the reward's weights, in safetensors")
+    chunk: PositiveInt = Field(1, description="clips or frames a forward; they are recomputed in backward")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the model's weights; its head is float32")
+    round_pixels: bool = Field(
+        False,  # noqa: FBT003
+        description="round resized frames to whole steps of 1/255, as in the published code; gradient passes through",
+    )
+
+
+class VideoAlignWeights(Config):
+    """How much each part counts in a clip's score."""
+
+    vq: float = Field(1.0, description="visual quality")
+    mq: float = Field(1.0, description="motion quality")
+    ta: float = Field(1.0, description="text alignment")
+
+
+class VideoAlignConfig(Qwen2VLScorer):
+    """Visual and motion quality and fit to the prompt (VideoReward, arXiv 2501.13918): each about N(0, 1), and summed.
+
+    The first two do not depend on the prompt. Two frames a second are looked at, at least 4.
+    """
+
+    per = "clip"
+    source = "KlingTeam/VideoReward"
+
+    kind: Literal["video_align"]
+    path: str = "models/VideoReward"
+    fps: PositiveFloat | None = Field(None, description="frames a second of the clips; null = of the run's clip")
+    weights: VideoAlignWeights = VideoAlignWeights()
+
+
+class HPSv3Config(Qwen2VLScorer, FrameScorer):
+    """People's preference and fit to the prompt (HPSv3, arXiv 2508.03789): mean of a normal distribution, 0 to 15."""
+
+    per = "frame"
+    source = "MizzenAI/HPSv3"
+
+    kind: Literal["hpsv3"]
+    path: str = "models/HPSv3"
+    tokenizer: str = Field("models/Qwen2-VL-7B-Instruct", description="folder of the tokenizer of Qwen2-VL")
+    frames: FrameChoice = Field(
+        4, description="score that many, evenly spaced from first to last; null = all; or {kind: window or ends}"
+    )
+
+
 def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
@@ -252,6 +301,8 @@ SingleReward = (
     | ViClipConfig
     | TemporalConfig
     | SubjectConsistencyConfig
+    | VideoAlignConfig
+    | HPSv3Config
     | CustomRewardConfig
 )
 """A reward that is no sum of others."""

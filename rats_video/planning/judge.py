@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,13 +18,16 @@ from rats_video.config.reward import (
     CustomRewardConfig,
     FrameScorer,
     HpsConfig,
+    HPSv3Config,
     ImageRewardConfig,
     PickScoreConfig,
+    Qwen2VLScorer,
     RewardConfig,
     SubjectConsistencyConfig,
     SumRewardConfig,
     TemporalScorer,
     ViClipConfig,
+    VideoAlignConfig,
     WordRewardConfig,
 )
 from rats_video.errors import UserError
@@ -33,13 +38,16 @@ from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.files import load_checkpoint_tensors
 from rats_video.rewards.hps_reward import hps_pixels, open_clip_config
+from rats_video.rewards.hpsv3_reward import HPSv3Reward, hpsv3_head
 from rats_video.rewards.image_reward import BlipSizes, ImageReward
+from rats_video.rewards.qwen import QWEN2_VL_2B, QWEN2_VL_7B, qwen_config
 from rats_video.rewards.subject_reward import SubjectConsistency, encoder_of
 from rats_video.rewards.sum_reward import SumReward
 from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward, ViClipSizes
+from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings, clip_fps
 from rats_video.rewards.word_reward import WordReward
-from rats_video.types import Reward
+from rats_video.types import ClipSpec, Reward
 
 Sizes = TypeVar("Sizes", BlipSizes, ViClipSizes)
 
@@ -63,7 +71,9 @@ SO400M = {
 }  # fmt: skip
 
 
-def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: C901, PLR0911  # one a kind
+def reward_on_meta(  # noqa: C901, PLR0911, PLR0912  # one a kind
+    cfg: RewardConfig, *, where: str, clip: ClipSpec | None = None
+) -> Reward:
     """The reward's network from its folder's config.json; a hub model whose folder is not there is the usual one.
 
     Raises:
@@ -73,7 +83,7 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: C901, P
         case CustomRewardConfig():  # what it costs only running it would tell
             return brightness
         case SumRewardConfig():
-            return SumReward.of(cfg, where, lambda term, key: reward_on_meta(term, where=key))
+            return SumReward.of(cfg, where, lambda term, key: reward_on_meta(term, where=key, clip=clip))
         case TemporalScorer():
             return TemporalReward(cfg)
         case WordRewardConfig():
@@ -102,6 +112,15 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: C901, P
         case SubjectConsistencyConfig():
             config = _hub_config(cfg, {"model_type": "vit"})  # transformers' own defaults are a ViT-B/16
             return SubjectConsistency(_network(encoder_of(config, where=cfg.path).model, config, cfg), cfg)
+        case HPSv3Config():
+            model, width = _qwen(cfg, QWEN2_VL_7B)
+            with META:
+                return HPSv3Reward(model, hpsv3_head(width), CountedTokens(), cfg)
+        case VideoAlignConfig():
+            model, width = _qwen(cfg, QWEN2_VL_2B)
+            settings, fps = VideoAlignSettings(), clip_fps(cfg, clip, where=where)
+            with META:
+                return VideoAlignReward(model, nn.Linear(width, 1, bias=False), CountedTokens(), cfg, settings, fps)
 
 
 def _sizes(cfg: ImageRewardConfig | ViClipConfig, kind: type[Sizes]) -> Sizes:
@@ -119,6 +138,35 @@ def _network(kind: str, config: dict[str, Any], cfg: FrameScorer) -> nn.Module:
     import transformers
 
     return empty_model(getattr(transformers, kind), config, where=cfg.path).to(getattr(torch, cfg.dtype))
+
+
+def _qwen(cfg: Qwen2VLScorer, published: Mapping[str, Any]) -> tuple[Any, int]:
+    """The network and the width of its hidden states."""
+    import torch
+    from transformers import Qwen2VLModel
+
+    model: Any = empty_model(Qwen2VLModel, qwen_config(Path(cfg.path).expanduser(), published), where=cfg.path)
+    return model.to(getattr(torch, cfg.dtype)), int(model.config.text_config.hidden_size)
+
+
+class CountedTokens:
+    """In place of a tokenizer that is not there: special tokens are known, other text has a token for four letters."""
+
+    def __init__(self) -> None:
+        self._special: dict[str, int] = {}
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        """The number of a special token."""
+        return self._special.setdefault(token, len(self._special) + 1)
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        """As a tokenizer's."""
+        pieces = re.split(r"(<\|\w+\|>)", text)
+        tokens = (
+            [self.convert_tokens_to_ids(piece)] if i % 2 else [0] * -(-len(piece) // 4)
+            for i, piece in enumerate(pieces)
+        )
+        return {"input_ids": [number for piece in tokens for number in piece]}
 
 
 def _read(folder: Path) -> dict[str, Any]:

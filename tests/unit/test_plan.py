@@ -203,10 +203,13 @@ def test_every_preset_is_checked_and_has_its_configuration() -> None:
     assert named == list(TOTALS)
 
 
-@pytest.mark.parametrize(("kind", "millions"), [("pickscore", 986.1), ("clip_score", 427.6)])  # CLIP ViT-H/14, L/14
+@pytest.mark.parametrize(("kind", "millions"), [
+    ("pickscore", 986.1), ("clip_score", 427.6),  # CLIP ViT-H/14, L/14
+    ("video_align", 2209.0), ("hpsv3", 7750.1),  # Qwen2-VL-2B and -7B without the matrix of logits, and their heads
+])  # fmt: skip
 def test_rewards_that_are_not_there_yet_are_the_usual_ones(make_config: MakeConfig, kind: str, millions: float) -> None:
-    cfg = make_config(f"reward.kind={kind}", "reward.path=/not/downloaded").reward
-    reward = reward_on_meta(cfg, where="reward")
+    cfg = make_config(f"reward.kind={kind}", "reward.path=/not/downloaded")
+    reward = reward_on_meta(cfg.reward, where="reward", clip=cfg.clip.spec)
     assert isinstance(reward, nn.Module)
     assert sum(weight.numel() for weight in reward.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 

@@ -1,0 +1,192 @@
+"""Judges that are a Qwen2-VL: it is shown pixels, asked a fixed question, and read at special tokens of that question.
+
+transformers' own path computes 3-D rotary positions; the published judges call the language model with embeddings alone
+and so were trained, and are run, with plain sequential ones. The logits over words are never computed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from rats_video.assets import ASSETS
+from rats_video.errors import UserError
+from rats_video.rewards.files import check_keys, has_tokenizer
+from rats_video.rewards.prompted import Condition
+from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
+
+_OPENING = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
+_CLOSING = "<|im_end|>\n<|im_start|>assistant\n"
+_LOGITS, _HEAD = "lm_head.", "rm_head."  # of a checkpoint; the first is not used
+
+_ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
+QWEN2_VL_2B = {
+    "text_config": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12,
+                    "num_key_value_heads": 2, "vocab_size": 151936, "rms_norm_eps": 1e-6, "rope_parameters": _ROPE},
+    "vision_config": {"hidden_size": 1536},
+}  # fmt: skip
+QWEN2_VL_7B = {
+    "text_config": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28,
+                    "num_key_value_heads": 4, "vocab_size": 152064, "rms_norm_eps": 1e-6, "rope_parameters": _ROPE},
+    "vision_config": {"hidden_size": 3584},
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked.
+
+    Args:
+        file: the published text, in rats_video/assets; `{text_prompt}` is where the prompt goes.
+        answers: the special tokens at which its scores are read, in that order.
+    """
+
+    file: str
+    answers: tuple[str, ...]
+
+    def text(self, prompt: str) -> str:
+        """All that follows the pixels; raises UserError for a prompt with one of the special tokens."""
+        for token in self.answers:
+            if token in prompt:
+                raise UserError(f"{prompt!r} holds {token}, at which this reward is read", where="prompt")
+        template = (ASSETS / self.file).read_text(encoding="utf-8")
+        return "<|vision_end|>" + template.format(text_prompt=prompt) + _CLOSING
+
+
+class QwenJudge(nn.Module):
+    """Qwen2-VL's hidden states at the answers to a question about clips.
+
+    Args:
+        model: a `Qwen2VLModel`: vision tower and language model, no head.
+        tokenizer: its tokenizer, which knows the question's special tokens.
+        question: what it is asked.
+        rule: how large frames are made.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, question: Question, rule: PixelRule) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(requires_grad=False).eval()
+        self.tokenizer = tokenizer
+        self.question = question
+        self.rule = rule
+        self._opening = self._ids(_OPENING)
+
+    def read(self, prompts: Sequence[str]) -> Condition:
+        """Tokens `[B, L]` after the pixels, and where among them the answers are, `[B, answers]`.
+
+        Shorter prompts are padded at the end, which no earlier token sees: attention is causal.
+        """
+        texts = [self._ids(self.question.text(prompt)) for prompt in prompts]
+        answers = [self.tokenizer.convert_tokens_to_ids(token) for token in self.question.answers]
+        length = max(map(len, texts))
+        return {
+            "text": self._tensor([text + [0] * (length - len(text)) for text in texts]),
+            "answers": self._tensor([[text.index(answer) for answer in answers] for text in texts]),
+        }
+
+    def forward(self, clips: Tensor, condition: Condition) -> Tensor:
+        """Hidden states `[N, answers, D]`, float32, for clips `[N, T, 3, height, width]` in [0, 1]."""
+        rows, grid = patch_rows(clips, self.rule)
+        seen = self._see(rows, grid, len(clips))
+        embed, language = self.model.language_model.embed_tokens, self.model.language_model
+        opening = embed(self._tensor([self._opening])).expand(len(clips), -1, -1)
+        embeds = torch.cat([opening, seen.to(opening.dtype), embed(condition["text"])], dim=1)
+        positions = torch.arange(embeds.shape[1], device=embeds.device).expand(3, len(clips), -1)
+        hidden = language(inputs_embeds=embeds, position_ids=positions, use_cache=False).last_hidden_state
+        places = condition["answers"] + opening.shape[1] + seen.shape[1]
+        states: Tensor = hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
+        return states.float()
+
+    def _see(self, rows: Tensor, grid: tuple[int, int, int], num_clips: int) -> Tensor:
+        pairs, height, width = grid
+        index = torch.arange(height * width, device=rows.device).view(height, width)
+        index = rearrange(index, "(h m) (w n) -> (h w m n)", m=MERGE, n=MERGE).repeat(num_clips * pairs)
+        seen = self.model.visual(
+            rows.to(self.model.dtype),
+            grid_thw=torch.tensor([grid] * num_clips),  # on the CPU, where its numbers are read
+            position_ids=torch.stack([index // width, index % width], dim=-1),
+        )
+        features: Tensor = seen.pooler_output.unflatten(0, (num_clips, -1))
+        return features
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _tensor(self, rows: list[list[int]]) -> Tensor:
+        return torch.tensor(rows, device=self.model.device)
+
+
+def qwen_config(folder: Path, published: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes of the network: of the `config.json` in its folder if that is a Qwen2-VL's, else the published ones."""
+    file = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+        return config if config["model_type"] == "qwen2_vl" else dict(published)
+    except FileNotFoundError:
+        return dict(published)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError("is no readable configuration of a model", where=str(file)) from error
+
+
+def load_qwen(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype, where: Path) -> Any:
+    """A `Qwen2VLModel` of these weights; raises UserError unless they are its own to the last key and shape.
+
+    Args:
+        tensors: by Qwen2-VL's names: today's, or as up to transformers 4.51 (`visual.*`, `model.layers.*`).
+        config: its sizes; the number of words is that of the weights, which special tokens change.
+        dtype: to convert them to.
+        where: they come from, for messages.
+    """
+    from accelerate import init_empty_weights
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import Qwen2VLConfig, Qwen2VLModel
+
+    named = {
+        re.sub(r"^model\.(?!visual\.|language_model\.)", "language_model.", name).removeprefix("model."): tensor
+        for name, tensor in tensors.items()
+        if not name.startswith((_LOGITS, _HEAD))
+    }
+    try:
+        sizes = Qwen2VLConfig(**config)
+    except (StrictDataclassError, TypeError, ValueError, KeyError, AttributeError) as error:
+        what = f"not the sizes of a Qwen2-VL: {' '.join(str(error).split())}"
+        raise UserError(what, where=str(where), fix="see config.json") from error
+    sizes.text_config.vocab_size = len(named.get("language_model.embed_tokens.weight", ()))
+    with init_empty_weights(include_buffers=False):  # the frequencies of rotary positions are in no checkpoint
+        model = Qwen2VLModel(sizes)
+    check_keys(named, model.state_dict(), where=where)
+    model.load_state_dict({name: tensor.to(dtype) for name, tensor in named.items()}, assign=True)
+    return model
+
+
+def load_head(tensors: Mapping[str, Tensor], head: nn.Module, where: Path) -> None:
+    """Fill a head, in float32, from its part of a checkpoint; raises UserError unless that fits to the last key."""
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
+    check_keys(found, {f"{_HEAD}{name}": weight for name, weight in head.state_dict().items()}, where=where)
+    head.load_state_dict({name.removeprefix(_HEAD): tensor for name, tensor in found.items()})
+
+
+def load_qwen_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: str) -> Any:
+    """The tokenizer in a folder, with `added` special tokens behind its own; it must then have so many `words`.
+
+    Raises:
+        UserError: there is none, or one of another size.
+    """
+    from transformers import AddedToken, AutoTokenizer
+
+    # Without its files transformers would make up an empty one, which takes every prompt for the same one.
+    if not has_tokenizer(folder):
+        raise UserError("no tokenizer in it", where=str(folder), fix=fix)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added])
+    if len(tokenizer) != words:
+        raise UserError(f"its tokenizer has {len(tokenizer)} tokens, the model {words}", where=str(folder), fix=fix)
+    return tokenizer
