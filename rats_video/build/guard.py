@@ -48,7 +48,7 @@ def guard_measures(cfg: DistillConfig, reward: Reward, device: torch.device) -> 
     if cfg.clip.num_frames > 1:
         measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
     if cfg.heldout_reward is not None:
-        heldout = build_reward(cfg.heldout_reward, torch.device("cpu"), where="heldout_reward")
+        heldout = build_reward(cfg.heldout_reward, torch.device("cpu"), where="heldout_reward", clip=cfg.clip.spec)
         measures.append(_visiting(reward_measure(HELDOUT, heldout), heldout, device))
     return measures
 
