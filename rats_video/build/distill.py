@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ from rats_video.build.compute import (
 )
 from rats_video.build.dry_runs import Builders, plan_of_run
 from rats_video.build.parallel import serve_rewards, split_roles
-from rats_video.build.reward import build_reward, check_rewards, reward_folders
+from rats_video.build.reward import check_rewards, loss_reward, reward_folders
 from rats_video.config.compute import ComputeConfig, FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
@@ -41,7 +40,7 @@ from rats_video.distill.store import DiskGuideStore
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError, warn
 from rats_video.evaluation.plots import plot_training
-from rats_video.files import write_json
+from rats_video.files import weights_digest, write_json
 from rats_video.inference.student import StudentCard, save_student
 from rats_video.rewards.remote import Link, RemoteReward
 from rats_video.runtime import ALONE, Runtime
@@ -49,8 +48,6 @@ from rats_video.training.checkpoint import list_checkpoints, load_student_weight
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
-
-HASHED_BYTES = 2**24  # at a time
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
@@ -139,8 +136,7 @@ def build_rats(
 ) -> Rats:
     """Student, teacher, reward and gate."""
     device = student.device
-    remote = runtime.reward_ranks > 0
-    reward = RemoteReward(Link.to_reward(runtime)) if remote else build_reward(cfg.reward, device, where="reward")
+    reward = RemoteReward(Link.to_reward(runtime)) if runtime.reward_ranks > 0 else loss_reward(cfg, student)
     store = None
     if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
         store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device, runtime)
@@ -160,13 +156,8 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     folders = [resolve_folder(cfg.model, where="model"), *reward_folders(cfg.reward, where="reward")]
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
-    weights = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
-        with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
-            while piece := file.read(HASHED_BYTES):
-                weights.update(piece)
     return {
-        "weights": weights.hexdigest(),
+        "weights": weights_digest(folders),
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
         "embedded_guidance": cfg.embedded_guidance,

@@ -74,11 +74,26 @@ class ClipScoreConfig(ClipScorer):
     path: str = "models/clip-vit-large-patch14"
 
 
+class LatentRewardConfig(BaseReward):
+    """What another reward would say of the decoded clip, read from its latents: nothing is decoded for the loss.
+
+    The reward that it imitates judges pixels wherever clips are compared and evaluated.
+    """
+
+    per = "frame"
+    source = "embedded, or rats-video train reward --latent"
+
+    kind: Literal["latent"]
+    path: str = Field(description="folder with config.json and model.safetensors, or the name of an embedded one")
+
+
 def _word_by_default(value: Any) -> Any:
     return {KIND: "word"} | value if isinstance(value, dict) else value
 
 
 RewardConfig = Annotated[
-    WordRewardConfig | PickScoreConfig | ClipScoreConfig, Field(discriminator="kind"), BeforeValidator(_word_by_default)
+    WordRewardConfig | PickScoreConfig | ClipScoreConfig | LatentRewardConfig,
+    Field(discriminator="kind"),
+    BeforeValidator(_word_by_default),
 ]
 """A reward by its `kind`; without one it is a word reward."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rats_video.config.distill import ConstantGate, SigmoidGate
+from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.types import RewardScores
 
 GateFn = Callable[[RewardScores, RewardScores], Tensor]
@@ -35,12 +36,3 @@ def sigmoid_gate(teacher: RewardScores, student: RewardScores, cfg: SigmoidGate,
     else:
         lead = (teacher.clip - student.clip)[:, None]
     return (cfg.floor + (1 - cfg.floor) * torch.sigmoid(lead / cfg.tau)).detach()
-
-
-def pool_to_latent_frames(frames: Tensor, temporal_stride: int) -> Tensor:
-    """Mean of pixel-frame values `[B, T]` on each latent frame `[B, F]`, along a causal VAE's own map.
-
-    Latent 0 holds pixel frame 0 alone; latent f >= 1 holds `stride * (f - 1) + 1 ... stride * f`.
-    """
-    first, rest = frames[:, :1], frames[:, 1:]
-    return torch.cat([first, rest.unflatten(1, (-1, temporal_stride)).mean(dim=2)], dim=1)

@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rats_video.assets import resolve_folder
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, RewardConfig, WordRewardConfig
+from rats_video.config.reward import (
+    ClipScoreConfig,
+    LatentRewardConfig,
+    PickScoreConfig,
+    RewardConfig,
+    WordRewardConfig,
+)
 from rats_video.errors import UserError
 from rats_video.planning.architecture import META, LongPrompts, empty_model
 from rats_video.planning.ledger import Ledger
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.latent_reward import LatentReward
 from rats_video.rewards.word_reward import WordReward
-from rats_video.types import Reward
+from rats_video.types import Reward, TextCondition
 
 # While the folder is not there: PickScore is a CLIP ViT-H/14, the usual CLIP score a ViT-L/14.
 VIT_H = {
@@ -46,10 +56,11 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
                 raise UserError(f"not a word reward: {error}", where=str(folder)) from error
         case PickScoreConfig() | ClipScoreConfig():
             return _clip(cfg)
+        case LatentRewardConfig():
+            return _latent(resolve_folder(cfg.path, where=f"{where}.path"))
 
 
 def _clip(cfg: PickScoreConfig | ClipScoreConfig) -> Reward:
-    import torch
     from transformers import CLIPModel
 
     scaled = isinstance(cfg, PickScoreConfig)
@@ -58,6 +69,15 @@ def _clip(cfg: PickScoreConfig | ClipScoreConfig) -> Reward:
     model = empty_model(CLIPModel, config, where=cfg.path).to(getattr(torch, cfg.dtype))
     with Ledger():  # it asks for the value of its scale
         return ClipReward(model, LongPrompts(), cfg, scaled=scaled)
+
+
+def _latent(folder: Path) -> Reward:
+    def encode_text(prompts: Sequence[str]) -> TextCondition:  # once a prompt in a run: its length costs a step nothing
+        return TextCondition(torch.empty(len(prompts), 1, reward.space.text_width, device=META))
+
+    with META:
+        reward = LatentReward.build(folder, encode_text)
+    return reward.requires_grad_(requires_grad=False).eval()
 
 
 def _read(folder: Path) -> dict[str, Any]:
