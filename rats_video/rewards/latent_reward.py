@@ -27,7 +27,7 @@ from rats_video.types import RewardScores, TextCondition
 
 EncodeText = Callable[[Sequence[str]], TextCondition]
 _IMITATED: TypeAdapter[RewardConfig] = TypeAdapter(RewardConfig)
-_HEADS = 8  # places of a latent frame that are looked at
+_HEADS = 4  # places of a latent frame that are looked at
 
 
 @dataclass(frozen=True)
