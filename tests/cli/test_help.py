@@ -31,7 +31,7 @@ OPTIONS = {
     "evaluate": ["--nfe", "--num-clips", "--output", "--device", "--seed", *SHARED, "RUN"],
     "train vae": TRAIN,
     "train teacher": TRAIN,
-    "train reward": TRAIN,
+    "train reward": [*TRAIN, "--latent"],
 }
 SUBCOMMANDS = {
     "": ["run", "distill", "plan", "sample", "export", "evaluate", "train"],
@@ -42,7 +42,7 @@ BUILDERS = {
     "distill": ["run_distill"],
     "run": ["run_all"],
     "inference": ["run_sample", "run_export_comparison", "run_evaluate"],
-    "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward"],
+    "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
 }
 Outcome = tuple[int, str, str]
 
@@ -196,6 +196,7 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
         ("train vae", "run_train_vae", RUN | {"output": Path("runs/vae-tiny")}),
         ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),
         ("train reward --overwrite", "run_train_reward", RUN | {"output": Path("runs/reward-tiny"), "overwrite": True}),
+        ("train reward --latent", "run_train_latent_reward", RUN | {"output": Path("runs/latent-reward-tiny")}),
     ],
 )
 def test_command_calls_build(
