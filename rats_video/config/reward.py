@@ -81,10 +81,10 @@ class LatentRewardConfig(BaseReward):
     """
 
     per = "frame"
-    source = "embedded, or rats-video train reward --latent"
+    source = "rats-video train reward --latent"
 
     kind: Literal["latent"]
-    path: str = Field(description="folder with config.json and model.safetensors, or the name of an embedded one")
+    path: str = Field(description="folder with config.json and model.safetensors")
 
 
 def _word_by_default(value: Any) -> Any:
