@@ -1,10 +1,11 @@
 """What a latent reward saves, and what it costs: seconds and memory of a step, and the student's measured adherence.
 
-    python benchmarks/latent_reward.py [--latent runs/latent-reward-tiny] [--steps 300] [--clips 256] [--work runs/latent]
-                                       [--pixel-student FOLDER] [--repeats 5] -> results/latent_reward.json
+    rats-video train reward --latent --config tiny
+    python benchmarks/latent_reward.py [--latent runs/latent-reward-tiny] [--steps 300] [--clips 256] [--repeats 5]
+                                       [--work runs/latent] [--pixel-student FOLDER] -> results/latent_reward.json
 
-First: `rats-video train reward --latent --config tiny`. Two arms of `--config tiny`, the same but for the reward:
-`pixel` (shapes-reward) and `latent`, which imitates it. Steps are measured in turn, in seconds of the process's own computing, and the fastest of each is taken: whatever else runs
+Two arms of `--config tiny`, the same but for the reward: `pixel` (shapes-reward) and `latent`, which imitates it. Steps
+are measured in turn, in seconds of the process's own computing, and the fastest of each is taken: whatever else runs
 only adds to them. With --pixel-student that arm is not distilled again; tiny-wan-student had 300 steps and seed 0.
 """
 
