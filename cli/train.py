@@ -1,6 +1,7 @@
 """`rats-video train`: the models that a distillation starts from."""
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -68,6 +69,9 @@ def teacher(
 @app.command(epilog="Example: `rats-video train reward --config tiny --output runs/reward`")
 def reward(
     *,
+    latent: Annotated[
+        bool, typer.Option("--latent", help="One that needs no pixels, taught by one that does.")
+    ] = False,
     config: ConfigOption = "tiny",
     output: TrainFolderOption = None,
     seed: ConfigSeedOption = None,
@@ -75,13 +79,14 @@ def reward(
     overwrite: OverwriteOption = False,
     overrides: SetOption = None,
 ) -> None:
-    """Train a reward model that scores decoded clips."""
-    from rats_video.build.pretrain import run_train_reward
+    """Train a reward model that scores decoded clips, or with --latent their latents."""
+    from rats_video.build.pretrain import run_train_latent_reward, run_train_reward
 
-    lines = run_train_reward(
+    train, kind = (run_train_latent_reward, "latent-reward") if latent else (run_train_reward, "reward")
+    lines = train(
         config=config,
         overrides=overrides or [],
-        output=run_folder(output, f"reward-{Path(config).stem}"),
+        output=run_folder(output, f"{kind}-{Path(config).stem}"),
         seed=seed,
         device=device,
         overwrite=overwrite,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import itertools
 import json
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from rats_video.errors import UserError
+
+HASHED_BYTES = 2**24  # at a time
 
 
 @contextlib.contextmanager
@@ -49,3 +53,14 @@ def write_json(path: Path, content: object) -> None:
     """Write `content` as indented JSON."""
     with replacing(path, "record") as partial:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def weights_digest(folders: Iterable[Path]) -> str:
+    """SHA-256 of the safetensors files under each folder in turn; a file in a folder's place counts whole."""
+    digest = hashlib.sha256()
+    files = (sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder] for folder in folders)
+    for path in itertools.chain.from_iterable(files):
+        with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
+            while piece := file.read(HASHED_BYTES):
+                digest.update(piece)
+    return digest.hexdigest()

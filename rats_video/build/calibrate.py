@@ -126,7 +126,11 @@ def _score_arms(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], num_prom
     chosen = tuple(prompts[i] for i in order)
     device = rats.student.device
     # What scores latents stands for a reward of pixels, which is the one to be measured.
-    pixels = build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec) if isinstance(rats.reward, LatentScorer) else rats.reward
+    pixels = (
+        build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec)
+        if isinstance(rats.reward, LatentScorer)
+        else rats.reward
+    )
     judges: dict[str, Reward] = {"reward": pixels}
     if isinstance(pixels, SumReward):
         judges = {f"reward/{name}": term.reward for name, term in pixels.terms.items()}
@@ -225,7 +229,7 @@ def _advice(cfg: DistillConfig, arms: Arms, found: Mapping[str, Comparison]) -> 
             where="reward",
         )
     if (heldout := found.get("heldout_reward")) and heldout.lead.mean < -heldout.lead.ci95:
-        warn("it prefers the base to the teacher", where="heldout_reward", clip=cfg.clip.spec)
+        warn("it prefers the base to the teacher", where="heldout_reward")
     by_frame = isinstance(cfg.method.gate, SigmoidGate) and cfg.method.gate.level == "frame"
     if by_frame and frames[0] is not None and frames[1] is not None:
         opposed = opposed_frames(frames[0], frames[1])

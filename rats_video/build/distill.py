@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import sys
 from collections import Counter
 from pathlib import Path
@@ -28,7 +26,7 @@ from rats_video.build.compute import (
 from rats_video.build.dry_runs import Builders, plan_of_run
 from rats_video.build.guard import build_guard
 from rats_video.build.parallel import serve_rewards, split_roles
-from rats_video.build.reward import build_reward, check_rewards, reward_folders
+from rats_video.build.reward import check_rewards, loss_reward, reward_folders
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
@@ -40,13 +38,12 @@ from rats_video.distill.step import Rats
 from rats_video.distill.store import DiskGuideStore
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError, warn
-from rats_video.files import write_json
+from rats_video.files import weights_digest, write_json
 from rats_video.rewards.remote import Link, RemoteReward
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
 
-HASHED_BYTES = 2**24  # at a time
 NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
 """Keys of a reward that are in its weights' hash, or change no score."""
 
@@ -137,12 +134,7 @@ def build_rats(
 ) -> Rats:
     """Student, teacher, reward and gate."""
     device = student.device
-    remote = runtime.reward_ranks > 0
-    reward = (
-        RemoteReward(Link.to_reward(runtime))
-        if remote
-        else build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec)
-    )
+    reward = RemoteReward(Link.to_reward(runtime)) if runtime.reward_ranks > 0 else loss_reward(cfg, student)
     store = None
     if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
         store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device, runtime)
@@ -162,14 +154,8 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     folders = [resolve_folder(cfg.model, where="model"), *reward_folders(cfg.reward, where="reward")]
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
-    weights = hashlib.sha256()
-    files = (sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder] for folder in folders)
-    for path in itertools.chain.from_iterable(files):
-        with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
-            while piece := file.read(HASHED_BYTES):
-                weights.update(piece)
     return {
-        "weights": weights.hexdigest(),
+        "weights": weights_digest(folders),
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
         "embedded_guidance": cfg.embedded_guidance,

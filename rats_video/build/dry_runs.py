@@ -13,6 +13,7 @@ from rats_video.backbones.experts import expert_by_step
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import ComputeConfig
 from rats_video.config.distill import DistillConfig, EmaTeacher, ShapesPrompts
+from rats_video.config.reward import LatentRewardConfig
 from rats_video.datasets.prompts import load_prompts
 from rats_video.distill.horizon import match_horizons
 from rats_video.planning.architecture import META, build_on_meta, find_architecture, with_depths
@@ -20,6 +21,7 @@ from rats_video.planning.devices import Device, recognise
 from rats_video.planning.dry_run import (
     AVERAGE,
     DENOISER,
+    FLOPS,
     TEXT,
     TRAINED,
     Numbers,
@@ -180,7 +182,9 @@ class DryRuns:
         return cpu_workspace if self._cpu else no_workspace
 
     def _decode(self, cfg: DistillConfig) -> Numbers:
-        """What depends on the VAE."""
+        """What depends on the VAE: nothing where the reward needs no pixels."""
+        if isinstance(cfg.reward, LatentRewardConfig):
+            return dict.fromkeys((("teacher decode", FLOPS), ("student decode", FLOPS)), 0.0)
 
         def run() -> Numbers:
             base = self._base(cfg)
@@ -196,8 +200,11 @@ class DryRuns:
 
         def run() -> Numbers:
             clip, clips = cfg.clip, self._clips(cfg)
+            size = (clip.num_frames, 3, clip.height, clip.width)
+            if isinstance(cfg.reward, LatentRewardConfig):
+                size = self._base(cfg).latent_shape(clip.spec)
             return dry_reward(
-                self._reward(cfg), torch.empty(clips, clip.num_frames, 3, clip.height, clip.width, device=META),
+                self._reward(cfg), torch.empty(clips, *size, device=META),
                 [self._prompt] * clips, with_gradient=cfg.method.uses_gradient, workspace=self._workspace,
             )  # fmt: skip
 

@@ -11,10 +11,18 @@ from typing import Any
 import torch
 
 from rats_video.assets import resolve_folder
+from rats_video.backbones.load import load_backbone
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
-from rats_video.config.pretrain import RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.build.reward import build_reward, check_reward_prompts, latent_space
+from rats_video.config.distill import ShapesPrompts
+from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.datasets.prompts import load_prompts
+from rats_video.errors import UserError
 from rats_video.files import write_json
+from rats_video.inference.student import load_card
+from rats_video.training.latent_pool import Studio
+from rats_video.training.latent_reward import POOL, evaluate_latent_reward, train_latent_reward
 from rats_video.training.reward import train_reward
 from rats_video.training.teacher import save_pipeline, train_teacher
 from rats_video.training.vae import train_vae
@@ -80,4 +88,32 @@ def run_train_reward(
     began = time.monotonic()
     reward, metrics = train_reward(cfg, backbone)
     reward.save(output)
+    return _record(output, cfg, time.monotonic() - began, where, metrics)
+
+
+def run_train_latent_reward(
+    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], overwrite: bool
+) -> list[str]:
+    """`train reward --latent`: a folder that the `latent` reward loads."""
+    cfg = load_seeded(LatentRewardTrainConfig, config, group="latent_reward", overrides=overrides, seed=seed)
+    where = pick_device(device)
+    folder = resolve_folder(cfg.model, where="model")
+    backbone = load_backbone(folder, where, getattr(torch, cfg.dtype))
+    backbone.fps = cfg.clip.fps
+    backbone.latent_shape(cfg.clip.spec)
+    if cfg.num_rendered and not (isinstance(backbone, WanBackbone) and isinstance(cfg.prompts, ShapesPrompts)):
+        raise UserError("only shapes are rendered, and only Wan's VAE encodes here", where="num_rendered", fix="use 0")
+    reward, prompts = build_reward(cfg.reward, where, where="reward"), load_prompts(cfg.prompts)
+    check_reward_prompts(reward, (*prompts.train, *prompts.heldout))
+    student = None if cfg.student is None else resolve_folder(cfg.student, where="student")
+    steps = 0 if student is None else load_card(student).num_steps[0]
+    if overwrite or not (output / POOL).is_file():  # what was scored is kept: an interrupted run goes on
+        claim_folder(output, overwrite=overwrite)
+    began = time.monotonic()
+    space = latent_space(folder, backbone, cfg.clip.spec)
+    made = train_latent_reward(cfg, Studio(cfg, backbone, reward, prompts.train), space, output)
+    metrics = evaluate_latent_reward(
+        cfg, made, Studio(cfg, backbone, reward, prompts.heldout),
+        student=None if student is None else backbone.load_role(student), steps=steps,
+    )  # fmt: skip
     return _record(output, cfg, time.monotonic() - began, where, metrics)

@@ -8,33 +8,39 @@ from pathlib import Path
 import torch
 
 from rats_video.assets import resolve_folder
+from rats_video.backbones.base import PipelineBackbone
 from rats_video.config.distill import DistillConfig
-from rats_video.config.reward import (
+from rats_video.config.published_rewards import (
     AestheticConfig,
     AestheticV25Config,
     ClipScoreConfig,
     ClipScorer,
-    CustomRewardConfig,
     HpsConfig,
     HPSv3Config,
     ImageRewardConfig,
     PickScoreConfig,
-    RewardConfig,
-    SingleReward,
     SubjectConsistencyConfig,
-    SumRewardConfig,
-    TemporalScorer,
     ViClipConfig,
     VideoAlignConfig,
+)
+from rats_video.config.reward import (
+    CustomRewardConfig,
+    LatentRewardConfig,
+    OneReward,
+    RewardConfig,
+    SumRewardConfig,
+    TemporalScorer,
     WordRewardConfig,
     single_rewards,
 )
+from rats_video.files import weights_digest
 from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.custom import build_custom, source_file
 from rats_video.rewards.hps_reward import load_hps
 from rats_video.rewards.hpsv3_reward import HPSv3Reward
 from rats_video.rewards.image_reward import ImageReward
+from rats_video.rewards.latent_reward import LatentReward, LatentSpace, read_imitated
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.subject_reward import SubjectConsistency
 from rats_video.rewards.sum_reward import SumReward, terms_of
@@ -42,19 +48,22 @@ from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward
 from rats_video.rewards.video_align import VideoAlignReward, clip_fps
 from rats_video.rewards.word_reward import WordReward
-from rats_video.types import ClipSpec, PromptChecker, Reward
+from rats_video.types import ClipSpec, LatentScorer, PromptChecker, Reward
 
 
-def build_reward(  # noqa: C901, PLR0911  # one a kind
+def build_reward(  # noqa: C901, PLR0911, PLR0912  # one a kind
     cfg: RewardConfig, device: torch.device, *, where: str, clip: ClipSpec | None = None
 ) -> Reward:
-    """The reward, loaded and frozen; raises UserError, which names the key under `where`, if it cannot be loaded.
+    """The reward of pixels, loaded and frozen: of a latent reward the one that it imitates (see `loss_reward`).
 
     Args:
         cfg: which one.
         device: to load it to.
         where: its key in the configuration.
         clip: the clips that it will score, for rewards that must know their frames a second.
+
+    Raises:
+        UserError: it cannot be loaded; names the key under `where`.
     """
     if isinstance(cfg, CustomRewardConfig):
         return build_custom(cfg, device, where=where)
@@ -83,10 +92,40 @@ def build_reward(  # noqa: C901, PLR0911  # one a kind
             return HPSv3Reward.load(folder, resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer"), cfg, device)
         case VideoAlignConfig():
             return VideoAlignReward.load(folder, cfg, clip_fps(cfg, clip, where=where), device)
+        case LatentRewardConfig():
+            return build_reward(read_imitated(folder), device, where=str(folder / "config.json"), clip=clip)
 
 
 def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -> Path:
     return resolve_folder(cfg.tokenizer or cfg.path, where=f"{where}.{'tokenizer' if cfg.tokenizer else 'path'}")
+
+
+def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
+    """What a run trains on: the reward of pixels, or a latent reward, which reads prompts with the run's own model.
+
+    Raises:
+        UserError: it cannot be loaded, or was trained for other latents than this run's.
+    """
+    if not isinstance(cfg.reward, LatentRewardConfig):
+        return build_reward(cfg.reward, backbone.device, where="reward", clip=cfg.clip.spec)
+    here = latent_space(resolve_folder(cfg.model, where="model"), backbone, cfg.clip.spec)
+    folder = resolve_folder(cfg.reward.path, where="reward.path")
+    return LatentReward.load(folder, backbone.device, backbone.encode_text, here)
+
+
+def latent_space(model: Path, backbone: PipelineBackbone, clip: ClipSpec) -> LatentSpace:
+    """Whose latents a run has: those of this model's folder and this clip size."""
+    return LatentSpace(
+        family=backbone.family,
+        vae=weights_digest([model / "vae"]),
+        channels=backbone.latent_channels,
+        spatial_stride=backbone.spatial_stride,
+        temporal_stride=backbone.temporal_stride,
+        text_width=backbone.encode_text([""]).embeds.shape[-1],
+        num_frames=clip.num_frames,
+        height=clip.height,
+        width=clip.width,
+    )
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
@@ -94,7 +133,7 @@ def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
     return [path for key, one in single_rewards(cfg, where).items() for path in _sources(one, key)]
 
 
-def _sources(cfg: SingleReward, where: str) -> list[Path]:
+def _sources(cfg: OneReward, where: str) -> list[Path]:
     if isinstance(cfg, CustomRewardConfig):
         return [source_file(cfg.target, where=where)]
     return [resolve_folder(getattr(cfg, name), where=f"{where}.{name}") for name in cfg.folders]
@@ -119,6 +158,8 @@ def check_rewards(
         UserError: one of them cannot score a prompt or fails its self-test, or the loss has no gradient to climb.
     """
     check_reward_prompts(reward, prompts)
+    if isinstance(reward, LatentScorer):  # what it imitates is needed for the evaluation
+        check_reward_prompts(build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec), prompts)
     for key, term in terms_of(reward, "reward").items():
         in_loss = cfg.method.uses_gradient and term.weight != 0
         found = self_test(

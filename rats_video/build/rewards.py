@@ -12,7 +12,8 @@ from rats_video.build.reward import build_reward, check_reward_prompts, reward_f
 from rats_video.config.distill import DistillConfig
 from rats_video.config.explain import KIND, nearest
 from rats_video.config.load import load_config
-from rats_video.config.reward import RewardKind, SingleReward, SumRewardConfig, reward_kinds, single_rewards
+from rats_video.config.reward import OneReward, SumRewardConfig, reward_kinds, single_rewards
+from rats_video.config.reward_kind import RewardKind
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import aligned
@@ -40,7 +41,7 @@ def run_list_rewards(*, config: str | None) -> list[str]:
     return [*aligned(rows, num_texts=len(_TITLES)), *(f"{kind} is had by: {fix}" for kind, fix in missing.items())]
 
 
-def _used(cfg: DistillConfig) -> Iterator[tuple[str, SingleReward]]:
+def _used(cfg: DistillConfig) -> Iterator[tuple[str, OneReward]]:
     for role in ROLES:
         if (reward := getattr(cfg, role)) is not None:
             yield from single_rewards(reward, role).items()
@@ -50,7 +51,7 @@ def _required(member: type[RewardKind]) -> list[str]:
     return [name for name, field in member.model_fields.items() if field.is_required() and name != KIND]
 
 
-def _at_hand(member: type[RewardKind], cfg: SingleReward | None, key: str) -> tuple[str, str]:
+def _at_hand(member: type[RewardKind], cfg: OneReward | None, key: str) -> tuple[str, str]:
     """Whether the weights are there, and how to get them."""
     if cfg is None:
         return "-" if member is SumRewardConfig else f"give {', '.join(_required(member))}", ""

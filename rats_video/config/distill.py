@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
 from rats_video.config.guard import GuardConfig
-from rats_video.config.reward import RewardConfig
+from rats_video.config.reward import LatentRewardConfig, RewardConfig
 from rats_video.config.schema import (
     ClipConfig,
     Config,
@@ -228,3 +228,9 @@ class DistillConfig(Config):
     parallel: ParallelConfig = ParallelConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _latents_stay_at_home(self) -> Self:
+        if self.parallel.reward_ranks and isinstance(self.reward, LatentRewardConfig):
+            raise ValueError("a latent reward is small and computes beside the student: set parallel.reward_ranks=0")
+        return self

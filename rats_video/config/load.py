@@ -35,7 +35,7 @@ def load_config(model: type[ModelT], name_or_path: str, *, group: str, overrides
     Args:
         model: root of the config, with `extra="forbid"`.
         name_or_path: a packaged name ("tiny"), or a path: it has a separator or ends in .yaml or .yml.
-        group: folder of the packaged configs: distill, vae, teacher or reward.
+        group: folder of the packaged configs: distill, vae, teacher, reward or latent_reward.
         overrides: `a.b=value` each, the value in YAML.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Configuration of `rats-video train vae | teacher | reward`: how the embedded default was made."""
+"""Configuration of `rats-video train vae | teacher | reward`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from rats_video.config.distill import Prompts, ShapesPrompts
+from rats_video.config.reward import RewardConfig
 from rats_video.config.schema import (
     ClipConfig,
     Config,
@@ -120,4 +122,40 @@ class RewardTrainConfig(Config):
     preference_weight: NonNegativeFloat = Field(0.3, description="of the preferences beside the words")
     optimizer: OptimizerConfig
     label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="keeps log-odds, and so the score, bounded")
+    eval_clips: PositiveInt = 256
+
+
+class LatentRewardTrainConfig(Config):
+    """Root of `train reward --latent`: a pixel reward's scores, learned from latents.
+
+    It learns from samples of the model, from damaged ones, from rendered clips where the prompts are shapes, and from
+    samples that it was itself made to like better than it should: a student will go there too.
+    """
+
+    seed: int = 0
+    clip: ClipConfig = ClipConfig()
+    model: str = Field("tiny-wan", description="pipeline whose latents are scored")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of that model's weights")
+    prompts: Prompts = ShapesPrompts()
+    reward: RewardConfig = Field(description="the pixel reward that is imitated")
+    student: str | None = Field(
+        None, description="folder of a trained student; what it makes is never learned from, only judged at the end"
+    )
+    width: PositiveInt = Field(48, description="feature channels")
+    halvings: NonNegativeInt = Field(0, description="how often latent rows and columns are halved on the way in")
+    shift: PositiveFloat = 3.0
+    sample_steps: tuple[PositiveInt, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of the samples")
+    guidance_scales: tuple[PositiveFloat, ...] = (1.0, 3.0)
+    num_samples: PositiveInt = Field(3000, description="clips sampled from the model")
+    num_damaged: NonNegativeInt = Field(2000, description="samples with noise, other gains, or parts of another one")
+    num_rendered: NonNegativeInt = Field(0, description="rendered shapes, half of them damaged, through the VAE")
+    rounds: NonNegativeInt = Field(4, description="how often, on the way, samples are climbed on what was learned")
+    num_climbed: NonNegativeInt = Field(400, description="clips of each round")
+    climb: PositiveFloat = Field(0.6, description="how far they go at most, root mean square in latents")
+    other_prompts: NonNegativeInt = Field(2, description="prompts beside its own that a clip is scored against")
+    sample_batch: PositiveInt = Field(40, description="clips sampled, decoded and scored at a time")
+    batch_size: PositiveInt = 32
+    steps: PositiveInt = 3000
+    rank_weight: NonNegativeFloat = Field(0.1, description="of the order of two clips, beside their scores")
+    optimizer: OptimizerConfig
     eval_clips: PositiveInt = 256

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rats_video.config.distill import ConstantGate, SigmoidGate
+from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.errors import UserError
 from rats_video.types import RewardScores
 
@@ -48,12 +49,3 @@ def _part(scores: RewardScores, name: str) -> Tensor:
         known = ", ".join(scores.parts) or "it has none"
         raise UserError(f"the reward has no part {name!r}", where="method.gate.part", fix=f"its parts: {known}")
     return scores.parts[name]
-
-
-def pool_to_latent_frames(frames: Tensor, temporal_stride: int) -> Tensor:
-    """Mean of pixel-frame values `[B, T]` on each latent frame `[B, F]`, along a causal VAE's own map.
-
-    Latent 0 holds pixel frame 0 alone; latent f >= 1 holds `stride * (f - 1) + 1 ... stride * f`.
-    """
-    first, rest = frames[:, :1], frames[:, 1:]
-    return torch.cat([first, rest.unflatten(1, (-1, temporal_stride)).mean(dim=2)], dim=1)

@@ -16,7 +16,7 @@ from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats, rats_step
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.planning.ledger import Ledger, Workspace
-from rats_video.types import Backbone, PromptBatch, Reward, RewardScores
+from rats_video.types import Backbone, LatentScorer, PromptBatch, Reward, RewardScores
 
 Numbers = dict[tuple[str, str], float]
 """`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began,
@@ -138,20 +138,21 @@ def dry_decode(backbone: PipelineBackbone, batch: PromptBatch, *, with_gradient:
 
 
 def dry_reward(
-    reward: Reward, videos: Tensor, prompts: Sequence[str], *, with_gradient: bool, workspace: Workspace
+    reward: Reward, inputs: Tensor, prompts: Sequence[str], *, with_gradient: bool, workspace: Workspace
 ) -> Numbers:
-    """The reward of clips `[B, T, 3, height, width]`, as the teacher asks for it and as the student does."""
+    """The reward of clips `[B, T, 3, height, width]`, or of latents, as the teacher asks for it and as the student."""
     ledger = Ledger(workspace)
-    videos = videos.requires_grad_()
-    ledger.own(RESIDENT, [videos])
+    inputs = inputs.requires_grad_()
+    score = reward.score_latents if isinstance(reward, LatentScorer) else reward
+    ledger.own(RESIDENT, [inputs])
     ledger.own_modules(RESIDENT, [reward] if isinstance(reward, nn.Module) else [])
     with ledger:
         ledger.enter_phase("teacher reward")
         with torch.no_grad():
-            reward(videos, prompts)
+            score(inputs, prompts)
         ledger.enter_phase("student reward")
         with torch.set_grad_enabled(with_gradient):
-            loss = reward(videos, prompts).clip.mean()
+            loss = score(inputs, prompts).clip.mean()
         if with_gradient:
             ledger.enter_phase("reward backward")
             ledger.backward(loss)

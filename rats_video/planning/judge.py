@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from rats_video.assets import resolve_folder
-from rats_video.config.reward import (
+from rats_video.config.published_rewards import (
     AestheticConfig,
     AestheticV25Config,
     ClipScoreConfig,
-    CustomRewardConfig,
     FrameScorer,
     HpsConfig,
     HPSv3Config,
     ImageRewardConfig,
     PickScoreConfig,
     Qwen2VLScorer,
-    RewardConfig,
     SubjectConsistencyConfig,
-    SumRewardConfig,
-    TemporalScorer,
     ViClipConfig,
     VideoAlignConfig,
+)
+from rats_video.config.reward import (
+    CustomRewardConfig,
+    LatentRewardConfig,
+    RewardConfig,
+    SumRewardConfig,
+    TemporalScorer,
     WordRewardConfig,
 )
 from rats_video.errors import UserError
@@ -40,6 +44,7 @@ from rats_video.rewards.files import load_checkpoint_tensors
 from rats_video.rewards.hps_reward import hps_pixels, open_clip_config
 from rats_video.rewards.hpsv3_reward import HPSv3Reward, hpsv3_head
 from rats_video.rewards.image_reward import BlipSizes, ImageReward
+from rats_video.rewards.latent_reward import LatentReward
 from rats_video.rewards.qwen import QWEN2_VL_2B, QWEN2_VL_7B, qwen_config
 from rats_video.rewards.subject_reward import SubjectConsistency, encoder_of
 from rats_video.rewards.sum_reward import SumReward
@@ -47,7 +52,7 @@ from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward, ViClipSizes
 from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings, clip_fps
 from rats_video.rewards.word_reward import WordReward
-from rats_video.types import ClipSpec, Reward
+from rats_video.types import ClipSpec, Reward, TextCondition
 
 Sizes = TypeVar("Sizes", BlipSizes, ViClipSizes)
 
@@ -121,6 +126,8 @@ def reward_on_meta(  # noqa: C901, PLR0911, PLR0912  # one a kind
             settings, fps = VideoAlignSettings(), clip_fps(cfg, clip, where=where)
             with META:
                 return VideoAlignReward(model, nn.Linear(width, 1, bias=False), CountedTokens(), cfg, settings, fps)
+        case LatentRewardConfig():
+            return _latent(resolve_folder(cfg.path, where=f"{where}.path"))
 
 
 def _sizes(cfg: ImageRewardConfig | ViClipConfig, kind: type[Sizes]) -> Sizes:
@@ -167,6 +174,15 @@ class CountedTokens:
             for i, piece in enumerate(pieces)
         )
         return {"input_ids": [number for piece in tokens for number in piece]}
+
+
+def _latent(folder: Path) -> Reward:
+    def encode_text(prompts: Sequence[str]) -> TextCondition:  # once a prompt in a run: its length costs a step nothing
+        return TextCondition(torch.empty(len(prompts), 1, reward.space.text_width, device=META))
+
+    with META:
+        reward = LatentReward.build(folder, encode_text)
+    return reward.requires_grad_(requires_grad=False).eval()
 
 
 def _read(folder: Path) -> dict[str, Any]:

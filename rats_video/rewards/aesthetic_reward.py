@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rats_video.config.reward import AestheticScorer, AestheticV25Config
+from rats_video.config.published_rewards import AestheticScorer, AestheticV25Config
 from rats_video.rewards.clip_reward import Pixels, clip_pixels, image_features, normalize, resize_bicubic
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors, load_transformers_model
 from rats_video.rewards.frames import FrameReward

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rats_video.config.reward import FrameScorer
+from rats_video.config.published_rewards import FrameScorer
 from rats_video.errors import UserError
 from rats_video.rewards.files import has_tokenizer, load_transformers_model
 from rats_video.rewards.frames import FrameReward

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rats_video.config.reward import EndFrames, FrameChoice, FrameScorer, WindowFrames
+from rats_video.config.published_rewards import EndFrames, FrameChoice, FrameScorer, WindowFrames
 from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks
 from rats_video.types import RewardScores
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rats_video.config.reward import HpsConfig
+from rats_video.config.published_rewards import HpsConfig
 from rats_video.errors import UserError
 from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, ClipReward, load_clip_tokenizer, normalize
 from rats_video.rewards.files import check_keys, fill_transformers_model, load_checkpoint_tensors

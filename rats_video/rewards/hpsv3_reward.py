@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rats_video.config.reward import HPSv3Config
+from rats_video.config.published_rewards import HPSv3Config
 from rats_video.rewards.files import load_checkpoint_tensors
 from rats_video.rewards.frames import FrameReward
 from rats_video.rewards.prompted import Condition

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from rats_video.config.reward import FrameScorer
+from rats_video.config.published_rewards import FrameScorer
 from rats_video.errors import UserError
 from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, centre_square, normalize
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors

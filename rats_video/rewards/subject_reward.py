@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rats_video.config.reward import SubjectConsistencyConfig
+from rats_video.config.published_rewards import SubjectConsistencyConfig
 from rats_video.errors import UserError
 from rats_video.rewards.clip_reward import normalize
 from rats_video.rewards.files import load_transformers_model

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rats_video.config.reward import ViClipConfig
+from rats_video.config.published_rewards import ViClipConfig
 from rats_video.rewards.clip_reward import centre_square, load_clip_tokenizer, normalize
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
 from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rats_video.config.reward import VideoAlignConfig
+from rats_video.config.published_rewards import VideoAlignConfig
 from rats_video.errors import UserError
 from rats_video.rewards.files import load_checkpoint_tensors
 from rats_video.rewards.prompted import Condition, score_in_chunks

@@ -252,8 +252,7 @@ def evaluate_reward(reward: WordReward, pool: ClipPool) -> dict[str, float]:
             by_frame = columns[:, None].expand_as(said_by_frame)
             metrics |= _auc(f"auc_{name}_by_frame", said_by_frame[by_frame], shown_by_frame[by_frame])
     adherence = (shown & mentioned).sum(dim=1).float()
-    ranks = torch.stack([_ranks(torch.cat(scores)), _ranks(adherence)])
-    metrics["rank_correlation"] = float(torch.corrcoef(ranks)[0, 1])
+    metrics["rank_correlation"] = rank_correlation(torch.cat(scores), adherence)
     return metrics
 
 
@@ -264,6 +263,11 @@ def _auc(name: str, scores: Tensor, truth: Tensor) -> dict[str, float]:
         return {}
     wins = float(_ranks(scores)[truth].sum()) - positive * (positive - 1) / 2
     return {name: wins / (positive * negative)}
+
+
+def rank_correlation(one: Tensor, other: Tensor) -> float:
+    """Spearman's, of two scores `[N]` of the same things: 1 where they rank alike; NaN where one never differs."""
+    return float(torch.corrcoef(torch.stack([_ranks(one), _ranks(other)]))[0, 1])
 
 
 def _ranks(values: Tensor) -> Tensor:

@@ -31,11 +31,11 @@ OPTIONS = {
     "evaluate": ["--nfe", "--num-clips", "--output", "--device", "--seed", *SHARED, "RUN"],
     "train vae": TRAIN,
     "train teacher": TRAIN,
-    "train reward": TRAIN,
     "calibrate": ["--config", "--set", "--num-prompts", "--output", "--device", "--overwrite"],
     "rewards list": ["--config"],
     "rewards check": ["--config", "--set", "--device"],
     "rewards convert": [],
+    "train reward": [*TRAIN, "--latent"],
 }
 SUBCOMMANDS = {
     "": ["run", "distill", "plan", "sample", "export", "evaluate", "train", "rewards", "calibrate"],
@@ -46,7 +46,7 @@ SUBCOMMANDS = {
 BUILDERS = {
     "run": ["run_distill", "run_all"],
     "inference": ["run_sample", "run_export_comparison", "run_evaluate"],
-    "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward"],
+    "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
     "rewards": ["run_list_rewards", "run_check_reward"],
     "calibrate": ["run_calibrate"],
 }
@@ -221,6 +221,7 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
         ("train vae", "run_train_vae", RUN | {"output": Path("runs/vae-tiny")}),
         ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),
         ("train reward --overwrite", "run_train_reward", RUN | {"output": Path("runs/reward-tiny"), "overwrite": True}),
+        ("train reward --latent", "run_train_latent_reward", RUN | {"output": Path("runs/latent-reward-tiny")}),
     ],
 )
 def test_command_calls_build(

@@ -30,8 +30,8 @@ from rats_video.backbones.load import load_backbone
 from rats_video.backbones.offload import HostWeights
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import LoraWeights
+from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.diffusion.rollout import rollout
-from rats_video.distill.gate import pool_to_latent_frames
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, TextCondition

@@ -18,7 +18,7 @@ from rats_video.assets import PICKLED
 from rats_video.build.distill import _teacher_identity
 from rats_video.build.reward import build_reward, reward_folders
 from rats_video.config.distill import DistillConfig, FrozenTeacher
-from rats_video.config.reward import AestheticConfig, AestheticV25Config
+from rats_video.config.published_rewards import AestheticConfig, AestheticV25Config
 from rats_video.errors import UserError
 from rats_video.planning.dry_run import dry_reward
 from rats_video.planning.judge import reward_on_meta

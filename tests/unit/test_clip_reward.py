@@ -15,7 +15,7 @@ from tiny_clip import save_clip
 from torch import Tensor
 
 from rats_video.build.reward import build_reward, check_reward_prompts
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig
+from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
 from rats_video.errors import UserError
 from rats_video.rewards.clip_reward import ClipReward, clip_pixels
 from rats_video.seeds import seeded

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
+from rats_video.config.published_rewards import ClipScoreConfig, EndFrames, FrameChoice, WindowFrames
 from rats_video.config.resume import changed_keys
-from rats_video.config.reward import ClipScoreConfig, EndFrames, FrameChoice, WindowFrames
 from rats_video.errors import UserError
 from rats_video.rewards.frames import Condition, FrameReward, evenly_spaced, scored_frames
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.build.reward import build_reward, check_reward_prompts
-from rats_video.config.reward import ImageRewardConfig
+from rats_video.config.published_rewards import ImageRewardConfig
 from rats_video.errors import UserError
 from rats_video.planning.judge import reward_on_meta
 from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, centre_square, normalize

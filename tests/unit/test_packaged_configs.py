@@ -15,8 +15,9 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.config.compute import LoraWeights
 from rats_video.config.distill import DistillConfig, FilePrompts, FrozenTeacher
 from rats_video.config.load import load_config
-from rats_video.config.pretrain import RewardTrainConfig, TeacherTrainConfig, VaeConfig
-from rats_video.config.reward import ClipScoreConfig, PickScoreConfig, WordRewardConfig
+from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
+from rats_video.config.reward import WordRewardConfig
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distill.horizon import match_horizons
 from rats_video.errors import UserError
@@ -25,6 +26,7 @@ from rats_video.rewards.frames import scored_frames
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROOTS: dict[str, type[BaseModel]] = {
     "distill": DistillConfig, "vae": VaeConfig, "teacher": TeacherTrainConfig, "reward": RewardTrainConfig,
+    "latent_reward": LatentRewardTrainConfig,
 }  # fmt: skip
 # pixels a token is wide, pixel frames a latent frame, what num_frames - 1 must be a multiple of
 STRIDES = {

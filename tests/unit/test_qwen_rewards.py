@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from rats_video.assets import ASSETS
 from rats_video.build.reward import build_reward
-from rats_video.config.reward import HPSv3Config, VideoAlignConfig
+from rats_video.config.published_rewards import HPSv3Config, VideoAlignConfig
 from rats_video.errors import UserError
 from rats_video.planning.judge import reward_on_meta
 from rats_video.rewards.convert import convert_checkpoint

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rats_video.build.reward import check_rewards
 from rats_video.config.distill import DistillConfig
-from rats_video.config.reward import PickScoreConfig, WindowFrames
+from rats_video.config.published_rewards import PickScoreConfig, WindowFrames
 from rats_video.errors import UserError
 from rats_video.rewards.frames import Condition, FrameReward, scored_frames
 from rats_video.rewards.self_test import SelfTest, self_test, smooth_clips, smooth_latents

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.build.reward import build_reward
-from rats_video.config.reward import SubjectConsistencyConfig
+from rats_video.config.published_rewards import SubjectConsistencyConfig
 from rats_video.errors import UserError
 from rats_video.planning.judge import reward_on_meta
 from rats_video.rewards.self_test import self_test

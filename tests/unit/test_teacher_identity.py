@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rats_video.build import distill
+from rats_video import files
 from rats_video.build.distill import _teacher_identity
 from rats_video.config.distill import DistillConfig, FrozenTeacher
 
@@ -57,11 +57,11 @@ def test_every_byte_of_the_weights_counts(
     shutil.copytree(tiny_wan, model)
     cfg = make_config(f"model={model}")
     folders = (model, Path(cfg.reward.path))
-    files = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
-    monkeypatch.setattr(distill, "HASHED_BYTES", 1000)
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
+    monkeypatch.setattr(files, "HASHED_BYTES", 1000)
     before = identity(cfg)["weights"]
-    assert before == hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
-    whole = bytearray(files[-2].read_bytes())
+    assert before == hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
+    whole = bytearray(paths[-2].read_bytes())
     whole[-1] ^= 1
-    files[-2].write_bytes(whole)
+    paths[-2].write_bytes(whole)
     assert identity(cfg)["weights"] != before

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.build.reward import build_reward, check_reward_prompts
-from rats_video.config.reward import ViClipConfig
+from rats_video.config.published_rewards import ViClipConfig
 from rats_video.errors import UserError
 from rats_video.planning.dry_run import dry_reward
 from rats_video.planning.judge import reward_on_meta

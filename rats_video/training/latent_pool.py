@@ -1,0 +1,182 @@
+"""What a latent reward learns from: latents of many kinds, and what the pixel reward says of their decoded clips."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Generator, Tensor
+
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.wan import WanBackbone
+from rats_video.config.pretrain import LatentRewardTrainConfig
+from rats_video.datasets.corruptions import corrupt
+from rats_video.datasets.shapes import parse_prompt, render
+from rats_video.diffusion.causal import pool_to_latent_frames
+from rats_video.diffusion.rollout import rollout
+from rats_video.files import replacing
+from rats_video.seeds import seeded
+from rats_video.training.progress import ProgressBar
+from rats_video.types import Reward
+
+Change = Callable[[Tensor, list[str], Generator], Tensor]
+"""`(latents [B, C, F, H, W], their prompts, generator) -> latents`."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """N clean latents, and what the pixel reward says of their clips against P prompts each, their own one first.
+
+    Args:
+        latents: `[N, C, F, H, W]`, on the CPU like all of it.
+        prompts: `[N, P]`, places in the list of prompts.
+        clip: `[N, P, 1 + parts]` scores of the clip and its parts.
+        frames: `[N, P, F]` scores of latent frames, or None.
+        parts: names.
+    """
+
+    latents: Tensor
+    prompts: Tensor
+    clip: Tensor
+    frames: Tensor | None
+    parts: tuple[str, ...]
+
+    def save(self, path: Path, identity: str) -> None:
+        """Write it as one safetensors file, with what it was made from."""
+        tensors = {"latents": self.latents, "prompts": self.prompts, "clip": self.clip}
+        tensors |= {} if self.frames is None else {"frames": self.frames}
+        with replacing(path, "scored latents") as aside:
+            save_file(tensors, aside, {"identity": identity, "parts": json.dumps(self.parts)})
+
+    @classmethod
+    def find(cls, path: Path, identity: str) -> Scored | None:
+        """What `save` wrote, if it is there and was made from the same."""
+        if not path.is_file():
+            return None
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata()
+            tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        if header["identity"] != identity:
+            return None
+        return cls(**{"frames": None, **tensors}, parts=tuple(json.loads(header["parts"])))
+
+    def __len__(self) -> int:
+        return len(self.latents)
+
+    @staticmethod
+    def cat(several: Sequence[Scored]) -> Scored:
+        """All of them."""
+        frames = [part.frames for part in several if part.frames is not None]
+        return Scored(
+            torch.cat([part.latents for part in several]),
+            torch.cat([part.prompts for part in several]),
+            torch.cat([part.clip for part in several]),
+            torch.cat(frames) if frames else None,
+            several[0].parts,
+        )
+
+
+@dataclass(frozen=True)
+class Studio:
+    """Makes latents and has their clips judged.
+
+    Args:
+        cfg: of the training.
+        backbone: the model.
+        reward: the pixel reward.
+        prompts: those that clips are made for and scored against.
+    """
+
+    cfg: LatentRewardTrainConfig
+    backbone: PipelineBackbone
+    reward: Reward
+    prompts: Sequence[str]
+
+    def sampled(self, role: PipelineBackbone, count: int, stream: int, settings: Sequence[tuple[int, float]]) -> Scored:
+        """Samples of `role` at these step counts and guidance scales in turn."""
+        negative = self.backbone.encode_text([""])
+
+        def make(turn: int, places: Tensor, generator: Generator) -> Tensor:
+            steps, scale = settings[turn % len(settings)]
+            noise = role.sample_noise(len(places), self.cfg.clip.spec, generator)
+            grid, text = role.sigmas(steps, self.cfg.shift), role.encode_text(self.own_prompts(places))
+            return rollout(role.velocity, noise, grid, text, negative=negative, guidance_scale=scale).x0
+
+        return self._scored("sample clips", count, stream, make)
+
+    def rendered(self, count: int, stream: int) -> Scored:
+        """Rendered shapes that went through the VAE, half of them damaged before."""
+
+        def make(turn: int, places: Tensor, generator: Generator) -> Tensor:
+            assert isinstance(self.backbone, WanBackbone), "no other family's VAE encodes here"
+            shapes = [parse_prompt(prompt) for prompt in self.own_prompts(places)]
+            videos = render(shapes, self.cfg.clip.spec, generator)
+            videos = corrupt(videos, generator)[0] if turn % 2 else videos
+            return self.backbone.encode(videos.to(self.backbone.device))
+
+        return self._scored("rendered clips", count, stream, make)
+
+    def changed(self, title: str, count: int, stream: int, pool: Scored, change: Change) -> Scored:
+        """Clips of a pool, with their own prompts, whose latents are changed by `change`."""
+
+        def make(_: int, places: Tensor, generator: Generator) -> Tensor:
+            index = torch.randint(len(pool), (len(places),), generator=generator)
+            places[:, 0] = pool.prompts[index, 0]
+            return change(pool.latents[index].to(self.backbone.device), self.own_prompts(places), generator)
+
+        return self._scored(title, count, stream, make)
+
+    def own_prompts(self, places: Tensor) -> list[str]:
+        """The prompt that each clip is made for."""
+        return [self.prompts[i] for i in places[:, 0].tolist()]
+
+    @torch.no_grad()
+    def _scored(self, title: str, count: int, stream: int, make: Callable[[int, Tensor, Generator], Tensor]) -> Scored:
+        made: list[Scored] = []
+        with ProgressBar(title, count) as progress:
+            for turn, start in enumerate(range(0, count, self.cfg.sample_batch)):
+                batch = min(self.cfg.sample_batch, count - start)
+                generator = seeded(self.cfg.seed, stream, turn)
+                places = torch.randint(len(self.prompts), (batch, 1 + self.cfg.other_prompts), generator=generator)
+                made.append(self._judged(make(turn, places, generator), places))
+                progress.advance(batch)
+        return Scored.cat(made)
+
+    def _judged(self, latents: Tensor, places: Tensor) -> Scored:
+        videos = self.backbone.decode(latents)
+        said = [self.reward(videos, [self.prompts[i] for i in column.tolist()]) for column in places.unbind(dim=1)]
+        clip = [torch.stack([each.clip, *each.parts.values()], dim=-1) for each in said]
+        stride = self.backbone.temporal_stride
+        frames = [pool_to_latent_frames(each.frames, stride) for each in said if each.frames is not None]
+        return Scored(
+            latents.float().cpu(), places, torch.stack(clip, dim=1).float().cpu(),
+            torch.stack(frames, dim=1).float().cpu() if frames else None, tuple(said[0].parts),
+        )  # fmt: skip
+
+
+def damage(latents: Tensor, _: list[str], generator: Generator) -> Tensor:
+    """Each clip gets one of four: noise, other gains of its channels, a blend with another clip, its later frames.
+
+    How much is drawn for each clip.
+    """
+    count, device = len(latents), latents.device
+    others = latents.roll(1, dims=0)
+    amount = torch.rand(count, generator=generator).view(-1, 1, 1, 1, 1).to(device)
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    gains = torch.randn(count, latents.shape[1], generator=generator).to(device)[..., None, None, None]
+    first = 1 + torch.floor(amount * (latents.shape[2] - 1))
+    is_later = torch.arange(latents.shape[2], device=device).view(1, 1, -1, 1, 1) >= first
+    ways = torch.stack([
+        latents + 0.6 * amount * noise,
+        latents * (1 + 0.5 * amount * gains),
+        latents.lerp(others, 0.5 * amount),
+        torch.where(is_later, others, latents),
+    ])  # fmt: skip
+    way = torch.randint(len(ways), (count,), generator=generator)
+    return ways[way, torch.arange(count)]
