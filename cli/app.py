@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rats_video
-from rats_video.cli import distill, evaluate, export, plan, run, sample, train
+from rats_video.cli import calibrate, distill, evaluate, export, plan, rewards, run, sample, train
 from rats_video.cli.launch import OneVoice, leave_ending
 from rats_video.errors import Interrupted, UserError
 
@@ -15,10 +15,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 app.command("run", epilog=run.EXAMPLE)(run.run)
 app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
+app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.add_typer(train.app, name="train")
+app.add_typer(rewards.app, name="rewards")
 
 
 @app.callback(invoke_without_command=True)

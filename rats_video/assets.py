@@ -18,8 +18,21 @@ HUB = (
     "THUDM/CogVideoX-5b",
     "yuvalkirstain/PickScore_v1",
     "openai/clip-vit-large-patch14",
+    "facebook/dino-vitb16",
+    "google/siglip-so400m-patch14-384",
+    "google-bert/bert-base-uncased",
+    "OpenGVLab/ViCLIP-L-14-hf",
 )
-"""Repositories on the model hub that the packaged configurations use, found again by a folder's name."""
+"""Repositories on the model hub that configurations name, found again by a folder's name."""
+PICKLED = {
+    "ImageReward": "https://huggingface.co/THUDM/ImageReward/resolve/main/ImageReward.pt",
+    "HPSv2.1": "https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt",
+    "aesthetic-v2": "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
+    "sac%2Blogos%2Bava1-l14-linearMSE.pth",
+    "aesthetic-v2-5": "https://github.com/discus0434/aesthetic-predictor-v2-5/raw/main/models/"
+    "aesthetic_predictor_v2_5.pth",
+}
+"""Checkpoints that are published as pickles, by the usual name of the folder they are converted into."""
 
 
 def is_embedded(name: str) -> bool:
@@ -31,7 +44,7 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     """The folder a configuration names: an embedded one such as `tiny-wan`, or any path.
 
     Raises:
-        UserError: there is no such folder; says how to download it where its name is one of `HUB`.
+        UserError: there is no such folder; says how to download it where its name is one of `HUB` or `PICKLED`.
     """
     if is_embedded(name_or_path):
         return ASSETS / name_or_path
@@ -41,6 +54,9 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     repository = next((name for name in HUB if name.rpartition("/")[2] == folder.name), None)
     if repository:
         fix = f"hf download {repository} --local-dir {name_or_path}"
+        raise UserError(f"no such folder: {name_or_path}", where=where, fix=fix)
+    if url := PICKLED.get(folder.name):
+        fix = f"curl -LO {url} && rats-video rewards convert {url.rpartition('/')[2]} {name_or_path}"
         raise UserError(f"no such folder: {name_or_path}", where=where, fix=fix)
     embedded = sorted(path.name for path in ASSETS.iterdir() if path.is_dir()) if ASSETS.is_dir() else []
     close = difflib.get_close_matches(name_or_path, embedded, n=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import shutil
 import uuid
@@ -54,10 +55,11 @@ def write_json(path: Path, content: object) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def weights_digest(folders: Iterable[Path]) -> str:
-    """SHA-256 of all safetensors files under these folders."""
+def weights_digest(sources: Iterable[Path]) -> str:
+    """SHA-256 of these files, and of all safetensors files under these folders."""
     digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*.safetensors")):
+    files = (sorted(source.rglob("*.safetensors")) if source.is_dir() else [source] for source in sources)
+    for path in itertools.chain.from_iterable(files):
         with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
             while piece := file.read(HASHED_BYTES):
                 digest.update(piece)

@@ -110,6 +110,7 @@ class PromptBatch:
         num_steps: the student's solver steps on this batch.
         grad_frames: latent frames whose pixels carry gradient to the reward; None = all of them.
         part: which part of the batch this is, where it is worked on in parts.
+        seeds: one a prompt, for whatever else is drawn for it; they stay with their prompts in every part and process.
     """
 
     index: int
@@ -118,6 +119,7 @@ class PromptBatch:
     num_steps: int
     grad_frames: range | None = None
     part: int = 0
+    seeds: tuple[int, ...] = ()
 
 
 VelocityFn = Callable[[Tensor, Tensor, TextCondition], Tensor]

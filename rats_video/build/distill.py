@@ -4,31 +4,30 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from rats_video.assets import is_embedded, resolve_folder
+from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.levers import use_decode_dtype, use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.build.common import claim_folder, environment, explain_memory, load_seeded, start_runtime
+from rats_video.build.common import claim_folder, environment
 from rats_video.build.compute import (
     cached_text,
     check_compute,
     describe,
     encode_prompts,
-    memory_advice,
     place,
     save_text,
 )
 from rats_video.build.dry_runs import Builders, plan_of_run
+from rats_video.build.guard import build_guard
 from rats_video.build.parallel import serve_rewards, split_roles
 from rats_video.build.reward import check_rewards, loss_reward, reward_folders
-from rats_video.config.compute import ComputeConfig, FullWeights, LoraWeights
+from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
 from rats_video.config.resume import changed_keys
@@ -39,15 +38,14 @@ from rats_video.distill.step import Rats
 from rats_video.distill.store import DiskGuideStore
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError, warn
-from rats_video.evaluation.plots import plot_training
 from rats_video.files import weights_digest, write_json
-from rats_video.inference.student import StudentCard, save_student
 from rats_video.rewards.remote import Link, RemoteReward
 from rats_video.runtime import ALONE, Runtime
-from rats_video.training.checkpoint import list_checkpoints, load_student_weights
 from rats_video.training.loop import train_loop
-from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
+
+NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
+"""Keys of a reward that are in its weights' hash, or change no score."""
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
@@ -166,7 +164,7 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
         "clip": cfg.clip.model_dump(),
         # What is left out is in the weights' hash, or changes nothing that a teacher does.
         "decode": cfg.compute.decode.model_dump(exclude={"checkpoint", "offload", "window", "small"}),
-        "reward": cfg.reward.model_dump(exclude={"path", "tokenizer", "chunk"}),
+        "reward": cfg.reward.model_dump(exclude=NOT_SCORED | {"terms": {"__all__": {"reward": NOT_SCORED}}}),
     }
 
 
@@ -190,27 +188,6 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
             raise UserError("holds a run", where=str(run.root), fix="--resume goes on with it, --overwrite replaces it")
         claim_folder(run.root, overwrite=overwrite)
     write_resolved(cfg, run.config)
-
-
-def run_distill(
-    *,
-    config: str,
-    overrides: Sequence[str],
-    output: Path,
-    seed: int | None,
-    device: str,
-    resume: bool,
-    overwrite: bool,
-) -> list[str]:
-    """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
-    cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
-    run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
-    with explain_memory(lambda: memory_advice(cfg)):
-        student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
-    runtime.close()  # nobody waits for the one that writes
-    if runtime.is_main and student is not None:
-        finish(cfg, run, student)
-    return [f"student: {run.student}", f"training figure: {run.curves}"]
 
 
 def train_student(
@@ -239,7 +216,9 @@ def train_student(
     rats = build_rats(cfg, student, teacher, runtime)
     try:
         if not isinstance(rats.reward, RemoteReward):  # whose own process has checked it
-            check_rewards(cfg, rats.reward, (*prompts.train, *prompts.heldout), runtime.device)
+            everything = (*prompts.train, *prompts.heldout)
+            check_rewards(cfg, rats.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
+        guard = build_guard(cfg, rats.reward, prompts.heldout, run, runtime)
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
             prepare_run(cfg, run, resume=resume, overwrite=overwrite)
@@ -248,7 +227,7 @@ def train_student(
             write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
             _record(cfg, run, student, runtime)
         runtime.wait()
-        train_loop(rats, cfg, prompts.train, run, runtime)
+        train_loop(rats, cfg, prompts.train, run, runtime, guard)
     finally:
         if isinstance(rats.reward, RemoteReward):
             rats.reward.close()
@@ -262,31 +241,6 @@ def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runti
     write_json(run.environment, {**environment(runtime.device), **in_force})
     shown = "; ".join(f"{key} {value}" for key, value in in_force.items())
     print(f"distill on {runtime.device}: {shown}", file=sys.stderr)  # noqa: T201
-
-
-def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:
-    """Write the trained student and its figure."""
-    newest = list_checkpoints(run.checkpoints)[-1]
-    if cfg.parallel.shard:
-        student = _whole_student(cfg, newest)
-    clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
-    done = int(newest.name.removeprefix("step-"))
-    model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
-    card = StudentCard(
-        model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance, cfg.compute.dtype
-    )
-    save_student(student, card, run.student)
-    plot_training(read_metrics(run.metrics), run.curves)
-
-
-def _whole_student(cfg: DistillConfig, checkpoint: Path) -> PipelineBackbone:
-    """The student of a checkpoint in host memory, on a process of its own: what was split is whole again."""
-    plain = cfg.model_copy(update={"compute": ComputeConfig(dtype=cfg.compute.dtype)})  # no GPU's kernels on a CPU
-    dtype = getattr(torch, cfg.compute.dtype)
-    base = load_backbone(resolve_folder(cfg.model, where="model"), "cpu", dtype, with_text=False)
-    student, _ = build_roles(plain, base)
-    load_student_weights(checkpoint, student.weights)
-    return student
 
 
 def _check_horizons(cfg: DistillConfig, student_steps: int) -> None:

@@ -189,7 +189,7 @@ class DryRuns:
         def run() -> Numbers:
             base = self._base(cfg)
             return dry_decode(
-                base, self._batch(cfg, base), with_gradient=cfg.method.reward_weight > 0, workspace=self._workspace
+                base, self._batch(cfg, base), with_gradient=cfg.method.uses_gradient, workspace=self._workspace
             )
 
         numbers: Numbers = self._once(f"decode {cfg.compute.decode!r} {self._clips(cfg)}", run)
@@ -205,7 +205,7 @@ class DryRuns:
                 size = self._base(cfg).latent_shape(clip.spec)
             return dry_reward(
                 self._reward(cfg), torch.empty(clips, *size, device=META),
-                [self._prompt] * clips, with_gradient=cfg.method.reward_weight > 0, workspace=self._workspace,
+                [self._prompt] * clips, with_gradient=cfg.method.uses_gradient, workspace=self._workspace,
             )  # fmt: skip
 
         numbers: Numbers = self._once(f"judge {self._clips(cfg)}", run)

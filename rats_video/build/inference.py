@@ -18,7 +18,15 @@ from rats_video.config.load import load_config
 from rats_video.datasets.prompts import check_prompt, load_prompts, read_prompt_file
 from rats_video.errors import UserError, warn
 from rats_video.evaluation.plots import plot_nfe_curve
-from rats_video.evaluation.sweep import Arm, ArmScores, Measure, reward_measure, score_arm, shapes_measure
+from rats_video.evaluation.sweep import (
+    Arm,
+    ArmScores,
+    Measure,
+    motion_measure,
+    reward_measure,
+    score_arm,
+    shapes_measure,
+)
 from rats_video.evaluation.tables import headline, markdown_table, write_rows
 from rats_video.files import write_json
 from rats_video.inference.comparison import Panel, compose_comparison
@@ -221,13 +229,15 @@ def run_evaluate(
 
 
 def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
-    """Trained reward, held-out reward where there is one, and what can be measured on the shapes."""
+    """Trained reward, held-out reward where there is one, what can be measured on the shapes, and on what moves."""
     measures = [reward_measure("reward", build_reward(cfg.reward, device, where="reward"))]
     if cfg.heldout_reward is not None:
         heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward")
         measures.append(reward_measure("heldout_reward", heldout))
     if isinstance(cfg.prompts, ShapesPrompts):
         measures.append(shapes_measure)
+    if cfg.clip.num_frames > 2:
+        measures.append(motion_measure)
     return measures
 
 

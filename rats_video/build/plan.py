@@ -10,6 +10,7 @@ from rats_video.build.distill import build_roles, prepare_base
 from rats_video.build.dry_runs import Builders, DryRuns
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
+from rats_video.config.reward import CustomRewardConfig, single_rewards
 from rats_video.errors import UserError
 from rats_video.files import write_json
 from rats_video.planning.devices import find_device
@@ -48,6 +49,9 @@ def run_plan(
     runs = DryRuns(cfg, Builders(prepare_base, build_roles), device, gpus)
     plan = runs.plan(cfg, device)
     lines, record = plan_lines(plan), plan.as_json()
+    for one in single_rewards(cfg.reward, "reward").values():
+        if isinstance(one, CustomRewardConfig):
+            lines.append(f"  What the custom reward {one.target} needs is not counted: its code is not run.")
     budget = gpu_memory or device.memory
     if budget:
 

@@ -11,32 +11,69 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.config.distill import DistillConfig
 from rats_video.config.reward import (
+    AestheticConfig,
+    AestheticV25Config,
     ClipScoreConfig,
+    ClipScorer,
+    CustomRewardConfig,
+    HpsConfig,
+    ImageRewardConfig,
     LatentRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    SingleReward,
+    SubjectConsistencyConfig,
+    SumRewardConfig,
+    TemporalScorer,
+    ViClipConfig,
     WordRewardConfig,
+    single_rewards,
 )
 from rats_video.files import weights_digest
+from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.custom import build_custom, source_file
+from rats_video.rewards.hps_reward import load_hps
+from rats_video.rewards.image_reward import ImageReward
 from rats_video.rewards.latent_reward import LatentReward, LatentSpace, read_imitated
+from rats_video.rewards.self_test import self_test
+from rats_video.rewards.subject_reward import SubjectConsistency
+from rats_video.rewards.sum_reward import SumReward, terms_of
+from rats_video.rewards.temporal_reward import TemporalReward
+from rats_video.rewards.viclip_reward import ViClipReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import ClipSpec, LatentScorer, PromptChecker, Reward
 
 
-def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:
+def build_reward(cfg: RewardConfig, device: torch.device, *, where: str) -> Reward:  # noqa: C901, PLR0911  # one a kind
     """The reward of pixels, loaded and frozen: of a latent reward the one that it imitates (see `loss_reward`).
 
     Raises:
         UserError: it cannot be loaded; names the key under `where`.
     """
+    if isinstance(cfg, CustomRewardConfig):
+        return build_custom(cfg, device, where=where)
+    if isinstance(cfg, SumRewardConfig):
+        return SumReward.of(cfg, where, lambda term, key: build_reward(term, device, where=key))
+    if isinstance(cfg, TemporalScorer):
+        return TemporalReward(cfg)
     folder = resolve_folder(cfg.path, where=f"{where}.path")
     match cfg:
         case WordRewardConfig():
             return WordReward.load(folder, device, cfg.blind_to)
         case PickScoreConfig() | ClipScoreConfig():
-            tokenizer = resolve_folder(cfg.tokenizer, where=f"{where}.tokenizer") if cfg.tokenizer else folder
+            tokenizer = _tokenizer(cfg, where)
             return ClipReward.load(folder, tokenizer, cfg, device, scaled=isinstance(cfg, PickScoreConfig))
+        case HpsConfig():
+            return load_hps(folder, _tokenizer(cfg, where), cfg, device)
+        case AestheticConfig() | AestheticV25Config():
+            return AestheticReward.load(folder, resolve_folder(cfg.head, where=f"{where}.head"), cfg, device)
+        case ImageRewardConfig():
+            return ImageReward.load(folder, _tokenizer(cfg, where), cfg, device)
+        case ViClipConfig():
+            return ViClipReward.load(folder, _tokenizer(cfg, where), cfg, device)
+        case SubjectConsistencyConfig():
+            return SubjectConsistency.load(folder, cfg, device)
         case LatentRewardConfig():
             return build_reward(read_imitated(folder), device, where=str(folder / "config.json"))
 
@@ -69,9 +106,19 @@ def latent_space(model: Path, backbone: PipelineBackbone, clip: ClipSpec) -> Lat
     )
 
 
+def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -> Path:
+    return resolve_folder(cfg.tokenizer or cfg.path, where=f"{where}.{'tokenizer' if cfg.tokenizer else 'path'}")
+
+
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
-    """The folders whose weights decide what a reward's scores are."""
-    return [resolve_folder(cfg.path, where=f"{where}.path")]
+    """What decides a reward's scores: the folders of its weights, or the file of a custom one's code."""
+    return [path for key, one in single_rewards(cfg, where).items() for path in _sources(one, key)]
+
+
+def _sources(cfg: SingleReward | LatentRewardConfig, where: str) -> list[Path]:
+    if isinstance(cfg, CustomRewardConfig):
+        return [source_file(cfg.target, where=where)]
+    return [resolve_folder(getattr(cfg, name), where=f"{where}.{name}") for name in cfg.folders]
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
@@ -80,10 +127,31 @@ def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
         reward.check_prompts(prompts)
 
 
-def check_rewards(cfg: DistillConfig, reward: Reward, prompts: Sequence[str], device: torch.device) -> None:
-    """Raise UserError if one of the rewards that the run needs, loaded for this alone, cannot score a prompt."""
+def check_rewards(
+    cfg: DistillConfig,
+    reward: Reward,
+    prompts: Sequence[str],
+    device: torch.device,
+    latent_shape: Sequence[int] | None = None,
+) -> None:
+    """Try the reward and the held-out one, which is loaded for this alone, on prompts and on two clips.
+
+    Raises:
+        UserError: one of them cannot score a prompt or fails its self-test, or the loss has no gradient to climb.
+    """
     check_reward_prompts(reward, prompts)
     if isinstance(reward, LatentScorer):  # what it imitates is needed for the evaluation
         check_reward_prompts(build_reward(cfg.reward, device, where="reward"), prompts)
+    for key, term in terms_of(reward, "reward").items():
+        in_loss = cfg.method.uses_gradient and term.weight != 0
+        found = self_test(
+            term.reward, cfg.clip.spec, prompts,
+            where=key, device=device, latent_shape=latent_shape, with_gradient=in_loss,
+        )  # fmt: skip
+        if in_loss:
+            found.require_loss()
     if cfg.heldout_reward is not None:
-        check_reward_prompts(build_reward(cfg.heldout_reward, device, where="heldout_reward"), prompts)
+        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward")
+        check_reward_prompts(heldout, prompts)
+        for key, term in terms_of(heldout, "heldout_reward").items():
+            self_test(term.reward, cfg.clip.spec, prompts, where=key, device=device, with_gradient=False)

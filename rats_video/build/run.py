@@ -1,4 +1,4 @@
-"""`run`: the whole workflow from one configuration into one folder, skipping what is done."""
+"""`distill`, and `run`: the whole workflow from one configuration into one folder, skipping what is done."""
 
 from __future__ import annotations
 
@@ -7,14 +7,37 @@ from pathlib import Path
 
 from rats_video.build.common import explain_memory, load_seeded, start_runtime
 from rats_video.build.compute import memory_advice
-from rats_video.build.distill import finish, prepare_run, train_student
+from rats_video.build.distill import prepare_run, train_student
+from rats_video.build.finish import finish
 from rats_video.build.inference import LoadedStudent, compare_files, evaluate_files, load_student, sample_files
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
 from rats_video.inference.student import CARD, load_card
 from rats_video.runtime import Runtime
+from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.run_folder import RunFolder
+
+
+def run_distill(
+    *,
+    config: str,
+    overrides: Sequence[str],
+    output: Path,
+    seed: int | None,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+) -> list[str]:
+    """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
+    cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
+    run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
+    with explain_memory(lambda: memory_advice(cfg)):
+        student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
+    runtime.close()  # nobody waits for the one that writes
+    if runtime.is_main and student is not None:
+        finish(cfg, run, student)
+    return [f"student: {run.student}", f"training figure: {run.curves}"]
 
 
 def run_all(
@@ -36,7 +59,7 @@ def run_all(
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     say("1/4 distill")
     go_on = resume or (run.config.is_file() and not overwrite)
-    trained = go_on and (run.student / CARD).is_file() and load_card(run.student).steps >= cfg.training.steps
+    trained = go_on and (run.student / CARD).is_file() and _last_step(run) >= cfg.training.steps
     before = load_config(DistillConfig, str(run.config.resolve()), group="distill") if trained else None
     if trained:
         if not runtime.serves_reward:
@@ -66,6 +89,12 @@ def run_all(
             say(f"    {line}")
     say(f"Look first at {run.comparison} (videos), {run.curves} and {run.evaluation / 'evaluation.md'}")
     runtime.close()
+
+
+def _last_step(run: RunFolder) -> int:
+    """How far a finished run was trained; its student may be an earlier one."""
+    saved = list_checkpoints(run.checkpoints)
+    return steps_done(saved[-1]) if saved else load_card(run.student).steps
 
 
 def _steps(

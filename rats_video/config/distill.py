@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
+from rats_video.config.guard import GuardConfig
 from rats_video.config.reward import LatentRewardConfig, RewardConfig
 from rats_video.config.schema import (
     ClipConfig,
@@ -44,6 +45,9 @@ class SigmoidGate(Config):
     tau: PositiveFloat = Field(0.15, description="reward difference that moves the weight from 0.5 to 0.73")
     level: Literal["frame", "clip"] = Field("frame", description="one weight a latent frame, or one a clip")
     floor: float = Field(0.0, ge=0, le=1, description="shaping that always remains; 0 is the paper's gate")
+    part: str | None = Field(
+        None, description="part of the reward that drives the gate, e.g. a term of weight 0; null = the score itself"
+    )
 
 
 class ConstantGate(Config):
@@ -65,6 +69,17 @@ class ShapingConfig(Config):
     )
 
 
+class PolicyConfig(Config):
+    """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
+
+    All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
+    """
+
+    samples: int = Field(4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts")
+    noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
+    normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
+
+
 class MethodConfig(Config):
     """Loss = -reward_weight * R_student + alpha * gate * shaping."""
 
@@ -72,9 +87,20 @@ class MethodConfig(Config):
     alpha: NonNegativeFloat = 1.0
     gate: Gate
     shaping: ShapingConfig = ShapingConfig()
+    drift_weight: NonNegativeFloat = Field(
+        0.0, description="pull of the weights towards where they started: half this times the squared distance"
+    )
     reward_margin: NonNegativeFloat | None = Field(
         None, description="cap the student's reward at the teacher's plus this; null leaves it uncapped, as published"
     )
+    policy: PolicyConfig | None = Field(
+        None, description="raise the reward by a policy gradient, as one without gradient needs; null = the direct one"
+    )
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the reward's own gradient is in the loss."""
+        return self.reward_weight > 0 and self.policy is None
 
 
 class FrozenTeacher(Config):
@@ -141,6 +167,9 @@ class TrainingConfig(Config):
     )
     optimizer: OptimizerConfig
     checkpoint_every: PositiveInt = Field(50, description="steps")
+    max_skipped: NonNegativeInt = Field(
+        16, description="clips whose reward is not a finite number that a run may leave out before it stops"
+    )
     keep_checkpoints: PositiveInt = Field(2, description="how many are kept, newest first")
 
     def parts(self, clips: int) -> int:
@@ -193,6 +222,7 @@ class DistillConfig(Config):
     method: MethodConfig
     teacher: Teacher
     student: StudentConfig = StudentConfig()
+    guard: GuardConfig | None = GuardConfig()
     training: TrainingConfig
     compute: ComputeConfig = ComputeConfig()
     parallel: ParallelConfig = ParallelConfig()

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 
 from rats_video.config.explain import KIND, Layer, Tree, explain, nearest, show
 from rats_video.errors import UserError
+from rats_video.files import replacing
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _MAX_DEPTH = 32
@@ -43,8 +44,7 @@ def load_config(model: type[ModelT], name_or_path: str, *, group: str, overrides
     layers = [("default", _defaults(model)), *_file_layers(name_or_path, group)]
     changes = [_parse_override(text) for text in overrides]
     # Joined before they meet the files, so that `gate.kind` keeps its new siblings in whichever order they are given.
-    joined: Tree = reduce(_merge, (tree for _, tree in changes), {})
-    merged: Tree = reduce(_merge, (*(tree for _, tree in layers), joined))
+    merged: Tree = reduce(_merge, (*(tree for _, tree in layers), _joined(changes)))
     try:
         return model.model_validate(merged)
     except ValidationError as error:
@@ -65,6 +65,27 @@ def write_resolved(config: BaseModel, path: Path) -> None:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_extension(path: Path, parent: str) -> None:
+    """Raise UserError if `write_extension` could write no config that loads."""
+    if path.suffix not in {".yaml", ".yml"}:
+        raise UserError("a config's name ends in .yaml or .yml", where=str(path))
+    if _is_path(parent) and Path(parent).resolve() == path.resolve():
+        raise UserError("would extend itself", where=str(path), fix="give another name")
+
+
+def write_extension(path: Path, parent: str, overrides: Sequence[str], changes: Tree, remarks: Sequence[str]) -> None:
+    """Write a config that extends `parent`, a packaged name or a path, by overrides as of `--set`, then `changes`.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    extends = {"extends": str(Path(parent).resolve()) if _is_path(parent) else parent}
+    tree = _merge(extends | _joined([_parse_override(text) for text in overrides]), changes)
+    comments = "".join(f"{f'# {remark}'.rstrip()}\n" for remark in remarks)
+    with replacing(path, "config") as partial:
+        partial.write_text(comments + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------------------- YAML
@@ -132,7 +153,7 @@ def _parse_yaml(text: str, where: str) -> object:
 def _file_layers(name_or_path: str, group: str, child: Path | None = None, chain: tuple[str, ...] = ()) -> list[Layer]:
     """The file's ancestors, most distant first, then the file. `child` is the file that extends it."""
     packaged = Path(str(resources.files("rats_video.configs"))) / group
-    by_path = name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or os.sep in name_or_path
+    by_path = _is_path(name_or_path)
     folder = (child.parent if child else Path()) if by_path else packaged
     path = Path(os.path.normpath(folder / (name_or_path if by_path else f"{name_or_path}.yaml")))
     label = f"configs/{group}/{path.name}" if path.parent == packaged else str(path)
@@ -146,6 +167,14 @@ def _file_layers(name_or_path: str, group: str, child: Path | None = None, chain
         raise UserError(f"must be a name or a list of names, got {show(parents)}", where=f"{label}: extends")
     above = [layer for parent in parents for layer in _file_layers(parent, group, path, (*chain, label))]
     return [*above, (label, tree)]
+
+
+def _is_path(name_or_path: str) -> bool:
+    return name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or os.sep in name_or_path
+
+
+def _joined(changes: Sequence[Layer]) -> Tree:
+    return reduce(_merge, (tree for _, tree in changes), {})
 
 
 def _read_mapping(path: Path, label: str, asked_by: str) -> Tree:

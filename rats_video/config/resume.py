@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any
 
 from rats_video.config.distill import DistillConfig
@@ -11,28 +12,36 @@ from rats_video.config.explain import KIND
 FREE = {
     # how it is planned, shared out and judged
     "architecture", "parallel", "comparison", "evaluation", "heldout_reward",
-    "training.checkpoint_every", "training.keep_checkpoints",
+    "training.checkpoint_every", "training.keep_checkpoints", "training.max_skipped",
     # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
     "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile",
     "compute.offload", "compute.cache_text", "compute.decode.checkpoint", "compute.decode.offload",
-    "reward.chunk", "teacher.cache",
+    "reward.chunk", "reward.terms.*.reward.chunk", "teacher.cache",
 }  # fmt: skip
-"""Dotted keys, each with all below it. A key that is not named here decides the weights."""
+"""Dotted keys, each with all below it; `*` is any name. A key that is not named here decides the weights."""
+
+WATCH = {"guard.every", "guard.choose", "guard.motion_loss", "guard.saturation_gain"}
+"""Keys that change what a guard says, and the weights only if it may do more than warn."""
 
 
 def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
     """The dotted keys that decide what is learned and differ; `training.steps` is one where the rate decays to it."""
     free = FREE if after.training.optimizer.decay else FREE | {"training.steps"}
+    if before.guard is not None and after.guard is not None:  # whose looks are compared with one another
+        free = free - {"heldout_reward"}
+        free = free | WATCH if {before.guard.on_alarm, after.guard.on_alarm} == {"warn"} else free
     return list(_differences(before.model_dump(), after.model_dump(), "", free))
 
 
 def _differences(old: Any, new: Any, path: str, free: set[str]) -> Iterator[str]:
-    if path in free or old == new:
+    if old == new or any(fnmatchcase(path, pattern) for pattern in free):
         return
     if not isinstance(old, dict) or not isinstance(new, dict):
         yield path
     elif old.get(KIND) != new.get(KIND):  # another choice: its other keys mean something else
         yield f"{path}.{KIND}"
+    elif old.keys() != new.keys():  # a sum of other terms
+        yield path
     else:
         for key, value in new.items():
             yield from _differences(old[key], value, f"{path}.{key}".removeprefix("."), free)

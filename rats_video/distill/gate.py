@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rats_video.config.distill import ConstantGate, SigmoidGate
 from rats_video.diffusion.causal import pool_to_latent_frames
+from rats_video.errors import UserError
 from rats_video.types import RewardScores
 
 GateFn = Callable[[RewardScores, RewardScores], Tensor]
@@ -29,10 +30,22 @@ def sigmoid_gate(teacher: RewardScores, student: RewardScores, cfg: SigmoidGate,
 
     The paper's figure prints g = 1 / (1 + exp((R_T - R_S) / tau)), which rises with the student's lead; the weight on
     shaping is 1 - g. With frame scores on both sides and level "frame" there is one weight a latent frame, `[B, F]`;
-    otherwise one a clip, `[B, 1]`.
+    otherwise one a clip, `[B, 1]`. With `cfg.part` that part of both scores is compared instead, one weight a clip.
+
+    Raises:
+        UserError: the reward has no such part.
     """
-    if cfg.level == "frame" and teacher.frames is not None and student.frames is not None:
+    if cfg.part is not None:
+        lead = (_part(teacher, cfg.part) - _part(student, cfg.part))[:, None]
+    elif cfg.level == "frame" and teacher.frames is not None and student.frames is not None:
         lead = pool_to_latent_frames(teacher.frames - student.frames, temporal_stride)
     else:
         lead = (teacher.clip - student.clip)[:, None]
     return (cfg.floor + (1 - cfg.floor) * torch.sigmoid(lead / cfg.tau)).detach()
+
+
+def _part(scores: RewardScores, name: str) -> Tensor:
+    if name not in scores.parts:
+        known = ", ".join(scores.parts) or "it has none"
+        raise UserError(f"the reward has no part {name!r}", where="method.gate.part", fix=f"its parts: {known}")
+    return scores.parts[name]

@@ -9,8 +9,10 @@ from torch import Tensor
 
 from rats_video.config.distill import MethodConfig, StudentConfig
 from rats_video.diffusion.rollout import rollout
+from rats_video.distill.finite import SKIPPED, finite_clips, only, shield, warn_skipped
 from rats_video.distill.gate import GateFn
 from rats_video.distill.judge import judge
+from rats_video.distill.policy import Group, policy_loss, sample_group
 from rats_video.distill.shaping import shaping_by_horizon, weigh_horizons
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
@@ -18,7 +20,7 @@ from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajec
 
 @dataclass(frozen=True)
 class Rats:
-    """The parts that a step puts together."""
+    """The parts that a step puts together; the guard may strengthen shaping."""
 
     student: Backbone
     teacher: TeacherSampler
@@ -27,25 +29,39 @@ class Rats:
     method: MethodConfig
     student_config: StudentConfig
     shift: float
+    shaping_strength: float = 1.0
 
 
 def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]:
     """Loss of one batch (a 0-d tensor with gradient to the student) and what the paper's training figure shows.
 
     Loss = -R_student + alpha * gate(R_teacher, R_student) * |student - teacher|^2 over horizons and latent frames.
+    With `method.policy` the first term is the group-relative policy objective. A clip without a finite score adds 0.
     """
     method = rats.method
     guide = rats.teacher.guide(batch)
     path = student_path(rats, batch)
-    with torch.set_grad_enabled(method.reward_weight > 0):
-        scores = judge(rats.reward, rats.student, path.x0, batch.prompts, batch.grad_frames)
+    clip = path.x0.view_as(path.x0)  # gradient from pixels comes back here, shaping's does not
+    with torch.set_grad_enabled(method.uses_gradient):
+        scores = judge(rats.reward, rats.student, clip, batch.prompts, batch.grad_frames)
+    group = policy_group(rats, batch)
+    kept = finite_clips(guide.scores, scores, *(group.scores if group else ()))  # [B]
+    shield(clip, kept)
+    teacher, student = only(guide.scores, kept), only(scores, kept)
 
-    by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=method.shaping.motion_weight)  # [K, B, F]
-    shaping = weigh_horizons(by_horizon, method.shaping.horizon_weights)  # [B, F]
-    weight = rats.gate(guide.scores, scores)  # [B, F] or [B, 1]
-    gain = reward_gain(scores.clip, guide.scores.clip, method.reward_margin)  # [B]
-    loss = -method.reward_weight * gain.mean() + method.alpha * (weight * shaping).mean()
-    return loss, _log(loss, guide.scores, scores, weight, path, by_horizon)
+    by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=method.shaping.motion_weight) * kept[:, None]
+    shaping = weigh_horizons(by_horizon, method.shaping.horizon_weights)  # [K, B, F] to [B, F]
+    weight = rats.gate(teacher, student) * kept[:, None]  # [B, F] or [B, 1]
+    rewards = group.rewards(kept) if group else student.clip  # [K, B] or [B]
+    gain = reward_gain(rewards, teacher.clip, method.reward_margin)
+    alpha = method.alpha * rats.shaping_strength
+    reward_term = policy_loss(group, gain).mean() if group else -gain.mean()
+    loss = method.reward_weight * reward_term + alpha * (weight * shaping).mean()
+
+    row = _log(loss, teacher, student, weight, path, by_horizon, kept, gain)
+    if row[SKIPPED] > 0:
+        warn_skipped(batch.prompts, kept)
+    return loss, row
 
 
 def student_path(rats: Rats, batch: PromptBatch) -> Trajectory:
@@ -60,20 +76,38 @@ def student_path(rats: Rats, batch: PromptBatch) -> Trajectory:
     )
 
 
+def policy_group(rats: Rats, batch: PromptBatch) -> Group | None:
+    """Noisy rollouts of the student from the shared noise; None where the reward's own gradient is used, or none."""
+    if rats.method.policy is None or rats.method.reward_weight == 0:
+        return None
+    sigmas = rats.student.sigmas(batch.num_steps, rats.shift)
+    return sample_group(rats.student, rats.reward, batch, sigmas, rats.method.policy)
+
+
 def reward_gain(student: Tensor, teacher: Tensor, margin: float | None) -> Tensor:
-    """The student's reward `[B]`, without gradient where it is already `margin` past the teacher's."""
+    """The student's reward `[..., B]`, without gradient where it is already `margin` past the teacher's."""
     return student if margin is None else torch.minimum(student, teacher + margin)
 
 
 def _log(
-    loss: Tensor, teacher: RewardScores, student: RewardScores, weight: Tensor, path: Trajectory, by_horizon: Tensor
+    loss: Tensor,
+    teacher: RewardScores,
+    student: RewardScores,
+    weight: Tensor,
+    path: Trajectory,
+    by_horizon: Tensor,
+    kept: Tensor,
+    gain: Tensor,
 ) -> dict[str, float]:
+    group = {"mean": gain.mean(), "spread": gain.std(dim=0, correction=0).mean()} if gain.ndim > 1 else {}
     rows = {
         "loss": loss,
         "reward/student": student.clip.mean(),
         "reward/teacher": teacher.clip.mean(),
         "reward/gap": (student.clip - teacher.clip).mean(),
+        SKIPPED: (~kept).float().mean(),
         "gate/weight": weight.mean(),
+        **{f"reward/policy_{name}": value for name, value in group.items()},
         **{f"reward/student/{name}": part.mean() for name, part in student.parts.items()},
         **{f"shaping/{s:.3f}": d.mean() for s, d in zip(path.sigmas, by_horizon, strict=True)},
         **{f"gate/frame{f}": column.mean() for f, column in enumerate(weight.unbind(dim=1)) if weight.shape[1] > 1},

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
     from rats_video.evaluation.tables import ArmRow
 
-_STUDENT, _TEACHER, _BASE, _GATE = "#0072B2", "#D55E00", "#7A7A7A", "#009E73"
-_ARM_COLORS = {"student": _STUDENT, "base": _BASE}
+STUDENT, TEACHER, _BASE, _GATE = "#0072B2", "#D55E00", "#7A7A7A", "#009E73"
+_ARM_COLORS = {"student": STUDENT, "base": _BASE}
 _OTHER_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P")  # shape tells the arms apart without colour
-_INK, _FAINT = "#333333", "#E3E3E3"
+INK, _FAINT = "#333333", "#E3E3E3"
 _DPI = 150
 _SHAPING = "shaping/"
 
@@ -71,7 +71,7 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     _draw_rewards(figure.add_subplot(grid[:, 0]), steps, student, teacher)
     for index, draw in enumerate(right):
         draw(figure.add_subplot(grid[index, 1]), rows)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_nfe_curve(
@@ -107,22 +107,22 @@ def plot_nfe_curve(
         ncols=len(entries),
         frameon=False,
         fontsize=9.5,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_rewards(axis: Any, steps: list[float], student: list[float], teacher: list[float]) -> None:
     """Raw traces faint, smoothed ones on top, the crossing marked."""
     window = _smoothing_window(len(steps))
-    for values, color, label in ((teacher, _TEACHER, "teacher"), (student, _STUDENT, "student")):
+    for values, color, label in ((teacher, TEACHER, "teacher"), (student, STUDENT, "student")):
         axis.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
         axis.plot(steps, _trailing_mean(values, window), color=color, linewidth=2.0, label=label)
     crossing = crossing_step(student, teacher, window)
     if crossing is not None:
         step = steps[crossing]
         late = step > (steps[0] + steps[-1]) / 2  # write towards the middle, so the text stays inside
-        axis.axvline(step, color=_INK, linestyle=(0, (4, 3)), linewidth=1.0)
+        axis.axvline(step, color=INK, linestyle=(0, (4, 3)), linewidth=1.0)
         axis.annotate(
             f"student passes teacher\nat step {step:g}",
             xy=(step, 0.03),
@@ -132,12 +132,12 @@ def _draw_rewards(axis: Any, steps: list[float], student: list[float], teacher: 
             ha="right" if late else "left",
             va="bottom",
             fontsize=9.5,
-            color=_INK,
+            color=INK,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         )
     note = f" (mean of the last {window})" if window > 1 else ""
-    _style(axis, title=f"Reward{note}", xlabel="optimizer step")
-    axis.legend(loc="best", reverse=True, frameon=False, fontsize=9.5, labelcolor=_INK)
+    style_axis(axis, title=f"Reward{note}", xlabel="optimizer step")
+    axis.legend(loc="best", reverse=True, frameon=False, fontsize=9.5, labelcolor=INK)
 
 
 def _draw_gate(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
@@ -147,7 +147,7 @@ def _draw_gate(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
     axis.plot(steps, _trailing_mean(weight, _smoothing_window(len(steps))), color=_GATE, linewidth=2.0)
     axis.set_ylim(-0.03, 1.03)
     axis.set_yticks((0, 0.5, 1))
-    _style(axis, title="Gate weight on shaping")
+    style_axis(axis, title="Gate weight on shaping")
 
 
 def _draw_shaping(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
@@ -171,9 +171,9 @@ def _draw_shaping(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
         frameon=False,
         fontsize=9,
         handlelength=1.2,
-        labelcolor=_INK,
+        labelcolor=INK,
     )
-    _style(axis, title="Shaping loss at each horizon (log)", xlabel="optimizer step")
+    style_axis(axis, title="Shaping loss at each horizon (log)", xlabel="optimizer step")
 
 
 def _draw_metric(axis: Any, rows: Sequence[ArmRow], name: str) -> None:
@@ -184,10 +184,10 @@ def _draw_metric(axis: Any, rows: Sequence[ArmRow], name: str) -> None:
         if row.arm == "teacher":
             value = row.metrics[name]
             label = f"teacher, {row.num_steps} steps ({row.nfe} NFE)"
-            axis.axhline(value.mean, color=_TEACHER, linewidth=1.4, label=label, zorder=1)
+            axis.axhline(value.mean, color=TEACHER, linewidth=1.4, label=label, zorder=1)
             if math.isfinite(value.ci95):
                 low, high = value.mean - value.ci95, value.mean + value.ci95
-                axis.axhspan(low, high, color=_TEACHER, alpha=0.16, linewidth=0, zorder=0)
+                axis.axhspan(low, high, color=TEACHER, alpha=0.16, linewidth=0, zorder=0)
     arms = list(dict.fromkeys(row.arm for row in rows if row.arm != "teacher"))
     others = iter(_OTHER_COLORS * len(arms))
     for index, arm in enumerate(arms):
@@ -213,21 +213,21 @@ def _draw_metric(axis: Any, rows: Sequence[ArmRow], name: str) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_xlim(present[0] / 1.18, present[-1] * 1.18)
-    _style(axis, title=metric_title(name).capitalize(), xlabel="network evaluations (NFE)")
+    style_axis(axis, title=metric_title(name).capitalize(), xlabel="network evaluations (NFE)")
 
 
-def _style(axis: Any, *, title: str, xlabel: str = "") -> None:
+def style_axis(axis: Any, *, title: str, xlabel: str = "") -> None:
     """What every panel shares: a left title, two spines, faint horizontal lines."""
-    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=_INK)
-    axis.set_xlabel(xlabel, fontsize=10, color=_INK)
+    axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
+    axis.set_xlabel(xlabel, fontsize=10, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[["left", "bottom"]].set_color("#999999")
-    axis.tick_params(labelsize=9, color="#999999", labelcolor=_INK)
+    axis.tick_params(labelsize=9, color="#999999", labelcolor=INK)
     axis.grid(axis="y", color=_FAINT, linewidth=0.8)
     axis.set_axisbelow(True)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     """Write the image, complete or not at all."""
     with replacing(path, "figure") as partial:
         # Named: without a suffix to go by, matplotlib would write to another file than the one asked for.

@@ -17,7 +17,7 @@ from rats_video.types import Backbone, ClipSpec, Reward
 
 T = TypeVar("T")
 Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""`(videos, prompts) -> named scores [B]`, higher is better."""
+"""`(videos, prompts) -> named scores [B]`, higher is better; of saturation what is near the teacher's."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,14 @@ class ArmScores:
 def reward_measure(name: str, reward: Reward) -> Measure:
     """A reward's clip score as a metric."""
     return lambda videos, prompts: {name: reward(videos, prompts).clip}
+
+
+def motion_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG001  # not read
+    """What pixels alone tell of any clip: its temporal measures, and how strong its colours are."""
+    from rats_video.rewards import temporal
+
+    measures = (temporal.flicker, temporal.motion_smoothness, temporal.dynamic_degree, temporal.saturation)
+    return {measure.__name__: measure(videos).clip for measure in measures}
 
 
 def shapes_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:

@@ -21,7 +21,10 @@ METRIC_TITLES: dict[str, str] = {
     "heldout_reward": "held-out reward",
     "adherence": "adherence",
     "smoothness": "smoothness",
+    "motion_smoothness": "motion smoothness",
+    "dynamic_degree": "dynamic degree",
 }
+_HEADLINE = 4  # metrics that fit a page
 
 
 def _unknown_to_inf(value: object) -> object:
@@ -102,8 +105,9 @@ def metric_title(name: str) -> str:
 
 
 def headline(row: ArmRow) -> ArmRow:
-    """The row with only the metrics of `METRIC_TITLES`, for a table that fits a page."""
-    return row.model_copy(update={"metrics": {n: row.metrics[n] for n in METRIC_TITLES if n in row.metrics}})
+    """The row with only the first four metrics of `METRIC_TITLES` that it has, for a table that fits a page."""
+    names = [name for name in METRIC_TITLES if name in row.metrics][:_HEADLINE]
+    return row.model_copy(update={"metrics": {name: row.metrics[name] for name in names}})
 
 
 def markdown_table(rows: Sequence[ArmRow]) -> str:
@@ -119,11 +123,15 @@ def markdown_table(rows: Sequence[ArmRow]) -> str:
         cells = [row.arm, str(row.num_steps), str(row.nfe), f"{row.seconds_per_clip:.2f}"]
         cells += [_metric_cell(row.metrics.get(name), best[name]) for name in names]
         table.append(cells)
+    return "\n".join(aligned(table))
+
+
+def aligned(table: Sequence[Sequence[str]], *, num_texts: int = 1) -> list[str]:
+    """Rows of cells, the titles first, as lines of Markdown: columns after the first `num_texts` align right."""
     table = [[cell.replace("|", "\\|") for cell in cells] for cells in table]
     widths = [max(3, *map(len, column)) for column in zip(*table, strict=True)]
-    lines = [_line(cells, widths) for cells in table]
-    rules = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]  # numbers align right
-    return "\n".join([lines[0], _line(rules, widths), *lines[1:]])
+    rules = ["-" * width if i < num_texts else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    return [_line(cells, widths, num_texts) for cells in (table[0], rules, *table[1:])]
 
 
 def _metric_cell(value: MetricValue | None, best: float) -> str:
@@ -135,7 +143,10 @@ def _metric_cell(value: MetricValue | None, best: float) -> str:
     return f"**{text}**" if value.mean == best else text
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    """One table line: the first cell aligned left, the others right."""
-    numbers = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-    return "| " + " | ".join([cells[0].ljust(widths[0]), *numbers]) + " |"
+def _line(cells: Sequence[str], widths: Sequence[int], num_texts: int) -> str:
+    """One table line."""
+    fill = [
+        cell.ljust(width) if i < num_texts else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "| " + " | ".join(fill) + " |"

@@ -106,7 +106,7 @@ def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillC
         student=WithoutPixels(student, "student", ledger),
         teacher=TeacherSampler(seen, brightness, few, cfg.shift),
         reward=brightness,
-        gate=build_gate(cfg.method.gate, student.temporal_stride),
+        gate=build_gate(cfg.method.gate.model_copy(update={"part": None}), student.temporal_stride),  # it has no parts
         method=cfg.method,
         student_config=cfg.student,
         shift=cfg.shift,

@@ -136,10 +136,15 @@ def _add(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, floa
 def network_calls(cfg: DistillConfig) -> dict[str, float]:
     """Network evaluations a clip and a step, averaged over the run; guidance makes two of one."""
     teacher = cfg.teacher
-    return {
-        "teacher": teacher.num_steps * (1 + guided_share(cfg)) / teacher.reuse,
-        "student": sum(cfg.student.num_steps) / len(cfg.student.num_steps),
-    }
+    student = sum(cfg.student.num_steps) / len(cfg.student.num_steps)
+    calls = {"teacher": teacher.num_steps * (1 + guided_share(cfg)) / teacher.reuse, "student": student}
+    return calls | ({"policy": policy_samples(cfg) * student} if policy_samples(cfg) else {})
+
+
+def policy_samples(cfg: DistillConfig) -> int:
+    """Further rollouts of the student, a clip and a step, that are decoded and judged for the policy objective."""
+    method = cfg.method
+    return method.policy.samples if method.policy is not None and method.reward_weight > 0 else 0
 
 
 def guided_share(cfg: DistillConfig) -> float:
@@ -156,6 +161,7 @@ def guided_share(cfg: DistillConfig) -> float:
 def estimate_tflops(cfg: DistillConfig, counted: Counted) -> dict[str, float]:
     """TFLOPs of one step by phase, averaged over the run."""
     step, decode, reward, reuse = counted.step, counted.decode, counted.reward, cfg.teacher.reuse
+    judged = 1 + policy_samples(cfg)  # of the student's clips; the dry step itself calls the network for all of them
     student = network_calls(cfg)["student"] / counted.num_steps
     is_guided = guided_share(cfg) > 0  # the dry run's one call is two evaluations then
     teacher = network_calls(cfg)["teacher"] / (2 if is_guided else 1)
@@ -165,8 +171,8 @@ def estimate_tflops(cfg: DistillConfig, counted: Counted) -> dict[str, float]:
         "teacher decode": decode["teacher decode", FLOPS] / reuse,
         "teacher reward": reward["teacher reward", FLOPS] / reuse,
         "student rollout": step["student rollout", FLOPS] * student,
-        "student decode": decode["student decode", FLOPS],
-        "student reward": reward["student reward", FLOPS],
+        "student decode": decode["student decode", FLOPS] * judged,
+        "student reward": reward["student reward", FLOPS] * judged,
         "reward backward": reward.get(("reward backward", FLOPS), 0.0),
         "decode backward": decode.get(("decode backward", FLOPS), 0.0),
         "student backward": step["student backward", FLOPS] * student,

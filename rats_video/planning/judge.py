@@ -5,27 +5,49 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from rats_video.assets import resolve_folder
 from rats_video.config.reward import (
+    AestheticConfig,
+    AestheticV25Config,
     ClipScoreConfig,
+    CustomRewardConfig,
+    FrameScorer,
+    HpsConfig,
+    ImageRewardConfig,
     LatentRewardConfig,
     PickScoreConfig,
     RewardConfig,
+    SubjectConsistencyConfig,
+    SumRewardConfig,
+    TemporalScorer,
+    ViClipConfig,
     WordRewardConfig,
 )
 from rats_video.errors import UserError
 from rats_video.planning.architecture import META, LongPrompts, empty_model
+from rats_video.planning.dry_run import brightness
 from rats_video.planning.ledger import Ledger
+from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
 from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.files import load_checkpoint_tensors
+from rats_video.rewards.hps_reward import hps_pixels, open_clip_config
+from rats_video.rewards.image_reward import BlipSizes, ImageReward
 from rats_video.rewards.latent_reward import LatentReward
+from rats_video.rewards.subject_reward import SubjectConsistency, encoder_of
+from rats_video.rewards.sum_reward import SumReward
+from rats_video.rewards.temporal_reward import TemporalReward
+from rats_video.rewards.viclip_reward import ViClipReward, ViClipSizes
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import Reward, TextCondition
 
-# While the folder is not there: PickScore is a CLIP ViT-H/14, the usual CLIP score a ViT-L/14.
+Sizes = TypeVar("Sizes", BlipSizes, ViClipSizes)
+
+# While the folder is not there: PickScore and HPSv2.1 are a CLIP ViT-H/14, the usual CLIP score a ViT-L/14.
 VIT_H = {
     "projection_dim": 1024,
     "text_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
@@ -38,15 +60,26 @@ VIT_L = {
     "vision_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
                       "num_attention_heads": 16, "patch_size": 14},
 }  # fmt: skip
+SO400M = {
+    "text_config": {"bos_token_id": 0, "eos_token_id": 1},  # else transformers warns of its own defaults
+    "vision_config": {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27,
+                      "num_attention_heads": 16, "patch_size": 14, "image_size": 384},
+}  # fmt: skip
 
 
-def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
-    """The reward's network from its folder's config.json; a CLIP whose folder is not there is the usual one.
+def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:  # noqa: C901, PLR0911  # one a kind
+    """The reward's network from its folder's config.json; a hub model whose folder is not there is the usual one.
 
     Raises:
         UserError: the folder is not a reward's.
     """
     match cfg:
+        case CustomRewardConfig():  # what it costs only running it would tell
+            return brightness
+        case SumRewardConfig():
+            return SumReward.of(cfg, where, lambda term, key: reward_on_meta(term, where=key))
+        case TemporalScorer():
+            return TemporalReward(cfg)
         case WordRewardConfig():
             folder = resolve_folder(cfg.path, where=f"{where}.path")
             try:
@@ -55,20 +88,43 @@ def reward_on_meta(cfg: RewardConfig, *, where: str) -> Reward:
             except TypeError as error:
                 raise UserError(f"not a word reward: {error}", where=str(folder)) from error
         case PickScoreConfig() | ClipScoreConfig():
-            return _clip(cfg)
+            scaled = isinstance(cfg, PickScoreConfig)
+            model = _network("CLIPModel", _hub_config(cfg, VIT_H if scaled else VIT_L), cfg)
+            with Ledger():  # it asks for the value of its scale
+                return ClipReward(model, LongPrompts(), cfg, scaled=scaled)
+        case HpsConfig():
+            folder = Path(cfg.path).expanduser()
+            config = open_clip_config(load_checkpoint_tensors(folder), folder) if folder.is_dir() else VIT_H
+            return ClipReward(_network("CLIPModel", config, cfg), LongPrompts(), cfg, scaled=False, pixels=hps_pixels)
+        case AestheticConfig() | AestheticV25Config():
+            usual = VIT_L if isinstance(cfg, AestheticConfig) else SO400M
+            return AestheticReward(_network(predictor_of(cfg).model, _hub_config(cfg, usual), cfg), cfg)
+        case ImageRewardConfig():
+            return ImageReward(_sizes(cfg, BlipSizes), LongPrompts(), cfg)
+        case ViClipConfig():
+            return ViClipReward(_sizes(cfg, ViClipSizes), LongPrompts(), cfg)
+        case SubjectConsistencyConfig():
+            config = _hub_config(cfg, {"model_type": "vit"})  # transformers' own defaults are a ViT-B/16
+            return SubjectConsistency(_network(encoder_of(config, where=cfg.path).model, config, cfg), cfg)
         case LatentRewardConfig():
             return _latent(resolve_folder(cfg.path, where=f"{where}.path"))
 
 
-def _clip(cfg: PickScoreConfig | ClipScoreConfig) -> Reward:
-    from transformers import CLIPModel
-
-    scaled = isinstance(cfg, PickScoreConfig)
+def _sizes(cfg: ImageRewardConfig | ViClipConfig, kind: type[Sizes]) -> Sizes:
     folder = Path(cfg.path).expanduser()
-    config = _read(folder) if folder.is_dir() else VIT_H if scaled else VIT_L
-    model = empty_model(CLIPModel, config, where=cfg.path).to(getattr(torch, cfg.dtype))
-    with Ledger():  # it asks for the value of its scale
-        return ClipReward(model, LongPrompts(), cfg, scaled=scaled)
+    return kind.read(load_checkpoint_tensors(folder), where=folder) if folder.is_dir() else kind()
+
+
+def _hub_config(cfg: FrameScorer, usual: dict[str, Any]) -> dict[str, Any]:
+    folder = Path(cfg.path).expanduser()
+    return _read(folder) if folder.is_dir() else usual
+
+
+def _network(kind: str, config: dict[str, Any], cfg: FrameScorer) -> nn.Module:
+    import torch
+    import transformers
+
+    return empty_model(getattr(transformers, kind), config, where=cfg.path).to(getattr(torch, cfg.dtype))
 
 
 def _latent(folder: Path) -> Reward:

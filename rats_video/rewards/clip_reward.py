@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from torch.nn import functional as F
 from rats_video.config.reward import FrameScorer
 from rats_video.errors import UserError
 from rats_video.rewards.files import has_tokenizer, load_transformers_model
-from rats_video.rewards.frames import Condition, FrameReward
+from rats_video.rewards.frames import FrameReward
+from rats_video.rewards.prompted import Condition
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, red, green, blue
-_STD = (0.26862954, 0.26130258, 0.27577711)
+Pixels = Callable[[Tensor, int], Tensor]
+"""`(frames [N, 3, height, width] in [0, 1], size) -> [N, 3, size, size]`: what an image encoder takes."""
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, red, green, blue
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class ClipReward(FrameReward):
@@ -27,15 +32,18 @@ class ClipReward(FrameReward):
         tokenizer: its tokenizer.
         cfg: which frames are scored, and how many at a time.
         scaled: multiply by the model's own exp(logit_scale), as PickScore does; otherwise the plain cosine.
+        pixels: how frames are brought to the model's size.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, cfg: FrameScorer, *, scaled: bool) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, cfg: FrameScorer, *, scaled: bool, pixels: Pixels | None = None
+    ) -> None:
         super().__init__(cfg)
         self.model = model.requires_grad_(requires_grad=False).eval()
         self.tokenizer = tokenizer
         self.scale = float(model.logit_scale.exp()) if scaled else 1.0
         self.text_limit = int(model.config.text_config.max_position_embeddings)
-        self._size: int = model.config.vision_config.image_size
+        self.pixels = pixels or clip_pixels
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Unit features `[B, D]` of the prompts."""
@@ -51,27 +59,36 @@ class ClipReward(FrameReward):
 
     def score_frames(self, frames: Tensor, condition: Condition) -> Tensor:
         """Scores `[N]` of frames `[N, 3, height, width]` in [0, 1]."""
-        return self.scale * (self.image_features(frames) * condition["text"]).sum(dim=-1)
-
-    def image_features(self, frames: Tensor) -> Tensor:
-        """Unit features `[N, D]` of frames `[N, 3, height, width]` in [0, 1]."""
-        pixels = clip_pixels(frames, self._size).to(self.model.dtype)
-        return F.normalize(self.model.get_image_features(pixel_values=pixels).pooler_output.float(), dim=-1)
+        return self.scale * (image_features(self.model, frames, self.pixels) * condition["text"]).sum(dim=-1)
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Path, cfg: FrameScorer, device: torch.device, *, scaled: bool) -> ClipReward:
         """Load a frozen reward; raises UserError if a folder does not hold what it should, whole and in safetensors."""
-        from transformers import AutoTokenizer, CLIPModel
+        from transformers import CLIPModel
 
         model = load_transformers_model(CLIPModel, folder, "clip", getattr(torch, cfg.dtype))
-        words = model.config.text_config.vocab_size
-        # Without its files transformers would make up an empty tokenizer, which takes every prompt for the same one.
-        known = len(AutoTokenizer.from_pretrained(tokenizer)) if has_tokenizer(tokenizer) else None
-        if known != words:
-            what = f"its tokenizer has {known} tokens, the model {words}" if known else "no tokenizer in it"
-            fix = "give a folder with CLIP's tokenizer as `tokenizer`, e.g. of openai/clip-vit-large-patch14"
-            raise UserError(what, where=str(tokenizer), fix=fix)
-        return cls(model.to(device), AutoTokenizer.from_pretrained(tokenizer), cfg, scaled=scaled)
+        words = load_clip_tokenizer(tokenizer, model.config.text_config.vocab_size)
+        return cls(model.to(device), words, cfg, scaled=scaled)
+
+
+def load_clip_tokenizer(folder: Path, words: int) -> Any:
+    """The tokenizer of a folder; raises UserError if it has none, or one of not as many words as the model's."""
+    from transformers import AutoTokenizer
+
+    # Without its files transformers would make up an empty tokenizer, which takes every prompt for the same one.
+    tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
+    has = None if tokenizer is None else len(tokenizer)
+    if has != words:
+        what = f"its tokenizer has {has} tokens, the model {words}" if has else "no tokenizer in it"
+        fix = "give a folder with CLIP's tokenizer as `tokenizer`, e.g. of openai/clip-vit-large-patch14"
+        raise UserError(what, where=str(folder), fix=fix)
+    return tokenizer
+
+
+def image_features(model: Any, frames: Tensor, pixels: Pixels) -> Tensor:
+    """Unit features `[N, D]` of frames `[N, 3, height, width]` in [0, 1] by a model with towers for images and text."""
+    seen = pixels(frames, model.config.vision_config.image_size).to(model.dtype)
+    return F.normalize(model.get_image_features(pixel_values=seen).pooler_output.float(), dim=-1)
 
 
 def clip_pixels(frames: Tensor, size: int) -> Tensor:
@@ -79,12 +96,22 @@ def clip_pixels(frames: Tensor, size: int) -> Tensor:
 
     Short side to `size` (bicubic, antialiased), centre crop, CLIP's mean and standard deviation.
     """
+    return normalize(centre_square(frames, size), CLIP_MEAN, CLIP_STD)
+
+
+def centre_square(frames: Tensor, size: int, *, half: Callable[[float], int] = math.floor) -> Tensor:
+    """Frames `[N, 3, height, width]` with their short side brought to `size` and cropped: `[N, 3, size, size]`.
+
+    Args:
+        frames: in [0, 1].
+        size: in pixels.
+        half: where a crop begins whose margin is odd; transformers rounds half pixels down, torchvision as `round`.
+    """
     height, width = frames.shape[-2:]
     short = min(height, width)
     target = (int(size * height / short), int(size * width / short))
-    resized = resize_bicubic(frames, target)
-    top, left = (target[0] - size) // 2, (target[1] - size) // 2
-    return normalize(resized[..., top : top + size, left : left + size], _MEAN, _STD)
+    top, left = (half((side - size) / 2) for side in target)
+    return resize_bicubic(frames, target)[..., top : top + size, left : left + size]
 
 
 def resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:

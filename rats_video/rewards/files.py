@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from rats_video.errors import UserError
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -19,8 +24,8 @@ def has_tokenizer(folder: Path) -> bool:
     )
 
 
-def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: torch.dtype) -> Any:
-    """A model of the transformers class `kind` from a hub folder, on the CPU.
+def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: torch.dtype, **options: bool) -> Any:
+    """A model of the transformers class `kind`, made with `options`, from a hub folder, on the CPU.
 
     Raises:
         UserError: the folder holds another model, lacks a weight, or has only pickled ones.
@@ -32,7 +37,9 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
     logging.set_verbosity_error()  # its report of missing weights is a table; ours is a line
     logging.disable_progress_bar()
     try:
-        model, report = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True)
+        model, report = kind.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load it as a {kind.__name__}: {reason}", where=str(folder)) from error
@@ -41,6 +48,14 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"lacks {len(missing)} weights of a {kind.__name__}, e.g. {missing[0]}", where=str(folder))
     return model
+
+
+def fill_transformers_model(kind: Any, config: Any, weights: dict[str, Tensor], dtype: torch.dtype) -> Any:
+    """A model of the transformers class `kind` with all of its weights given, on the CPU."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return kind.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
 
 
 def _check_files(kind: Any, folder: Path, model_type: str) -> None:
@@ -53,8 +68,73 @@ def _check_files(kind: Any, folder: Path, model_type: str) -> None:
         ) from error  # fmt: skip
     if found != model_type:
         raise UserError(f"is a {found!r} model, not a {kind.__name__} (model_type {model_type!r})", where=str(folder))
-    if not list(folder.glob("*.safetensors")) and list(folder.glob("*.bin")):
+    _refuse_pickles(folder)
+
+
+def load_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by its name, on the CPU.
+
+    Args:
+        path: a safetensors file; or a folder with `model.safetensors`, with an index of shards, or with one such file.
+
+    Raises:
+        UserError: there is none, more than one, or only a pickled one; a file cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _safetensors_files(path):
+        try:
+            tensors |= load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot be read: {str(error).splitlines()[0]}", where=str(file)) from error
+    return tensors
+
+
+def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, where: Path) -> None:
+    """Raise UserError, naming the first, if names are missing or left over, or if a tensor has another shape.
+
+    Args:
+        found: what a checkpoint holds.
+        wanted: what the model has; only its shapes are read, so it may be on the meta device.
+        where: the checkpoint.
+    """
+    if missing := sorted(wanted.keys() - found.keys()):
+        raise UserError(f"lacks {len(missing)} of {len(wanted)} tensors, the first is {missing[0]}", where=str(where))
+    if unknown := sorted(found.keys() - wanted.keys()):
+        raise UserError(f"holds {len(unknown)} tensors too many, the first is {unknown[0]}", where=str(where))
+    for name in sorted(wanted):
+        has, needs = list(found[name].shape), list(wanted[name].shape)
+        if has != needs:
+            raise UserError(f"{name} is {has}, must be {needs}", where=str(where))
+
+
+def _safetensors_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        _refuse_pickles(path)
+        return [path]
+    index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
+    if index.is_file():
+        try:
+            return sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError("is no readable index of shards", where=str(index)) from error
+    found = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
+    if len(found) > 1:
+        what = f"holds {len(found)} safetensors files, e.g. {found[0].name}, and no model.safetensors"
+        raise UserError(what, where=str(path))
+    if not found:
+        _refuse_pickles(path)
+        raise UserError("no safetensors file in it", where=str(path))
+    return found
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Raise UserError for a pickled file, and for a folder with nothing better."""
+    if path.is_dir() and any(path.glob("*.safetensors")):
+        return
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    if pickled := [file for file in files if file.suffix in _PICKLED]:
+        folder = path if path.is_dir() else path.with_suffix("")
         raise UserError(
-            "only has pickled weights, which can run code when they are loaded", where=str(folder),
-            fix=f"if you trust them: {kind.__name__}.from_pretrained(folder).save_pretrained(folder)",
+            "only has pickled weights, which can run code when they are loaded", where=str(path),
+            fix=f"rats-video rewards convert {pickled[0]} {folder}",
         )  # fmt: skip

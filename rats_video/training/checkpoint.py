@@ -76,8 +76,8 @@ class CheckpointWriter:
             pending.result()
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # all processes gather it together
-        return whole.detach().to("cpu", copy=True).contiguous() if self._writes else tensor
+        whole = _whole(tensor)
+        return whole.to("cpu", copy=True).contiguous() if self._writes else tensor
 
     def _write(self, step: int, content: Mapping[str, dict[str, Tensor]]) -> None:
         with replacing(self._folder / f"step-{step:06d}", "checkpoint") as aside:
@@ -87,6 +87,26 @@ class CheckpointWriter:
             write_json(aside / "state.json", {"step": step})
         for old in list_checkpoints(self._folder)[: -self._keep]:
             shutil.rmtree(old)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The tensor itself, or all of a split one, which all processes gather together."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+
+
+def save_weights(path: Path, step: int, weights: Weights, *, writes: bool) -> None:
+    """Write the weights that train, and nothing else, to a folder; all processes call it together."""
+    copies = {name: _whole(weight).cpu().contiguous() for name, weight in weights.items()}
+    if writes:
+        with replacing(path, "checkpoint") as aside:
+            aside.mkdir()
+            save_file(copies, aside / "student.safetensors")
+            write_json(aside / "state.json", {"step": step})
+
+
+def steps_done(path: Path) -> int:
+    """Optimizer steps behind a checkpoint."""
+    return int(json.loads((path / "state.json").read_text())["step"])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -101,7 +121,7 @@ def load_checkpoint(path: Path, student: Weights, teacher: Weights | None, optim
         if teacher is not None:
             _restore(teacher, load_file(path / "teacher.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        return int(json.loads((path / "state.json").read_text())["step"])
+        return steps_done(path)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

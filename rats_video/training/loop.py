@@ -5,36 +5,48 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from rats_video.config.distill import DistillConfig, EmaTeacher
+from rats_video.distill.finite import SKIPPED
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted, UserError
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
+from rats_video.training.anchor import Anchor
 from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
 from rats_video.training.first_step import PlanCheck
+from rats_video.training.guard import Guard
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
 from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.skipped import SkippedClips
 from rats_video.types import Backbone, PromptBatch
 
 
 def train_loop(
-    rats: Rats, cfg: DistillConfig, prompts: Sequence[str], run: RunFolder, runtime: Runtime = ALONE
+    rats: Rats,
+    cfg: DistillConfig,
+    prompts: Sequence[str],
+    run: RunFolder,
+    runtime: Runtime = ALONE,
+    guard: Guard | None = None,
 ) -> None:
     """Train `rats.student` in place for `cfg.training.steps` steps, continuing from the newest checkpoint if any.
+
+    The guard looks before the first step, every few steps and after the last; it may end the run before that.
 
     All processes of `runtime` call it together. Each works on its rows of the same global batch, and whatever is
     decided on the way is decided on values that are the same on all of them.
 
     Raises:
-        UserError: the loss is not finite (the last checkpoint stands), or a checkpoint cannot be written.
+        UserError: the loss is not finite, or too many rewards are not (the last checkpoint stands), or a checkpoint
+            cannot be written.
         Interrupted: the user asked to stop; the step was finished and saved.
     """
     training = cfg.training
@@ -42,21 +54,25 @@ def train_loop(
     student = rats.student.weights
     ema = rats.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacher) else None
     optimizer = build_optimizer(training.optimizer, student.values())
+    anchor = Anchor(student) if guard is not None or cfg.method.drift_weight else None
     saved = list_checkpoints(run.checkpoints)
     start = load_checkpoint(saved[-1], student, ema, optimizer) if saved else 0
     rats.teacher.follow(rats.student, start, resumed=True)
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
+    skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))
     check = PlanCheck(run.plan, rats.student.device, training.steps - start) if runtime.is_main else None
     is_due = False
+    watch = _Watch(guard, anchor, training.steps, runtime)
+    watch.begin(rats, start)
     with (
         StopRequest() as stop,
         ProgressBar("distill", training.steps, start) as progress,
         CheckpointWriter(run.checkpoints, training.keep_checkpoints, writes=runtime.is_main) as writer,
     ):
-        for step in range(start, training.steps):
+        for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
             batch = _take(draw_batch(rats.student, cfg, prompts, step), runtime.rows(training.batch_size))
-            row = _update(rats, cfg, batch, optimizer, step, runtime)
+            row = _update(watch.guided(rats), cfg, batch, optimizer, step, runtime, anchor, skipped)
             rats.teacher.follow(rats.student, step + 1)
             seconds = time.perf_counter() - began
             if metrics is not None and check is not None:
@@ -65,7 +81,8 @@ def train_loop(
             progress.advance(
                 reward=row["reward/student"], teacher=row["reward/teacher"], gate=row["gate/weight"], loss=row["loss"]
             )
-            is_last = step + 1 == training.steps
+            watch.after(rats, step + 1)
+            is_last = step + 1 == training.steps or watch.stops
             # Saved only between teacher rollouts: one that is half used up would not be found again by a resumed run.
             is_whole = (step + 1) % cfg.teacher.reuse == 0
             is_stop = runtime.any(stop.requested)
@@ -78,6 +95,34 @@ def train_loop(
                     runtime.wait()
                 if is_stop and not is_last:
                     raise Interrupted(f"stopped after step {step + 1}, which is saved; --resume goes on from there")
+            if is_last:
+                break
+
+
+@dataclass(frozen=True)
+class _Watch:
+    """The guard, if there is one."""
+
+    guard: Guard | None
+    anchor: Anchor | None
+    steps: int
+    runtime: Runtime
+
+    def begin(self, rats: Rats, start: int) -> None:
+        if self.guard is not None:
+            self.guard.recall(start)
+            self.after(rats, start)
+
+    def after(self, rats: Rats, step: int) -> None:
+        if self.guard is not None and self.anchor is not None and self.guard.is_due(step, self.steps):
+            self.guard.look(rats, step, self.anchor.drift(self.runtime))
+
+    def guided(self, rats: Rats) -> Rats:
+        return rats if self.guard is None else replace(rats, shaping_strength=self.guard.shaping)
+
+    @property
+    def stops(self) -> bool:
+        return self.guard is not None and self.guard.stops
 
 
 def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], step: int) -> PromptBatch:
@@ -95,11 +140,12 @@ def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], s
         noise=noise,
         num_steps=cfg.student.num_steps[index % len(cfg.student.num_steps)],
         grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], seeded(cfg.seed, 3, step)),
+        seeds=tuple(torch.randint(2**62, (len(chosen),), generator=seeded(cfg.seed, 4, step)).tolist()),
     )
 
 
 def _take(batch: PromptBatch, rows: slice) -> PromptBatch:
-    return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows])
+    return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows], seeds=batch.seeds[rows])
 
 
 def accumulate_gradient(rats: Rats, batch: PromptBatch, parts: int) -> dict[str, float]:
@@ -123,15 +169,25 @@ def _grad_frames(window: int | None, frames: int, generator: torch.Generator) ->
 
 
 def _update(
-    rats: Rats, cfg: DistillConfig, batch: PromptBatch, optimizer: torch.optim.Optimizer, step: int, runtime: Runtime
+    rats: Rats,
+    cfg: DistillConfig,
+    batch: PromptBatch,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    runtime: Runtime,
+    anchor: Anchor | None,
+    skipped: SkippedClips,
 ) -> dict[str, float]:
     options = cfg.training.optimizer
     lr = set_learning_rate(optimizer, options, step, cfg.training.steps)
     optimizer.zero_grad(set_to_none=True)
     row = runtime.mean(accumulate_gradient(rats, batch, cfg.training.parts(len(batch.prompts))))
+    row = skipped.count(row, step)
     _check_finite("loss", row["loss"], step)
     weights = rats.student.weights.values()
     runtime.average_gradients(weights)
+    if anchor is not None and cfg.method.drift_weight:
+        anchor.pull(cfg.method.drift_weight)
     norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     _check_finite("gradient", float(norm), step)

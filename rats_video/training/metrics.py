@@ -15,6 +15,10 @@ class MetricsFile:
         rows = [row for row in read_metrics(path) if row["step"] <= steps_done] if path.exists() else []
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
+    def total(self, name: str) -> float:
+        """The sum of a value over all rows; 0 for those without it."""
+        return sum(row.get(name, 0.0) for row in read_metrics(self._path))
+
     def append(self, row: Mapping[str, float]) -> None:
         """Write one row through to the disk's cache, so that a crash loses none."""
         with self._path.open("a") as file:

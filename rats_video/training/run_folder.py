@@ -43,6 +43,21 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def guard(self) -> Path:
+        """What the guard has seen."""
+        return self.root / "guard.json"
+
+    @property
+    def guard_figure(self) -> Path:
+        """The same, drawn."""
+        return self.root / "guard.png"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best student that the guard has seen."""
+        return self.root / "best"
+
+    @property
     def student(self) -> Path:
         """The finished student."""
         return self.root / "student"

@@ -32,17 +32,23 @@ OPTIONS = {
     "train vae": TRAIN,
     "train teacher": TRAIN,
     "train reward": [*TRAIN, "--latent"],
+    "calibrate": ["--config", "--set", "--num-prompts", "--output", "--device", "--overwrite"],
+    "rewards list": ["--config"],
+    "rewards check": ["--config", "--set", "--device"],
+    "rewards convert": [],
 }
 SUBCOMMANDS = {
-    "": ["run", "distill", "plan", "sample", "export", "evaluate", "train"],
+    "": ["run", "distill", "plan", "sample", "export", "evaluate", "train", "rewards", "calibrate"],
     "export": ["comparison"],
     "train": ["vae", "teacher", "reward"],
+    "rewards": ["list", "check", "convert"],
 }
 BUILDERS = {
-    "distill": ["run_distill"],
-    "run": ["run_all"],
+    "run": ["run_distill", "run_all"],
     "inference": ["run_sample", "run_export_comparison", "run_evaluate"],
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
+    "rewards": ["run_list_rewards", "run_check_reward"],
+    "calibrate": ["run_calibrate"],
 }
 Outcome = tuple[int, str, str]
 
@@ -52,7 +58,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """What the commands ask of stand-ins for the modules of `rats_video.build`, by function."""
     made: dict[str, dict[str, Any]] = {}
 
-    def stand_in(name: str, **kwargs: Any) -> list[str]:
+    def stand_in(name: str, /, **kwargs: Any) -> list[str]:
         made[name] = kwargs
         return []
 
@@ -193,6 +199,25 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
             "run_evaluate",
             {"run": Path("r"), "nfe": (8, 3), "num_clips": None, "seed": 0, "output": None, "device": "auto"},
         ),
+        (
+            "calibrate --config c.yaml --set a=1 --num-prompts 8",
+            "run_calibrate",
+            {
+                "config": "c.yaml",
+                "overrides": ["a=1"],
+                "num_prompts": 8,
+                "output": Path("calibrated.yaml"),
+                "device": "auto",
+                "overwrite": False,
+            },
+        ),
+        ("rewards list", "run_list_rewards", {"config": None}),
+        ("rewards list --config my.yaml", "run_list_rewards", {"config": "my.yaml"}),
+        (
+            "rewards check hpsv2 --config c --set a=1 --device cpu",
+            "run_check_reward",
+            {"name": "hpsv2", "config": "c", "overrides": ["a=1"], "device": "cpu"},
+        ),
         ("train vae", "run_train_vae", RUN | {"output": Path("runs/vae-tiny")}),
         ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),
         ("train reward --overwrite", "run_train_reward", RUN | {"output": Path("runs/reward-tiny"), "overwrite": True}),
@@ -232,7 +257,7 @@ def test_failure_is_one_line(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.build.distill"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.build.run"], "run_distill", fail)
     found, out, err = command("distill")
     assert (found, out, calls) == (code, "", {})
     assert err.startswith(f"error: {line}")
@@ -244,7 +269,7 @@ def test_a_bug_keeps_its_traceback(calls: dict[str, Any], monkeypatch: pytest.Mo
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.build.distill"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.build.run"], "run_distill", fail)
     monkeypatch.setattr(sys, "argv", ["rats-video", "distill"])
     with pytest.raises(type(error)):
         cli.main()

@@ -16,12 +16,14 @@ from unittest import mock
 import torch
 
 from rats_video.build.common import start_runtime
-from rats_video.build.distill import finish, train_student
+from rats_video.build.distill import train_student
+from rats_video.build.finish import finish
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
 
+COMMON = ("training.keep_checkpoints=1", "guard={every: 2, num_clips: 3}")
 PLAN = {"seconds_per_step": 1.0, "peak_bytes": 1}
 
 
@@ -34,13 +36,12 @@ class Job(NamedTuple):
 
 
 def work(job: Job) -> Runtime:
-    cfg = load_config(
-        DistillConfig, job.config, group="distill", overrides=[*job.overrides, "training.keep_checkpoints=1"]
-    )
+    cfg = load_config(DistillConfig, job.config, group="distill", overrides=[*COMMON, *job.overrides])
     runtime, run = start_runtime("cpu", cfg.parallel), RunFolder(Path(job.output))
     with (  # slow, and looked at elsewhere
         mock.patch("rats_video.build.distill.plan_of_run", return_value=PLAN),
-        mock.patch("rats_video.build.distill.plot_training"),
+        mock.patch("rats_video.build.finish.plot_training"),
+        mock.patch("rats_video.build.finish.plot_guard"),
     ):
         student = train_student(cfg, run, runtime, resume=True, overwrite=False)
         if runtime.is_main and student is not None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import processes
 import pytest
@@ -20,6 +21,8 @@ STEPS = 3
 EMA = ("teacher.kind=ema", "teacher.num_steps=4", "teacher.decay=0.5")
 FULL = EMA
 LORA = (*EMA, "student.weights.kind=lora", "student.weights.rank=2", "student.weights.alpha=2")
+# A random reward tells a group's clips apart by so little that in standard deviations rounding would count.
+POLICY = (*EMA, "method.policy={samples: 2, normalize: false}")
 SHARD, CONTEXT, REWARD = "parallel.shard=true", "parallel.context=2", "parallel.reward_ranks=1"
 WAYS = {
     "full-data": (*FULL,),
@@ -29,6 +32,7 @@ WAYS = {
     "lora-shard": (*LORA, SHARD),
     "lora-context": (*LORA, CONTEXT),
     "lora-reward": (*LORA, REWARD),
+    "policy-shard-context": (*POLICY, SHARD, CONTEXT),
 }
 
 Alone = Callable[[str], Path]
@@ -46,7 +50,7 @@ def alone(config_file: Path, folder: Path) -> Alone:
     @functools.cache
     def train(weights: str) -> Path:
         output = folder / f"alone-{weights}"
-        overrides = {"full": FULL, "lora": LORA}[weights]
+        overrides = {"full": FULL, "lora": LORA, "policy": POLICY}[weights]
         processes.work(processes.Job(str(config_file), str(output), (*overrides, f"training.steps={STEPS}")))
         return output
 
@@ -74,14 +78,23 @@ def together(config_file: Path, folder: Path) -> Path:
     return folder
 
 
+def flat(record: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a guard's record, by step, name and clip."""
+    rows = {"teacher": record["teacher"]} | {str(look["step"]): look["scores"] for look in record["looks"]}
+    numbers = {f"{row} {name} {i}": v for row, by in rows.items() for name, vs in by.items() for i, v in enumerate(vs)}
+    return numbers | {f"drift {look['step']}": look["drift"] for look in record["looks"]} | {"best": record["best"]}
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     ours, theirs = (read_metrics(run / "metrics.jsonl") for run in (one, other))
     assert len(ours) == len(theirs) == STEPS
     for row, expected in zip(ours, theirs, strict=True):
         assert {**row, "seconds": 0} == pytest.approx({**expected, "seconds": 0}, rel=1e-5, abs=1e-6)
+    seen, expected_seen = (flat(json.loads((run / "guard.json").read_text())) for run in (one, other))
+    assert seen == pytest.approx(expected_seen, rel=1e-4, abs=1e-5)
     files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
     assert files == sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
-    assert len(files) == 4  # student, teacher and optimizer of the last checkpoint, and the finished student
+    assert len(files) == 5  # student, teacher and optimizer of the last checkpoint, the best and the finished student
     for file in files:
         tensors, expected = load_file(one / file), load_file(other / file)
         assert tensors.keys() == expected.keys()

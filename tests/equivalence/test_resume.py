@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles, finish, train_student
+from rats_video.build.distill import build_rats, build_roles, train_student
+from rats_video.build.finish import finish
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted
@@ -142,7 +143,7 @@ def test_split_student_is_written_without_a_gpus_kernels(
 ) -> None:
     trained, run = run_for("run", 1), RunFolder(tmp_path / "run")
     levers = ("parallel.shard=true", "compute.attention=xformers", "compute.compile=true", "compute.cache_text=true")
-    monkeypatch.setattr("rats_video.build.distill.plot_training", lambda *_: None)
+    monkeypatch.setattr("rats_video.build.finish.plot_training", lambda *_: None)
     finish(make_config(*LORA, *levers), run, student=None)  # type: ignore[arg-type]  # its weights are split
     written = load_file(run.student / "pytorch_lora_weights.safetensors")
     assert written.keys() == trained.keys()

@@ -52,6 +52,16 @@ def test_of_another_choice_only_its_kind_is_named(make_config: MakeConfig) -> No
     ]  # fmt: skip
 
 
+def test_terms_of_a_sum(make_config: MakeConfig) -> None:
+    sum_of_two = ("reward.kind=sum", "reward.terms.a.reward.path=x", "reward.terms.b.reward.kind=pickscore")
+    before = make_config(*sum_of_two)
+    assert changed_keys(before, make_config(*sum_of_two, "reward.terms.b.reward.chunk=1")) == []
+    for change in ("reward.terms.b.weight", "reward.terms.a.mean", "reward.terms.b.reward.frames"):
+        assert changed_keys(before, make_config(*sum_of_two, f"{change}=2")) == [change]
+    other = make_config(*sum_of_two, "reward.terms.c.reward.path=y")
+    assert changed_keys(before, other) == changed_keys(other, before) == ["reward.terms"]
+
+
 def test_steps_may_not_change_where_the_rate_decays_to_them(make_config: MakeConfig) -> None:
     decay = "training.optimizer.decay=true"
     assert changed_keys(make_config(decay), make_config(decay, "training.steps=99")) == ["training.steps"]
@@ -59,7 +69,16 @@ def test_steps_may_not_change_where_the_rate_decays_to_them(make_config: MakeCon
 
 def test_free_keys_are_keys(make_config: MakeConfig) -> None:
     known = make_config().model_dump()
-    for key in FREE - {"reward.chunk"}:  # of a CLIP reward
+    for key in FREE - {"reward.chunk", "reward.terms.*.reward.chunk"}:  # of a CLIP reward
         tree = known
         for part in key.split("."):
             tree = tree[part]
+
+
+def test_a_guard_compares_its_looks_and_may_decide_the_weights(make_config: MakeConfig) -> None:
+    before, acts = make_config("guard={every: 10}"), make_config("guard={every: 10, on_alarm: shape}")
+    assert changed_keys(before, make_config("guard={every: 5, choose: last}")) == []
+    assert changed_keys(before, make_config("guard={every: 10, num_clips: 4}")) == ["guard.num_clips"]
+    assert changed_keys(before, make_config("guard={every: 10}", "heldout_reward=null")) == ["heldout_reward"]
+    assert changed_keys(acts, make_config("guard={every: 5, on_alarm: shape}")) == ["guard.every"]
+    assert changed_keys(before, acts) == ["guard.on_alarm"]

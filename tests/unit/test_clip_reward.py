@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_clip import save_clip
 from torch import Tensor
 
 from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.reward import ClipScoreConfig, PickScoreConfig
 from rats_video.errors import UserError
 from rats_video.rewards.clip_reward import ClipReward, clip_pixels
-from rats_video.rewards.frames import scored_frames
 from rats_video.seeds import seeded
 
 PROMPTS = ["a red dog runs", "two blue birds"]
@@ -29,25 +28,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random CLIPModel with a tokenizer of letters."""
-    from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
-    letters = string.ascii_lowercase
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    tokens = {"vocab_size": 54, "bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    torch.manual_seed(0)
-    model = CLIPModel(CLIPConfig(
-        text_config={**tower, **tokens, "max_position_embeddings": LENGTH},
-        vision_config={**tower, "image_size": SIZE, "patch_size": 8},
-        projection_dim=8,
-    ))  # fmt: skip
-    with torch.no_grad():  # fresh weights are so small that every image looks the same
-        for weight in model.parameters():
-            if weight.ndim > 1:
-                weight.mul_(2)
     path = tmp_path_factory.mktemp("clip")
-    model.save_pretrained(path)
-    CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[]).save_pretrained(path)
+    save_clip(path, SIZE, LENGTH)
     return path
 
 
@@ -147,20 +129,6 @@ def test_clips_do_not_touch_each_other(folder: Path, frames: int | None) -> None
     torch.testing.assert_close(together.frames[1:], alone.frames, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("num_frames", "count", "frames"),
-    [
-        (5, None, [0, 1, 2, 3, 4]),
-        (5, 9, [0, 1, 2, 3, 4]),
-        (9, 3, [0, 4, 8]),
-        (49, 13, list(range(0, 49, 4))),
-        (7, 1, [0]),
-    ],
-)
-def test_which_frames_are_scored(num_frames: int, count: int | None, frames: list[int]) -> None:
-    assert scored_frames(num_frames, count).tolist() == frames
-
-
 def test_unscored_frames_take_the_nearest_score_and_no_gradient(folder: Path) -> None:
     videos = torch.rand(1, 9, 3, 32, 32, generator=seeded(6)).requires_grad_()
     some, every = pickscore(folder, frames=3)(videos, PROMPTS[:1]), pickscore(folder)(videos, PROMPTS[:1])
@@ -240,7 +208,7 @@ def damage(folder: Path, how: str) -> None:
     [
         ("no config", "not a CLIPModel: no readable config.json in it (give the folder of a hub download)"),
         ("another model", "is a 'siglip' model, not a CLIPModel (model_type 'clip')"),
-        ("pickled", "only has pickled weights, which can run code when they are loaded (if you trust them: CLIPModel."),
+        ("pickled", "only has pickled weights, which can run code when they are loaded (rats-video rewards convert "),
         ("no weights", "cannot load it as a CLIPModel: "),
         ("a weight is missing", "lacks 1 weights of a CLIPModel, e.g. visual_projection.weight"),
         ("a weight of another shape", "cannot load it as a CLIPModel: "),

@@ -11,6 +11,7 @@ from torch import Tensor
 from rats_video.config.distill import ConstantGate, SigmoidGate
 from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.distill.gate import build_gate
+from rats_video.errors import UserError
 from rats_video.types import RewardScores
 
 
@@ -79,3 +80,11 @@ def test_frame_pooling_follows_the_causal_map() -> None:
     assert pool_to_latent_frames(torch.arange(9.0)[None], 4).tolist() == [[0.0, 2.5, 6.5]]
     assert pool_to_latent_frames(torch.arange(7.0)[None], 2).tolist() == [[0.0, 1.5, 3.5, 5.5]]
     assert pool_to_latent_frames(torch.tensor([[3.0], [4.0]]), 4).tolist() == [[3.0], [4.0]]
+
+
+def test_a_part_of_the_reward_may_drive_it() -> None:
+    teacher = RewardScores(torch.tensor([9.0]), torch.zeros(1, 5), {"heldout": torch.tensor([1.0])})
+    student = RewardScores(torch.tensor([0.0]), torch.zeros(1, 5), {"heldout": torch.tensor([0.0])})
+    assert gate(teacher, student, part="heldout").tolist() == [[pytest.approx(1 / (1 + math.exp(-2.0)))]]
+    with pytest.raises(UserError, match=r"method\.gate\.part: the reward has no part 'x' \(its parts: heldout\)"):
+        gate(teacher, student, part="x")

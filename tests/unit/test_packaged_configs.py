@@ -57,7 +57,7 @@ def test_clip_fits_the_model_and_every_latent_frame_is_scored(name: str) -> None
     assert (cfg.clip.height % pixels, cfg.clip.width % pixels, (cfg.clip.num_frames - 1) % step) == (0, 0, 0)
     for reward in (cfg.reward, cfg.heldout_reward):
         assert isinstance(reward, PickScoreConfig | ClipScoreConfig)
-        scored = scored_frames(cfg.clip.num_frames, reward.frames)
+        scored = scored_frames(cfg.clip.num_frames, reward.frames, [""])[0]
         latent_frames = {(int(frame) + stride - 1) // stride for frame in scored}
         assert latent_frames == set(range(1 + (cfg.clip.num_frames - 1) // stride))
 

@@ -70,6 +70,14 @@ def test_headline_keeps_the_titled_metrics_in_title_order() -> None:
     assert headline(row).metrics["reward"] == row.metrics["reward"]
 
 
+def test_headline_fits_a_page() -> None:
+    motion = {"flicker": (0.9, 0.1), "motion_smoothness": (0.9, 0.1), "dynamic_degree": (0.02, 0.01)}
+    shapes = {"reward": (0.1, 0.1), "heldout_reward": (0.1, 0.1), "adherence": (0.1, 0.1), "smoothness": (0.1, 0.1)}
+    assert list(headline(make_row("a", 4, 4, 0.1, **motion, **shapes)).metrics) == list(shapes)
+    real = make_row("a", 4, 4, 0.1, **motion, reward=(0.1, 0.1))
+    assert list(headline(real).metrics) == ["reward", "motion_smoothness", "dynamic_degree"]
+
+
 def test_round_trip_through_json(tmp_path: Path) -> None:
     path = tmp_path / "out" / "table.json"
     write_rows(ROWS, path)

@@ -38,6 +38,18 @@ def test_what_only_the_student_has_does_not_count(make_config: MakeConfig) -> No
     assert identity(make_config(*changes)) == identity(make_config())
 
 
+def test_of_a_sum_every_term_counts(make_config: MakeConfig, reward_folders: tuple[Path, Path]) -> None:
+    first, second = reward_folders
+
+    def of(*changes: str, a: Path = first, b: Path = second) -> dict[str, object]:
+        terms = (f"reward.terms.a.reward.path={a}", f"reward.terms.b.reward.path={b}")
+        return identity(make_config("reward.kind=sum", *terms, *changes))
+
+    assert of() == of()
+    others = [of(a=second, b=first), of(b=first), of("reward.terms.a.weight=2"), of("reward.terms.b.spread=2")]
+    assert all(other != of() for other in others)
+
+
 def test_every_byte_of_the_weights_counts(
     make_config: MakeConfig, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,7 +57,7 @@ def test_every_byte_of_the_weights_counts(
     shutil.copytree(tiny_wan, model)
     cfg = make_config(f"model={model}")
     folders = (model, Path(cfg.reward.path))
-    paths = sorted(path for folder in folders for path in folder.rglob("*.safetensors"))
+    paths = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
     monkeypatch.setattr(files, "HASHED_BYTES", 1000)
     before = identity(cfg)["weights"]
     assert before == hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()

@@ -1,0 +1,51 @@
+"""The end of a run: the student as an artifact, and its figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from rats_video.assets import is_embedded, resolve_folder
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.load import load_backbone
+from rats_video.build.distill import build_roles
+from rats_video.config.compute import ComputeConfig
+from rats_video.config.distill import DistillConfig
+from rats_video.evaluation.guard_plot import plot_guard
+from rats_video.evaluation.plots import plot_training
+from rats_video.inference.student import StudentCard, save_student
+from rats_video.training.checkpoint import list_checkpoints, load_student_weights, steps_done
+from rats_video.training.metrics import read_metrics
+from rats_video.training.run_folder import RunFolder
+
+
+def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:
+    """Write the trained student, which is the best that the guard has seen or else the last, and its figures."""
+    has_best = cfg.guard is not None and cfg.guard.choose == "best" and run.best.is_dir()
+    chosen = run.best if has_best else list_checkpoints(run.checkpoints)[-1]
+    if cfg.parallel.shard:
+        student = _whole_student(cfg, chosen)
+    elif has_best:
+        load_student_weights(chosen, student.weights)
+    clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
+    done = steps_done(chosen)
+    model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
+    card = StudentCard(
+        model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance, cfg.compute.dtype
+    )
+    save_student(student, card, run.student)
+    plot_training(read_metrics(run.metrics), run.curves)
+    if run.guard.is_file():
+        plot_guard(json.loads(run.guard.read_text()), run.guard_figure)
+
+
+def _whole_student(cfg: DistillConfig, checkpoint: Path) -> PipelineBackbone:
+    """The student of a checkpoint in host memory, on a process of its own: what was split is whole again."""
+    plain = cfg.model_copy(update={"compute": ComputeConfig(dtype=cfg.compute.dtype)})  # no GPU's kernels on a CPU
+    dtype = getattr(torch, cfg.compute.dtype)
+    base = load_backbone(resolve_folder(cfg.model, where="model"), "cpu", dtype, with_text=False)
+    student, _ = build_roles(plain, base)
+    load_student_weights(checkpoint, student.weights)
+    return student

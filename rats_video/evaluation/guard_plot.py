@@ -1,0 +1,59 @@
+"""The guard's figure: what trains and what is held out, on the same held-out clips, and the monitors."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from rats_video.evaluation.plots import INK, STUDENT, TEACHER, save_figure, style_axis
+from rats_video.evaluation.stats import mean_ci95
+from rats_video.evaluation.tables import metric_title
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+def plot_guard(record: Mapping[str, Any], path: Path) -> None:
+    """Draw a panel a measure over the steps looked at, with 95% intervals, beside the teacher's mean.
+
+    Args:
+        record: content of a run's guard.json.
+        path: the image to write; its suffix picks the format.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    looks, teacher = record["looks"], record["teacher"]
+    figure = Figure(figsize=(3.1 * (len(teacher) + 1), 3.2), layout="constrained", facecolor="white")
+    axes = figure.subplots(1, len(teacher) + 1)
+    steps = [look["step"] for look in looks]
+    for axis, name in zip(axes, teacher, strict=False):
+        rows = [finite(look["scores"][name]) for look in looks]
+        estimates = [mean_ci95(row) if row else None for row in rows]
+        means = [each.mean if each else math.nan for each in estimates]
+        spread = [each.ci95 if each and math.isfinite(each.ci95) else 0.0 for each in estimates]
+        axis.errorbar(steps, means, yerr=spread, color=STUDENT, linewidth=1.8, capsize=2, marker="o", markersize=3)
+        if guide := finite(teacher[name]):
+            axis.axhline(mean_ci95(guide).mean, color=TEACHER, linewidth=1.5, linestyle="--")
+        style_axis(axis, title=metric_title(name))
+    axes[-1].plot(steps, [look["drift"] for look in looks], color=STUDENT, linewidth=1.8, marker="o", markersize=3)
+    style_axis(axes[-1], title="Drift of the weights")
+    for axis in axes:
+        axis.set_xlabel("optimizer step", color=INK)
+        if record["best"] is not None:
+            axis.axvline(record["best"], color=INK, linestyle=(0, (4, 3)), linewidth=1.0)
+        for look in looks:
+            if look["alarms"]:
+                axis.axvspan(look["step"] - 1, look["step"] + 1, color=TEACHER, alpha=0.3, linewidth=0)
+    figure.suptitle(
+        "Guard: held-out clips; dashed line across: teacher; upright: the student kept", color=INK, fontsize=10
+    )
+    save_figure(figure, path)
+
+
+def finite(values: Sequence[float]) -> list[float]:
+    """The values that are."""
+    return [value for value in values if math.isfinite(value)]

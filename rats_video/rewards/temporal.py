@@ -1,0 +1,133 @@
+"""How clips move and what colours they have, without any network: the temporal measures of VBench (arXiv 2311.17982).
+
+Each is a differentiable function of videos `[B, T, 3, height, width]` in [0, 1]. Its scores are one a clip, `[B]`, the
+mean over frames, pairs or threes of them, and one a frame, `[B, T]`, the mean over those that the frame is part of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from rats_video.errors import UserError
+from rats_video.rewards.motion import explained, half_motion, shrunk, softened, warped
+from rats_video.types import RewardScores
+
+_FASTEST = 0.05  # share of the pixels whose motion counts, as in VBench
+_CHUNK = 8  # pairs of frames worked on at a time
+
+
+def flicker(videos: Tensor) -> RewardScores:
+    """Steadiness, in [0, 1], higher is better: 1 - mean |frame - next frame|, so 1 is a still clip.
+
+    VBench's temporal flickering, (255 - mean absolute difference) / 255, without the rounding to whole steps of 1/255.
+    VBench asks for it on still scenes only, for motion counts as flicker: compare clips that move alike, and never
+    maximise it alone, or clips freeze.
+    """
+    _check_length(videos, 2)
+    return _together(1 - videos.diff(dim=1).abs().mean(dim=(2, 3, 4)), 2)
+
+
+def motion_smoothness(videos: Tensor) -> RewardScores:
+    """How well each frame is foretold by its two neighbours, in [0, 1], higher is better: 1 - mean |frame - foretold|.
+
+    The frame foretold is the mean of both neighbours, each brought half-way along the motion between them
+    (`half_motion`, which does not see the frame itself). Even motion scores about 1 whatever its speed; jitter, dropped
+    or repeated frames and flicker score less. So does motion too fast to follow, more than about a tenth of the frame
+    from neighbour to neighbour.
+
+    VBench's motion smoothness is the same with the interpolation of AMT, a network, for every other frame. As there, a
+    still clip scores 1. Ours sees details down to 1/128 of the long side.
+    """
+    _check_length(videos, 3)
+    small = shrunk(videos)
+    errors = in_chunks(_foretelling_error, _CHUNK, small[:, :-2], small[:, 1:-1], small[:, 2:])
+    return _together(1 - errors, 3)
+
+
+def dynamic_degree(videos: Tensor) -> RewardScores:
+    """How far things move from one frame to the next, as a share of the frame's shorter side; 0 is a still clip.
+
+    Per pair of neighbours the mean length of the 5% longest motions, each times the share of the change around it that
+    it explains (`half_motion`, `explained`): so neither brightness that comes and goes nor noise counts for much. More
+    is not better without bound: as a reward it wants `at_most`.
+
+    VBench's dynamic degree takes the same 5% of RAFT's optical flow, and calls a clip dynamic if in a quarter of its
+    pairs, at 8 frames a second, they exceed 6/256 = 0.023 of the shorter side. Ours is that length itself.
+    """
+    _check_length(videos, 2)
+    small = shrunk(videos)
+    return _together(in_chunks(_longest_motion, _CHUNK, small[:, :-1], small[:, 1:]), 2)
+
+
+def saturation(videos: Tensor) -> RewardScores:
+    """Strength of colour, in [0, 1]: mean of max(red, green, blue) - min(red, green, blue); 0 is gray, 1 pure colour.
+
+    The chroma of the HSV hexcone (Smith 1978), which unlike HSV's own saturation is not noisy in the dark. No dimension
+    of VBench: a reward that is hacked often drives it up, so what counts is its distance from the teacher's.
+    """
+    frames = (videos.amax(dim=2) - videos.amin(dim=2)).mean(dim=(2, 3))
+    return RewardScores(frames.mean(dim=1), frames)
+
+
+def contrast(videos: Tensor) -> RewardScores:
+    """Root-mean-square contrast (Peli 1990), in [0, 0.5]: the standard deviation of luma (BT.601) over each frame.
+
+    Like saturation to be held against the teacher's. Its slope has no bound at a plain frame: a monitor, not a reward.
+    """
+    luma = torch.einsum("btchw,c->bthw", videos, videos.new_tensor([0.299, 0.587, 0.114]))
+    frames = luma.std(dim=(2, 3), correction=0)
+    return RewardScores(frames.mean(dim=1), frames)
+
+
+def clipped(videos: Tensor) -> RewardScores:
+    """Share of colour values at either end of the range, within 1/255 of 0 or 1. It counts, so it has no gradient."""
+    frames = ((videos <= 1 / 255) | (videos >= 254 / 255)).to(videos).mean(dim=(2, 3, 4))
+    return RewardScores(frames.mean(dim=1), frames)
+
+
+def _foretelling_error(before: Tensor, frame: Tensor, after: Tensor) -> Tensor:
+    motion = half_motion(softened(before), softened(after))
+    foretold = (warped(before, -motion) + warped(after, motion)) / 2
+    return (frame - foretold).abs().mean(dim=(1, 2, 3))
+
+
+def _longest_motion(frame: Tensor, after: Tensor) -> Tensor:
+    frame, after = softened(frame), softened(after)
+    motion = half_motion(frame, after)
+    # The root's slope has no bound at zero: the offset keeps the gradient finite where nothing moves.
+    lengths = 2 * ((motion.square().sum(dim=1) + 1e-8).sqrt() - 1e-4) * explained(frame, after, motion)[:, 0]
+    fastest = max(1, round(_FASTEST * lengths[0].numel()))
+    return lengths.flatten(1).topk(fastest, dim=1).values.mean(dim=1) / min(frame.shape[-2:])
+
+
+def in_chunks(function: Callable[..., Tensor], chunk: int, *videos: Tensor) -> Tensor:
+    """What `function` makes of aligned frames `[N, 3, height, width]`, for videos `[B, T, ...]`: `[B, T, ...]`.
+
+    It sees `chunk` frames at a time, which are recomputed in backward: so memory does not grow with their number.
+    """
+    frames = [part.flatten(0, 1).split(chunk) for part in videos]
+    recompute = torch.is_grad_enabled() and videos[0].requires_grad
+    parts = [
+        checkpoint(function, *chunk, use_reentrant=False) if recompute else function(*chunk)
+        for chunk in zip(*frames, strict=True)
+    ]
+    together: Tensor = torch.cat(parts).unflatten(0, videos[0].shape[:2])
+    return together
+
+
+def _together(groups: Tensor, size: int) -> RewardScores:
+    """Scores of each `size` successive frames, `[B, T + 1 - size]`, brought to clips and to the frames in them."""
+    count = groups.shape[1] + size - 1
+    index = torch.arange(count, device=groups.device)
+    start = torch.arange(groups.shape[1], device=groups.device)
+    member = ((index[:, None] >= start) & (index[:, None] < start + size)).to(groups)
+    return RewardScores(groups.mean(dim=1), groups @ (member / member.sum(dim=1, keepdim=True)).T)
+
+
+def _check_length(videos: Tensor, least: int) -> None:
+    if videos.shape[1] < least:
+        raise UserError(f"clips of {videos.shape[1]} frames have no motion to measure", fix=f"at least {least} frames")

@@ -1,0 +1,51 @@
+"""Where the training weights started from, and how far they have moved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from rats_video.runtime import ALONE, Runtime
+
+
+class Anchor:
+    """A copy of the weights at the start, kept in host memory.
+
+    Args:
+        weights: what trains, before the first step; this process's parts where they are split.
+    """
+
+    def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
+        self._weights = weights
+        self._start = {name: _local(weight).detach().to("cpu", copy=True) for name, weight in weights.items()}
+
+    @torch.no_grad()
+    def drift(self, runtime: Runtime = ALONE) -> float:
+        """Norm of the change since the start, relative to the norm at the start; all processes call it together.
+
+        An adapter starts with one of its two factors at zero: its drift is in units of the other.
+        """
+        moved = start = 0.0
+        for name, weight in self._weights.items():
+            before = self._start[name]
+            moved += float((_local(weight).detach().cpu() - before).float().square().sum(dtype=torch.float64))
+            start += float(before.float().square().sum(dtype=torch.float64))
+        sums = runtime.mean(
+            {"moved": moved, "start": start}
+        )  # parts of split weights add up; a ratio of means is one of sums
+        return float((sums["moved"] / sums["start"]) ** 0.5)
+
+    @torch.no_grad()
+    def pull(self, strength: float) -> None:
+        """Add the gradient of `strength / 2 * |weights - start|^2` to the weights' gradients."""
+        for name, weight in self._weights.items():
+            if weight.grad is not None:
+                away = _local(weight).detach() - self._start[name].to(weight.device)
+                _local(weight.grad).add_(away.to(weight.grad.dtype), alpha=strength)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

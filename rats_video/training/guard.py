@@ -1,0 +1,207 @@
+"""The guard against reward hacking: what is never in a loss watches the student, and picks the best one."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rats_video.config.guard import GuardConfig
+from rats_video.distill.step import Rats
+from rats_video.errors import UserError, warn
+from rats_video.evaluation.stats import Estimate, paired_difference
+from rats_video.evaluation.sweep import Arm, Measure, score_arm
+from rats_video.files import write_json
+from rats_video.inference.sampler import SamplerSpec
+from rats_video.runtime import ALONE, Runtime
+from rats_video.training.checkpoint import save_weights
+from rats_video.training.run_folder import RunFolder
+from rats_video.types import ClipSpec
+
+REWARD, HELDOUT, MOTION, SATURATION = "reward", "heldout_reward", "dynamic_degree", "saturation"
+STRONGEST_SHAPING = 8.0  # times its configured weight
+
+Scores = Mapping[str, Sequence[float]]
+"""Named scores, one a clip."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The student after `step` steps: scores of the guard's clips, drift of the weights, and what is wrong."""
+
+    step: int
+    scores: Scores
+    drift: float
+    alarms: tuple[str, ...] = ()
+
+    def mean(self, name: str) -> float:
+        """Mean score over the clips that could be scored."""
+        return finite_mean(self.scores[name])
+
+
+@dataclass(frozen=True)
+class GuardClips:
+    """What the guard samples and measures.
+
+    Args:
+        prompts: one a clip.
+        clip: their size.
+        spec: how the student is sampled.
+        teacher: how the teacher is.
+        measures: `reward`; where they are to be heeded also `heldout_reward`, `dynamic_degree` and `saturation`.
+        seed: of the noise; not the evaluation's, on whose clips nothing may be chosen.
+        batch_size: clips at a time.
+    """
+
+    prompts: Sequence[str]
+    clip: ClipSpec
+    spec: SamplerSpec
+    teacher: SamplerSpec
+    measures: Sequence[Measure]
+    seed: int
+    batch_size: int
+
+
+class Guard:
+    """Looks at the student, keeps the best one so far in `RUN/best`, and raises the alarm.
+
+    Its record is `RUN/guard.json`; a run that goes on reads there what was seen up to its checkpoint, so that it
+    decides as an uninterrupted one does.
+
+    Args:
+        cfg: how often, and what counts as wrong.
+        clips: what is looked at.
+        run: where to keep the record and the best student.
+        runtime: the processes, which all look together, each at its share.
+    """
+
+    def __init__(self, cfg: GuardConfig, clips: GuardClips, run: RunFolder, runtime: Runtime = ALONE) -> None:
+        self.cfg, self._clips, self._run, self._runtime = cfg, clips, run, runtime
+        self.looks: list[Look] = []
+        self._teacher: Scores = {}
+
+    @property
+    def best(self) -> Look | None:
+        """The look at the best student so far: the highest held-out reward among those without a broken monitor."""
+        return max(self._sound(), key=lambda look: look.mean(self._judge), default=None)
+
+    @property
+    def stops(self) -> bool:
+        """Whether the run is to end."""
+        return self.cfg.on_alarm == "stop" and any(look.alarms for look in self.looks)
+
+    @property
+    def shaping(self) -> float:
+        """By how much the weight on shaping is to be multiplied."""
+        alarms = sum(bool(look.alarms) for look in self.looks)
+        return min(2.0**alarms, STRONGEST_SHAPING) if self.cfg.on_alarm == "shape" else 1.0
+
+    def recall(self, step: int) -> None:
+        """Take up what was seen until `step`; raises UserError if the record is damaged."""
+        if not self._run.guard.is_file():
+            return
+        try:
+            record = json.loads(self._run.guard.read_text())
+            self._teacher = record["teacher"]
+            looks = [Look(row["step"], row["scores"], row["drift"], tuple(row["alarms"])) for row in record["looks"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"unreadable record of the guard: {error}", where=str(self._run.guard)) from error
+        self.looks = [look for look in looks if look.step <= step]
+
+    def is_due(self, step: int, last: int) -> bool:
+        """Whether the student is to be looked at after `step` of `last` steps."""
+        seen = any(look.step == step for look in self.looks)
+        return not seen and (step % self.cfg.every == 0 or step == last)
+
+    def look(self, rats: Rats, step: int, drift: float) -> None:
+        """Look at the student after `step` steps; all processes call it together."""
+        if not self._teacher:
+            self._teacher = self._score(Arm("teacher", rats.teacher.backbone, self._clips.teacher))
+        seen = Look(step, self._score(Arm("student", rats.student, self._clips.spec)), drift)
+        self.looks.append(replace(seen, alarms=tuple(self._alarms(seen))))
+        if self.best is self.looks[-1]:
+            save_weights(self._run.best, step, rats.student.weights, writes=self._runtime.is_main)
+        if self._runtime.is_main:
+            self._report()
+
+    # ------------------------------------------------------------------------------------------------------- judging
+
+    @property
+    def _judge(self) -> str:
+        return HELDOUT if HELDOUT in self._teacher else REWARD
+
+    def _sound(self) -> list[Look]:
+        return [look for look in self.looks if not list(self._broken(look))]
+
+    def _broken(self, look: Look) -> list[str]:
+        """Monitors that have left what the teacher shows."""
+        bounds = {MOTION: (1 - self.cfg.motion_loss, math.inf), SATURATION: (-math.inf, 1 + self.cfg.saturation_gain)}
+        broken = []
+        for name, (least, most) in bounds.items():
+            if name in self._teacher:
+                mean, guide = look.mean(name), finite_mean(self._teacher[name])
+                if not least * guide <= mean <= most * guide:
+                    broken.append(f"{name.replace('_', ' ')} is {mean:.3g}, the teacher's {guide:.3g}")
+        return broken
+
+    def _alarms(self, look: Look) -> list[str]:
+        """A monitor that broke since the start, or a clear fall of the held-out reward while the trained one rose."""
+        alarms = self._broken(look) if self.looks and not self._broken(self.looks[0]) else []
+        best = self.best
+        if best is not None and self._judge == HELDOUT:
+            change = {name: _change(look.scores[name], best.scores[name]) for name in (REWARD, HELDOUT)}
+            rose, fell = change[REWARD], change[HELDOUT]
+            if rose.mean > rose.ci95 and fell.mean < -fell.ci95:
+                alarms.append(
+                    f"since step {best.step} the reward rose by {rose.mean:.3g} +- {rose.ci95:.2g} and the held-out one"
+                    f" fell by {-fell.mean:.3g} +- {fell.ci95:.2g}"
+                )
+        return alarms
+
+    def _score(self, arm: Arm) -> Scores:
+        clips, runtime = self._clips, self._runtime
+        count, shares = len(clips.prompts), runtime.trainers // runtime.context
+        each = -(
+            -count // shares
+        )  # all make the same calls, or split weights would wait for ever: some clips come twice
+        first = runtime.rank // runtime.context * each
+        mine = [index % count for index in range(first, first + each)]
+        scored = score_arm(
+            arm, clips.prompts, clips.clip, clips.measures, seed=clips.seed, batch_size=clips.batch_size, share=mine
+        )
+        found = runtime.gather(scored.metrics)[:: runtime.context]
+        return {name: [value for share in found for value in share[name]][:count] for name in found[0]}
+
+    # ------------------------------------------------------------------------------------------------------ reporting
+
+    def _report(self) -> None:
+        look, best, teacher = self.looks[-1], self.best, self._teacher
+        rows = [
+            {"step": seen.step, "drift": seen.drift, "alarms": seen.alarms, "scores": seen.scores}
+            for seen in self.looks
+        ]
+        write_json(self._run.guard, {"best": best and best.step, "teacher": teacher, "looks": rows})
+        shown = [
+            f"{name.replace('_', ' ')} {look.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
+            for name in (REWARD, HELDOUT, MOTION, SATURATION)
+            if name in teacher
+        ]
+        line = f"guard at step {look.step} (teacher): {', '.join(shown)}, drift {look.drift:.3g}"
+        print(f"{line}; best so far" if best is look else line, file=sys.stderr)  # noqa: T201
+        for alarm in look.alarms:
+            kept = f"; the student of step {best.step} is kept in {self._run.best}" if best is not None else ""
+            warn(f"reward hacking? {alarm}{kept}", where="guard")
+
+
+def finite_mean(values: Sequence[float]) -> float:
+    """Mean of the values that are finite; minus infinity where none is, which is never the best."""
+    finite = [value for value in values if math.isfinite(value)]
+    return math.fsum(finite) / len(finite) if finite else -math.inf
+
+
+def _change(after: Sequence[float], before: Sequence[float]) -> Estimate:
+    """Mean change of clips that could be scored both times, with its interval."""
+    pairs = [pair for pair in zip(after, before, strict=True) if all(map(math.isfinite, pair))]
+    return paired_difference(*zip(*pairs, strict=True)) if pairs else Estimate(0.0, math.inf, 0)
