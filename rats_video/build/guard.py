@@ -15,7 +15,7 @@ from rats_video.rewards.temporal import dynamic_degree, saturation
 from rats_video.runtime import Runtime
 from rats_video.training.guard import HELDOUT, MOTION, REWARD, SATURATION, Guard, GuardClips
 from rats_video.training.run_folder import RunFolder
-from rats_video.types import Reward
+from rats_video.types import LatentScorer, Reward
 
 SEED_OFFSET = 2**20  # of the guard's noise from the run's seed: no evaluation starts there
 
@@ -41,8 +41,12 @@ def build_guard(
 
 def guard_measures(cfg: DistillConfig, reward: Reward, device: torch.device) -> list[Measure]:
     """The trained reward, the held-out one where there is one, and the monitors."""
+    trained = reward_measure(REWARD, reward)
+    if isinstance(reward, LatentScorer):  # clips are judged by what it imitates
+        pixels = build_reward(cfg.reward, torch.device("cpu"), where="reward", clip=cfg.clip.spec)
+        trained = _visiting(reward_measure(REWARD, pixels), pixels, device)
     measures = [
-        reward_measure(REWARD, reward),
+        trained,
         lambda videos, _: {SATURATION: saturation(videos).clip},
     ]
     if cfg.clip.num_frames > 1:
