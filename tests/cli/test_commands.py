@@ -101,8 +101,8 @@ def refused(outcome: Any, expected: str) -> None:
 
 def test_run_writes_everything(finished: Path) -> None:
     assert names(finished) == [
-        "checkpoints", "comparison", "config.resolved.yaml", "environment.json", "evaluation", "metrics.jsonl",
-        "plan.json", "samples", "student", "training.png",
+        "best", "checkpoints", "comparison", "config.resolved.yaml", "environment.json", "evaluation", "guard.json",
+        "guard.png", "metrics.jsonl", "plan.json", "samples", "student", "training.png",
     ]  # fmt: skip
     assert names(finished / "student") == ["rats.json", "transformer"]
     assert names(finished / "evaluation") == ["evaluation.json", "evaluation.md", "nfe.png"]
@@ -342,7 +342,7 @@ def test_folder_that_is_no_run(command: Command, finished: Path, tmp_path: Path,
 @pytest.fixture
 def distill(command: Command, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`distill` of the 5-frame smoke configuration into `tmp_path/run`, without the time that the figure takes."""
-    monkeypatch.setattr("rats_video.build.distill.plot_training", lambda _, path: path.touch())
+    monkeypatch.setattr("rats_video.build.finish.plot_training", lambda _, path: path.touch())
 
     def call(*arguments: str, **changes: object) -> Any:
         overrides = [part for key, value in changes.items() for part in ("--set", f"training.{key}={value}")]
