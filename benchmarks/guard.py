@@ -126,8 +126,10 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[st
                     teacher_file.write_text(json.dumps(scores("teacher", loaded.base, guided)))
                 best = {"step": steps_done(folder / "best"), **scores("best", loaded.student, loaded.spec(STUDENT_NFE))}
                 newest = list_checkpoints(folder / "checkpoints")[-1]
-                load_student_weights(newest, loaded.student.weights)
-                last = {"step": steps_done(newest), **scores("last", loaded.student, loaded.spec(STUDENT_NFE))}
+                last = {**best, "step": steps_done(newest)}
+                if last["step"] != best["step"]:
+                    load_student_weights(newest, loaded.student.weights)
+                    last |= scores("last", loaded.student, loaded.spec(STUDENT_NFE))
                 measured.write_text(json.dumps({"best": best, "last": last}))
             for which, metrics in json.loads(measured.read_text()).items():
                 step = metrics.pop("step")

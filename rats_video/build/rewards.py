@@ -22,23 +22,29 @@ from rats_video.rewards.self_test import SelfTest, self_test
 from rats_video.rewards.sum_reward import terms_of
 
 ROLES = ("reward", "heldout_reward")
-_TITLES = ["kind", "per", "differentiable", "at hand", "where", "weights", "scores"]
+_TITLES = ["kind", "per", "gradient", "at hand", "scores"]
 
 
 def run_list_rewards(*, config: str | None) -> list[str]:
-    """A table of every kind of reward; those that `config` uses are looked for where it says."""
+    """A table of every kind of reward, then whose weights they have, where these are looked for, and how to get them.
+
+    Those that `config` uses are looked for where it says.
+    """
     used = [] if config is None else list(_used(load_config(DistillConfig, config, group="distill")))
-    rows, missing = [_TITLES], dict[str, str]()
+    rows, weights = [_TITLES], []
     for kind, member in reward_kinds().items():
         ours: list[tuple[str, Any]] = [(key, cfg) for key, cfg in used if isinstance(cfg, member)]
         for key, cfg in ours or [("", None if _required(member) else member.model_validate({KIND: kind}))]:
             at_hand, fix = _at_hand(member, cfg, key or "reward")
-            where = ": ".join(filter(None, (key, getattr(cfg, "path", ""))))
             differentiable = getattr(cfg or member, "differentiable", None)
             gradient = "as it says" if differentiable is None else "yes" if differentiable else "no"
-            rows.append([kind, member.per, gradient, at_hand, where or "-", member.source, _first_line(member)])
-            missing |= {kind: fix} if fix else {}
-    return [*aligned(rows, num_texts=len(_TITLES)), *(f"{kind} is had by: {fix}" for kind, fix in missing.items())]
+            rows.append([kind, member.per, gradient, at_hand, _first_line(member)])
+            if cfg is not None and member.folders:
+                where = f"{cfg.path} ({key})" if key else cfg.path
+                weights.append(
+                    f"{kind}: weights of {member.source}; in {where}" + (f"; get them: {fix}" if fix else "")
+                )
+    return [*aligned(rows, num_texts=len(_TITLES)), "", *weights]
 
 
 def _used(cfg: DistillConfig) -> Iterator[tuple[str, OneReward]]:
