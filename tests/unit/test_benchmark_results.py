@@ -79,3 +79,19 @@ def test_readme_quotes_the_committed_decodes() -> None:
         for frames in (3, 21):
             saved, peak = rows[mode, frames]["saved"] / 1e9, rows[mode, frames]["peak"] / 1e9
             assert f" {saved:.{0 if saved > 10 else 1}f} / {peak:.0f} |" in readme
+
+
+@pytest.mark.parametrize("judge", ["sighted", "blind"])
+def test_readme_quotes_the_committed_guard_study(judge: str) -> None:
+    table = (RESULTS / f"guard_{judge}.md").read_text(encoding="utf-8").strip()
+    assert table in (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_no_attribute_of_the_kept_student_falls_far_under_the_teachers() -> None:
+    study = read("guard_sighted")
+    kept = [row["metrics"] for row in study["rows"] if row["student"] == "best"]
+    assert len(kept) == 3
+    for metrics in kept:
+        assert metrics["adherence"] > study["teacher"]["adherence"]
+        for name in ("speed", "color", "shape", "direction", "background"):
+            assert metrics[name] >= study["teacher"][name] - 0.02, name
