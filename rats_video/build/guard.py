@@ -53,8 +53,16 @@ def guard_measures(cfg: DistillConfig, reward: Reward, device: torch.device) -> 
         measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
     if cfg.heldout_reward is not None:
         heldout = build_reward(cfg.heldout_reward, torch.device("cpu"), where="heldout_reward", clip=cfg.clip.spec)
-        measures.append(_visiting(reward_measure(HELDOUT, heldout), heldout, device))
+        measures.append(_visiting(_with_parts(HELDOUT, heldout), heldout, device))
     return measures
+
+
+def _with_parts(name: str, reward: Reward) -> Measure:
+    def scores(videos: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        found = reward(videos, prompts)
+        return {name: found.clip} | {f"{name}/{part}": values for part, values in found.parts.items()}
+
+    return scores
 
 
 def _visiting(measure: Measure, reward: Reward, device: torch.device) -> Measure:

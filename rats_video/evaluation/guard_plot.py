@@ -26,7 +26,8 @@ def plot_guard(record: Mapping[str, Any], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    looks, teacher = record["looks"], record["teacher"]
+    looks = record["looks"]
+    teacher = {name: scores for name, scores in record["teacher"].items() if "/" not in name}  # parts would be too many
     figure = Figure(figsize=(3.1 * (len(teacher) + 1), 3.2), layout="constrained", facecolor="white")
     axes = figure.subplots(1, len(teacher) + 1)
     steps = [look["step"] for look in looks]

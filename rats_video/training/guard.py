@@ -50,7 +50,8 @@ class GuardClips:
         clip: their size.
         spec: how the student is sampled.
         teacher: how the teacher is.
-        measures: `reward`; where they are to be heeded also `heldout_reward`, `dynamic_degree` and `saturation`.
+        measures: `reward`; where they are to be heeded also `heldout_reward` and its parts, as `heldout_reward/part`,
+            `dynamic_degree` and `saturation`.
         seed: of the noise; not the evaluation's, on whose clips nothing may be chosen.
         batch_size: clips at a time.
     """
@@ -147,16 +148,21 @@ class Guard:
         return broken
 
     def _alarms(self, look: Look) -> list[str]:
-        """A monitor that broke since the start, or a clear fall of the held-out reward while the trained one rose."""
+        """A monitor that broke since the start, or a clear fall of a held-out score while the trained one rose.
+
+        The parts of a held-out reward count too: a sum may rise while one of them falls.
+        """
         alarms = self._broken(look) if self.looks and not self._broken(self.looks[0]) else []
         best = self.best
-        if best is not None and self._judge == HELDOUT:
-            change = {name: _change(look.scores[name], best.scores[name]) for name in (REWARD, HELDOUT)}
-            rose, fell = change[REWARD], change[HELDOUT]
+        if best is None:
+            return alarms
+        rose = _change(look.scores[REWARD], best.scores[REWARD])
+        for name in (name for name in self._teacher if name.startswith(HELDOUT)):
+            fell = _change(look.scores[name], best.scores[name])
             if rose.mean > rose.ci95 and fell.mean < -fell.ci95:
                 alarms.append(
-                    f"since step {best.step} the reward rose by {rose.mean:.3g} +- {rose.ci95:.2g} and the held-out one"
-                    f" fell by {-fell.mean:.3g} +- {fell.ci95:.2g}"
+                    f"since step {best.step} the reward rose by {rose.mean:.3g} +- {rose.ci95:.2g} and the"
+                    f" {name.replace('_', ' ')} fell by {-fell.mean:.3g} +- {fell.ci95:.2g}"
                 )
         return alarms
 

@@ -31,8 +31,8 @@ NOISE = torch.tensor([-0.03, 0.01, 0.02, -0.01, 0.03, -0.02])
 class Script:
     """Measures that say, look after look, what a test wants them to: the teacher first, then the student."""
 
-    def __init__(self, looks: Sequence[dict[str, float]]) -> None:
-        self.looks, self.calls = [TEACHER, *looks], 0
+    def __init__(self, teacher: dict[str, float], looks: Sequence[dict[str, float]]) -> None:
+        self.looks, self.calls = [TEACHER | teacher, *looks], 0
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         assert (len(videos), list(prompts)) == (6, PROMPTS)
@@ -48,9 +48,9 @@ def watch(backbone: WanBackbone, clip: ClipSpec, tmp_path: Path) -> Callable[...
     run = RunFolder(tmp_path / "run")
     rats: Any = SimpleNamespace(student=backbone, teacher=SimpleNamespace(backbone=backbone))
 
-    def call(*looks: dict[str, float], **options: Any) -> Guard:
+    def call(*looks: dict[str, float], teacher: dict[str, float] | None = None, **options: Any) -> Guard:
         spec = SamplerSpec(1, 3.0)
-        clips = GuardClips(PROMPTS, clip, spec, spec, [Script(looks)], seed=3, batch_size=6)
+        clips = GuardClips(PROMPTS, clip, spec, spec, [Script(teacher or {}, looks)], seed=3, batch_size=6)
         guard = Guard(GuardConfig(every=10, **options), clips, run)
         for index in range(len(looks)):
             guard.look(rats, 10 * index, drift=0.1 * index)
@@ -104,6 +104,15 @@ def test_alarm_wants_a_clear_rise_and_a_clear_fall(watch: Callable[..., Guard]) 
     assert alarms(0.3, 0.0) == 0  # within the noise of six clips
     assert alarms(0.0, -0.3) == 0  # both fell, or one did: bad luck or a bad rate, not hacking
     assert alarms(-0.3, -0.3) == 0
+
+
+def test_part_of_the_heldout_reward_may_fall_while_the_whole_rises(watch: Callable[..., Guard]) -> None:
+    part = "heldout_reward/motion"
+    start = {part: 0.5, **scores(0.1, 0.1)}
+    guard = watch(start, {part: 0.2, **scores(0.5, 0.3)}, teacher={part: 0.5})
+    (alarm,) = guard.looks[1].alarms
+    assert "the heldout reward/motion fell by 0.3" in alarm
+    assert best_step(guard) == 10
 
 
 def test_without_a_heldout_reward_the_trained_one_chooses_and_monitors_still_watch(
