@@ -5,9 +5,9 @@
 
 Distills every arm with every seed (skipping those that are done) and measures each run's two students, the one that
 the guard kept and the last one, on the same held-out clips as the 50-step teacher. Writes guard_JUDGE.json and .md into
-benchmarks/results. `sighted` is the default reward. `blind` is the same reward told to ignore colours: a judge with a
-blind spot, so that what the student does behind its back can be measured. The held-out reward sees everything, and is
-in no loss but those of the arms that say so.
+benchmarks/results, beside what they hold of the same clips already. `sighted` is the default reward. `blind` is the same
+reward told to ignore colours: a judge with a blind spot, so that what the student does behind its back can be measured.
+The held-out reward sees everything, and is in no loss but those of the arms that say so.
 """
 
 from __future__ import annotations
@@ -176,9 +176,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     options = parser.parse_args(arguments)
     distill_all(options)
-    teacher, rows = measure(options)
+    teacher, measured = measure(options)
+    results = RESULTS / f"guard_{options.judge}.json"
+    before = json.loads(results.read_text()) if results.is_file() else {}
+    rows = [*(before["rows"] if before.get("teacher") == teacher else []), *measured]
+    rows = list({(row["arm"], row["seed"], row["student"]): row for row in rows}.values())
     content = {"judge": options.judge, "clips": options.clips, "teacher": teacher, "rows": rows}
-    (RESULTS / f"guard_{options.judge}.json").write_text(json.dumps(content, indent=2) + "\n")
+    results.write_text(json.dumps(content, indent=2) + "\n")
     shown = table(teacher, rows)
     (RESULTS / f"guard_{options.judge}.md").write_text(shown + "\n")
     print(shown)
