@@ -5,9 +5,9 @@
 
 Distills every arm with every seed (skipping those that are done) and measures each run's two students, the one that
 the guard kept and the last one, on the same held-out clips as the 50-step teacher. Writes guard_JUDGE.json and .md into
-benchmarks/results, beside what they hold of the same clips already. `sighted` is the default reward. `blind` is the same
-reward told to ignore colours: a judge with a blind spot, so that what the student does behind its back can be measured.
-The held-out reward sees everything, and is in no loss but those of the arms that say so.
+benchmarks/results, beside what they hold of the same clips already. `sighted` is the default reward. `blind` is the
+same reward told to ignore colours: a judge with a blind spot, so that what the student does behind its back can be
+measured. The held-out reward sees everything, and is in no loss but those of the arms that say so.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def measure_adherence(cfg: DistillConfig, options: argparse.Namespace) -> dict[s
     }
     return {
         "steps": options.steps, "clips": options.clips, "pixel student": options.pixel_student or "distilled here",
-        "arms": {name: arm.row().__dict__ for name, arm in by_name.items()},
+        "arms": {name: arm.row().model_dump() for name, arm in by_name.items()},
         "latent - pixel": {name: {"mean": pair.mean, "ci95": pair.ci95} for name, pair in pairs.items()},
     }  # fmt: skip
 
