@@ -95,3 +95,15 @@ def test_no_attribute_of_the_kept_student_falls_far_under_the_teachers() -> None
         assert metrics["adherence"] > study["teacher"]["adherence"]
         for name in ("speed", "color", "shape", "direction", "background"):
             assert metrics[name] >= study["teacher"][name] - 0.02, name
+
+
+def test_docs_quote_the_committed_latent_reward() -> None:
+    text = (RESULTS.parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    study = read("latent_reward")
+    time, memory = study["step"]["time ratio"], study["step"]["memory ratio"]
+    assert f"takes {time['step']:.2f} of the time, {time['step, teacher stored']:.2f} where" in text.replace("\n", " ")
+    assert f"{memory['step']:.2f} of the memory" in text
+    agreement = study["agreement with the pixel reward"]
+    assert f"to {agreement['rank_correlation_samples']:.2f} (Spearman)" in text
+    cost = study["adherence"]["latent - pixel"]["adherence"]
+    assert f"{-cost['mean']:.3f} +- {cost['ci95']:.3f} below" in text
