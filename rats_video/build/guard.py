@@ -45,15 +45,13 @@ def guard_measures(cfg: DistillConfig, reward: Reward, device: torch.device) -> 
     if isinstance(reward, LatentScorer):  # clips are judged by what it imitates
         pixels = build_reward(cfg.reward, torch.device("cpu"), where="reward", clip=cfg.clip.spec)
         trained = _visiting(reward_measure(REWARD, pixels), pixels, device)
-    measures = [
-        trained,
-        lambda videos, _: {SATURATION: saturation(videos).clip},
-    ]
-    if cfg.clip.num_frames > 1:
-        measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
+    measures = [trained]
     if cfg.heldout_reward is not None:
         heldout = build_reward(cfg.heldout_reward, torch.device("cpu"), where="heldout_reward", clip=cfg.clip.spec)
         measures.append(_visiting(_with_parts(HELDOUT, heldout), heldout, device))
+    if cfg.clip.num_frames > 1:
+        measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
+    measures.append(lambda videos, _: {SATURATION: saturation(videos).clip})
     return measures
 
 

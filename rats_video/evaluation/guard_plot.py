@@ -41,7 +41,7 @@ def plot_guard(record: Mapping[str, Any], path: Path) -> None:
             axis.axhline(mean_ci95(guide).mean, color=TEACHER, linewidth=1.5, linestyle="--")
         style_axis(axis, title=metric_title(name))
     axes[-1].plot(steps, [look["drift"] for look in looks], color=STUDENT, linewidth=1.8, marker="o", markersize=3)
-    style_axis(axes[-1], title="Drift of the weights")
+    style_axis(axes[-1], title="drift of the weights")
     for axis in axes:
         axis.set_xlabel("optimizer step", color=INK)
         if record["best"] is not None:
@@ -49,9 +49,8 @@ def plot_guard(record: Mapping[str, Any], path: Path) -> None:
         for look in looks:
             if look["alarms"]:
                 axis.axvspan(look["step"] - 1, look["step"] + 1, color=TEACHER, alpha=0.3, linewidth=0)
-    figure.suptitle(
-        "Guard: held-out clips; dashed line across: teacher; upright: the student kept", color=INK, fontsize=10
-    )
+    title = "Guard, on held-out clips. Dashed across: the teacher. Dashed upright: the student kept"
+    figure.suptitle(title, color=INK, fontsize=10)
     save_figure(figure, path)
 
 
