@@ -103,7 +103,8 @@ def run_train_latent_reward(
     backbone.latent_shape(cfg.clip.spec)
     if cfg.num_rendered and not (isinstance(backbone, WanBackbone) and isinstance(cfg.prompts, ShapesPrompts)):
         raise UserError("only shapes are rendered, and only Wan's VAE encodes here", where="num_rendered", fix="use 0")
-    reward, prompts = build_reward(cfg.reward, where, where="reward"), load_prompts(cfg.prompts)
+    reward = build_reward(cfg.reward, where, where="reward", clip=cfg.clip.spec)
+    prompts = load_prompts(cfg.prompts)
     check_reward_prompts(reward, (*prompts.train, *prompts.heldout))
     student = None if cfg.student is None else resolve_folder(cfg.student, where="student")
     steps = 0 if student is None else load_card(student).num_steps[0]

@@ -85,7 +85,7 @@ def run_check_reward(*, name: str, config: str, overrides: Sequence[str], device
     where, prompts = pick_device(device), load_prompts(cfg.prompts).train
     lines = []
     with explain_memory(lambda: f"set a smaller clip, or {role}.frames and {role}.chunk"):
-        reward = build_reward(chosen, where, where=role)
+        reward = build_reward(chosen, where, where=role, clip=cfg.clip.spec)
         check_reward_prompts(reward, prompts)
         for key, term in terms_of(reward, role).items():
             if where.type == "cuda":

@@ -179,3 +179,13 @@ def test_convert_writes_safetensors_and_refuses_code(command: Command, tmp_path:
     assert code == 2
     assert err.count("\n") == 1
     assert not (tmp_path / "no").exists()
+
+
+def test_check_tells_a_reward_the_frames_a_second_of_its_clips(
+    command: Command, config_file: Path, tmp_path: Path
+) -> None:
+    reward = f"reward={{kind: video_align, path: {tmp_path}}}"  # found, but nothing in it: its clips come before that
+    code, _, err = command("rewards", "check", "reward", "--config", config_file, "--set", reward)
+    assert code == 2
+    assert err.startswith(f"error: {tmp_path}")
+    assert "frames a second" not in err
