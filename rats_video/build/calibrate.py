@@ -15,7 +15,7 @@ from torch import Tensor
 from rats_video.build.common import explain_memory, pick_device
 from rats_video.build.compute import memory_advice
 from rats_video.build.distill import build_backbone, build_rats, build_roles, checked_prompts
-from rats_video.build.reward import build_reward, check_rewards
+from rats_video.build.reward import Judges, check_rewards
 from rats_video.config.compute import ParallelConfig
 from rats_video.config.distill import DistillConfig, FrozenTeacher, SigmoidGate
 from rats_video.config.load import check_extension, load_config, write_extension
@@ -39,7 +39,7 @@ from rats_video.rewards.traits import is_differentiable
 from rats_video.seeds import seeded
 from rats_video.training.loop import accumulate_gradient, draw_batch
 from rats_video.training.progress import ProgressBar
-from rats_video.types import Backbone, LatentScorer, Reward, RewardScores
+from rats_video.types import Backbone, Reward, RewardScores
 
 REWARD_TO_SHAPING = 18.0
 """Norm of the reward's gradient over that of gated shaping's, at the start: what `tiny` has (10 to 30 a batch)."""
@@ -88,10 +88,10 @@ def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tup
     student, teacher = build_roles(cfg, build_backbone(cfg, device))
     everything = checked_prompts(cfg, student)
     rats = build_rats(cfg, student, teacher)
-    check_rewards(
+    judges = check_rewards(
         cfg, rats.reward, (*everything.train, *everything.heldout), device, student.latent_shape(cfg.clip.spec)
     )
-    arms = _score_arms(cfg, rats, everything.train, num_prompts)
+    arms = _score_arms(cfg, rats, judges, everything.train, num_prompts)
 
     changes: dict[str, Any] = {"method": {}}
     reward = rats.reward
@@ -120,28 +120,21 @@ def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tup
     return [*lines, *_balance(cfg, rats, everything.train, changes["method"])], changes
 
 
-def _score_arms(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], num_prompts: int) -> Arms:
+def _score_arms(cfg: DistillConfig, rats: Rats, judges: Judges, prompts: Sequence[str], num_prompts: int) -> Arms:
     """Both arms from the same noise, on prompts drawn by the run's seed."""
     order = torch.randperm(len(prompts), generator=seeded(cfg.seed, 7))[:num_prompts].tolist()
     chosen = tuple(prompts[i] for i in order)
-    device = rats.student.device
-    # What scores latents stands for a reward of pixels, which is the one to be measured.
-    pixels = (
-        build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec)
-        if isinstance(rats.reward, LatentScorer)
-        else rats.reward
-    )
-    judges: dict[str, Reward] = {"reward": pixels}
-    if isinstance(pixels, SumReward):
-        judges = {f"reward/{name}": term.reward for name, term in pixels.terms.items()}
-    if cfg.heldout_reward is not None:
-        judges["heldout_reward"] = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
+    scorers: dict[str, Reward] = {"reward": judges.trained}
+    if isinstance(judges.trained, SumReward):
+        scorers = {f"reward/{name}": term.reward for name, term in judges.trained.terms.items()}
+    if judges.heldout is not None:
+        scorers["heldout_reward"] = judges.heldout
     specs = {
         rats.teacher.backbone: SamplerSpec(cfg.teacher.num_steps, cfg.shift, cfg.teacher.guidance_scale),
         rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift),
     }
     with ProgressBar("calibrate", sum(spec.nfe for spec in specs.values()) * len(chosen)) as progress:
-        teacher, base = (_score_arm(cfg, backbone, spec, judges, chosen, progress) for backbone, spec in specs.items())
+        teacher, base = (_score_arm(cfg, backbone, spec, scorers, chosen, progress) for backbone, spec in specs.items())
     return Arms(chosen, teacher, base)
 
 
@@ -150,14 +143,14 @@ def _score_arm(
     cfg: DistillConfig,
     backbone: Backbone,
     spec: SamplerSpec,
-    judges: Mapping[str, Reward],
+    scorers: Mapping[str, Reward],
     prompts: Sequence[str],
     progress: ProgressBar,
 ) -> Scored:
-    found: dict[str, list[RewardScores]] = {name: [] for name in judges}
+    found: dict[str, list[RewardScores]] = {name: [] for name in scorers}
     size = cfg.evaluation.batch_size
     for samples in sample_videos(backbone, prompts, cfg.clip.spec, spec, seed=cfg.seed, batch_size=size):
-        for name, judge in judges.items():
+        for name, judge in scorers.items():
             found[name].append(judge(samples.videos, samples.prompts))
         progress.advance(spec.nfe * len(samples.prompts))
     return {name: _together(batches) for name, batches in found.items()}
@@ -242,7 +235,7 @@ def _advice(cfg: DistillConfig, arms: Arms, found: Mapping[str, Comparison]) -> 
 
 def _balance(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], method: dict[str, Any]) -> list[str]:
     """Weigh the reward's gradient against that of shaping; adds to the changes of `method`."""
-    if not cfg.method.reward_weight or not is_differentiable(rats.reward) or getattr(cfg.method, "policy", None):
+    if not cfg.method.uses_gradient or not is_differentiable(rats.reward):
         return ["method.reward_weight stays: the reward has no gradient in the loss"]
     reward = _gradient_norm(cfg, rats, prompts, reward_weight=1.0, alpha=0.0)
     shaping = _gradient_norm(cfg, rats, prompts, reward_weight=0.0, alpha=1.0)

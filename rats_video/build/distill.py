@@ -26,7 +26,7 @@ from rats_video.build.compute import (
 from rats_video.build.dry_runs import Builders, plan_of_run
 from rats_video.build.guard import build_guard
 from rats_video.build.parallel import serve_rewards, split_roles
-from rats_video.build.reward import check_rewards, loss_reward, reward_folders
+from rats_video.build.reward import build_judges, check_rewards, loss_reward, reward_folders
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
 from rats_video.config.load import load_config, write_resolved
@@ -215,10 +215,15 @@ def train_student(
     split_roles(cfg, student, teacher, runtime)
     rats = build_rats(cfg, student, teacher, runtime)
     try:
+        judges = None
         if not isinstance(rats.reward, RemoteReward):  # whose own process has checked it
             everything = (*prompts.train, *prompts.heldout)
-            check_rewards(cfg, rats.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
-        guard = build_guard(cfg, rats.reward, prompts.heldout, run, runtime)
+            judges = check_rewards(cfg, rats.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
+        guard = None
+        if cfg.guard is not None:
+            judges = judges or build_judges(cfg, rats.reward, runtime.device)
+            guard = build_guard(cfg, cfg.guard, judges, prompts.heldout, run, runtime)
+        del judges  # what nobody needs any more makes room
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
             prepare_run(cfg, run, resume=resume, overwrite=overwrite)

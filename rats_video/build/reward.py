@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -145,21 +146,42 @@ def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
         reward.check_prompts(prompts)
 
 
+@dataclass(frozen=True)
+class Judges:
+    """Who judges a run's pixels: what trains, or what it imitates if it scores latents, and what is held out."""
+
+    trained: Reward
+    heldout: Reward | None
+
+
+def build_judges(cfg: DistillConfig, reward: Reward, device: torch.device) -> Judges:
+    """The judges of a run that trains on `reward`; raises UserError if one cannot be loaded."""
+
+    def build(which: RewardConfig, where: str) -> Reward:
+        return build_reward(which, device, where=where, clip=cfg.clip.spec)
+
+    return Judges(
+        trained=build(cfg.reward, "reward") if isinstance(reward, LatentScorer) else reward,
+        heldout=None if cfg.heldout_reward is None else build(cfg.heldout_reward, "heldout_reward"),
+    )
+
+
 def check_rewards(
     cfg: DistillConfig,
     reward: Reward,
     prompts: Sequence[str],
     device: torch.device,
     latent_shape: Sequence[int] | None = None,
-) -> None:
-    """Try the reward and the held-out one, which is loaded for this alone, on prompts and on two clips.
+) -> Judges:
+    """Load the judges of a run that trains on `reward`, and try all of them on prompts and on two clips.
 
     Raises:
         UserError: one of them cannot score a prompt or fails its self-test, or the loss has no gradient to climb.
     """
+    judges = build_judges(cfg, reward, device)
     check_reward_prompts(reward, prompts)
-    if isinstance(reward, LatentScorer):  # what it imitates is needed for the evaluation
-        check_reward_prompts(build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec), prompts)
+    if judges.trained is not reward:
+        check_reward_prompts(judges.trained, prompts)
     for key, term in terms_of(reward, "reward").items():
         in_loss = cfg.method.uses_gradient and term.weight != 0
         found = self_test(
@@ -168,8 +190,8 @@ def check_rewards(
         )  # fmt: skip
         if in_loss:
             found.require_loss()
-    if cfg.heldout_reward is not None:
-        heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
-        check_reward_prompts(heldout, prompts)
-        for key, term in terms_of(heldout, "heldout_reward").items():
+    if judges.heldout is not None:
+        check_reward_prompts(judges.heldout, prompts)
+        for key, term in terms_of(judges.heldout, "heldout_reward").items():
             self_test(term.reward, cfg.clip.spec, prompts, where=key, device=device, with_gradient=False)
+    return judges
