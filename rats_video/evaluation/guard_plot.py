@@ -6,11 +6,11 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rats_video.evaluation.plots import INK, STUDENT, TEACHER, save_figure, style_axis
-from rats_video.evaluation.stats import mean_ci95
+from rats_video.evaluation.stats import finite, mean_ci95
 from rats_video.evaluation.tables import metric_title
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
 
@@ -52,8 +52,3 @@ def plot_guard(record: Mapping[str, Any], path: Path) -> None:
     title = "Guard, on held-out clips. Dashed across: the teacher. Dashed upright: the student kept"
     figure.suptitle(title, color=INK, fontsize=10)
     save_figure(figure, path)
-
-
-def finite(values: Sequence[float]) -> list[float]:
-    """The values that are."""
-    return [value for value in values if math.isfinite(value)]

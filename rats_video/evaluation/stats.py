@@ -79,6 +79,11 @@ def paired_difference(
     return mean_ci95([a - b for a, b in zip(a_numbers, b_numbers, strict=True)], groups)
 
 
+def finite(values: Sequence[float]) -> list[float]:
+    """The values that are finite."""
+    return [value for value in values if math.isfinite(value)]
+
+
 def intervals_apart(a: Estimate, b: Estimate) -> bool:
     """Whether the two 95% intervals do not touch: sufficient for a difference, not necessary."""
     return abs(a.mean - b.mean) > a.ci95 + b.ci95

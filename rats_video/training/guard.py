@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from rats_video.config.guard import GuardConfig
 from rats_video.distill.step import Rats
 from rats_video.errors import UserError, warn
-from rats_video.evaluation.stats import Estimate, paired_difference
+from rats_video.evaluation.stats import Estimate, finite, paired_difference
 from rats_video.evaluation.sweep import Arm, Measure, score_arm
 from rats_video.files import write_json
 from rats_video.inference.sampler import SamplerSpec
@@ -134,7 +134,7 @@ class Guard:
         return HELDOUT if HELDOUT in self._teacher else REWARD
 
     def _sound(self) -> list[Look]:
-        return [look for look in self.looks if not list(self._broken(look))]
+        return [look for look in self.looks if not self._broken(look)]
 
     def _broken(self, look: Look) -> list[str]:
         """Monitors that have left what the teacher shows."""
@@ -203,8 +203,8 @@ class Guard:
 
 def finite_mean(values: Sequence[float]) -> float:
     """Mean of the values that are finite; minus infinity where none is, which is never the best."""
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else -math.inf
+    numbers = finite(values)
+    return math.fsum(numbers) / len(numbers) if numbers else -math.inf
 
 
 def _change(after: Sequence[float], before: Sequence[float]) -> Estimate:
