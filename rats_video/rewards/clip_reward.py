@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.config.published_rewards import FrameScorer
-from rats_video.errors import UserError
-from rats_video.rewards.files import has_tokenizer, load_transformers_model
+from rats_video.rewards.files import load_tokenizer, load_transformers_model
 from rats_video.rewards.frames import FrameReward
 from rats_video.rewards.prompted import Condition
 
@@ -73,16 +72,8 @@ class ClipReward(FrameReward):
 
 def load_clip_tokenizer(folder: Path, words: int) -> Any:
     """The tokenizer of a folder; raises UserError if it has none, or one of not as many words as the model's."""
-    from transformers import AutoTokenizer
-
-    # Without its files transformers would make up an empty tokenizer, which takes every prompt for the same one.
-    tokenizer = AutoTokenizer.from_pretrained(folder) if has_tokenizer(folder) else None
-    has = None if tokenizer is None else len(tokenizer)
-    if has != words:
-        what = f"its tokenizer has {has} tokens, the model {words}" if has else "no tokenizer in it"
-        fix = "give a folder with CLIP's tokenizer as `tokenizer`, e.g. of openai/clip-vit-large-patch14"
-        raise UserError(what, where=str(folder), fix=fix)
-    return tokenizer
+    fix = "give a folder with CLIP's tokenizer as `tokenizer`, e.g. of openai/clip-vit-large-patch14"
+    return load_tokenizer(folder, words, fix=fix)
 
 
 def image_features(model: Any, frames: Tensor, pixels: Pixels) -> Tensor:

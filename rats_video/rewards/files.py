@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,26 @@ from rats_video.errors import UserError
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files of a CLIP tokenizer."""
+def load_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: str) -> Any:
+    """The tokenizer in a folder, with `added` special tokens behind its own; it must then have so many `words`.
+
+    Raises:
+        UserError: there is none, or one of another size.
+    """
+    from transformers import AddedToken, AutoTokenizer
+
+    # Without its files transformers would make up an empty one, which takes every prompt for the same one.
+    if not _has_tokenizer(folder):
+        raise UserError("no tokenizer in it", where=str(folder), fix=fix)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added])
+    if len(tokenizer) != words:
+        raise UserError(f"its tokenizer has {len(tokenizer)} tokens, the model {words}", where=str(folder), fix=fix)
+    return tokenizer
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds the files of a byte-pair tokenizer, CLIP's or Qwen's."""
     return (folder / "tokenizer.json").is_file() or all(
         (folder / name).is_file() for name in ("vocab.json", "merges.txt")
     )

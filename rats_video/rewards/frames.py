@@ -29,7 +29,7 @@ class FrameReward(PromptedReward):
 
     def score_frames(self, frames: Tensor, condition: Condition) -> Tensor:
         """Scores `[N]`, float32, of frames `[N, 3, height, width]` in [0, 1], each with its own row of condition."""
-        raise NotImplementedError
+        raise NotImplementedError  # one that compares frames overrides `forward` instead
 
     def looks_at(self, num_frames: int) -> Tensor:
         """Indices of the frames that are scored; a window lies elsewhere for each prompt, so it may be any of them."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.config.published_rewards import HPSv3Config
-from rats_video.rewards.files import load_checkpoint_tensors
+from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.frames import FrameReward
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.qwen import (
@@ -19,7 +19,6 @@ from rats_video.rewards.qwen import (
     QwenJudge,
     load_head,
     load_qwen,
-    load_qwen_tokenizer,
     qwen_config,
 )
 from rats_video.rewards.qwen_vision import PixelRule
@@ -64,7 +63,7 @@ class HPSv3Reward(FrameReward):
         head = hpsv3_head(model.config.text_config.hidden_size)
         load_head(tensors, head, folder)
         fix = "give the folder of Qwen/Qwen2-VL-7B-Instruct as `tokenizer`"
-        words = load_qwen_tokenizer(tokenizer, model.config.text_config.vocab_size, HPSV3.answers, fix=fix)
+        words = load_tokenizer(tokenizer, model.config.text_config.vocab_size, HPSV3.answers, fix=fix)
         return cls(model, head, words, cfg).to(device)
 
 

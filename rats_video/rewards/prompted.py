@@ -30,7 +30,7 @@ class PromptedReward(nn.Module):
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt, before any is cut."""
-        raise NotImplementedError
+        raise NotImplementedError  # asked only of rewards with a `text_limit`, which say it
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Warn, once in the reward's life, of prompts whose end the model does not read."""

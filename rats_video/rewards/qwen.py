@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from rats_video.assets import ASSETS
 from rats_video.errors import UserError
-from rats_video.rewards.files import check_keys, has_tokenizer
+from rats_video.rewards.files import check_keys
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
 
@@ -172,21 +172,3 @@ def load_head(tensors: Mapping[str, Tensor], head: nn.Module, where: Path) -> No
     found = {name: tensor for name, tensor in tensors.items() if name.startswith(_HEAD)}
     check_keys(found, {f"{_HEAD}{name}": weight for name, weight in head.state_dict().items()}, where=where)
     head.load_state_dict({name.removeprefix(_HEAD): tensor for name, tensor in found.items()})
-
-
-def load_qwen_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: str) -> Any:
-    """The tokenizer in a folder, with `added` special tokens behind its own; it must then have so many `words`.
-
-    Raises:
-        UserError: there is none, or one of another size.
-    """
-    from transformers import AddedToken, AutoTokenizer
-
-    # Without its files transformers would make up an empty one, which takes every prompt for the same one.
-    if not has_tokenizer(folder):
-        raise UserError("no tokenizer in it", where=str(folder), fix=fix)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added])
-    if len(tokenizer) != words:
-        raise UserError(f"its tokenizer has {len(tokenizer)} tokens, the model {words}", where=str(folder), fix=fix)
-    return tokenizer

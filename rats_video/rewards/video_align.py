@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rats_video.config.published_rewards import VideoAlignConfig
 from rats_video.errors import UserError
-from rats_video.rewards.files import load_checkpoint_tensors
+from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.prompted import Condition, score_in_chunks
 from rats_video.rewards.qwen import (
     QWEN2_VL_2B,
@@ -26,7 +26,6 @@ from rats_video.rewards.qwen import (
     QwenJudge,
     load_head,
     load_qwen,
-    load_qwen_tokenizer,
     qwen_config,
 )
 from rats_video.rewards.qwen_vision import PAIR, PixelRule
@@ -142,7 +141,7 @@ class VideoAlignReward(nn.Module):
         head = nn.Linear(model.config.text_config.hidden_size, outputs, bias=False)
         load_head(tensors, head, saved)
         fix = "give a whole download of KlingTeam/VideoReward"
-        tokenizer = load_qwen_tokenizer(saved / "tokenizer", model.config.text_config.vocab_size, fix=fix)
+        tokenizer = load_tokenizer(saved / "tokenizer", model.config.text_config.vocab_size, fix=fix)
         known = tokenizer.get_vocab()
         if unknown := [token for token in VIDEO_ALIGN.answers if token not in known]:
             raise UserError(f"its tokenizer does not know {unknown[0]}", where=str(saved / "tokenizer"), fix=fix)
