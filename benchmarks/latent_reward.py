@@ -37,7 +37,7 @@ from rats_video.distill.step import Rats, rats_step
 from rats_video.evaluation.stats import paired_difference
 from rats_video.evaluation.sweep import Arm
 from rats_video.inference.sampler import SamplerSpec
-from rats_video.training.loop import draw_batch
+from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch
 
 MEMORY_STEPS = 3

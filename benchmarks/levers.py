@@ -39,9 +39,10 @@ from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
-from rats_video.training.loop import accumulate_gradient, draw_batch
+from rats_video.training.batches import draw_batch
 from rats_video.training.optim import build_optimizer
 from rats_video.training.teacher import save_pipeline
+from rats_video.training.update import accumulate_gradient
 
 LEVERS: dict[str, tuple[str, ...]] = {
     "one clip at a time": ("training.micro_batch_size=1",),

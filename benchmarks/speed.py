@@ -37,7 +37,7 @@ from rats_video.distill.step import Rats, rats_step
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
-from rats_video.training.loop import draw_batch
+from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, TextCondition
 
 STEP_BAR, SAMPLING_BAR = 1.10, 1.02

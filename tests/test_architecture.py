@@ -26,7 +26,9 @@ LAYERS = (
 )
 NEIGHBOURS = LAYERS[2]  # may import one another, without a cycle
 SEES_PROTOCOLS_ONLY = {"distill": {"backbones", "rewards"}}
-HEAVY = {"transformers", "diffusers", "decord", "xformers", "matplotlib", "av", "wandb", "tensorboard"}
+HEAVY = {
+    "av", "decord", "diffusers", "gradio", "matplotlib", "tensorboard", "torchao", "transformers", "wandb", "xformers",
+}  # fmt: skip
 MAX_FILE_LINES = 320  # aim at 300
 MAX_FUNCTION_LINES = 60
 MAX_STEP_LINES = 40

@@ -37,8 +37,9 @@ from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.rewards.sum_reward import SumReward, add_up
 from rats_video.rewards.traits import is_differentiable
 from rats_video.seeds import seeded
-from rats_video.training.loop import accumulate_gradient, draw_batch
+from rats_video.training.batches import draw_batch
 from rats_video.training.progress import ProgressBar
+from rats_video.training.update import accumulate_gradient
 from rats_video.types import Backbone, Reward, RewardScores
 
 REWARD_TO_SHAPING = 18.0

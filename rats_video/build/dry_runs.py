@@ -35,7 +35,7 @@ from rats_video.planning.dry_run import (
 from rats_video.planning.estimate import Counted, Plan, make_plan
 from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.ledger import Ledger, Workspace, cpu_workspace, no_workspace
-from rats_video.training.loop import draw_batch
+from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, Reward, TextCondition
 
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-from torch.distributed.tensor import DTensor
-
 from rats_video.config.distill import DistillConfig, EmaTeacher
 from rats_video.distill.finite import SKIPPED
-from rats_video.distill.step import Rats, rats_step
-from rats_video.errors import Interrupted, UserError
+from rats_video.distill.step import Rats
+from rats_video.errors import Interrupted
 from rats_video.runtime import ALONE, Runtime
-from rats_video.seeds import seeded
 from rats_video.training.anchor import Anchor
+from rats_video.training.batches import draw_batch, take
 from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
 from rats_video.training.first_step import PlanCheck
 from rats_video.training.guard import Guard
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
-from rats_video.training.optim import build_optimizer, set_learning_rate
+from rats_video.training.optim import build_optimizer
 from rats_video.training.progress import ProgressBar
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.skipped import SkippedClips
-from rats_video.types import Backbone, PromptBatch
+from rats_video.training.update import Updater
 
 
 def train_loop(
@@ -61,6 +57,7 @@ def train_loop(
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
     skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))
     check = PlanCheck(run.plan, rats.student.device, training.steps - start) if runtime.is_main else None
+    updater = Updater(cfg, optimizer, runtime, skipped, anchor)
     is_due = False
     watch = _Watch(guard, anchor, training.steps, runtime)
     watch.begin(rats, start)
@@ -71,8 +68,8 @@ def train_loop(
     ):
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
-            batch = _take(draw_batch(rats.student, cfg, prompts, step), runtime.rows(training.batch_size))
-            row = _update(watch.guided(rats), cfg, batch, optimizer, step, runtime, anchor, skipped)
+            batch = take(draw_batch(rats.student, cfg, prompts, step), runtime.rows(training.batch_size))
+            row = updater.step(watch.guided(rats), batch, step)
             rats.teacher.follow(rats.student, step + 1)
             seconds = time.perf_counter() - began
             if metrics is not None and check is not None:
@@ -123,81 +120,3 @@ class _Watch:
     @property
     def stops(self) -> bool:
         return self.guard is not None and self.guard.stops
-
-
-def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], step: int) -> PromptBatch:
-    """The global batch of a step, a pure function of seed and step.
-
-    Resumed runs, all arms of a comparison and any number of processes agree on it.
-    """
-    index = step // cfg.teacher.reuse
-    generator = seeded(cfg.seed, 1, index)
-    chosen = torch.randint(len(prompts), (cfg.training.batch_size,), generator=generator).tolist()
-    noise = backbone.sample_noise(len(chosen), cfg.clip.spec, generator)
-    return PromptBatch(
-        index=index,
-        prompts=tuple(prompts[i] for i in chosen),
-        noise=noise,
-        num_steps=cfg.student.num_steps[index % len(cfg.student.num_steps)],
-        grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], seeded(cfg.seed, 3, step)),
-        seeds=tuple(torch.randint(2**62, (len(chosen),), generator=seeded(cfg.seed, 4, step)).tolist()),
-    )
-
-
-def _take(batch: PromptBatch, rows: slice) -> PromptBatch:
-    return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows], seeds=batch.seeds[rows])
-
-
-def accumulate_gradient(rats: Rats, batch: PromptBatch, parts: int) -> dict[str, float]:
-    """Add the gradient of the batch's mean loss to the weights', part by part: the memory of a part, the same sum."""
-    size = len(batch.prompts) // parts
-    rows = []
-    for part in range(parts):
-        clips = slice(part * size, (part + 1) * size)
-        loss, row = rats_step(rats, replace(_take(batch, clips), part=part))
-        (loss / parts).backward()
-        rows.append(row)
-    return {name: sum(row[name] for row in rows) / parts for name in rows[0]}
-
-
-def _grad_frames(window: int | None, frames: int, generator: torch.Generator) -> range | None:
-    """The latent frames decoded with gradient: a window at a random place, or all."""
-    if window is None or window >= frames:
-        return None
-    first = int(torch.randint(frames - window + 1, (1,), generator=generator))
-    return range(first, first + window)
-
-
-def _update(
-    rats: Rats,
-    cfg: DistillConfig,
-    batch: PromptBatch,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    runtime: Runtime,
-    anchor: Anchor | None,
-    skipped: SkippedClips,
-) -> dict[str, float]:
-    options = cfg.training.optimizer
-    lr = set_learning_rate(optimizer, options, step, cfg.training.steps)
-    optimizer.zero_grad(set_to_none=True)
-    row = runtime.mean(accumulate_gradient(rats, batch, cfg.training.parts(len(batch.prompts))))
-    row = skipped.count(row, step)
-    _check_finite("loss", row["loss"], step)
-    weights = rats.student.weights.values()
-    runtime.average_gradients(weights)
-    if anchor is not None and cfg.method.drift_weight:
-        anchor.pull(cfg.method.drift_weight)
-    norm = torch.nn.utils.clip_grad_norm_(weights, options.max_grad_norm)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    _check_finite("gradient", float(norm), step)
-    optimizer.step()
-    return {**row, "grad_norm": float(norm), "lr": lr}
-
-
-def _check_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise UserError(
-            f"the {what} is {value} at step {step + 1}; earlier checkpoints are kept",
-            where="distill", fix="lower training.optimizer.lr or method.alpha",
-        )  # fmt: skip

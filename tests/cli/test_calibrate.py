@@ -22,7 +22,7 @@ from rats_video.distill.step import rats_step
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.rewards.word_reward import WordReward
 from rats_video.seeds import seeded
-from rats_video.training.loop import draw_batch
+from rats_video.training.batches import draw_batch
 
 Command = Callable[..., Any]
 NUM_PROMPTS = 6

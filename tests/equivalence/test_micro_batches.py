@@ -12,9 +12,11 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.build.distill import build_rats, build_roles
 from rats_video.config.distill import DistillConfig
 from rats_video.errors import UserError
-from rats_video.training.loop import accumulate_gradient, draw_batch, train_loop
+from rats_video.training.batches import draw_batch
+from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.update import accumulate_gradient
 
 
 @pytest.mark.parametrize("size", [1, 2])

@@ -20,7 +20,8 @@ from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted
 from rats_video.runtime import ALONE
-from rats_video.training.loop import draw_batch, train_loop
+from rats_video.training.batches import draw_batch
+from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import PromptBatch
@@ -90,7 +91,7 @@ def test_ctrl_c_amid_a_reused_rollout(train: Train, monkeypatch: pytest.MonkeyPa
             monkeypatch.undo()
         return rats_step(rats, batch)
 
-    monkeypatch.setattr("rats_video.training.loop.rats_step", interrupted)
+    monkeypatch.setattr("rats_video.training.update.rats_step", interrupted)
     with pytest.raises(Interrupted, match=r"^stopped after step 4, which is saved; .*--resume"):
         train("stopped", *options)
     assert_same(whole, train("stopped", *options))

@@ -25,7 +25,7 @@ from rats_video.config.compute import DecodeConfig
 from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
-from rats_video.training.loop import draw_batch
+from rats_video.training.batches import draw_batch
 
 PLAIN, CHECKPOINT = DecodeConfig(), DecodeConfig(checkpoint=True)
 OFFLOAD = DecodeConfig(checkpoint=True, offload=True)

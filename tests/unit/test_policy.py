@@ -20,9 +20,11 @@ from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distill.policy import Group, advantages, noisy_rollout, policy_loss, sample_group
 from rats_video.distill.step import Rats, rats_step
-from rats_video.training.loop import accumulate_gradient, draw_batch, train_loop
+from rats_video.training.batches import draw_batch
+from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.update import accumulate_gradient
 from rats_video.types import PromptBatch, Reward, RewardScores, TextCondition
 
 MakeConfig = Callable[..., DistillConfig]

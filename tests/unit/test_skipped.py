@@ -17,10 +17,12 @@ from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats, rats_step
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
-from rats_video.training.loop import accumulate_gradient, draw_batch, train_loop
+from rats_video.training.batches import draw_batch
+from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.skipped import SkippedClips
+from rats_video.training.update import accumulate_gradient
 from rats_video.types import PromptBatch, Reward, RewardScores
 
 MakeConfig = Callable[..., DistillConfig]
