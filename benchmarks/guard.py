@@ -41,9 +41,9 @@ ARMS: dict[str, tuple[str, ...]] = {
     "constant_x4": (*CONSTANT, "method.alpha=4"),
     "margin": ("method.gate.floor=0.2", "method.reward_margin=0.1"),
     "drift": ("method.gate.floor=0.2", "method.drift_weight=0.3"),
-    "small_steps": ("method.gate.floor=0.2", "training.optimizer.lr=1e-4"),
-    "heldout_gate": (SUM % (1, 0), "method.gate.floor=0.2", "method.gate.part=heldout"),
-    "ensemble": (SUM % (0.5, 0.5), "method.gate.floor=0.2"),
+    "small_steps": ("method.gate.floor=0", "training.optimizer.lr=1e-4"),
+    "heldout_gate": (SUM % (1, 0), "method.gate.floor=0", "method.gate.part=heldout"),
+    "ensemble": (SUM % (0.5, 0.5), "method.gate.floor=0"),
     "strengthen": ("method.gate.floor=0.2", "guard.on_alarm=shape"),
 }
 """`heldout_gate` and `ensemble` use up the held-out reward: theirs is no longer held out."""

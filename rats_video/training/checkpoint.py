@@ -49,7 +49,14 @@ class CheckpointWriter:
     ) -> None:
         self._thread.shutdown()
 
-    def save(self, step: int, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self,
+        step: int,
+        student: Weights,
+        teacher: Weights | None,
+        optimizer: torch.optim.Optimizer,
+        state: Mapping[str, Any] | None = None,
+    ) -> None:
         """Begin to write `folder/step-NNNNNN`, whole or not at all, once the checkpoint before it is written.
 
         Args:
@@ -57,6 +64,7 @@ class CheckpointWriter:
             student: the weights that train.
             teacher: the EMA teacher's weights; None for a frozen teacher, which the run can rebuild.
             optimizer: its state is flattened into tensors.
+            state: whatever else the run must find again, as JSON.
 
         Raises:
             UserError: the checkpoint before this one could not be written.
@@ -67,7 +75,7 @@ class CheckpointWriter:
             content["teacher"] = teacher
         copies = {name: {key: self._copy(tensor) for key, tensor in part.items()} for name, part in content.items()}
         if self._writes:
-            self._pending = self._thread.submit(self._write, step, copies)
+            self._pending = self._thread.submit(self._write, {"step": step, **(state or {})}, copies)
 
     def wait(self) -> None:
         """Until everything is written; raises UserError if it could not be."""
@@ -79,12 +87,12 @@ class CheckpointWriter:
         whole = _whole(tensor)
         return whole.to("cpu", copy=True).contiguous() if self._writes else tensor
 
-    def _write(self, step: int, content: Mapping[str, dict[str, Tensor]]) -> None:
-        with replacing(self._folder / f"step-{step:06d}", "checkpoint") as aside:
+    def _write(self, state: Mapping[str, Any], content: Mapping[str, dict[str, Tensor]]) -> None:
+        with replacing(self._folder / f"step-{state['step']:06d}", "checkpoint") as aside:
             aside.mkdir()
             for name, tensors in content.items():
                 save_file(tensors, aside / f"{name}.safetensors")
-            write_json(aside / "state.json", {"step": step})
+            write_json(aside / "state.json", state)
         for old in list_checkpoints(self._folder)[: -self._keep]:
             shutil.rmtree(old)
 
@@ -104,9 +112,15 @@ def save_weights(path: Path, step: int, weights: Weights, *, writes: bool) -> No
             write_json(aside / "state.json", {"step": step})
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """What a checkpoint holds besides tensors: `step`, the optimizer steps behind it, and what `save` was given."""
+    state: dict[str, Any] = json.loads((path / "state.json").read_text())
+    return {**state, "step": int(state["step"])}
+
+
 def steps_done(path: Path) -> int:
     """Optimizer steps behind a checkpoint."""
-    return int(json.loads((path / "state.json").read_text())["step"])
+    return int(read_state(path)["step"])
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -114,14 +128,16 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
 
 
-def load_checkpoint(path: Path, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer) -> int:
-    """Restore everything in place and return the steps done; raises UserError if the checkpoint does not fit."""
+def load_checkpoint(
+    path: Path, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
+    """Restore everything in place and return the state; raises UserError if the checkpoint does not fit."""
     try:
         load_student_weights(path, student)
         if teacher is not None:
             _restore(teacher, load_file(path / "teacher.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        return steps_done(path)
+        return read_state(path)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -52,7 +52,8 @@ def train_loop(
     optimizer = build_optimizer(training.optimizer, student.values())
     anchor = Anchor(student) if guard is not None or cfg.method.drift_weight else None
     saved = list_checkpoints(run.checkpoints)
-    start = load_checkpoint(saved[-1], student, ema, optimizer) if saved else 0
+    state = load_checkpoint(saved[-1], student, ema, optimizer) if saved else {"step": 0}
+    start = state["step"]
     rats.teacher.follow(rats.student, start, resumed=True)
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
     skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))

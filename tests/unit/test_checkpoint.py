@@ -63,7 +63,7 @@ def test_goes_on_exactly_where_it_stopped(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 3, weights(model), weights(average), optimizer, keep=2)
     again, resumed = trained(0)
     other = nn.Linear(2, 3)
-    assert load_checkpoint(path, weights(again), weights(other), resumed) == 3
+    assert load_checkpoint(path, weights(again), weights(other), resumed) == {"step": 3}
     assert same(model, again)
     assert same(average, other)
     for each, stepped in ((model, optimizer), (again, resumed)):
@@ -173,7 +173,7 @@ def test_crash_while_writing_leaves_the_old_one(
         assert "No space left on device" in str(caught.value)
     (kept,) = list_checkpoints(tmp_path)
     again, resumed = trained(0)
-    assert load_checkpoint(kept, weights(again), None, resumed) == 1
+    assert load_checkpoint(kept, weights(again), None, resumed) == {"step": 1}
     assert same(again, model)
     assert names(tmp_path) == ["step-000001"]  # and nothing half-written stays
 
