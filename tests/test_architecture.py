@@ -18,7 +18,7 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 LAYERS = (
     {"cli"},
     {"build"},
-    {"evaluation", "inference", "planning", "training", "distill"},
+    {"evaluation", "export", "inference", "planning", "training", "distill"},
     {"backbones", "rewards", "datasets"},
     {"diffusion", "config"},
     {"assets", "files", "runtime", "seeds"},  # small tools everybody may use

@@ -92,8 +92,19 @@ class Adapters:
             if f".{name}." in key and ".lora_" in key
         }
 
-    def save(self, name: str, folder: Path) -> None:
-        """Write the file that `pipeline.load_lora_weights(folder)` loads, alpha included."""
+    def rescale(self, name: str, scale: float) -> None:
+        """Make an adapter change the base `scale` times as much as it was trained to."""
+        for layer in self._layers:
+            layer.set_scale(name, scale)
+
+    def merge(self, name: str) -> None:
+        """Add an adapter to the weights it adapts, for good: the networks are plain again, this is of no more use."""
+        for network in self.networks.values():
+            network.fuse_lora(adapter_names=[name])
+            network.unload_lora()
+
+    def save(self, name: str, folder: Path, remarks: Mapping[str, str] | None = None) -> None:
+        """Write the file that `pipeline.load_lora_weights(folder)` loads, alpha included; `remarks` join its header."""
         tensors = {key: weight.detach().cpu().contiguous() for key, weight in self.weights(name).items()}
         metadata = {
             f"{part}.{key}": sorted(value) if isinstance(value, set) else value
@@ -101,7 +112,8 @@ class Adapters:
             for key, value in network.peft_config[name].to_dict().items()
         }
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / LORA_FILE, {"format": "pt", METADATA_KEY: json.dumps(metadata, default=str)})
+        header = {"format": "pt", METADATA_KEY: json.dumps(metadata, default=str), **(remarks or {})}
+        save_file(tensors, folder / LORA_FILE, header)
 
     def load(self, name: str, tensors: Mapping[str, Tensor], *, where: Path) -> None:
         """Fill an adapter's weights in place.
