@@ -55,7 +55,7 @@ def model_card(
     card, base = subject.card, base_id(subject.card.model)
     counts = ", ".join(map(str, card.num_steps))
     parts = [
-        f"# {escape(name)}",
+        f"# {escape(base)} in {counts} calls ({kind})",
         f"{escape(base)}, distilled by [RATS](https://arxiv.org/abs/2604.14910) to sample in {counts} network calls "
         f"without guidance. This is {WHAT[kind]}." + ("" if scale == 1 else f" Taken {scale:g} times, not whole."),
         "## Sampling",

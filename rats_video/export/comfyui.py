@@ -113,7 +113,7 @@ def load_comfyui(folder: Path, base: Path, device: torch.device, dtype: torch.dt
         return pipeline
     networks = {
         part: class_in(base / part / "config.json").from_single_file(
-            str(file), config=str(base), subfolder=part, torch_dtype=dtype, local_files_only=True
+            str(file), config=str(base), subfolder=part, dtype=dtype, local_files_only=True
         )
         for part, file in parts.items()
     }

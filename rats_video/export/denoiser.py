@@ -48,8 +48,7 @@ def load_merged(folder: Path, base: Path, device: torch.device, dtype: torch.dty
 def load_networks(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The denoising networks of a folder by name, on the CPU."""
     return {
-        part.name: class_in(part / "config.json").from_pretrained(part, torch_dtype=dtype)
-        for part in network_folders(folder)
+        part.name: class_in(part / "config.json").from_pretrained(part, dtype=dtype) for part in network_folders(folder)
     }
 
 

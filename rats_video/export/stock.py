@@ -38,7 +38,7 @@ def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, **part
     disable_progress_bar()
     # Not DiffusionPipeline, which takes no notice of a transformer given to it where Wan's signature has it optional.
     pipeline = class_in(folder / "model_index.json").from_pretrained(
-        folder, torch_dtype={"default": dtype, "vae": torch.float32}, local_files_only=True, **parts
+        folder, dtype={"default": dtype, "vae": torch.float32}, local_files_only=True, **parts
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(device)

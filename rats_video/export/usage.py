@@ -10,6 +10,7 @@ _SNIPPET = """\
 import torch
 from diffusers import {classes}
 {imports}
+folder = {name!r}  # this folder, from where you are
 {setup}
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 frames = pipe(
@@ -33,13 +34,13 @@ def snippet(subject: Subject, kind: str, name: str) -> str:
     classes += sorted(set(subject.networks.values())) if kind == "merged" else []
     match kind:
         case "lora":
-            setup = _lora(subject, base, name)
+            setup = _lora(subject, base)
         case "merged":
-            setup = _merged(subject, base, name)
+            setup = _merged(subject, base)
         case _:
-            setup = f"pipe = {subject.pipeline}.from_pretrained({name!r}, torch_dtype=dtype)"
+            setup = f"pipe = {subject.pipeline}.from_pretrained(folder, dtype=dtype)"
     return _SNIPPET.format(
-        classes=", ".join(sorted(classes)), imports=imports, prompt=repr(subject.prompts[0]),
+        classes=", ".join(sorted(classes)), imports=imports, name=name, prompt=repr(subject.prompts[0]),
         setup=_DTYPE.format(dtype=subject.card.dtype) + setup,
         call=", ".join(f"{key}={value!r}" for key, value in subject.recipe.call.items()),
         size=", ".join(f"{key}={value!r}" for key, value in subject.recipe.size.items()),
@@ -47,28 +48,28 @@ def snippet(subject: Subject, kind: str, name: str) -> str:
     )  # fmt: skip
 
 
-def _scheduler(subject: Subject, name: str) -> str:
+def _scheduler(subject: Subject) -> str:
     kind = type(subject.recipe.scheduler).__name__
-    return f'    scheduler={kind}.from_pretrained({name!r}, subfolder="scheduler"),\n'
+    return f'    scheduler={kind}.from_pretrained(folder, subfolder="scheduler"),\n'
 
 
 def _on_base(subject: Subject, base: str, parts: str) -> str:
-    return f"pipe = {subject.pipeline}.from_pretrained(\n    {base}, torch_dtype=dtype,\n{parts})"
+    return f"pipe = {subject.pipeline}.from_pretrained(\n    {base}, dtype=dtype,\n{parts})"
 
 
-def _merged(subject: Subject, base: str, name: str) -> str:
+def _merged(subject: Subject, base: str) -> str:
     networks = "".join(
-        f"    {part}={kind}.from_pretrained({name!r}, subfolder={part!r}, torch_dtype=torch.{subject.card.dtype}),\n"
+        f"    {part}={kind}.from_pretrained(folder, subfolder={part!r}, dtype=torch.{subject.card.dtype}),\n"
         for part, kind in subject.networks.items()
     )
-    return _on_base(subject, base, networks + _scheduler(subject, name))
+    return _on_base(subject, base, networks + _scheduler(subject))
 
 
-def _lora(subject: Subject, base: str, name: str) -> str:
+def _lora(subject: Subject, base: str) -> str:
     lines = [
-        _on_base(subject, base, _scheduler(subject, name)),
-        f"pipe.load_lora_weights({name!r}, weight_name={LORA_FILE!r})",
+        _on_base(subject, base, _scheduler(subject)),
+        f"pipe.load_lora_weights(folder, weight_name={LORA_FILE!r})",
     ]
     if LOW_NOISE in subject.networks:
-        lines.append(f"pipe.{LOW_NOISE}.load_lora_adapter({name!r}, prefix={LOW_NOISE!r}, weight_name={LORA_FILE!r})")
+        lines.append(f"pipe.{LOW_NOISE}.load_lora_adapter(folder, prefix={LOW_NOISE!r}, weight_name={LORA_FILE!r})")
     return "\n".join(lines)
