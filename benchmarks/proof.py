@@ -22,7 +22,9 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 LONG = "training.steps=900"
-EMA = ("teacher.kind=ema", "teacher.decay=0.98")
+FLOOR = "method.gate.floor=0.2"  # the default when this study was made
+EMA = ("teacher.kind=ema", "teacher.decay=0.98", FLOOR)
+NO_GUARD = "guard=null"  # every arm's student is its last one
 
 # What each arm of a study changes in the configuration; everything else is the same.
 STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
@@ -38,7 +40,7 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
         "rats_frame": (LONG,),
     },
     "teachers": {
-        "rats_frame": (),  # the proof's own, with a frozen teacher
+        "rats_frame": (FLOOR,),  # with a frozen teacher
         "ema_guided": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=2"),
         "ema_fading": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=1", "teacher.guidance_fade_steps=100"),
         "ema_unguided": (*EMA, "teacher.guidance_scale=1", "teacher.guidance_end=1"),
@@ -65,7 +67,7 @@ def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
     """The command that a user would type for this arm."""
     changes = STUDIES[options.study][arm]
     cache = [] if "teacher.kind=ema" in changes else [f"teacher.cache={options.work / 'teacher'}"]
-    overrides = [*cache, *options.set, *changes]
+    overrides = [NO_GUARD, *cache, *options.set, *changes]
     flags = [item for override in overrides for item in ("--set", override)]
     return ["rats-video", "distill", "--config", options.config, "--output", str(options.work / arm), *flags]
 
