@@ -22,7 +22,7 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 LONG = "training.steps=900"
-FLOOR = "method.gate.floor=0.2"  # the default when this study was made
+FLOOR = "method.gate.floor=0.2"  # the default when `long` and `teachers` were made
 EMA = ("teacher.kind=ema", "teacher.decay=0.98", FLOOR)
 NO_GUARD = "guard=null"  # every arm's student is its last one
 
@@ -37,7 +37,7 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "long": {
         "reward_only": ("method.alpha=0", LONG),
-        "rats_frame": (LONG,),
+        "rats_frame": (LONG, FLOOR),
     },
     "teachers": {
         "rats_frame": (FLOOR,),  # with a frozen teacher
