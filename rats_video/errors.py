@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys or cannot show: control codes but tab and newline, changes of direction, surrogates."""
 
 
 class UserError(Exception):
@@ -19,7 +23,7 @@ class UserError(Exception):
         self.where = where
         self.fix = fix
         line = f"{where}: {what}" if where else what
-        super().__init__(f"{line} ({fix})" if fix else line)
+        super().__init__(printable(f"{line} ({fix})" if fix else line))
 
 
 class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
@@ -28,4 +32,10 @@ class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
 
 def warn(what: str, *, where: str = "") -> None:
     """Say on stderr, as one line, what may not be as the user expects; the work goes on."""
-    print(f"warning: {where}: {what}" if where else f"warning: {what}", file=sys.stderr)  # noqa: T201
+    line = f"warning: {where}: {what}" if where else f"warning: {what}"
+    print(printable(line), file=sys.stderr)  # noqa: T201
+
+
+def printable(text: str) -> str:
+    r"""`text` with each of its `CONTROLS` spelled out, as `\x1b`: a name from a stranger commands no terminal."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

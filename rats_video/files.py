@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
+import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from rats_video.errors import UserError
 
 HASHED_BYTES = 2**24  # at a time
+MOST_TEXT = 2**26  # bytes: no tokenizer, log or list of prompts comes near
 
 
 @contextlib.contextmanager
@@ -38,6 +43,8 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
             if path.is_dir() and partial.is_dir():  # a folder cannot be replaced: step aside, never delete first
                 path.replace(old)
             partial.replace(path)
+            if old.is_symlink():  # what it points to is not ours to delete
+                old.unlink()
             shutil.rmtree(old, ignore_errors=True)
         finally:
             if partial.is_dir():
@@ -47,6 +54,44 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
         reason = getattr(error, "strerror", None) or str(error)
         fix = "check that the folder can be written to and has space left"
         raise UserError(f"cannot write the {what}: {reason}", where=str(path), fix=fix) from error
+
+
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a file.
+
+    Raises:
+        OSError: it cannot be read, is no plain file (a device never ends, a pipe may never begin), or holds more than
+            `most` bytes.
+        ValueError: it is not UTF-8, or the path holds a zero byte.
+    """
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it holds more than {most} bytes", str(path))
+    return data.decode()
+
+
+def read_json(path: Path, most: int = MOST_TEXT) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: as `read_text`.
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(read_text(path, most))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def links_out(folder: Path) -> list[Path]:
+    """The links under a folder that lead out of it: writing through one would write elsewhere."""
+    root = Path(os.path.realpath(folder))  # Path.resolve raises at a loop of links
+    found = (Path(parent, name) for parent, folders, files in os.walk(root) for name in (*folders, *files))
+    return sorted(path for path in found if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root))
 
 
 def write_json(path: Path, content: object) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from safetensors import SafetensorError
 
 from rats_video.errors import UserError
+from rats_video.files import read_json
 
 
 def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
         UserError: the folder is no diffusers pipeline, or one of another family than `accepted`.
     """
     try:
-        index = dict(json.loads((folder / "model_index.json").read_text()))
+        index = dict(read_json(folder / "model_index.json"))
         name = str(index["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(

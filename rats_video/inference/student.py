@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.errors import UserError
-from rats_video.files import replacing, write_json
+from rats_video.files import read_json, replacing, write_json
 
 CARD = "rats.json"
 
@@ -49,7 +48,7 @@ def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> 
 def load_card(folder: Path) -> StudentCard:
     """Read a student's card; raises UserError where there is none."""
     try:
-        content = json.loads((folder / CARD).read_text())
+        content = read_json(folder / CARD)
         return StudentCard(
             model=str(content["model"]), num_steps=tuple(int(n) for n in content["num_steps"]),
             shift=float(content["shift"]), clip=dict(content["clip"]), steps=int(content["steps"]),

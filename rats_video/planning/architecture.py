@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -18,6 +17,7 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import FAMILIES
 from rats_video.errors import UserError
+from rats_video.files import read_json
 
 DEPTHS = ("num_layers", "num_single_layers")  # config keys that repeat a block of a denoiser
 META = torch.device("meta")
@@ -109,9 +109,9 @@ def read_preset(name: str) -> Architecture:
 
 def _read_folder(folder: Path) -> Architecture:
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = read_json(folder / "model_index.json")
         pipeline = str(index["_class_name"])
-        parts = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/config.json"))}
+        parts = {path.parent.name: read_json(path) for path in sorted(folder.glob("*/config.json"))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             "not a diffusers pipeline: its model_index.json or a config.json cannot be read", where=str(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.errors import UserError
+from rats_video.files import read_json
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -78,7 +78,7 @@ def fill_transformers_model(kind: Any, config: Any, weights: dict[str, Tensor], 
 
 def _check_files(kind: Any, folder: Path, model_type: str) -> None:
     try:
-        found = json.loads((folder / "config.json").read_text())["model_type"]
+        found = read_json(folder / "config.json")["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"not a {kind.__name__}: no readable config.json in it",
@@ -132,7 +132,7 @@ def _safetensors_files(path: Path) -> list[Path]:
     index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.is_file():
         try:
-            return sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
+            return sorted({path / name for name in read_json(index)["weight_map"].values()})
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError("is no readable index of shards", where=str(index)) from error
     found = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))

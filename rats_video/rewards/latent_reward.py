@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from rats_video.config.reward import RewardConfig
 from rats_video.diffusion.causal import spread_to_pixel_frames
 from rats_video.errors import UserError
+from rats_video.files import read_json
 from rats_video.types import RewardScores, TextCondition
 
 EncodeText = Callable[[Sequence[str]], TextCondition]
@@ -166,7 +167,7 @@ class LatentReward(nn.Module):
     def build(cls, folder: Path, encode_text: EncodeText) -> Self:
         """The network of a folder's config.json, without its weights; raises UserError if there is none."""
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = read_json(folder / "config.json")
             space, imitated = LatentSpace(**config["space"]), _IMITATED.validate_python(config["imitates"])
             return cls(space, imitated, encode_text, **config["network"])
         except (OSError, ValueError, KeyError, TypeError) as error:

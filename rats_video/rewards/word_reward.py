@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.errors import UserError
+from rats_video.files import read_json
 from rats_video.types import RewardScores
 
 Encoder = Literal["frames", "volume"]
@@ -98,7 +99,7 @@ class WordReward(nn.Module):
     def load(cls, folder: Path, device: torch.device | str = "cpu", blind_to: Sequence[str] = ()) -> WordReward:
         """Load a frozen reward; raises UserError if the folder does not hold one, or it does not know these words."""
         try:
-            reward = cls(**json.loads((folder / "config.json").read_text()))
+            reward = cls(**read_json(folder / "config.json"))
             reward.load_state_dict(load_file(folder / "model.safetensors"))
         except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             reason = str(error).splitlines()[0]
