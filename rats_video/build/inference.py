@@ -87,6 +87,7 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
             where=str(folder),
             fix="give the folder of a `rats-video distill`",
         )
+    run.check_entries()
     return run, load_config(DistillConfig, str(run.config.resolve()), group="distill")
 
 

@@ -46,7 +46,7 @@ def explain(error: ValidationError, model: type[BaseModel], merged: Tree, layers
         what += f", got {show(details[0]['input'])}"
     more = len({other for other, _, _ in described}) - 1
     fix = "; ".join(filter(None, (fix, f"and {more} more" if more else "")))
-    dotted = ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else show(part) for part in path)
+    dotted = ".".join(str(part) if re.fullmatch(r"[\w-]{1,60}", str(part)) else show(part) for part in path)
     label = _origin(layers, path)
     return UserError(what, where=label if not dotted or label == f"--set {dotted}" else f"{label}: {dotted}", fix=fix)
 

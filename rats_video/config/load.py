@@ -24,6 +24,7 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 _MAX_DEPTH = 32
 _MOST_YAML = 2**18  # bytes: a second's work for a parser in Python
 _MOST_FILES = 64  # that one config may be made of
+_MOST_NAMES = 30  # that an error lists
 _OVERRIDE = re.compile(rf"(?P<key>[\w-]+(?:\.[\w-]+){{0,{_MAX_DEPTH - 1}}})=(?P<value>.*)", re.DOTALL)
 
 
@@ -203,7 +204,7 @@ def _read_mapping(path: Path, label: str, asked_by: str) -> Tree:
     except FileNotFoundError:
         # _name.yaml is there to be extended
         names = sorted(other.stem for other in path.parent.glob("*.y*ml") if other.stem[0] != "_")
-        fix = f"{nearest(path.stem, names)} available: {', '.join(names) or 'none'}".lstrip()
+        fix = f"{nearest(path.stem, names)} available: {', '.join(names[:_MOST_NAMES]) or 'none'}".lstrip()
         raise UserError(f"no config {label!r}", where=asked_by, fix=fix) from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text at byte {error.start}", where=label, fix="save it as UTF-8") from None

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.config.schema import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
 from rats_video.errors import UserError
 from rats_video.files import read_json, replacing, write_json
 
@@ -28,13 +32,16 @@ class StudentCard:
     """
 
     model: str
-    num_steps: tuple[int, ...]
-    shift: float
+    num_steps: Annotated[tuple[SolverSteps, ...], Field(min_length=1)]
+    shift: PositiveFloat
     clip: dict[str, float]
-    steps: int
-    seed: int
-    embedded_guidance: float = 6.0
-    dtype: str = "float32"
+    steps: NonNegativeInt
+    seed: Seed
+    embedded_guidance: PositiveFloat = 6.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+_CARD = TypeAdapter(StudentCard)
 
 
 def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> None:
@@ -49,13 +56,8 @@ def load_card(folder: Path) -> StudentCard:
     """Read a student's card; raises UserError where there is none."""
     try:
         content = read_json(folder / CARD)
-        return StudentCard(
-            model=str(content["model"]), num_steps=tuple(int(n) for n in content["num_steps"]),
-            shift=float(content["shift"]), clip=dict(content["clip"]), steps=int(content["steps"]),
-            seed=int(content["seed"]),
-            embedded_guidance=float(content.get("embedded_guidance", StudentCard.embedded_guidance)),
-            dtype={"float32": "float32", "bfloat16": "bfloat16"}[content.get("dtype", StudentCard.dtype)],
-        )  # fmt: skip
+        ClipConfig.model_validate(content["clip"])
+        return _CARD.validate_python(content)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"no student here ({CARD} is missing or unreadable)", where=str(folder),

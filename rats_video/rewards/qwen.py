@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rats_video.assets import ASSETS
 from rats_video.errors import UserError
-from rats_video.files import read_json
+from rats_video.files import read_sizes
 from rats_video.rewards.files import check_keys
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
@@ -128,7 +128,7 @@ def qwen_config(folder: Path, published: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the network: of the `config.json` in its folder if that is a Qwen2-VL's, else the published ones."""
     file = folder / "config.json"
     try:
-        config: dict[str, Any] = read_json(file)
+        config: dict[str, Any] = read_sizes(file)
         return config if config["model_type"] == "qwen2_vl" else dict(published)
     except FileNotFoundError:
         return dict(published)
