@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rats_video.errors import Explained, UserError
-from rats_video.files import read_json, read_sizes
+from rats_video.files import DAMAGED, read_json, read_sizes
 
 
 def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
     try:
         index = dict(read_json(folder / "model_index.json"))
         name = str(index["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             "not a diffusers pipeline: no readable model_index.json in it",
             where=str(folder), fix="give the folder that pipeline.save_pretrained or a hub download made",

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.config.schema import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
 from rats_video.errors import UserError
-from rats_video.files import read_json, replacing, write_json
+from rats_video.files import DAMAGED, read_json, replacing, write_json
 
 CARD = "rats.json"
 
@@ -58,7 +58,7 @@ def load_card(folder: Path) -> StudentCard:
         content = read_json(folder / CARD)
         ClipConfig.model_validate(content["clip"])
         return _CARD.validate_python(content)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"no student here ({CARD} is missing or unreadable)", where=str(folder),
             fix="give the folder of a finished `rats-video distill`",

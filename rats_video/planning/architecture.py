@@ -112,7 +112,7 @@ def _read_folder(folder: Path) -> Architecture:
         index = read_json(folder / "model_index.json")
         pipeline = str(index["_class_name"])
         parts = {path.parent.name: read_sizes(path) for path in sorted(folder.glob("*/config.json"))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             "not a diffusers pipeline: its model_index.json or a config.json cannot be read", where=str(folder)
         ) from error

@@ -34,7 +34,7 @@ from rats_video.config.reward import (
     WordRewardConfig,
 )
 from rats_video.errors import UserError
-from rats_video.files import read_json
+from rats_video.files import DAMAGED, read_json
 from rats_video.planning.architecture import META, LongPrompts, empty_model
 from rats_video.planning.dry_run import brightness
 from rats_video.planning.ledger import Ledger
@@ -188,5 +188,5 @@ def _latent(folder: Path) -> Reward:
 def _read(folder: Path) -> dict[str, Any]:
     try:
         return dict(read_json(folder / "config.json"))
-    except (OSError, ValueError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError("no readable config.json in it", where=str(folder)) from error

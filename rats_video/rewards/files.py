@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rats_video.errors import Explained, UserError, first_line
-from rats_video.files import load_tensors, read_json, read_sizes
+from rats_video.files import DAMAGED, load_tensors, read_json, read_sizes
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -77,7 +77,7 @@ def fill_transformers_model(kind: Any, config: Any, weights: dict[str, Tensor], 
 def _check_files(kind: Any, folder: Path, model_type: str) -> None:
     try:
         found = read_sizes(folder / "config.json")["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             f"not a {kind.__name__}: no readable config.json in it",
             where=str(folder), fix="give the folder of a hub download",
@@ -131,7 +131,7 @@ def _safetensors_files(path: Path) -> list[Path]:
     if index.is_file():
         try:
             return sorted({path / Path(name).name for name in read_json(index)["weight_map"].values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise UserError("is no readable index of shards", where=str(index)) from error
     found = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
     if len(found) > 1:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rats_video.assets import ASSETS
 from rats_video.errors import UserError
-from rats_video.files import read_sizes
+from rats_video.files import DAMAGED, read_sizes
 from rats_video.rewards.files import check_keys
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
@@ -132,7 +132,7 @@ def qwen_config(folder: Path, published: Mapping[str, Any]) -> dict[str, Any]:
         return config if config["model_type"] == "qwen2_vl" else dict(published)
     except FileNotFoundError:
         return dict(published)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError("is no readable configuration of a model", where=str(file)) from error
 
 

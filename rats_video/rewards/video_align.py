@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rats_video.config.published_rewards import VideoAlignConfig
 from rats_video.errors import UserError
-from rats_video.files import read_json
+from rats_video.files import DAMAGED, read_json
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.prompted import Condition, score_in_chunks
 from rats_video.rewards.qwen import (
@@ -75,7 +75,7 @@ class VideoAlignSettings:
                     for part in PARTS
                 },
             )
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        except DAMAGED as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"not VideoReward's settings: {reason}", where=str(file)) from error
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 NUM_FILES = 2_000
-EACH = 110  # examples of each kind of file and mutation
+EACH = 140  # examples of each kind of file and mutation
 READER = Path(__file__).with_name("reader.py")
 
 
