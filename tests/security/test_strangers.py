@@ -338,3 +338,29 @@ def test_a_strangers_prompts_get_a_line(tmp_path: Path, command: Callable[..., A
     assert found.code == 2
     assert r"prompts.txt, line 2: holds the control character '\x1b'" in found.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "model=/dev/zero", "model=/proc/self", "model=''", "model=..", "reward.path=/dev", "heldout_reward.path=~nobody/x",
+        "prompts.train=/dev/zero", "prompts.train=/dev/stdin", "prompts.train=pipe", "prompts.train=" + "a" * 5_000, "prompts.heldout=/",
+        "compute.decode.small=/dev/zero", "compute.decode.small=pipe", "teacher.cache=/dev/null/x", "teacher.cache=" + "a" * 5_000,
+        "seed=-99999999999999999999", "clip={num_frames: 1000001, height: 32, width: 32}",
+        "clip={num_frames: 5, height: 2147483647, width: 32}", "student.num_steps=[9999]", "teacher.num_steps=10000",
+        "method.shaping.horizon_weights=[0, 0, 0, 0]", "student.weights={kind: lora, targets: ['*']}", "parallel.context=99",
+    ],
+    ids=range(23),
+)  # fmt: skip
+def test_a_config_that_loads_may_still_be_refused_before_the_folder_is_touched(
+    tmp_path: Path, config_file: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, override: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    found = command(
+        "distill", "--config", config_file, "--output", tmp_path / "run", "--set", override, "--device", "cpu"
+    )
+    assert found.code == 2, found.err
+    assert found.err.count("error: ") == 1
+    assert len(found.err.splitlines()[-1]) < 10_000
+    assert not (tmp_path / "run").exists()
