@@ -23,7 +23,7 @@ from rats_video.config.load import dump_config, load_config
 from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
 from rats_video.errors import CONTROLS, UserError
 
-NUM_TEXTS, NUM_TREES, NUM_OVERRIDES = 2_000, 7_000, 1_500
+NUM_TEXTS, NUM_TREES, NUM_OVERRIDES = 800, 8_700, 500
 CPU_SECONDS = 10.0  # of one configuration; a thousand times what it takes
 PACKAGED: list[tuple[type[BaseModel], str, str]] = [
     (DistillConfig, "distill", "tiny"),
@@ -250,7 +250,7 @@ def test_texts(tmp_path: Path) -> None:
         mutated() | st.binary(max_size=64) | st.text(max_size=64).map(lambda t: t.encode("utf-8", "replace")),
         check,
     )
-    assert loaded >= 20  # small damage is mostly fatal
+    assert loaded >= 5  # small damage is mostly fatal
 
 
 # -------------------------------------------------------------------------------------------------------------- --set
