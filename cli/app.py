@@ -9,7 +9,7 @@ import typer
 import rats_video
 from rats_video.cli import calibrate, distill, evaluate, export, plan, rewards, run, sample, train
 from rats_video.cli.launch import OneVoice, leave_ending
-from rats_video.errors import Interrupted, UserError
+from rats_video.errors import Interrupted, UserError, printable
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
@@ -68,6 +68,6 @@ def _fail(line: str, code: int) -> None:
     from rich.text import Text
 
     # Text, because a `Text` takes no markup from a file name; soft_wrap, because a script greps for one line.
-    text = Text.assemble(("error:", "bold red"), " ", " ".join(line.split()))
+    text = Text.assemble(("error:", "bold red"), " ", printable(" ".join(line.split())))
     Console(stderr=True).print(text, soft_wrap=True, highlight=False)
     sys.exit(code)

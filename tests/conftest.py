@@ -13,6 +13,9 @@ from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads beside another job are slower than one
 
+# The tests' own rewards are code that they have just written; tests/security takes it back.
+os.environ.setdefault("RATS_VIDEO_TRUST_CODE", "1")
+
 import pytest
 import torch
 import wan_family

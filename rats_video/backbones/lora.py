@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rats_video.config.compute import LoraWeights
-from rats_video.errors import UserError
+from rats_video.errors import UserError, first_line
+from rats_video.files import DAMAGED, check_plain_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
 METADATA_KEY = "lora_adapter_metadata"
@@ -150,6 +151,7 @@ def read_lora(path: Path) -> tuple[LoraWeights, dict[str, Tensor]]:
         UserError: it is damaged, or says no rank and alpha.
     """
     try:
+        check_plain_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
@@ -159,6 +161,6 @@ def read_lora(path: Path) -> tuple[LoraWeights, dict[str, Tensor]]:
                         targets=tuple(settings["target_modules"])),
             tensors,
         )  # fmt: skip
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGED as error:
+        reason = first_line(error)
         raise UserError(f"not a LoRA file with its rank and alpha: {reason}", where=str(path)) from error

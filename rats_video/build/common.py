@@ -67,11 +67,15 @@ def check_processes(device: str, count: int, *, where: str) -> None:
 
 @contextlib.contextmanager
 def explain_memory(advice: Callable[[], str]) -> Iterator[None]:
-    """Turn running out of GPU memory into one line that says what would save some; `advice` is asked only then."""
+    """Turn running out of memory into one line that says what would save some; `advice` is asked only then."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError("out of GPU memory", fix=advice()) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's words on a CPU
+            raise
+        raise UserError("out of memory", fix=advice()) from error
 
 
 def environment(device: torch.device) -> dict[str, str]:
@@ -105,7 +109,9 @@ def claim_folder(folder: Path, *, overwrite: bool) -> None:
                 where=str(folder),
                 fix="add --overwrite or another --output",
             )
-        shutil.rmtree(folder)
+        if folder.is_symlink():
+            raise UserError("is a link", where=str(folder), fix=f"give what it points to: {folder.readlink()}")
+        shutil.rmtree(folder)  # removes links, never what they point to
     make_folder(folder)
 
 

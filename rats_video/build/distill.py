@@ -175,6 +175,7 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
         UserError: the folder holds something and neither flag is given, or `resume` meets another configuration.
     """
     if resume and run.config.is_file():
+        run.check_entries()
         before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
         if changed := changed_keys(before, cfg):
             raise UserError(

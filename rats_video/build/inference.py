@@ -15,7 +15,7 @@ from rats_video.build.common import explain_memory, make_folder, start_runtime
 from rats_video.build.reward import build_reward
 from rats_video.config.distill import DistillConfig, ShapesPrompts
 from rats_video.config.load import load_config
-from rats_video.datasets.prompts import check_prompt, load_prompts, read_prompt_file
+from rats_video.datasets.prompts import check_plain, check_prompt, load_prompts, read_prompt_file
 from rats_video.errors import UserError, warn
 from rats_video.evaluation.plots import plot_nfe_curve
 from rats_video.evaluation.sweep import (
@@ -87,12 +87,14 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
             where=str(folder),
             fix="give the folder of a `rats-video distill`",
         )
+    run.check_entries()
     return run, load_config(DistillConfig, str(run.config.resolve()), group="distill")
 
 
 def _prompts(given: Sequence[str], file: Path | None, fallback: Sequence[str], backbone: PipelineBackbone) -> list[str]:
     prompts = list(given) or (list(read_prompt_file(file)) if file else list(fallback))
     for prompt in prompts:
+        check_plain(prompt, where="--prompt")
         check_prompt(prompt, backbone.unknown_words(prompt))
     return prompts
 

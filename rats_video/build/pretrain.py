@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from rats_video.assets import resolve_folder
+from rats_video.backbones.folder import load_parts
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
@@ -65,7 +66,10 @@ def run_train_teacher(
     where = pick_device(device)
     vae_folder = resolve_folder(cfg.vae, where="vae")
     init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
-    vae = AutoencoderKLWan.from_pretrained(vae_folder / "vae").to(where).eval()
+    parts = {"vae": AutoencoderKLWan}
+    vae = load_parts(vae_folder, parts, where, torch.float32, family="Wan", fix="give a folder with a vae/ in it")[
+        "vae"
+    ]
     claim_folder(output, overwrite=overwrite)
     began = time.monotonic()
     backbone, metrics = train_teacher(cfg, vae, init, where, output)

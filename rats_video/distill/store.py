@@ -32,7 +32,6 @@ class DiskGuideStore:
     def __init__(self, root: Path, identity: dict[str, object], device: torch.device, runtime: Runtime = ALONE) -> None:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._folder, self._device, self._runtime = root / digest, device, runtime
-        self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._folder / "identity.json", identity)
 
     def _path(self, batch: PromptBatch) -> Path:

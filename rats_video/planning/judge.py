@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ from rats_video.config.reward import (
     WordRewardConfig,
 )
 from rats_video.errors import UserError
+from rats_video.files import DAMAGED, read_json
 from rats_video.planning.architecture import META, LongPrompts, empty_model
 from rats_video.planning.dry_run import brightness
 from rats_video.planning.ledger import Ledger
@@ -187,6 +187,6 @@ def _latent(folder: Path) -> Reward:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return dict(read_json(folder / "config.json"))
+    except DAMAGED as error:
         raise UserError("no readable config.json in it", where=str(folder)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from rats_video.distill.step import Rats
 from rats_video.errors import UserError, warn
 from rats_video.evaluation.stats import Estimate, finite, paired_difference
 from rats_video.evaluation.sweep import Arm, Measure, score_arm
-from rats_video.files import write_json
+from rats_video.files import DAMAGED, read_json, write_json
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.checkpoint import save_weights
@@ -104,10 +103,10 @@ class Guard:
         if not self._run.guard.is_file():
             return
         try:
-            record = json.loads(self._run.guard.read_text())
+            record = read_json(self._run.guard)
             self._teacher = record["teacher"]
             looks = [Look(row["step"], row["scores"], row["drift"], tuple(row["alarms"])) for row in record["looks"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except DAMAGED as error:
             raise UserError(f"unreadable record of the guard: {error}", where=str(self._run.guard)) from error
         self.looks = [look for look in looks if look.step <= step]
 

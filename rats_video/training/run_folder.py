@@ -5,12 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rats_video.errors import UserError
+from rats_video.files import strays
+
 
 @dataclass(frozen=True)
 class RunFolder:
     """Where a distillation and what follows it keep their files."""
 
     root: Path
+
+    def check_entries(self) -> None:
+        """Refuse a folder in which a write would end elsewhere, or a read never; a stranger may have made it.
+
+        Raises:
+            UserError: names the first link that leads out of it, pipe or device in it.
+        """
+        if odd := strays(self.root):
+            raise UserError(
+                "leads out of the run's folder, or is no plain file", where=str(odd[0]),
+                fix="remove it, or put in its place what it points to",
+            )  # fmt: skip
 
     @property
     def config(self) -> Path:

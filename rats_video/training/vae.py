@@ -98,7 +98,7 @@ def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, 
     for index, stage in enumerate(cfg.stages):
         done = folder / f"stage-{index + 1}"
         if done.is_dir():
-            vae = type(vae).from_pretrained(done).to(device).train()
+            vae = type(vae).from_pretrained(done, local_files_only=True, use_safetensors=True).to(device).train()
             continue
         with ProgressBar(f"train vae, stage {index + 1}", stage.steps) as progress:
             _train_stage(vae, cfg, stage, index, train, progress)
