@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -48,12 +48,14 @@ def run_demo(*, model: Path | None, port: int, device: str, say: Callable[[str],
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # before it is imported
         with explain_memory(lambda: "the page needs a GPU that holds the model; --device cpu is slow"):
             studio, examples = load_studio(model, pick_device(device))
+            # The first clip of a process takes longer than any other: nobody shall take it for the student's speed.
+            studio.make("student", studio.accept(examples[0], studio.trained[0], 0), lambda: None)
         parameters = sum(weight.numel() for weight in studio.base.denoiser.parameters())
         page = build_page(studio, examples, name=(model or Path(DEFAULT_STUDENT)).name, teacher=parameters < _SMALL)
         launch_page(page, port)
         try:
             say(f"http://127.0.0.1:{port} (this machine only; Ctrl-C ends it)")
-            threading.Event().wait()
+            signal.pause()
         except KeyboardInterrupt as stop:
             raise Interrupted("the page is closed") from stop
         finally:

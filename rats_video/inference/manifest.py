@@ -129,4 +129,6 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if not self._file.tell():
+            self._path.unlink(missing_ok=True)
         self._file.close()

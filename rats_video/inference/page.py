@@ -38,6 +38,7 @@ def build_page(studio: Studio, examples: Sequence[str], *, name: str, teacher: b
                 examples[0], label="Prompt", lines=1, max_lines=3, max_length=MAX_PROMPT, autofocus=True, scale=5
             )
             go = gr.Button("Generate", variant="primary", scale=1, min_width=120, elem_id="generate")
+        status = gr.HTML(_status("Press Enter in the prompt, or Generate."), elem_id="status")
         with gr.Row(elem_id="examples"):
             for text in examples:
                 example = gr.Button(text, size="sm", variant="secondary", min_width=0, scale=0)
@@ -47,14 +48,13 @@ def build_page(studio: Studio, examples: Sequence[str], *, name: str, teacher: b
                 fewest, most, studio.trained[0], step=1, label="Network calls of the student",
                 info=f"trained for {', '.join(map(str, studio.trained))}", min_width=240, buttons=[],
             )  # fmt: skip
-            with gr.Column(min_width=200):
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=140)
+            with gr.Column(min_width=240):
                 fresh = gr.Checkbox(value=False, label="A new seed each time", container=False)
-            beside = gr.Checkbox(
-                value=teacher, label="Teacher beside student", min_width=200,
-                info=f"{studio.teacher.num_steps} guided steps, {studio.teacher.nfe} calls, from the same noise",
-            )  # fmt: skip
-        status = gr.HTML(_status("Press Enter in the prompt, or Generate."), elem_id="status")
+                beside = gr.Checkbox(
+                    value=teacher, label="Teacher beside student", container=False,
+                    info=f"{studio.teacher.num_steps} guided steps, {studio.teacher.nfe} calls, from the same noise",
+                )  # fmt: skip
         with gr.Row(elem_id="clips"):
             cards = [gr.HTML(visible=False, elem_id=f"{role}-card") for role in ("student", "teacher")]
         gr.on(
@@ -157,7 +157,7 @@ def _card(made: Made) -> str:
     data = "data:video/mp4;base64," + base64.b64encode(made.mp4).decode()
     facts = [("seconds", f"{made.seconds:.2f} s"), ("network calls", str(made.nfe))]
     facts += [] if made.reward is None else [("reward", f"{made.reward:.3f}")]
-    rows = "".join(f"<div><dd>{value}</dd><dt>{name}</dt></div>" for name, value in facts)
+    rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     title = made.role.capitalize()
     return (
         f'<figure class="clip"><figcaption>{title}<a href="{data}" download="{made.role}.mp4">Save</a></figcaption>'
