@@ -35,7 +35,14 @@ def build_page(studio: Studio, examples: Sequence[str], *, name: str, teacher: b
         gr.HTML(_heading(studio, name), elem_id="heading")
         with gr.Row(elem_id="ask"):
             prompt = gr.Textbox(
-                examples[0], label="Prompt", lines=1, max_lines=3, max_length=MAX_PROMPT, autofocus=True, scale=5
+                examples[0],
+                label="Prompt",
+                lines=1,
+                max_lines=3,
+                max_length=MAX_PROMPT,
+                autofocus=True,
+                scale=5,
+                min_width=280,
             )
             go = gr.Button("Generate", variant="primary", scale=1, min_width=120, elem_id="generate")
         status = gr.HTML(_status("Press Enter in the prompt, or Generate."), elem_id="status")

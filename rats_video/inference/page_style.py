@@ -1,6 +1,8 @@
 """How the demo page looks."""
 
 CSS = """
+.gradio-container { --body-text-color-subdued: #64748b; }
+.dark .gradio-container { --body-text-color-subdued: #94a3b8; }
 .gradio-container { max-width: 1040px !important; margin: 0 auto !important; padding: 0 !important; }
 .gradio-container .fillable { padding: 8px 0 !important; }
 .gradio-container main { padding: 16px !important; }
