@@ -75,7 +75,7 @@ def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
 def distill_arms(options: argparse.Namespace) -> None:
     """Distill all arms that are not done, `jobs` at a time."""
     waiting = [arm for arm in STUDIES[options.study] if not (options.work / arm / "student" / "rats.json").is_file()]
-    threads = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
     running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
         while waiting and len(running) < options.jobs:
