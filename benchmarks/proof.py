@@ -103,7 +103,8 @@ def distill_arms(options: argparse.Namespace) -> None:
 def judge(options: argparse.Namespace) -> None:
     """Score teacher, base and all students on the same prompts and noise; write the table and the raw rows."""
     from rats_video.build.common import pick_device
-    from rats_video.build.inference import load_run, load_student, score_arms
+    from rats_video.build.evaluate import score_arms
+    from rats_video.build.inference import load_run, load_student
     from rats_video.datasets.prompts import load_prompts
     from rats_video.evaluation.stats import paired_difference
     from rats_video.evaluation.sweep import Arm

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import rats_video
-from rats_video.cli import calibrate, distill, evaluate, export, plan, rewards, run, sample, train
+from rats_video.cli import calibrate, demo, distill, evaluate, export, plan, rewards, run, sample, train
 from rats_video.cli.launch import OneVoice, leave_ending
 from rats_video.errors import Interrupted, UserError, printable
 
@@ -17,6 +17,7 @@ app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.add_typer(train.app, name="train")

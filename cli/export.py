@@ -46,7 +46,7 @@ def comparison(
     Writes one MP4 a prompt. Without prompts it uses the run's validation prompts.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
-    from rats_video.build.inference import run_export_comparison
+    from rats_video.build.comparison import run_export_comparison
 
     lines = run_export_comparison(
         run=run,

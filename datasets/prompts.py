@@ -89,7 +89,8 @@ def check_plain(prompt: str, *, where: str) -> None:
 
 
 def check_prompt(prompt: str, unknown_words: Sequence[str], *, where: str = "--prompt") -> None:
-    """Refuse a prompt the model cannot follow: empty, or with words its text encoder never saw."""
+    """Refuse a prompt the model cannot follow: no plain text, empty, or with words its text encoder never saw."""
+    check_plain(prompt, where=where)
     if not prompt.strip():
         raise UserError("the prompt is empty", where=where, fix="say what to draw")
     if unknown_words:

@@ -15,7 +15,8 @@ from rats_video.backbones.folder import read_index
 from rats_video.backbones.load import FAMILIES
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.build.common import explain_memory, pick_device
-from rats_video.build.inference import build_measures, load_run, load_student
+from rats_video.build.evaluate import build_measures
+from rats_video.build.inference import load_run, load_student
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts

@@ -6,13 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rats_video.build.common import explain_memory, load_seeded, start_runtime
+from rats_video.build.comparison import compare_files
 from rats_video.build.compute import memory_advice
 from rats_video.build.distill import prepare_run, train_student
+from rats_video.build.evaluate import evaluate_files
 from rats_video.build.finish import finish
-from rats_video.build.inference import LoadedStudent, compare_files, evaluate_files, load_student, sample_files
+from rats_video.build.inference import LoadedStudent, load_student
+from rats_video.build.sample import sample_files
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
+from rats_video.inference.requests import list_requests
 from rats_video.inference.student import CARD, load_card
 from rats_video.runtime import Runtime
 from rats_video.training.checkpoint import list_checkpoints, steps_done
@@ -104,11 +108,12 @@ def _steps(
     heldout = load_prompts(cfg.prompts).heldout
     spec = loaded.spec(loaded.card.num_steps[0])
     prompts = [heldout[i % len(heldout)] for i in range(cfg.comparison.num_videos)]
+    requests = list_requests(prompts, nfe=spec.nfe, seed=cfg.seed)
     return [
         (
             "2/4 sample",
             run.samples / "manifest.json",
-            lambda: sample_files(loaded, prompts, spec, runtime, seed=cfg.seed, output=run.samples),
+            lambda: sample_files(loaded, requests, runtime, output=run.samples, overwrite=True),
         ),
         (
             "3/4 export comparison",
