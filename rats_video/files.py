@@ -8,7 +8,7 @@ import itertools
 import json
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -55,10 +55,13 @@ def write_json(path: Path, content: object) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def weights_digest(folders: Iterable[Path]) -> str:
-    """SHA-256 of the safetensors files under each folder in turn; a file in a folder's place counts whole."""
+def weights_digest(folders: Iterable[Path], suffixes: Collection[str] = (".safetensors",)) -> str:
+    """SHA-256 of the files of these suffixes under each folder in turn; a file in a folder's place counts whole."""
     digest = hashlib.sha256()
-    files = (sorted(folder.rglob("*.safetensors")) if folder.is_dir() else [folder] for folder in folders)
+    files = (
+        sorted(path for path in folder.rglob("*") if path.suffix in suffixes) if folder.is_dir() else [folder]
+        for folder in folders
+    )
     for path in itertools.chain.from_iterable(files):
         with path.open("rb") as file:  # piece by piece: a model need not fit into host memory
             while piece := file.read(HASHED_BYTES):

@@ -47,6 +47,9 @@ from rats_video.training.run_folder import RunFolder
 NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
 """Keys of a reward that are in its weights' hash, or change no score."""
 
+DECIDES = {".safetensors", ".json", ".txt", ".model"}
+"""Files of a model's or a reward's folder that decide what it computes: weights, configuration, tokenizer."""
+
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
     """The base model, checked against the clip size and the way it is to be decoded.
@@ -155,7 +158,7 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
     return {
-        "weights": weights_digest(folders),
+        "weights": weights_digest(folders, DECIDES),
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
         "embedded_guidance": cfg.embedded_guidance,
