@@ -309,7 +309,7 @@ def endless_slope(videos: Tensor, _: Sequence[str]) -> RewardScores:
     ("reward", "line"),
     [
         (endless_reward, r"^reward: no clip has a finite score at step 2; no checkpoint to go back to"),
-        (endless_slope, r"^distill: the gradient is nan at step 2, .*lower training\.optimizer\.lr or method\.alpha"),
+        (endless_slope, r"^distill: the gradient is nan at step 2; .*lower training\.optimizer\.lr or method\.alpha"),
     ],
 )
 def test_what_is_not_finite_never_reaches_the_weights(
