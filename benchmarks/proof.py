@@ -1,12 +1,13 @@
 """Every arm of a study distilled with the same seed, prompts and noise, then judged on the same held-out clips.
 
-    python benchmarks/proof.py [proof | long | teachers] [--config tiny] [--work runs/proof] [--clips 1024] [--jobs 2]
-                               [--set key=value ...]
+    python benchmarks/proof.py [proof | long | teachers | policy] [--config tiny] [--work runs/proof] [--clips 1024]
+                               [--jobs 2] [--set key=value ...]
 
 Distills the study's students (skipping those that are done), samples them beside the teacher and the base model, and
 writes benchmarks/results/STUDY.json, STUDY.md and STUDY_pairs.json. A frozen teacher's rollouts are computed once and
 shared. `proof` asks whether RATS and its gate help, `long` what three times the training does, `teachers` which teacher
-serves best. Give each study a --work folder of its own.
+serves best, `policy` what a reward without gradient, the measured adherence itself, can teach. Give each study a --work
+folder of its own.
 """
 
 from __future__ import annotations
@@ -22,14 +23,18 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 LONG = "training.steps=900"
-FLOOR = "method.gate.floor=0.2"  # the default when this study was made
+FLOOR = "method.gate.floor=0.2"  # the default when `long` and `teachers` were made
 EMA = ("teacher.kind=ema", "teacher.decay=0.98", FLOOR)
+SHORT = "training.steps=120"
+IMITATION = ("method.gate.kind=constant", "method.gate.weight=1", "method.reward_weight=0")
+MEASURED = "reward={kind: custom, target: 'examples.measured_adherence:adherence'}"
+POLICY = ("method.policy={samples: 8, noise: 0.5}", MEASURED)
 NO_GUARD = "guard=null"  # every arm's student is its last one
 
 # What each arm of a study changes in the configuration; everything else is the same.
 STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     "proof": {
-        "imitation": ("method.gate.kind=constant", "method.gate.weight=1", "method.reward_weight=0"),
+        "imitation": IMITATION,
         "reward_only": ("method.alpha=0",),
         "no_gate": ("method.gate.kind=constant", "method.gate.weight=1"),
         "rats_clip": ("method.gate.level=clip",),
@@ -37,13 +42,17 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "long": {
         "reward_only": ("method.alpha=0", LONG),
-        "rats_frame": (LONG,),
+        "rats_frame": (LONG, FLOOR),
     },
     "teachers": {
         "rats_frame": (FLOOR,),  # with a frozen teacher
         "ema_guided": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=2"),
         "ema_fading": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=1", "teacher.guidance_fade_steps=100"),
         "ema_unguided": (*EMA, "teacher.guidance_scale=1", "teacher.guidance_end=1"),
+    },
+    "policy": {
+        "imitation": (*IMITATION, SHORT),
+        "policy": (*POLICY, SHORT),
     },
 }
 BASE_NFE = (3, 4, 5, 8)
@@ -60,6 +69,7 @@ PAIRS = {
     ),
     "long": (("rats_frame", "teacher"), ("rats_frame", "reward_only")),
     "teachers": tuple(("rats_frame", ema) for ema in ("ema_guided", "ema_fading", "ema_unguided")),
+    "policy": (("policy", "imitation"), ("policy", "teacher")),
 }
 
 
