@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from rats_video.config.distill import DistillConfig, EmaTeacher
+from rats_video.config.distill import DistillConfig, EmaTeacher, TrainingConfig
 from rats_video.distill.finite import SKIPPED
 from rats_video.distill.step import Rats
-from rats_video.errors import Interrupted
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.anchor import Anchor
 from rats_video.training.batches import draw_batch, take
-from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter, resume
 from rats_video.training.first_step import PlanCheck
 from rats_video.training.guard import Guard
 from rats_video.training.interrupt import StopRequest
@@ -43,34 +43,32 @@ def train_loop(
     Raises:
         UserError: the loss is not finite, or too many rewards are not (the last checkpoint stands), or a checkpoint
             cannot be written.
-        Interrupted: the user asked to stop; the step was finished and saved.
+        Interrupted: somebody asked to stop; the step was finished and saved.
     """
-    training = cfg.training
+    training, reuse = cfg.training, cfg.teacher.reuse
     rats.student.denoiser.train()
     student = rats.student.weights
     ema = rats.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacher) else None
     optimizer = build_optimizer(training.optimizer, student.values())
     anchor = Anchor(student) if guard is not None or cfg.method.drift_weight else None
-    saved = list_checkpoints(run.checkpoints)
-    state = load_checkpoint(saved[-1], student, ema, optimizer) if saved else {"step": 0}
+    state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse))
     start = state["step"]
     rats.teacher.follow(rats.student, start, resumed=True)
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
     skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))
     check = PlanCheck(run.plan, rats.student.device, training.steps - start) if runtime.is_main else None
     updater = Updater(cfg, optimizer, runtime, skipped, anchor)
-    is_due = False
     watch = _Watch(guard, anchor, training.steps, runtime)
-    watch.begin(rats, start)
+    watch.begin(rats, state)
     with (
         StopRequest() as stop,
         ProgressBar("distill", training.steps, start) as progress,
-        CheckpointWriter(run.checkpoints, training.keep_checkpoints, writes=runtime.is_main) as writer,
+        CheckpointWriter(run.checkpoints, _num_kept(training, reuse), writes=runtime.is_main) as writer,
     ):
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
-            batch = take(draw_batch(rats.student, cfg, prompts, step), runtime.rows(training.batch_size))
-            row = updater.step(watch.guided(rats), batch, step)
+            batch = draw_batch(rats.student, cfg, prompts, step)
+            row = updater.step(watch.guided(rats), take(batch, runtime.rows(training.batch_size)), step)
             rats.teacher.follow(rats.student, step + 1)
             seconds = time.perf_counter() - began
             if metrics is not None and check is not None:
@@ -81,20 +79,35 @@ def train_loop(
             )
             watch.after(rats, step + 1)
             is_last = step + 1 == training.steps or watch.stops
-            # Saved only between teacher rollouts: one that is half used up would not be found again by a resumed run.
-            is_whole = (step + 1) % cfg.teacher.reuse == 0
-            is_stop = runtime.any(stop.requested)
-            is_due = is_due or is_stop or (step + 1) % training.checkpoint_every == 0
-            if is_last or (is_due and is_whole):
-                writer.save(step + 1, student, ema, optimizer)
-                is_due = False
+            is_stop = (step + 1) % reuse == 0 and runtime.any(stop.requested)
+            if is_last or is_stop or _is_due(step + 1, training, reuse):
+                writer.save(step + 1, student, ema, optimizer, state=watch.state)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
                     writer.wait()
                     runtime.wait()
                 if is_stop and not is_last:
-                    raise Interrupted(f"stopped after step {step + 1}, which is saved; --resume goes on from there")
+                    stop.end(f"stopped after step {step + 1}, which is saved", runtime)
             if is_last:
                 break
+
+
+# Saved only between teacher rollouts: one that is half used up would not be found again by a resumed run. The very last
+# checkpoint may lie amid one; for a run that is made longer, the one before it stays.
+
+
+def _is_due(step: int, cfg: TrainingConfig, reuse: int) -> bool:
+    """Whether to save after a step: at the first chance from each multiple of `checkpoint_every` on, and at the last."""
+    passed = step // cfg.checkpoint_every > (step - reuse) // cfg.checkpoint_every
+    return step % reuse == 0 and (passed or step + reuse > cfg.steps)
+
+
+def _is_exact(last: int, reuse: int) -> Callable[[int], bool]:
+    """Whether a run goes on exactly after a step, or is at its end."""
+    return lambda step: step % reuse == 0 or step >= last
+
+
+def _num_kept(cfg: TrainingConfig, reuse: int) -> int:
+    return cfg.keep_checkpoints + (cfg.steps % reuse > 0)
 
 
 @dataclass(frozen=True)
@@ -106,14 +119,19 @@ class _Watch:
     steps: int
     runtime: Runtime
 
-    def begin(self, rats: Rats, start: int) -> None:
+    def begin(self, rats: Rats, state: Mapping[str, Any]) -> None:
         if self.guard is not None:
-            self.guard.recall(start)
-            self.after(rats, start)
+            if "guard" in state:
+                self.guard.recall(state["guard"])
+            self.after(rats, state["step"])
 
     def after(self, rats: Rats, step: int) -> None:
         if self.guard is not None and self.anchor is not None and self.guard.is_due(step, self.steps):
             self.guard.look(rats, step, self.anchor.drift(self.runtime))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {} if self.guard is None else {"guard": self.guard.record}
 
     def guided(self, rats: Rats) -> Rats:
         return rats if self.guard is None else replace(rats, shaping_strength=self.guard.shaping)
