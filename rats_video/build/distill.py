@@ -168,15 +168,19 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     }
 
 
-def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> None:
+def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> bool:
     """Claim the run's folder, or check that the run in it may be continued with this configuration.
 
     What a killed process left half-written in it is removed.
+
+    Returns:
+        Whether a run of exactly this configuration goes on.
 
     Raises:
         UserError: the folder holds something and neither flag is given, or `resume` meets another configuration.
     """
     run.tidy()
+    before = None
     if resume and run.config.is_file():
         before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
         if changed := changed_keys(before, cfg):
@@ -191,6 +195,7 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
             raise UserError("holds a run", where=str(run.root), fix="--resume goes on with it, --overwrite replaces it")
         claim_folder(run.root, overwrite=overwrite)
     write_resolved(cfg, run.config)
+    return before == cfg
 
 
 def train_student(
@@ -229,10 +234,11 @@ def train_student(
         del judges  # what nobody needs any more makes room
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
-            prepare_run(cfg, run, resume=resume, overwrite=overwrite)
+            goes_on = prepare_run(cfg, run, resume=resume, overwrite=overwrite)
             save_text(cfg, student, run.text)
-            shares = runtime.trainers // runtime.context
-            write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
+            if not (goes_on and run.plan.is_file()):
+                shares = runtime.trainers // runtime.context
+                write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
             _record(cfg, run, student, runtime)
         runtime.wait()
         train_loop(rats, cfg, prompts.train, run, runtime, guard)

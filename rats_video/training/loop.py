@@ -96,7 +96,7 @@ def train_loop(
 
 
 def _is_due(step: int, cfg: TrainingConfig, reuse: int) -> bool:
-    """Whether to save after a step: at the first chance from each multiple of `checkpoint_every` on, and at the last."""
+    """Whether to save after a step: at the first chance from each multiple of `checkpoint_every` on; and the last."""
     passed = step // cfg.checkpoint_every > (step - reuse) // cfg.checkpoint_every
     return step % reuse == 0 and (passed or step + reuse > cfg.steps)
 
