@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from rats_video.config.faults import FaultsConfig
 from rats_video.errors import UserError, warn
+from rats_video.files import remove
 from rats_video.runtime import Runtime
 from rats_video.training.checkpoint import list_checkpoints, steps_done
 
@@ -143,8 +143,7 @@ class FaultPolicy:
             raise UserError(f"{back}; {kept}", where=back.fault.where, fix=back.fault.fix)
         if self._runtime.is_main:
             for path in reversed(saved[len(good) :]):
-                gone = path.rename(path.with_name(f".{path.name}.gone"))  # at once: half of it must not look whole
-                shutil.rmtree(gone)
+                remove(path)
         self._runtime.wait()
         scale = self.lr_scale * self._cfg.lower
         self._count = replace(self._count, rollbacks=self.rollbacks + 1, lr_scale=scale)

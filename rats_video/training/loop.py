@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from rats_video.config.distill import DistillConfig, EmaTeacher
+from rats_video.config.distill import DistillConfig, EmaTeacher, TrainingConfig
 from rats_video.distill.finite import SKIPPED
 from rats_video.distill.step import Rats
-from rats_video.errors import Interrupted
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.anchor import Anchor
 from rats_video.training.batches import draw_batch, take
-from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter, resume
 from rats_video.training.faults import LEFT_OUT, FaultPolicy, RollBack
 from rats_video.training.first_step import PlanCheck
 from rats_video.training.guard import Guard
@@ -48,7 +48,7 @@ def train_loop(
 
     Raises:
         UserError: there were too many faults (the last good checkpoint stands), or a checkpoint cannot be written.
-        Interrupted: the user asked to stop; the step was finished and saved.
+        Interrupted: somebody asked to stop; the step was finished and saved.
     """
     faults = FaultPolicy(cfg.training.faults, runtime)
     anchor = Anchor(rats.student.weights) if guard is not None or cfg.method.drift_weight else None
@@ -72,13 +72,12 @@ def _train(
     stop: StopRequest,
 ) -> None:
     """Train from the newest checkpoint; raises RollBack where an earlier one must be taken."""
-    training = cfg.training
+    training, reuse = cfg.training, cfg.teacher.reuse
     rats.student.denoiser.train()
     student = rats.student.weights
     ema = rats.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacher) else None
     optimizer = build_optimizer(training.optimizer, student.values())
-    saved = list_checkpoints(run.checkpoints)
-    state = load_checkpoint(saved[-1], student, ema, optimizer) if saved else {"step": 0}
+    state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse))
     start = state["step"]
     faults.recall(state)
     rats.teacher.follow(rats.student, start, resumed=True)
@@ -86,16 +85,15 @@ def _train(
     skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))
     check = PlanCheck(run.plan, rats.student.device, training.steps - start) if runtime.is_main else None
     updater = Updater(cfg, optimizer, runtime, skipped, watch.anchor, faults)
-    is_due = False
-    watch.begin(rats, start)
+    watch.begin(rats, state)
     with (
         ProgressBar("distill", training.steps, start) as progress,
-        CheckpointWriter(run.checkpoints, training.keep_checkpoints, writes=runtime.is_main) as writer,
+        CheckpointWriter(run.checkpoints, _num_kept(training, reuse), writes=runtime.is_main) as writer,
     ):
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
-            batch = take(draw_batch(rats.student, cfg, prompts, step), runtime.rows(training.batch_size))
-            row = updater.step(watch.guided(rats), batch, step)
+            batch = draw_batch(rats.student, cfg, prompts, step)
+            row = updater.step(watch.guided(rats), take(batch, runtime.rows(training.batch_size)), step)
             rats.teacher.follow(rats.student, step + 1, resumed=bool(row[LEFT_OUT]))
             seconds = time.perf_counter() - began
             if metrics is not None and check is not None:
@@ -104,20 +102,35 @@ def _train(
             progress.advance(**{shown: row[name] for shown, name in SHOWN.items() if name in row})
             watch.after(rats, step + 1)
             is_last = step + 1 == training.steps or watch.stops
-            # Saved only between teacher rollouts: one that is half used up would not be found again by a resumed run.
-            is_whole = (step + 1) % cfg.teacher.reuse == 0
-            is_stop = runtime.any(stop.requested)
-            is_due = is_due or is_stop or (step + 1) % training.checkpoint_every == 0
-            if is_last or (is_due and is_whole):
-                writer.save(step + 1, student, ema, optimizer, faults.state)
-                is_due = False
+            is_stop = (step + 1) % reuse == 0 and runtime.any(stop.requested)
+            if is_last or is_stop or _is_due(step + 1, training, reuse):
+                writer.save(step + 1, student, ema, optimizer, state=watch.state | faults.state)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
                     writer.wait()
                     runtime.wait()
                 if is_stop and not is_last:
-                    raise Interrupted(f"stopped after step {step + 1}, which is saved; --resume goes on from there")
+                    stop.end(f"stopped after step {step + 1}, which is saved", runtime)
             if is_last:
                 break
+
+
+# Saved only between teacher rollouts: one that is half used up would not be found again by a resumed run. The very last
+# checkpoint may lie amid one; for a run that is made longer, the one before it stays.
+
+
+def _is_due(step: int, cfg: TrainingConfig, reuse: int) -> bool:
+    """Whether to save after a step: at the first chance from each multiple of `checkpoint_every` on; and the last."""
+    passed = step // cfg.checkpoint_every > (step - reuse) // cfg.checkpoint_every
+    return step % reuse == 0 and (passed or step + reuse > cfg.steps)
+
+
+def _is_exact(last: int, reuse: int) -> Callable[[int], bool]:
+    """Whether a run goes on exactly after a step, or is at its end."""
+    return lambda step: step % reuse == 0 or step >= last
+
+
+def _num_kept(cfg: TrainingConfig, reuse: int) -> int:
+    return cfg.keep_checkpoints + (cfg.steps % reuse > 0)
 
 
 @dataclass(frozen=True)
@@ -129,14 +142,19 @@ class _Watch:
     steps: int
     runtime: Runtime
 
-    def begin(self, rats: Rats, start: int) -> None:
+    def begin(self, rats: Rats, state: Mapping[str, Any]) -> None:
         if self.guard is not None:
-            self.guard.recall(start)
-            self.after(rats, start)
+            if "guard" in state:
+                self.guard.recall(state["guard"])
+            self.after(rats, state["step"])
 
     def after(self, rats: Rats, step: int) -> None:
         if self.guard is not None and self.anchor is not None and self.guard.is_due(step, self.steps):
             self.guard.look(rats, step, self.anchor.drift(self.runtime))
+
+    @property
+    def state(self) -> dict[str, Any]:
+        return {} if self.guard is None else {"guard": self.guard.record}
 
     def guided(self, rats: Rats) -> Rats:
         return rats if self.guard is None else replace(rats, shaping_strength=self.guard.shaping)
