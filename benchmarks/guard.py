@@ -125,7 +125,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[st
                 if not teacher_file.is_file():
                     guided = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
                     teacher_file.write_text(json.dumps(scores("teacher", loaded.base, guided)))
-                best = {"step": steps_done(folder / "best"), **scores("best", loaded.student, loaded.spec(STUDENT_NFE))}
+                best = {"step": loaded.card.steps, **scores("best", loaded.student, loaded.spec(STUDENT_NFE))}
                 newest = list_checkpoints(folder / "checkpoints")[-1]
                 last = {**best, "step": steps_done(newest)}
                 if last["step"] != best["step"]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rats_video.config.distill import FilePrompts, ShapesPrompts
 from rats_video.datasets.shapes import split_combinations
 from rats_video.errors import CONTROLS, UserError
-from rats_video.files import read_text
+from rats_video.reading import read_text
 
 MOST_PROMPTS = 2**20  # in a file
 MOST_CHARACTERS = 10_000  # in a prompt; tokenizers that read 512 tokens take minutes over a megabyte

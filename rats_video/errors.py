@@ -28,8 +28,21 @@ class UserError(Exception):
         super().__init__(printable(f"{line} ({fix})" if fix else line))
 
 
-class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
-    """The user asked a run to stop and it did, with everything saved; the message says how to go on."""
+REQUEUE = 75
+"""Exit code of a run that was asked to stop by SIGTERM or SIGUSR1 (EX_TEMPFAIL): a scheduler may start it again."""
+
+
+class Interrupted(BaseException):  # no error, and no library's `except Exception` may swallow it
+    """A run was asked to stop and did, with nothing lost; the message says how to go on.
+
+    Args:
+        what: the line to show.
+        code: the exit code: 130 after Ctrl-C, else `REQUEUE`.
+    """
+
+    def __init__(self, what: str, code: int = 130) -> None:
+        self.code = code
+        super().__init__(what)
 
 
 class Explained(AbstractContextManager[None]):

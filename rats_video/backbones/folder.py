@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rats_video.errors import Explained, UserError
-from rats_video.files import DAMAGED, read_json, read_sizes
+from rats_video.reading import DAMAGED, read_json, read_sizes
 
 
 def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:

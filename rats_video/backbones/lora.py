@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rats_video.config.compute import LoraWeights
 from rats_video.errors import UserError, first_line
-from rats_video.files import DAMAGED, check_plain_file
+from rats_video.reading import DAMAGED, check_plain_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
 METADATA_KEY = "lora_adapter_metadata"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rats_video.backbones.chunked import Caches, decode_chunks
 from rats_video.config.compute import DecodeConfig
 from rats_video.errors import UserError
-from rats_video.files import load_tensors
+from rats_video.reading import load_tensors
 
 _CONVERT = """convert it once: python -c "import torch; from safetensors.torch import save_file; \
 save_file(torch.load('{name}', weights_only=True), '{stem}.safetensors')\""""

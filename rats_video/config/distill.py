@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
+from rats_video.config.faults import FaultsConfig
 from rats_video.config.guard import GuardConfig
 from rats_video.config.reward import LatentRewardConfig, RewardConfig
 from rats_video.config.schema import (
@@ -175,6 +176,7 @@ class TrainingConfig(Config):
     max_skipped: NonNegativeInt = Field(
         16, description="clips whose reward is not a finite number that a run may leave out before it stops"
     )
+    faults: FaultsConfig = FaultsConfig()
     keep_checkpoints: PositiveInt = Field(2, description="how many are kept, newest first")
 
     def parts(self, clips: int) -> int:

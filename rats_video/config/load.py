@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 
 from rats_video.config.explain import KIND, Layer, Tree, explain, nearest, show
 from rats_video.errors import UserError
-from rats_video.files import read_text, replacing
+from rats_video.files import replacing
+from rats_video.reading import read_text
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _MAX_DEPTH = 32
@@ -61,13 +62,8 @@ def dump_config(config: BaseModel) -> str:
 
 def write_resolved(config: BaseModel, path: Path) -> None:
     """Write `dump_config` in one step: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(dump_config(config), encoding="utf-8")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path, "config") as partial:
+        partial.write_text(dump_config(config), encoding="utf-8")
 
 
 def check_extension(path: Path, parent: str) -> None:

@@ -11,7 +11,8 @@ from pydantic import Field, TypeAdapter
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.config.schema import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
 from rats_video.errors import UserError
-from rats_video.files import DAMAGED, read_json, replacing, write_json
+from rats_video.files import replacing, write_json
+from rats_video.reading import DAMAGED, read_json
 
 CARD = "rats.json"
 

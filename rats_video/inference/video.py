@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from rats_video.errors import UserError, first_line
-from rats_video.files import check_plain_file, replacing
+from rats_video.files import replacing
+from rats_video.reading import check_plain_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +48,7 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
 
     Raises:
         ValueError: `frames` is not such a tensor or `fps` is not positive.
-        UserError: `frames` holds NaN or infinity, or the file cannot be written.
+        UserError: `frames` holds NaN or infinity, or the file cannot be encoded or written.
     """
     frames = frames.detach()
     _check_clip(frames, fps, where=str(path))
@@ -134,7 +135,18 @@ def _check_clip(frames: Tensor, fps: float, *, where: str) -> None:
 
 
 def _encode(frames: Tensor, path: Path, *, rate: Fraction) -> None:
-    """Encode `frames` `[T, 3, H, W]` into a new file at `path`."""
+    """Encode `frames` `[T, 3, H, W]` into a new file at `path`; raises OSError if that fails."""
+    import av
+
+    try:
+        _write_frames(frames, path, rate)
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"the encoder failed: {error}") from error  # of PyAV's errors only the disk's derive from it
+
+
+def _write_frames(frames: Tensor, path: Path, rate: Fraction) -> None:
     import av
 
     height, width = frames.shape[-2:]

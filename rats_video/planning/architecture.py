@@ -17,7 +17,7 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import FAMILIES
 from rats_video.errors import Explained, UserError, first_line
-from rats_video.files import DAMAGED, read_json, read_sizes
+from rats_video.reading import DAMAGED, read_json, read_sizes
 
 DEPTHS = ("num_layers", "num_single_layers")  # config keys that repeat a block of a denoiser
 META = torch.device("meta")

@@ -34,10 +34,10 @@ from rats_video.config.reward import (
     WordRewardConfig,
 )
 from rats_video.errors import UserError
-from rats_video.files import DAMAGED, read_json
 from rats_video.planning.architecture import META, LongPrompts, empty_model
 from rats_video.planning.dry_run import brightness
 from rats_video.planning.ledger import Ledger
+from rats_video.reading import DAMAGED, read_json
 from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.files import load_checkpoint_tensors

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.errors import UserError, warn
-from rats_video.files import DAMAGED, replacing
+from rats_video.files import replacing
+from rats_video.reading import DAMAGED
 
 _CONTAINERS = ("state_dict", "model", "module")
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rats_video.errors import Explained, UserError, first_line
-from rats_video.files import DAMAGED, load_tensors, read_json, read_sizes
+from rats_video.reading import DAMAGED, load_tensors, read_json, read_sizes
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 

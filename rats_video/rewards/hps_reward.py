@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rats_video.config.published_rewards import HpsConfig
 from rats_video.errors import UserError
-from rats_video.files import DAMAGED, read_json
+from rats_video.reading import DAMAGED, read_json
 from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, ClipReward, load_clip_tokenizer, normalize
 from rats_video.rewards.files import check_keys, fill_transformers_model, load_checkpoint_tensors
 

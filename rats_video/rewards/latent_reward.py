@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from rats_video.config.reward import RewardConfig
 from rats_video.diffusion.causal import spread_to_pixel_frames
 from rats_video.errors import UserError, first_line
-from rats_video.files import DAMAGED, load_tensors, read_sizes
+from rats_video.reading import DAMAGED, load_tensors, read_sizes
 from rats_video.types import RewardScores, TextCondition
 
 EncodeText = Callable[[Sequence[str]], TextCondition]

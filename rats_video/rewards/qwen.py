@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rats_video.assets import ASSETS
 from rats_video.errors import UserError
-from rats_video.files import DAMAGED, read_sizes
+from rats_video.reading import DAMAGED, read_sizes
 from rats_video.rewards.files import check_keys
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows

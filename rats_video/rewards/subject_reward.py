@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rats_video.config.published_rewards import SubjectConsistencyConfig
 from rats_video.errors import UserError
-from rats_video.files import read_sizes
+from rats_video.reading import read_sizes
 from rats_video.rewards.clip_reward import normalize
 from rats_video.rewards.files import load_transformers_model
 from rats_video.rewards.frames import FrameReward, scored_frames

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rats_video.config.published_rewards import VideoAlignConfig
 from rats_video.errors import UserError
-from rats_video.files import DAMAGED, read_json
+from rats_video.reading import DAMAGED, read_json
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.prompted import Condition, score_in_chunks
 from rats_video.rewards.qwen import (

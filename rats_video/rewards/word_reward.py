@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.errors import UserError, first_line
-from rats_video.files import DAMAGED, load_tensors, read_sizes
+from rats_video.reading import DAMAGED, load_tensors, read_sizes
 from rats_video.types import RewardScores
 
 Encoder = Literal["frames", "volume"]

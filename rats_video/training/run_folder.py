@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rats_video.errors import UserError
-from rats_video.files import strays
+from rats_video.files import tidy
+from rats_video.reading import strays
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class RunFolder:
 
     @property
     def environment(self) -> Path:
-        """Versions and hardware."""
+        """Code, versions, command, seeds and hardware: a list, one entry for each time the run was started."""
         return self.root / "environment.json"
 
     @property
@@ -69,8 +70,12 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The weights of the best student that the guard has seen."""
+        """The weights of the best students that the guard has seen, one folder each."""
         return self.root / "best"
+
+    def best_student(self, step: int) -> Path:
+        """The weights of the student after `step` steps, where it was the best until then."""
+        return self.best / f"step-{step:06d}"
 
     @property
     def student(self) -> Path:
@@ -81,6 +86,13 @@ class RunFolder:
     def curves(self) -> Path:
         """The training figure."""
         return self.root / "training.png"
+
+    def tidy(self) -> None:
+        """Undo what a killed training left half-written; for who holds the folder's lock."""
+        files = (self.config, self.environment, self.text, self.plan, self.metrics, self.guard, self.guard_figure)
+        tidy(self.root, {path.name for path in (*files, self.student, self.curves)})
+        tidy(self.checkpoints)
+        tidy(self.best)
 
     @property
     def samples(self) -> Path:

@@ -24,7 +24,8 @@ from rats_video.build.rewards import run_list_rewards
 from rats_video.config.distill import DistillConfig
 from rats_video.config.reward import CustomRewardConfig
 from rats_video.errors import CONTROLS, UserError, printable, warn
-from rats_video.files import MOST_LAYERS, read_json, read_sizes, read_text, replacing, strays
+from rats_video.files import replacing
+from rats_video.reading import MOST_LAYERS, read_json, read_sizes, read_text, strays
 from rats_video.rewards.custom import TRUST
 from rats_video.rewards.files import load_tokenizer, load_transformers_model
 from rats_video.training.run_folder import RunFolder
