@@ -9,14 +9,15 @@ resuming, training, saving. How long that is gets measured on the way; a session
 kills spread over the whole run, and what is left of them after its last step hits the writing of the student.
 
 Sessions are forks of the process that did the undisturbed run: a real start differs by its imports alone, which take
-longer than all the rest. Every `fresh`-th session is a new interpreter. Then the last session is left alone, and everything that a run leaves
-is compared: the bytes of student, last checkpoint, best student, and guard record, all metrics rows but for seconds,
-and that no half-written file is left. Writes results/kills.json.
+longer than all the rest. Every `fresh`-th session is a new interpreter. Then the last session is left alone, and
+everything that a run leaves is compared: the bytes of student, last checkpoint, best student, and guard record, all
+metrics rows but for seconds, and that no half-written file is left. Writes results/kills.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -141,7 +142,7 @@ def look(run: Path) -> tuple[int, int, int]:
 
 def kill_again_and_again(options: argparse.Namespace, work: Path, run: Path) -> list[Kill]:
     """Sessions that are killed at a random moment of what they would live."""
-    draw = random.Random(options.seed)  # noqa: S311
+    draw = random.Random(options.seed)
     kills: list[Kill] = []
     # Seconds until the first new step of a session, of a new interpreter and of a fork, and seconds a step.
     begin, step = {True: options.begin + 10.0, False: options.begin}, options.step
@@ -162,7 +163,7 @@ def kill_again_and_again(options: argparse.Namespace, work: Path, run: Path) -> 
             continue
         row, checkpoint, left = look(run)
         kills.append(Kill(round(seconds, 3), fresh, row, checkpoint, left))
-        print(f"kill {len(kills)}: after {seconds:.2f} s, row {row}, checkpoint {checkpoint}, {left} left over")  # noqa: T201
+        print(f"kill {len(kills)}: after {seconds:.2f} s, row {row}, checkpoint {checkpoint}, {left} left over")
     return kills
 
 
@@ -213,14 +214,14 @@ def main() -> None:
     result: dict[str, Any] = {
         "kills": len(kills), "steps": options.steps, "seed": options.seed, "fresh_interpreters": options.fresh,
         "identical": last == 0 and left == 0 and all(same.values()), "same": same, "left_over_at_the_end": left,
-        "killed_before_a_new_row": sum(b.row <= a.row for a, b in zip(kills, kills[1:], strict=False)),
+        "killed_before_a_new_row": sum(b.row <= a.row for a, b in itertools.pairwise(kills)),
         "killed_with_something_half_written": sum(kill.left_over > 0 for kill in kills),
         "killed_after_the_last_step": sum(kill.row == options.steps for kill in kills),
         "seconds_undisturbed": round(whole, 1), "seconds_in_all": round(time.monotonic() - began, 1),
         "sessions": [kill._asdict() for kill in kills],
     }  # fmt: skip
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key != "sessions"}, indent=1))  # noqa: T201
+    print(json.dumps({key: value for key, value in result.items() if key != "sessions"}, indent=1))
     sys.exit(not result["identical"])
 
 

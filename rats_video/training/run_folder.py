@@ -7,6 +7,8 @@ from pathlib import Path
 
 from rats_video.files import tidy
 
+CONFIG = "config.resolved.yaml"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -17,7 +19,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The configuration with all defaults filled in; a folder with it is a run."""
-        return self.root / "config.resolved.yaml"
+        return self.root / CONFIG
 
     @property
     def environment(self) -> Path:
