@@ -162,6 +162,10 @@ def kill_again_and_again(options: argparse.Namespace, work: Path, run: Path) -> 
             begin[fresh] *= 0.9  # it was finished before its time
             continue
         row, checkpoint, left = look(run)
+        if row > before:
+            begin[fresh] *= 0.95
+        elif seconds > begin[fresh]:
+            begin[fresh] *= 1.25
         kills.append(Kill(round(seconds, 3), fresh, row, checkpoint, left))
         print(f"kill {len(kills)}: after {seconds:.2f} s, row {row}, checkpoint {checkpoint}, {left} left over")
     return kills
