@@ -21,8 +21,8 @@ from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
 OPTIONS = (
-    "training.steps=7", "training.checkpoint_every=2", "training.keep_checkpoints=1", "guard={every: 2, num_clips: 2}", "teacher.kind=ema",
-    "teacher.num_steps=4", "teacher.decay=0.5", "teacher.reuse=2",
+    "training.steps=7", "training.checkpoint_every=2", "training.keep_checkpoints=1", "teacher.kind=ema",
+    "teacher.num_steps=4", "teacher.decay=0.5", "teacher.reuse=2", "guard={every: 2, num_clips: 2}",
 )  # fmt: skip
 
 # What is replaced by a SIGKILL, and at which of its calls.

@@ -41,7 +41,8 @@ def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end(
         return replace(path, target)
 
     def synced(descriptor: int) -> None:
-        happened.append(f"synced {Path(f'/proc/self/fd/{descriptor}').readlink().name.split('.')[-1]}")
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        happened.append(f"synced {path.name.split('.')[-1]}")
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", moved)
