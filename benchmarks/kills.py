@@ -9,14 +9,15 @@ resuming, training, saving. How long that is gets measured on the way; a session
 kills spread over the whole run, and what is left of them after its last step hits the writing of the student.
 
 Sessions are forks of the process that did the undisturbed run: a real start differs by its imports alone, which take
-longer than all the rest. Every `fresh`-th session is a new interpreter. Then the last session is left alone, and everything that a run leaves
-is compared: the bytes of student, last checkpoint, best student, and guard record, all metrics rows but for seconds,
-and that no half-written file is left. Writes results/kills.json.
+longer than all the rest. Every `fresh`-th session is a new interpreter. Then the last session is left alone, and
+everything that a run leaves is compared: the bytes of student, last checkpoint, best student, and guard record, all
+metrics rows but for seconds, and that no half-written file is left. Writes results/kills.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -161,6 +162,10 @@ def kill_again_and_again(options: argparse.Namespace, work: Path, run: Path) -> 
             begin[fresh] *= 0.9  # it was finished before its time
             continue
         row, checkpoint, left = look(run)
+        if row > before:
+            begin[fresh] *= 0.95
+        elif seconds > begin[fresh]:
+            begin[fresh] *= 1.25
         kills.append(Kill(round(seconds, 3), fresh, row, checkpoint, left))
         print(f"kill {len(kills)}: after {seconds:.2f} s, row {row}, checkpoint {checkpoint}, {left} left over")
     return kills
@@ -213,7 +218,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "kills": len(kills), "steps": options.steps, "seed": options.seed, "fresh_interpreters": options.fresh,
         "identical": last == 0 and left == 0 and all(same.values()), "same": same, "left_over_at_the_end": left,
-        "killed_before_a_new_row": sum(b.row <= a.row for a, b in zip(kills, kills[1:], strict=False)),
+        "killed_before_a_new_row": sum(b.row <= a.row for a, b in itertools.pairwise(kills)),
         "killed_with_something_half_written": sum(kill.left_over > 0 for kill in kills),
         "killed_after_the_last_step": sum(kill.row == options.steps for kill in kills),
         "seconds_undisturbed": round(whole, 1), "seconds_in_all": round(time.monotonic() - began, 1),

@@ -51,7 +51,7 @@ def main() -> None:
     Ctrl-C ends it with code 130, SIGTERM and SIGUSR1 with 75, on which a scheduler may start it again.
     """
     try:
-        with _orderly_end(), OneVoice((UserError, Interrupted, typer.TyperException, OSError)):
+        with _orderly_end(), OneVoice((UserError, Interrupted, SystemExit, typer.TyperException, OSError)):
             code = app(prog_name="rats-video", standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)

@@ -24,6 +24,7 @@ from rats_video.config.schema import Config
 from rats_video.errors import UserError, warn
 from rats_video.files import LOCK, locked, write_json
 from rats_video.runtime import ALONE, Runtime
+from rats_video.training.run_folder import CONFIG
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 PATIENCE = timedelta(hours=2)  # what a reward rank waits for a slow teacher, and all for the last checkpoint
@@ -149,6 +150,32 @@ def claim_folder(folder: Path, *, overwrite: bool) -> None:
         else:
             path.unlink()
     make_folder(folder)
+
+
+def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run to go on with in an output folder; else it is made ours, to begin one.
+
+    Raises:
+        UserError: it holds something, and neither flag is given or there is no run to resume.
+    """
+    is_run = (folder / CONFIG).is_file()
+    if resume and is_run:
+        return True
+    if resume and holdings(folder):
+        raise UserError(f"not a run: it has no {CONFIG}", where=str(folder), fix="check --output")
+    if is_run and not overwrite:
+        raise UserError("holds a run", where=str(folder), fix="--resume goes on with it, --overwrite replaces it")
+    claim_folder(folder, overwrite=overwrite)
+    return False
+
+
+def refuse_changes(folder: Path, changed: Sequence[str]) -> None:
+    """Raise UserError if a run's configuration differs from the one it is to go on with."""
+    if changed:
+        raise UserError(
+            f"holds a run of another configuration: {', '.join(changed)} differ",
+            where=str(folder), fix="give the same options, another --output, or --overwrite to start anew",
+        )  # fmt: skip
 
 
 def holdings(folder: Path) -> list[Path]:

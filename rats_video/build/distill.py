@@ -14,7 +14,7 @@ from rats_video.backbones.levers import use_decode_dtype, use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.build.common import claim_folder, environment, holdings, record_session
+from rats_video.build.common import claim_run, environment, record_session, refuse_changes
 from rats_video.build.compute import (
     cached_text,
     check_compute,
@@ -184,20 +184,10 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
     """
     run.tidy()
     before = None
-    if resume and run.config.is_file():
+    if claim_run(run.root, resume=resume, overwrite=overwrite):
         run.check_entries()
         before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
-        if changed := changed_keys(before, cfg):
-            raise UserError(
-                f"holds a run of another configuration: {', '.join(changed)} differ",
-                where=str(run.root), fix="give the same options, another --output, or --overwrite to start anew",
-            )  # fmt: skip
-    else:
-        if resume and holdings(run.root):
-            raise UserError("not a run: it has no config.resolved.yaml", where=str(run.root), fix="check --output")
-        if run.config.is_file() and not overwrite:
-            raise UserError("holds a run", where=str(run.root), fix="--resume goes on with it, --overwrite replaces it")
-        claim_folder(run.root, overwrite=overwrite)
+        refuse_changes(run.root, changed_keys(before, cfg))
     write_resolved(cfg, run.config)
     return before == cfg
 

@@ -18,6 +18,7 @@ from rats_video.evaluation.guard_plot import plot_guard
 from rats_video.evaluation.plots import plot_training
 from rats_video.inference.student import CARD, StudentCard, load_card, save_student
 from rats_video.training.checkpoint import find_damage, list_checkpoints, load_student_weights, steps_done
+from rats_video.training.guard import drop_former
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
@@ -40,6 +41,7 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
     plot_training(read_metrics(run.metrics), run.curves)
     if run.guard.is_file():
         plot_guard(json.loads(run.guard.read_text()), run.guard_figure)
+    drop_former(run)
     save_student(student, card, run.student)  # comes last: by it a run is known to be finished
 
 

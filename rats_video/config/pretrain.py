@@ -92,9 +92,7 @@ class TeacherTrainConfig(Config):
     path_spread: float = Field(1.0, ge=0, le=1, description="how far the clips' paths scatter around the centre")
     batch_size: NumClips = 64
     steps: PositiveInt = 4000
-    checkpoint_every: PositiveInt = Field(
-        300, description="steps; OUTPUT/checkpoint serves as init if a run is cut off"
-    )
+    checkpoint_every: PositiveInt = Field(300, description="steps")
     optimizer: OptimizerConfig
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, in training and in the saved scheduler")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of clips trained on the empty prompt")

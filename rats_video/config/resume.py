@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pydantic import BaseModel
+
 from rats_video.config.distill import DistillConfig
 from rats_video.config.explain import KIND
 
@@ -22,6 +24,15 @@ FREE = {
 
 WATCH = {"guard.every", "guard.choose", "guard.motion_loss", "guard.saturation_gain"}
 """Keys that change what a guard says, and the weights only if it may do more than warn."""
+
+
+FREE_OF_PRETRAINING = {"eval_clips", "eval_steps", "checkpoint_every", "prune_channels", "student"}
+"""Likewise, of `train vae | teacher | reward`: what comes after the last step."""
+
+
+def changed_training(before: BaseModel, after: BaseModel) -> list[str]:
+    """The dotted keys of a `train` configuration that decide what is learned and differ."""
+    return list(_differences(before.model_dump(), after.model_dump(), "", FREE_OF_PRETRAINING))
 
 
 def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:

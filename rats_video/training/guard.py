@@ -142,18 +142,9 @@ class Guard:
         if self.best is self.looks[-1]:
             save_weights(self._run.best, step, rats.student.weights, writes=self._runtime.is_main)
         if self._runtime.is_main:
-            self._drop_former()
+            drop_former(self._run)
             write_json(self._run.guard, self.record)
             self._report()
-
-    def _drop_former(self) -> None:
-        """Delete former best students, but for those of which a checkpoint knows as the best."""
-        checkpoints = list_checkpoints(self._run.checkpoints)
-        oldest = steps_done(checkpoints[0]) if checkpoints else 0
-        students = list_checkpoints(self._run.best)
-        known = [path for path in students if steps_done(path) <= oldest]
-        for path in known[:-1]:
-            remove(path)
 
     # ------------------------------------------------------------------------------------------------------- judging
 
@@ -222,6 +213,14 @@ class Guard:
         for alarm in look.alarms:
             kept = f"; the best student so far is kept in {self._run.best_student(best.step)}" if best else ""
             warn(f"reward hacking? {alarm}{kept}", where="guard")
+
+
+def drop_former(run: RunFolder) -> None:
+    """Delete former best students, but for those of which a checkpoint knows as the best."""
+    checkpoints = list_checkpoints(run.checkpoints)
+    oldest = steps_done(checkpoints[0]) if checkpoints else 0
+    for path in [path for path in list_checkpoints(run.best) if steps_done(path) <= oldest][:-1]:
+        remove(path)
 
 
 def finite_mean(values: Sequence[float]) -> float:

@@ -9,6 +9,8 @@ from rats_video.errors import UserError
 from rats_video.files import tidy
 from rats_video.reading import strays
 
+CONFIG = "config.resolved.yaml"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -31,7 +33,7 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The configuration with all defaults filled in; a folder with it is a run."""
-        return self.root / "config.resolved.yaml"
+        return self.root / CONFIG
 
     @property
     def environment(self) -> Path:

@@ -20,11 +20,11 @@ from rats_video.config.load import load_config
 from rats_video.errors import UserError
 
 SHARED = ["--gpus", "--nodes", "--node-rank", "--rendezvous"]
-TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite"]
+TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite", "--resume"]
 VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device"]
 OPTIONS = {
-    "distill": [*TRAIN, *SHARED, "--resume"],
-    "run": [*TRAIN, *SHARED, "--resume"],
+    "distill": [*TRAIN, *SHARED, "--restarts"],
+    "run": [*TRAIN, *SHARED, "--restarts"],
     "sample": [*VIDEOS, *SHARED, "--model", "--batch-size", "--overwrite"],
     "demo": ["--port", "--device"],
     "export comparison": [*VIDEOS, *SHARED, "RUN"],
@@ -169,7 +169,7 @@ def test_bad_value_is_one_line_and_exit_2(
     assert calls == {}
 
 
-RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "overwrite": False}
+RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "resume": False, "overwrite": False}
 VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto"}
 SAMPLE = VIDEO | {"batch_size": 16, "overwrite": False}
 SAYING = {"run_all", "run_sample", "run_demo"}
@@ -178,7 +178,7 @@ SAYING = {"run_all", "run_sample", "run_demo"}
 @pytest.mark.parametrize(
     ("arguments", "function", "expected"),
     [
-        ("distill", "run_distill", RUN | {"output": Path("runs/tiny"), "resume": False}),
+        ("distill", "run_distill", RUN | {"output": Path("runs/tiny")}),
         (
             "distill --config my/big.yaml --set a=1 --set b.c=[2] --seed 7 --device cuda:1 --overwrite",
             "run_distill",
