@@ -4,9 +4,9 @@
 
 A tiny random Wan is distilled twice with an EMA teacher whose rollouts serve two updates each, a guard that looks every
 10 steps, and checkpoints every 3: once undisturbed, and once killed again and again, each time gone on with by the very
-same command line with --resume. The moment of a kill is drawn uniformly over what a session would live: starting up,
-resuming, training, saving. How long that is gets measured on the way; a session is given enough steps to live that the
-kills spread over the whole run, and what is left of them after its last step hits the writing of the student.
+same command line with --resume. The moment of a kill is drawn uniformly over what a session lives: starting up, resuming,
+training, saving. How long that is is set on the way, so that the kills spread over the whole run: longer where it has
+come too short a way for their number, shorter where too long; after its last step they hit the writing of the student.
 
 Sessions are forks of the process that did the undisturbed run: a real start differs by its imports alone, which take
 longer than all the rest. Every `fresh`-th session is a new interpreter. Then the last session is left alone, and
@@ -144,30 +144,20 @@ def kill_again_and_again(options: argparse.Namespace, work: Path, run: Path) -> 
     """Sessions that are killed at a random moment of what they would live."""
     draw = random.Random(options.seed)
     kills: list[Kill] = []
-    # Seconds until the first new step of a session, of a new interpreter and of a fork, and seconds a step.
-    begin, step = {True: options.begin + 10.0, False: options.begin}, options.step
+    life = {True: options.life + 10.0, False: options.life}  # seconds, of a new interpreter and of a fork
     while len(kills) < options.kills:
         fresh = len(kills) % options.fresh == 0
-        before, _, _ = look(run)
-        ahead = max(8.0, 5 * (options.steps - before) / (options.kills - len(kills))) if before < options.steps else 0
-        seconds = draw.random() * (begin[fresh] + ahead * step)
+        seconds = draw.random() * life[fresh]
         pid = start(command(work, run), work / "killed.log", fresh=fresh)
-        code = ended(pid, seconds)
+        if code := ended(pid, seconds):
+            sys.exit(f"a session ended by itself with code {code}: see {work / 'killed.log'}")
         if code is None:
             os.kill(pid, signal.SIGKILL)
             ended(pid)
-        elif code != 0:
-            sys.exit(f"a session ended by itself with code {code}: see {work / 'killed.log'}")
-        else:
-            begin[fresh] *= 0.9  # it was finished before its time
-            continue
-        row, checkpoint, left = look(run)
-        if row > before:
-            begin[fresh] *= 0.95
-        elif seconds > begin[fresh]:
-            begin[fresh] *= 1.25
-        kills.append(Kill(round(seconds, 3), fresh, row, checkpoint, left))
-        print(f"kill {len(kills)}: after {seconds:.2f} s, row {row}, checkpoint {checkpoint}, {left} left over")
+            kills.append(Kill(round(seconds, 3), fresh, *look(run)))
+            print(f"kill {len(kills)}: {kills[-1]}")
+        is_early = code == 0 or look(run)[0] > options.steps * len(kills) / options.kills
+        life[fresh] *= 0.87 if is_early else 1.15
     return kills
 
 
@@ -208,8 +198,7 @@ def main() -> None:
     if code := run_here(command(work, work / "whole")):
         sys.exit(f"the undisturbed run ended with code {code}")
     whole = time.monotonic() - began
-    steps = [row["seconds"] for row in read_metrics(work / "whole" / "metrics.jsonl")]
-    options.step, options.begin = sum(steps) / len(steps), (whole - sum(steps)) / 4
+    options.life = whole / 20
     kills = kill_again_and_again(options, work, work / "killed")
     last = ended(start(command(work, work / "killed"), work / "killed.log", fresh=False))
 
