@@ -4,9 +4,9 @@
 
 A tiny random Wan is distilled twice with an EMA teacher whose rollouts serve two updates each, a guard that looks every
 10 steps, and checkpoints every 3: once undisturbed, and once killed again and again, each time gone on with by the very
-same command line with --resume. The moment of a kill is drawn uniformly over what a session lives: starting up, resuming,
-training, saving. How long that is is set on the way, so that the kills spread over the whole run: longer where it has
-come too short a way for their number, shorter where too long; after its last step they hit the writing of the student.
+same command line with --resume. The moment of a kill is drawn uniformly over what a session lives: starting up,
+looking, training, saving, and after the last step writing the student. How long that is, is set on the way, so that the
+kills spread over the whole run: longer where it has come too short a way for their number, shorter where too long.
 
 Sessions are forks of the process that did the undisturbed run: a real start differs by its imports alone, which take
 longer than all the rest. Every `fresh`-th session is a new interpreter. Then the last session is left alone, and

@@ -86,6 +86,8 @@ def _train(
     check = PlanCheck(run.plan, rats.student.device, training.steps - start) if runtime.is_main else None
     updater = Updater(cfg, optimizer, runtime, skipped, watch.anchor, faults)
     watch.begin(rats, state)
+    if start < training.steps and runtime.any(stop.requested):  # meanwhile
+        stop.end(f"stopped before step {start + 1}", runtime)
     with (
         ProgressBar("distill", training.steps, start) as progress,
         CheckpointWriter(run.checkpoints, _num_kept(training, reuse), writes=runtime.is_main) as writer,

@@ -503,9 +503,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert ["--resume" in session["command"] for session in sessions] == [False, True]
 
 
-@pytest.mark.parametrize("where", ["build.distill.build_backbone", "training.guard.Guard.look", "build.run.finish"])
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("build.distill.build_backbone", "stopped by SIGUSR1; nothing that was saved is lost"),
+        ("training.guard.Guard.look", "stopped before step 1; --resume goes on from there"),
+        ("build.run.finish", "stopped by SIGUSR1; nothing that was saved is lost"),
+    ],
+)
 def test_request_to_end_outside_the_steps(
-    distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, expected: str
 ) -> None:
     def asked(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -515,7 +522,7 @@ def test_request_to_end_outside_the_steps(
         patch.setattr(f"rats_video.{where}", asked)
         outcome = distill(*guarded, "--resume")
     assert outcome.code == 75
-    assert outcome.err.splitlines()[-1] == "stopped by SIGUSR1; nothing that was saved is lost"
+    assert outcome.err.splitlines()[-1] == expected
     assert distill(*guarded, "--resume").code == 0
     assert metrics_steps(tmp_path / "run") == [1, 2]
 
