@@ -157,7 +157,7 @@ def kill_again_and_again(options: argparse.Namespace, work: Path, run: Path) -> 
             kills.append(Kill(round(seconds, 3), fresh, *look(run)))
             print(f"kill {len(kills)}: {kills[-1]}")
         is_early = code == 0 or look(run)[0] > options.steps * len(kills) / options.kills
-        life[fresh] *= 0.87 if is_early else 1.15
+        life[fresh] = max(options.life, life[fresh] * (0.7 if is_early else 1.15))  # long enough to begin
     return kills
 
 
@@ -198,7 +198,7 @@ def main() -> None:
     if code := run_here(command(work, work / "whole")):
         sys.exit(f"the undisturbed run ended with code {code}")
     whole = time.monotonic() - began
-    options.life = whole / 20
+    options.life = whole / 40
     kills = kill_again_and_again(options, work, work / "killed")
     last = ended(start(command(work, work / "killed"), work / "killed.log", fresh=False))
 
