@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ import rats_video
 from rats_video.cli import calibrate, demo, distill, evaluate, export, plan, rewards, run, sample, train
 from rats_video.cli.launch import OneVoice, leave_ending
 from rats_video.errors import REQUEUE, Interrupted, UserError, printable
+
+# torchao, where it is installed, warns at every start of kernels and classes that nothing here uses.
+TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
@@ -50,6 +54,8 @@ def main() -> None:
 
     Ctrl-C ends it with code 130, SIGTERM and SIGUSR1 with 75, on which a scheduler may start it again.
     """
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         with _orderly_end(), OneVoice((UserError, Interrupted, SystemExit, typer.TyperException, OSError)):
             code = app(prog_name="rats-video", standalone_mode=False)
