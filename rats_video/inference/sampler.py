@@ -30,9 +30,10 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class Samples:
-    """Clips `[B, T, 3, height, width]` in [0, 1], their prompts, which ones they are of all, wall seconds a clip."""
+    """Clips `[B, T, 3, height, width]` in [0, 1], latents, prompts, which ones of all they are, wall seconds a clip."""
 
     videos: Tensor
+    latents: Tensor
     prompts: tuple[str, ...]
     indices: tuple[int, ...]
     seconds_per_clip: float
@@ -71,4 +72,4 @@ def sample_videos(
         videos = backbone.decode(path.x0)
         if videos.is_cuda:
             torch.cuda.synchronize()
-        yield Samples(videos, batch, indices, (time.perf_counter() - began) / len(batch))
+        yield Samples(videos, path.x0, batch, indices, (time.perf_counter() - began) / len(batch))
