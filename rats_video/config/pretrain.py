@@ -141,6 +141,7 @@ class LatentRewardTrainConfig(Config):
     student: str | None = Field(
         None, description="folder of a trained student; what it makes is never learned from, only judged at the end"
     )
+    init: str | None = Field(None, description="folder of a latent reward to go on from; null starts at random")
     width: PositiveInt = Field(64, description="feature channels of the sketch")
     blocks: PositiveInt = Field(4, description="residual blocks of the sketch")
     coarse: PositiveInt = Field(2, description="pixels of the clip that are one of the sketch, each way")

@@ -21,7 +21,7 @@ from rats_video.training.progress import ProgressBar
 from rats_video.training.reward import rank_correlation
 
 POOL = "pool.safetensors"
-_NOT_OF_POOL = {"width", "blocks", "rounds", "num_climbed", "climb", "batch_size", "steps", "sketch_steps",
+_NOT_OF_POOL = {"init", "width", "blocks", "rounds", "num_climbed", "climb", "batch_size", "steps", "sketch_steps",
                 "score_weight", "contrast_weight", "optimizer", "student", "eval_clips"}  # fmt: skip
 _CLIMB_STEPS = 8
 _PREDICT_BATCH = 64
@@ -44,10 +44,13 @@ def climb(reward: LatentReward, longest: float) -> Change:
     return change
 
 
-def train_latent_reward(cfg: LatentRewardTrainConfig, studio: Studio, space: LatentSpace, folder: Path) -> LatentReward:
+def train_latent_reward(
+    cfg: LatentRewardTrainConfig, studio: Studio, space: LatentSpace, folder: Path, init: Path | None = None
+) -> LatentReward:
     """Learn to draw clips of the training prompts, and in rounds those that were climbed on the reward so far.
 
-    Making them takes much of the time: until the end they are kept in `folder`, where an interrupted run goes on.
+    With `init` that folder's sketch goes on learning, whatever its shape. Making the clips takes much of the time:
+    until the end they are kept in `folder`, where an interrupted run goes on.
     """
     torch.manual_seed(cfg.seed)
     kept, made_from = folder / POOL, f"{space} {cfg.model_dump_json(exclude=_NOT_OF_POOL)}"
@@ -56,9 +59,12 @@ def train_latent_reward(cfg: LatentRewardTrainConfig, studio: Studio, space: Lat
         pool = training_pool(studio)
         pool.save(kept, made_from)
     device = studio.backbone.device
-    reward = LatentReward(
-        space, cfg.reward, studio.reward, width=cfg.width, blocks=cfg.blocks, coarse=cfg.coarse
-    ).to(device)  # fmt: skip
+    if init is None:
+        shape = {"width": cfg.width, "blocks": cfg.blocks, "coarse": cfg.coarse}
+        reward = LatentReward(space, cfg.reward, studio.reward, **shape).to(device)
+    else:
+        reward = LatentReward.load(init, device, lambda _: studio.reward, space)
+    reward.sketch.requires_grad_()
     optimizer = build_optimizer(cfg.optimizer, reward.sketch.parameters())
     rounds = {cfg.steps * (turn + 1) // (cfg.rounds + 1): turn for turn in range(cfg.rounds if cfg.num_climbed else 0)}
     with ProgressBar("train latent reward", cfg.steps) as progress:

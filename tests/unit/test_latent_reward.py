@@ -458,6 +458,20 @@ def test_training_from_the_command_line(
     assert all(torch.equal(one[key], again[key]) for key in one)
 
 
+def test_training_goes_on_from_another_one(
+    command: Command, tiny_wan: Path, reward_folders: tuple[Path, Path], reward: LatentReward, tmp_path: Path
+) -> None:
+    reward.save(tmp_path / "first")
+    config = tmp_path / "mine.yaml"
+    text = TRAIN.format(model=tiny_wan, reward=reward_folders[0], student="null", steps=1)
+    config.write_text(f"{text}init: {tmp_path / 'first'}\n".replace("lr: 5.0e-3", "lr: 1.0e-6"))
+    code, _, err = command("train", "reward", "--latent", "--config", config, "--output", tmp_path / "out")
+    assert code == 0, err
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("first", "out"))
+    moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
+    assert 0 < float(moved.max()) < 1e-5
+
+
 def test_an_interrupted_training_goes_on_from_what_was_scored(
     command: Command, tiny_wan: Path, reward_folders: tuple[Path, Path], student: Path, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
