@@ -48,4 +48,4 @@ assets: install
 	$(BIN)/rats-video train teacher --output runs/tiny-wan --set vae=runs/tiny-vae
 	$(BIN)/rats-video train reward --output runs/shapes-reward --set model=runs/tiny-wan
 	$(BIN)/rats-video train reward --config tiny-heldout --output runs/shapes-reward-heldout --set model=runs/tiny-wan
-	$(BIN)/rats-video distill --output runs/tiny --set model=runs/tiny-wan --set reward.path=runs/shapes-reward
+	$(BIN)/rats-video distill --output runs/tiny --set guard=null --set model=runs/tiny-wan --set reward.path=runs/shapes-reward

@@ -100,7 +100,8 @@ def distill_all(options: argparse.Namespace) -> None:
 def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The teacher's means, and a row for each run's best and last student; what is measured already is read again."""
     from rats_video.build.common import pick_device
-    from rats_video.build.inference import load_run, load_student, score_arms
+    from rats_video.build.evaluate import score_arms
+    from rats_video.build.inference import load_run, load_student
     from rats_video.datasets.prompts import load_prompts
     from rats_video.evaluation.sweep import Arm
     from rats_video.inference.sampler import SamplerSpec
@@ -124,7 +125,7 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[st
                 if not teacher_file.is_file():
                     guided = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
                     teacher_file.write_text(json.dumps(scores("teacher", loaded.base, guided)))
-                best = {"step": steps_done(folder / "best"), **scores("best", loaded.student, loaded.spec(STUDENT_NFE))}
+                best = {"step": loaded.card.steps, **scores("best", loaded.student, loaded.spec(STUDENT_NFE))}
                 newest = list_checkpoints(folder / "checkpoints")[-1]
                 last = {**best, "step": steps_done(newest)}
                 if last["step"] != best["step"]:

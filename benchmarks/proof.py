@@ -1,12 +1,13 @@
 """Every arm of a study distilled with the same seed, prompts and noise, then judged on the same held-out clips.
 
-    python benchmarks/proof.py [proof | long | teachers] [--config tiny] [--work runs/proof] [--clips 1024] [--jobs 2]
-                               [--set key=value ...]
+    python benchmarks/proof.py [proof | long | teachers | policy] [--config tiny] [--work runs/proof] [--clips 1024]
+                               [--jobs 2] [--set key=value ...]
 
 Distills the study's students (skipping those that are done), samples them beside the teacher and the base model, and
 writes benchmarks/results/STUDY.json, STUDY.md and STUDY_pairs.json. A frozen teacher's rollouts are computed once and
 shared. `proof` asks whether RATS and its gate help, `long` what three times the training does, `teachers` which teacher
-serves best. Give each study a --work folder of its own.
+serves best, `policy` what a reward without gradient, the measured adherence itself, can teach. Give each study a --work
+folder of its own.
 """
 
 from __future__ import annotations
@@ -22,12 +23,18 @@ from pathlib import Path
 RESULTS = Path(__file__).parent / "results"
 
 LONG = "training.steps=900"
-EMA = ("teacher.kind=ema", "teacher.decay=0.98")
+FLOOR = "method.gate.floor=0.2"  # the default when `long` and `teachers` were made
+EMA = ("teacher.kind=ema", "teacher.decay=0.98", FLOOR)
+SHORT = "training.steps=120"
+IMITATION = ("method.gate.kind=constant", "method.gate.weight=1", "method.reward_weight=0")
+MEASURED = "reward={kind: custom, target: 'examples.measured_adherence:adherence'}"
+POLICY = ("method.policy={samples: 8, noise: 0.5}", MEASURED)
+NO_GUARD = "guard=null"  # every arm's student is its last one
 
 # What each arm of a study changes in the configuration; everything else is the same.
 STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     "proof": {
-        "imitation": ("method.gate.kind=constant", "method.gate.weight=1", "method.reward_weight=0"),
+        "imitation": IMITATION,
         "reward_only": ("method.alpha=0",),
         "no_gate": ("method.gate.kind=constant", "method.gate.weight=1"),
         "rats_clip": ("method.gate.level=clip",),
@@ -35,13 +42,17 @@ STUDIES: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "long": {
         "reward_only": ("method.alpha=0", LONG),
-        "rats_frame": (LONG,),
+        "rats_frame": (LONG, FLOOR),
     },
     "teachers": {
-        "rats_frame": (),  # the proof's own, with a frozen teacher
+        "rats_frame": (FLOOR,),  # with a frozen teacher
         "ema_guided": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=2"),
         "ema_fading": (*EMA, "teacher.guidance_scale=2", "teacher.guidance_end=1", "teacher.guidance_fade_steps=100"),
         "ema_unguided": (*EMA, "teacher.guidance_scale=1", "teacher.guidance_end=1"),
+    },
+    "policy": {
+        "imitation": (*IMITATION, SHORT),
+        "policy": (*POLICY, SHORT),
     },
 }
 BASE_NFE = (3, 4, 5, 8)
@@ -58,6 +69,7 @@ PAIRS = {
     ),
     "long": (("rats_frame", "teacher"), ("rats_frame", "reward_only")),
     "teachers": tuple(("rats_frame", ema) for ema in ("ema_guided", "ema_fading", "ema_unguided")),
+    "policy": (("policy", "imitation"), ("policy", "teacher")),
 }
 
 
@@ -65,7 +77,7 @@ def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
     """The command that a user would type for this arm."""
     changes = STUDIES[options.study][arm]
     cache = [] if "teacher.kind=ema" in changes else [f"teacher.cache={options.work / 'teacher'}"]
-    overrides = [*cache, *options.set, *changes]
+    overrides = [NO_GUARD, *cache, *options.set, *changes]
     flags = [item for override in overrides for item in ("--set", override)]
     return ["rats-video", "distill", "--config", options.config, "--output", str(options.work / arm), *flags]
 
@@ -73,7 +85,7 @@ def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
 def distill_arms(options: argparse.Namespace) -> None:
     """Distill all arms that are not done, `jobs` at a time."""
     waiting = [arm for arm in STUDIES[options.study] if not (options.work / arm / "student" / "rats.json").is_file()]
-    threads = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
+    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
     running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
         while waiting and len(running) < options.jobs:
@@ -91,7 +103,8 @@ def distill_arms(options: argparse.Namespace) -> None:
 def judge(options: argparse.Namespace) -> None:
     """Score teacher, base and all students on the same prompts and noise; write the table and the raw rows."""
     from rats_video.build.common import pick_device
-    from rats_video.build.inference import load_run, load_student, score_arms
+    from rats_video.build.evaluate import score_arms
+    from rats_video.build.inference import load_run, load_student
     from rats_video.datasets.prompts import load_prompts
     from rats_video.evaluation.stats import paired_difference
     from rats_video.evaluation.sweep import Arm

@@ -1,15 +1,23 @@
 """The `rats-video` command. A command imports what it runs inside itself, so that help answers at once."""
 
+import contextlib
 import errno
+import logging
+import signal
 import sys
+from collections.abc import Iterator
+from types import FrameType
 from typing import Annotated
 
 import typer
 
 import rats_video
-from rats_video.cli import calibrate, distill, evaluate, export, plan, rewards, run, sample, train
+from rats_video.cli import calibrate, demo, distill, evaluate, export, plan, rewards, run, sample, train
 from rats_video.cli.launch import OneVoice, leave_ending
-from rats_video.errors import Interrupted, UserError
+from rats_video.errors import REQUEUE, Interrupted, UserError, printable
+
+# torchao, where it is installed, warns at every start of kernels and classes that nothing here uses.
+TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
@@ -17,6 +25,7 @@ app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
 app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
+app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.add_typer(train.app, name="train")
@@ -41,16 +50,21 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends as one line and exit code 2, a bug keeps its traceback."""
+    """Run the command line; a user's mistake ends as one line and exit code 2, a bug keeps its traceback.
+
+    Ctrl-C ends it with code 130, SIGTERM and SIGUSR1 with 75, on which a scheduler may start it again.
+    """
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with OneVoice((UserError, Interrupted, typer.TyperException, OSError)):
+        with _orderly_end(), OneVoice((UserError, Interrupted, SystemExit, typer.TyperException, OSError)):
             code = app(prog_name="rats-video", standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
     except Interrupted as stop:
-        leave_ending(str(stop), 130)
+        leave_ending(str(stop), stop.code)
         typer.echo(str(stop), err=True)
-        sys.exit(130)
+        sys.exit(stop.code)
     except typer.TyperException as error:
         _fail(error.format_message(), error.exit_code)
     except OSError as error:
@@ -62,12 +76,27 @@ def main() -> None:
     sys.exit(code)
 
 
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Context in which a request to end deletes what is half-written; a training also saves, by handlers of its own."""
+
+    def end(number: int, _: FrameType | None) -> None:
+        raise Interrupted(f"stopped by {signal.Signals(number).name}; nothing that was saved is lost", REQUEUE)
+
+    previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
 def _fail(line: str, code: int) -> None:
     leave_ending(line, code)
     from rich.console import Console
     from rich.text import Text
 
     # Text, because a `Text` takes no markup from a file name; soft_wrap, because a script greps for one line.
-    text = Text.assemble(("error:", "bold red"), " ", " ".join(line.split()))
+    text = Text.assemble(("error:", "bold red"), " ", printable(" ".join(line.split())))
     Console(stderr=True).print(text, soft_wrap=True, highlight=False)
     sys.exit(code)

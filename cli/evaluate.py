@@ -35,7 +35,7 @@ def evaluate(
     Writes the scores as JSON, a plot and a report.
     """
     counts = None if nfe is None else parse_nfe_list(nfe)
-    from rats_video.build.inference import run_evaluate
+    from rats_video.build.evaluate import run_evaluate
 
     lines = run_evaluate(run=run, nfe=counts, num_clips=num_clips, seed=seed, output=output, device=device)
     typer.echo("\n".join(lines))

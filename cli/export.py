@@ -1,7 +1,7 @@
-"""`rats-video export`: pictures and videos for people to look at."""
+"""`rats-video export`: what others look at, and what other programs load."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -10,6 +10,7 @@ from rats_video.cli.options import (
     DeviceOption,
     NfeOption,
     NumVideosOption,
+    OverwriteOption,
     PromptOption,
     PromptsOption,
     RunArgument,
@@ -17,12 +18,12 @@ from rats_video.cli.options import (
     check_exclusive,
 )
 
-app = typer.Typer(help="Export videos of a finished run.")
+app = typer.Typer(help="Export videos, or the model, of a finished run.")
 
 
 @app.callback()
 def export() -> None:
-    """Export videos of a finished run."""
+    """Export videos, or the model, of a finished run."""
 
 
 @app.command(epilog="Example: `rats-video export comparison runs/demo --nfe 4`")
@@ -45,7 +46,7 @@ def comparison(
     Writes one MP4 a prompt. Without prompts it uses the run's validation prompts.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
-    from rats_video.build.inference import run_export_comparison
+    from rats_video.build.comparison import run_export_comparison
 
     lines = run_export_comparison(
         run=run,
@@ -58,3 +59,47 @@ def comparison(
         device=device,
     )
     typer.echo("\n".join(lines))
+
+
+@app.command(epilog="Example: `rats-video export model runs/demo --format diffusers`")
+def model(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN|STUDENT", help="Finished run, student folder, or `tiny-wan-student`.")
+    ],
+    *,
+    kind: Annotated[
+        Literal["diffusers", "lora", "comfyui", "merged", "int8", "fp8"],
+        typer.Option(
+            "--format",
+            help="diffusers: a whole pipeline. lora: diffusers' keys. comfyui: its keys and noise levels. "
+            "merged: the denoiser alone. int8, fp8: a pipeline in 8-bit weights.",
+        ),
+    ],
+    scale: Annotated[
+        float, typer.Option("--scale", min=0, max=2, help="How much of the student to take: 0 is its base.")
+    ] = 1.0,
+    nfe: Annotated[
+        int | None, typer.Option("--nfe", min=1, help="Calls of the clips compared. [default: 4, or one trained for]")
+    ] = None,
+    num_clips: Annotated[int, typer.Option("--num-clips", min=1, help="Held-out clips that 8 bits are judged on.")] = 8,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Compare the stock pipeline's clips with our sampler's.")
+    ] = True,
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder to write. [default: RUN/export/FORMAT]")
+    ] = None,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Write the student in a form that other programs load, with a model card.
+
+    What is written is loaded with the target's own code and sampled from the same noise as ours; where the clips
+    differ, nothing is kept.
+    """
+    from rats_video.build.export import Order, run_export_model
+
+    order = Order(
+        kind=kind, source=run, scale=scale, nfe=nfe, num_clips=num_clips, verify=verify, output=output,
+        overwrite=overwrite,
+    )  # fmt: skip
+    typer.echo("\n".join(run_export_model(order, device)))

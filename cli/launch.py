@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import time
@@ -16,11 +17,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from rats_video.cli.options import GpusOption, NodeRankOption, NodesOption, RendezvousOption
-from rats_video.errors import Interrupted, UserError
+from rats_video.cli.options import GpusOption, NodeRankOption, NodesOption, RendezvousOption, RestartsOption
+from rats_video.errors import REQUEUE, Interrupted, UserError, warn
 
 _ENDINGS = "RATS_VIDEO_ENDINGS"  # folder in which launched processes leave how they ended
-_GRAVEST_FIRST = (2, 1, 130)  # a mistake, a bug (often of a process that another one's mistake left alone), a stop
+_MISTAKE, _BUG = 2, 1  # exit codes
+_GRAVEST_FIRST = (_MISTAKE, _BUG, 130, REQUEUE)  # a bug is often of a process that another one's mistake left alone
+_SIGNALS = "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT"  # that the launcher passes on
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "gpus": (GpusOption, 1),
     "nodes": (NodesOption, 1),
@@ -30,32 +33,44 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 
 def distributed(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that start it on several processes, each of which runs the same command line."""
+    """Give a command the options that start it on several processes, each of which runs the same command line.
+
+    One that can resume can also be restarted when a process is lost.
+    """
+    can_resume = "resume" in inspect.signature(command).parameters
 
     @functools.wraps(command)
-    def launched(*, gpus: int, nodes: int, node_rank: int | None, rendezvous: str | None, **options: Any) -> None:
+    def launched(
+        *, gpus: int, nodes: int, node_rank: int | None, rendezvous: str | None, restarts: int = 0, **options: Any
+    ) -> None:
         if node_rank is not None and node_rank >= nodes:
             raise UserError(
                 f"{node_rank} is none of the {nodes} machines, which count from 0", where="--node-rank",
                 fix="check --nodes",
             )  # fmt: skip
-        if gpus * nodes == 1 or "WORLD_SIZE" in os.environ:  # alone, or started by this or another launcher
+        if "WORLD_SIZE" in os.environ:  # started by this or another launcher
+            if can_resume and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+                _check_restart(restarts)
+                options |= {"resume": True, "overwrite": False}
+            command(**options)
+        elif gpus * nodes == 1 and not restarts:
             command(**options)
         else:
-            _launch(options["device"], gpus, nodes, node_rank, rendezvous)
+            _launch(options["device"], gpus, nodes, node_rank, rendezvous, restarts)
 
+    chosen = _OPTIONS | ({"restarts": (RestartsOption, 0)} if can_resume else {})
     extra = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, (annotation, default) in _OPTIONS.items()
+        for name, (annotation, default) in chosen.items()
     ]
     signature = inspect.signature(command)
     # Typer reads both.
     launched.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])  # type: ignore[attr-defined]
-    launched.__annotations__ = command.__annotations__ | {name: kind for name, (kind, _) in _OPTIONS.items()}
+    launched.__annotations__ = command.__annotations__ | {name: kind for name, (kind, _) in chosen.items()}
     return launched
 
 
-def _launch(device: str, gpus: int, nodes: int, node_rank: int | None, rendezvous: str | None) -> None:
+def _launch(device: str, gpus: int, nodes: int, node_rank: int | None, rendezvous: str | None, restarts: int) -> None:
     """Run this command line on `gpus` processes here through torch's elastic launcher, and end as they do."""
     if nodes > 1 and not re.fullmatch(r"[\w.-]+:\d+", rendezvous or ""):
         raise UserError(
@@ -73,33 +88,37 @@ def _launch(device: str, gpus: int, nodes: int, node_rank: int | None, rendezvou
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # s: a stopped run finishes its step and saves
     with tempfile.TemporaryDirectory(prefix="rats-video-") as folder, _launcher(folder):
         config = LaunchConfig(
-            min_nodes=nodes, max_nodes=nodes, nproc_per_node=gpus, max_restarts=0, run_id="rats-video",
+            min_nodes=nodes, max_nodes=nodes, nproc_per_node=gpus, max_restarts=restarts, run_id="rats-video",
             rdzv_backend="c10d" if node_rank is None else "static", rdzv_endpoint=rendezvous or "localhost:0",
             rdzv_configs={} if node_rank is None else {"rank": node_rank},
             local_addr="localhost" if nodes == 1 else None, logs_specs=DefaultLogsSpecs(log_dir=folder),
+            signals_to_handle=_SIGNALS,
         )  # fmt: skip
         try:
             elastic_launch(config, sys.executable)("-m", "rats_video.cli", *sys.argv[1:])
-        except SignalException:
-            _end(Path(folder), "interrupted", 130)
+        except SignalException as stop:
+            _end(Path(folder), f"stopped by {stop.sigval.name}", 130 if stop.sigval == signal.SIGINT else REQUEUE)
         except ChildFailedError as error:
-            rank, failure = error.get_first_failure()
-            _end(Path(folder), f"process {rank} was lost: {failure.message}", 2)
+            lost = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
+            rank, failure = next(iter(lost.items()), error.get_first_failure())
+            _end(Path(folder), f"process {rank} was lost: {failure.message}", 2, was_lost=bool(lost))
 
 
-def _end(folder: Path, otherwise: str, code: int) -> NoReturn:
-    """End as the launched processes did: one's mistake first, then its bug; each would end the others too."""
+def _end(folder: Path, otherwise: str, code: int, *, was_lost: bool = False) -> NoReturn:
+    """End as the launched processes did: one's mistake first, then its bug; each would end the others too.
+
+    How the others ended after one was lost says nothing, unless it was a mistake.
+    """
     endings: list[dict[str, Any]] = [json.loads(path.read_text()) for path in folder.glob("*.ending")]
+    endings = [each for each in endings if not was_lost or each["code"] == _MISTAKE]
     endings.sort(key=lambda each: (_GRAVEST_FIRST.index(each["code"]), each["time"]))
     first = (*endings, {"text": otherwise, "code": code})[0]
-    match first["code"]:
-        case 1:
-            sys.stderr.write(first["text"])
-            sys.exit(1)
-        case 130:
-            raise Interrupted(first["text"])
-        case _:
-            raise UserError(first["text"])
+    if first["code"] == _MISTAKE:
+        raise UserError(first["text"])
+    if first["code"] == _BUG:
+        sys.stderr.write(first["text"])
+        sys.exit(_BUG)
+    raise Interrupted(first["text"], first["code"])
 
 
 @contextlib.contextmanager
@@ -115,6 +134,20 @@ def _launcher(folder: str) -> Iterator[None]:
 
 
 # ------------------------------------------------------------------------------------------------ launched processes
+
+
+def _check_restart(restarts: int) -> None:
+    """End like the process before this one, or another beside it, if that ended by a mistake: it would be made again.
+
+    What is left of other endings says nothing any more.
+    """
+    for path in Path(os.environ.get(_ENDINGS, os.devnull)).glob("*.ending"):
+        with contextlib.suppress(FileNotFoundError):  # another one was faster
+            if json.loads(path.read_text())["code"] == _MISTAKE:
+                sys.exit(_MISTAKE)
+            path.unlink()
+    count = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    warn(f"a process was lost: going on from the last checkpoint, restart {count} of {restarts}")
 
 
 class OneVoice:
@@ -141,7 +174,7 @@ class OneVoice:
 def leave_ending(text: str, code: int) -> None:
     """Tell the launcher, where we are one of its processes, how this one ended, and end."""
     if folder := os.environ.get(_ENDINGS):
-        ending = {"text": text, "code": code, "time": time.time()}
+        ending = {"text": text, "code": code, "time": time.monotonic()}
         path = Path(folder) / f"{os.environ['RANK']}.ending"
         path.with_suffix(".partial").write_text(json.dumps(ending))
         path.with_suffix(".partial").replace(path)  # whole, should we be killed now

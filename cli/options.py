@@ -58,7 +58,16 @@ NodeRankOption = Annotated[
 RendezvousOption = Annotated[
     str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet: a port of one.")
 ]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
+RestartsOption = Annotated[
+    int,
+    typer.Option(
+        "--restarts", min=0, metavar="N",
+        help="How often to go on from the last checkpoint when a process is lost; a mistake is never tried again.",
+    ),
+]  # fmt: skip
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in the output folder, exactly; start one if there is none.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
 NfeOption = Annotated[
     int, typer.Option("--nfe", min=1, help="Network evaluations a clip: fewer is faster, more is finer.")

@@ -11,8 +11,8 @@ from rats_video.cli.options import (
     NfeOption,
     NumVideosOption,
     OutputOption,
+    OverwriteOption,
     PromptOption,
-    PromptsOption,
     SeedOption,
     check_exclusive,
 )
@@ -31,20 +31,30 @@ def sample(
     ] = None,
     nfe: NfeOption = 4,
     prompt: PromptOption = None,
-    prompts: PromptsOption = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts",
+            metavar="FILE|-",
+            help="One prompt a line; or .jsonl or .csv rows of prompt, seed, nfe, id; or - for lines from a pipe.",
+        ),
+    ] = None,
     num_videos: NumVideosOption = None,
     seed: SeedOption = 0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Videos made together.")] = 16,
     output: OutputOption = Path("samples"),
+    overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Make videos from prompts with a distilled student.
 
-    Writes one MP4 a video. Without prompts it uses the model's own examples.
+    Writes one MP4 a video as soon as it is ready, and a manifest. Without prompts it uses the model's own examples.
+    The same command again makes what is missing.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
-    from rats_video.build.inference import run_sample
+    from rats_video.build.sample import run_sample
 
-    lines = run_sample(
+    run_sample(
         model=model,
         nfe=nfe,
         prompts=prompt or [],
@@ -53,5 +63,7 @@ def sample(
         seed=seed,
         output=output,
         device=device,
+        batch_size=batch_size,
+        overwrite=overwrite,
+        say=typer.echo,
     )
-    typer.echo("\n".join(lines))

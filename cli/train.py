@@ -10,8 +10,10 @@ from rats_video.cli.options import (
     ConfigSeedOption,
     DeviceOption,
     OverwriteOption,
+    ResumeOption,
     SetOption,
     TrainFolderOption,
+    check_exclusive,
     run_folder,
 )
 
@@ -25,10 +27,12 @@ def vae(
     output: TrainFolderOption = None,
     seed: ConfigSeedOption = None,
     device: DeviceOption = "auto",
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Train a video VAE: the codec between pixels and latents."""
+    check_exclusive(("--resume", resume), ("--overwrite", overwrite))
     from rats_video.build.pretrain import run_train_vae
 
     lines = run_train_vae(
@@ -37,6 +41,7 @@ def vae(
         output=run_folder(output, f"vae-{Path(config).stem}"),
         seed=seed,
         device=device,
+        resume=resume,
         overwrite=overwrite,
     )
     typer.echo("\n".join(lines))
@@ -49,10 +54,12 @@ def teacher(
     output: TrainFolderOption = None,
     seed: ConfigSeedOption = None,
     device: DeviceOption = "auto",
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Train a many-step teacher in the latents of a trained VAE."""
+    check_exclusive(("--resume", resume), ("--overwrite", overwrite))
     from rats_video.build.pretrain import run_train_teacher
 
     lines = run_train_teacher(
@@ -61,6 +68,7 @@ def teacher(
         output=run_folder(output, f"teacher-{Path(config).stem}"),
         seed=seed,
         device=device,
+        resume=resume,
         overwrite=overwrite,
     )
     typer.echo("\n".join(lines))
@@ -76,10 +84,12 @@ def reward(
     output: TrainFolderOption = None,
     seed: ConfigSeedOption = None,
     device: DeviceOption = "auto",
+    resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Train a reward model that scores decoded clips, or with --latent their latents."""
+    check_exclusive(("--resume", resume), ("--overwrite", overwrite))
     from rats_video.build.pretrain import run_train_latent_reward, run_train_reward
 
     train, kind = (run_train_latent_reward, "latent-reward") if latent else (run_train_reward, "reward")
@@ -89,6 +99,7 @@ def reward(
         output=run_folder(output, f"{kind}-{Path(config).stem}"),
         seed=seed,
         device=device,
+        resume=resume,
         overwrite=overwrite,
     )
     typer.echo("\n".join(lines))

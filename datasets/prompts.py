@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -9,7 +10,11 @@ from pathlib import Path
 
 from rats_video.config.distill import FilePrompts, ShapesPrompts
 from rats_video.datasets.shapes import split_combinations
-from rats_video.errors import UserError
+from rats_video.errors import CONTROLS, UserError
+from rats_video.reading import read_text
+
+MOST_PROMPTS = 2**20  # in a file
+MOST_CHARACTERS = 10_000  # in a prompt; tokenizers that read 512 tokens take minutes over a megabyte
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def prompt_path(name_or_path: str) -> Path:
         path.stem: path for path in (Path(str(resources.files("rats_video.configs"))) / "prompts").glob("*.txt")
     }
     path = packaged.get(name_or_path, Path(name_or_path))
-    if not path.suffix and not path.exists():
+    if not path.suffix and not os.path.exists(path):  # noqa: PTH110  # Path.exists raises at a name too long
         raise UserError(
             "no such prompts", where=name_or_path, fix=f"give a text file or one of: {', '.join(sorted(packaged))}"
         )
@@ -54,20 +59,38 @@ def prompt_path(name_or_path: str) -> Path:
 
 
 def read_prompt_file(path: Path) -> tuple[str, ...]:
-    """One prompt a line, empty lines skipped; raises UserError if there is none."""
+    """One prompt a line, empty lines skipped.
+
+    Raises:
+        UserError: it cannot be read, holds no prompt or more than `MOST_PROMPTS`, or one that is not `check_plain`.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path)
+    except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         raise UserError(f"cannot read the prompts: {reason}", where=str(path)) from error
-    prompts = tuple(line.strip() for line in lines if line.strip())
+    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
+    prompts = tuple(lines.values())
     if not prompts:
         raise UserError("no prompt in it", where=str(path), fix="write one prompt a line")
+    if len(prompts) > MOST_PROMPTS:
+        raise UserError(f"{len(prompts)} prompts; at most {MOST_PROMPTS} are taken", where=str(path))
+    for number, prompt in lines.items():
+        check_plain(prompt, where=f"{path}, line {number}")
     return prompts
 
 
+def check_plain(prompt: str, *, where: str) -> None:
+    """Refuse a prompt that is no text a person wrote: control characters, stray bytes, a book on one line."""
+    if found := CONTROLS.search(prompt):
+        raise UserError(f"holds the control character {found[0]!a}", where=where, fix="save it as plain UTF-8 text")
+    if len(prompt) > MOST_CHARACTERS:
+        raise UserError(f"a prompt of {len(prompt)} characters; models read {MOST_CHARACTERS} at most", where=where)
+
+
 def check_prompt(prompt: str, unknown_words: Sequence[str], *, where: str = "--prompt") -> None:
-    """Refuse a prompt the model cannot follow: empty, or with words its text encoder never saw."""
+    """Refuse a prompt the model cannot follow: no plain text, empty, or with words its text encoder never saw."""
+    check_plain(prompt, where=where)
     if not prompt.strip():
         raise UserError("the prompt is empty", where=where, fix="say what to draw")
     if unknown_words:

@@ -1,5 +1,6 @@
 r"""A reward without gradient: the share of the prompt's five words that its pixels show.
 
+export RATS_VIDEO_TRUST_CODE=1
 rats-video distill --config tiny --set 'reward={kind: custom, target: "examples.measured_adherence:adherence"}' \
                    --set 'method.policy={samples: 8, noise: 0.5}' --output runs/measured
 """

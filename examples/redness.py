@@ -1,5 +1,6 @@
 """A reward of your own, with gradient and a score a frame.
 
+export RATS_VIDEO_TRUST_CODE=1
 rats-video distill --config tiny --set 'reward={kind: custom, target: "examples.redness:Redness"}' --output runs/red
 """
 

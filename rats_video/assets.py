@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 
 from rats_video.errors import UserError
@@ -40,7 +41,7 @@ PICKLED = {
 
 def is_embedded(name: str) -> bool:
     """Whether a name is that of a folder that ships with the package."""
-    return name not in {"", ".", ".."} and "/" not in name and (ASSETS / name).is_dir()
+    return name not in {"", ".", ".."} and "/" not in name and os.path.isdir(ASSETS / name)  # noqa: PTH112
 
 
 def resolve_folder(name_or_path: str, *, where: str) -> Path:
@@ -51,8 +52,9 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     """
     if is_embedded(name_or_path):
         return ASSETS / name_or_path
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir():
+    # Where Path's own methods raise: the home of nobody, a name that is too long.
+    folder = Path(os.path.expanduser(name_or_path))  # noqa: PTH111
+    if os.path.isdir(folder):  # noqa: PTH112
         return folder
     repository = next((name for name in HUB if name.rpartition("/")[2] == folder.name), None)
     if repository:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What a terminal obeys or cannot show: control codes but tab and newline, changes of direction, surrogates."""
 
 
 class UserError(Exception):
@@ -19,13 +25,55 @@ class UserError(Exception):
         self.where = where
         self.fix = fix
         line = f"{where}: {what}" if where else what
-        super().__init__(f"{line} ({fix})" if fix else line)
+        super().__init__(printable(f"{line} ({fix})" if fix else line))
 
 
-class Interrupted(Exception):  # noqa: N818  # no error: what was done is saved
-    """The user asked a run to stop and it did, with everything saved; the message says how to go on."""
+REQUEUE = 75
+"""Exit code of a run that was asked to stop by SIGTERM or SIGUSR1 (EX_TEMPFAIL): a scheduler may start it again."""
+
+
+class Interrupted(BaseException):  # no error, and no library's `except Exception` may swallow it
+    """A run was asked to stop and did, with nothing lost; the message says how to go on.
+
+    Args:
+        what: the line to show.
+        code: the exit code: 130 after Ctrl-C, else `REQUEUE`.
+    """
+
+    def __init__(self, what: str, code: int = 130) -> None:
+        self.code = code
+        super().__init__(what)
+
+
+class Explained(AbstractContextManager[None]):
+    """Turns whatever a library raises at a stranger's files into a `UserError` that ends with what it said.
+
+    Tokenizers raise a bare `Exception`; which others are raised depends on where a damaged value is first used.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self._what, self._where, self._fix = what, where, fix
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            # Cut: how to load it all the same.
+            reason = first_line(error).partition(" If you want to instead")[0]
+            raise UserError(f"{self._what}: {reason}", where=self._where, fix=self._fix) from error
 
 
 def warn(what: str, *, where: str = "") -> None:
     """Say on stderr, as one line, what may not be as the user expects; the work goes on."""
-    print(f"warning: {where}: {what}" if where else f"warning: {what}", file=sys.stderr)  # noqa: T201
+    line = f"warning: {where}: {what}" if where else f"warning: {what}"
+    print(printable(line), file=sys.stderr)  # noqa: T201
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says first, or its name if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""`text` with each of its `CONTROLS` spelled out, as `\x1b`: a name from a stranger commands no terminal."""
+    return CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

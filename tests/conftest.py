@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads beside another job are slower than one
+
+# The tests' own rewards are code that they have just written; tests/security takes it back.
+os.environ.setdefault("RATS_VIDEO_TRUST_CODE", "1")
 
 import pytest
 import torch
@@ -28,6 +31,14 @@ from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, PromptBatch, RewardScores
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def fast_disk() -> Iterator[None]:
+    """No waiting for the disk itself: 10 ms for each of thousands of files; tests/unit/test_files.py looks at it."""
+    with mock.patch("os.fsync"):
+        yield
+
 
 TINY_CONFIG = """
 seed: 5

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
-from rats_video.errors import UserError
+from rats_video.errors import Explained, UserError
+from rats_video.reading import DAMAGED, read_json, read_sizes
 
 
 def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
@@ -20,9 +19,9 @@ def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
         UserError: the folder is no diffusers pipeline, or one of another family than `accepted`.
     """
     try:
-        index = dict(json.loads((folder / "model_index.json").read_text()))
+        index = dict(read_json(folder / "model_index.json"))
         name = str(index["_class_name"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(
             "not a diffusers pipeline: no readable model_index.json in it",
             where=str(folder), fix="give the folder that pipeline.save_pretrained or a hub download made",
@@ -55,16 +54,18 @@ def load_parts(
 def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
     """A model of class `kind`, ready to be called, or a tokenizer."""
     is_model = hasattr(kind, "forward")
-    options = {"torch_dtype": dtype, "output_loading_info": True} if is_model else {}
-    try:
-        loaded = kind.from_pretrained(folder, **options)
+    # Without these a model without safetensors is unpickled, and a tokenizer asks on the terminal to run its own code.
+    options = (
+        {"torch_dtype": dtype, "output_loading_info": True, "use_safetensors": True}
+        if is_model
+        else {"trust_remote_code": False}
+    )
+    with Explained(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
+        if is_model:
+            read_sizes(folder / "config.json")
+        loaded = kind.from_pretrained(folder, local_files_only=True, **options)
         if not is_model:
             return loaded
         if missing := sorted(loaded[1]["missing_keys"]):
-            raise ValueError(f"no weights for {missing[0]}")  # noqa: TRY301  # diffusers would make some up
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0].partition(" If you want to instead")[0]  # cut: how to load it all the same
-        raise UserError(
-            f"cannot load it as a {family} pipeline: {folder.name}/: {reason}", where=str(folder.parent)
-        ) from error
+            raise ValueError(f"no weights for {missing[0]}")  # diffusers would make some up
     return loaded[0].to(device).eval()

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rats_video.config.compute import LoraWeights
-from rats_video.errors import UserError
+from rats_video.errors import UserError, first_line
+from rats_video.reading import DAMAGED, check_plain_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
 METADATA_KEY = "lora_adapter_metadata"
@@ -92,8 +93,19 @@ class Adapters:
             if f".{name}." in key and ".lora_" in key
         }
 
-    def save(self, name: str, folder: Path) -> None:
-        """Write the file that `pipeline.load_lora_weights(folder)` loads, alpha included."""
+    def rescale(self, name: str, scale: float) -> None:
+        """Make an adapter change the base `scale` times as much as it was trained to."""
+        for layer in self._layers:
+            layer.set_scale(name, scale)
+
+    def merge(self, name: str) -> None:
+        """Add an adapter to the weights it adapts, for good: the networks are plain again, this is of no more use."""
+        for network in self.networks.values():
+            network.fuse_lora(adapter_names=[name])
+            network.unload_lora()
+
+    def save(self, name: str, folder: Path, remarks: Mapping[str, str] | None = None) -> None:
+        """Write the file that `pipeline.load_lora_weights(folder)` loads, alpha included; `remarks` join its header."""
         tensors = {key: weight.detach().cpu().contiguous() for key, weight in self.weights(name).items()}
         metadata = {
             f"{part}.{key}": sorted(value) if isinstance(value, set) else value
@@ -101,7 +113,8 @@ class Adapters:
             for key, value in network.peft_config[name].to_dict().items()
         }
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / LORA_FILE, {"format": "pt", METADATA_KEY: json.dumps(metadata, default=str)})
+        header = {"format": "pt", METADATA_KEY: json.dumps(metadata, default=str), **(remarks or {})}
+        save_file(tensors, folder / LORA_FILE, header)
 
     def load(self, name: str, tensors: Mapping[str, Tensor], *, where: Path) -> None:
         """Fill an adapter's weights in place.
@@ -138,6 +151,7 @@ def read_lora(path: Path) -> tuple[LoraWeights, dict[str, Tensor]]:
         UserError: it is damaged, or says no rank and alpha.
     """
     try:
+        check_plain_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
@@ -147,6 +161,6 @@ def read_lora(path: Path) -> tuple[LoraWeights, dict[str, Tensor]]:
                         targets=tuple(settings["target_modules"])),
             tensors,
         )  # fmt: skip
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except DAMAGED as error:
+        reason = first_line(error)
         raise UserError(f"not a LoRA file with its rank and alpha: {reason}", where=str(path)) from error

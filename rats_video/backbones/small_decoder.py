@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rats_video.backbones.chunked import Caches, decode_chunks
 from rats_video.config.compute import DecodeConfig
 from rats_video.errors import UserError
+from rats_video.reading import load_tensors
 
 _CONVERT = """convert it once: python -c "import torch; from safetensors.torch import save_file; \
 save_file(torch.load('{name}', weights_only=True), '{stem}.safetensors')\""""
@@ -144,7 +144,7 @@ def load_small_decoder(
     """
     path = _weights_file(folder, where)
     try:
-        tensors = load_file(path)
+        tensors = load_tensors(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read {path}: {error}", where=where) from error
     weights = {name: tensor.float() for name, tensor in tensors.items() if not name.startswith("encoder.")}

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
+import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +21,10 @@ import torch
 from rats_video.config.compute import ParallelConfig
 from rats_video.config.load import load_config
 from rats_video.config.schema import Config
-from rats_video.errors import UserError
-from rats_video.runtime import Runtime
+from rats_video.errors import UserError, warn
+from rats_video.files import LOCK, locked, write_json
+from rats_video.runtime import ALONE, Runtime
+from rats_video.training.run_folder import CONFIG
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 PATIENCE = timedelta(hours=2)  # what a reward rank waits for a slow teacher, and all for the last checkpoint
@@ -67,23 +73,58 @@ def check_processes(device: str, count: int, *, where: str) -> None:
 
 @contextlib.contextmanager
 def explain_memory(advice: Callable[[], str]) -> Iterator[None]:
-    """Turn running out of GPU memory into one line that says what would save some; `advice` is asked only then."""
+    """Turn running out of memory into one line that says what would save some; `advice` is asked only then."""
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise UserError("out of GPU memory", fix=advice()) from error
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):  # torch's words on a CPU
+            raise
+        raise UserError("out of memory", fix=advice()) from error
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """Versions and hardware, for the record."""
+    """Versions, command and hardware, for the record."""
     packages = ("rats-video", "torch", "diffusers", "transformers")
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
     return {
         **{name: version(name) for name in packages},
+        "code": code_version(),
+        "command": shlex.join(["rats-video", *sys.argv[1:]]),
+        "host": platform.node(),
         "python": platform.python_version(),
         "device": f"{device.type}: {hardware}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def code_version() -> str:
+    """The git commit of a checkout, `-dirty` where files were changed since; else the package's version."""
+    try:
+        # Tracked: an installed package may lie in somebody else's checkout.
+        _git("ls-files", "--error-unmatch", __file__)
+        return f"git {_git('describe', '--always', '--dirty', '--abbrev=40', '--exclude=*')}"
+    except (OSError, subprocess.SubprocessError):
+        return f"rats-video {version('rats-video')}"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(  # noqa: S603
+        ["git", *arguments],  # noqa: S607
+        cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True,
+    )  # fmt: skip
+    return done.stdout.strip()
+
+
+def record_session(path: Path, session: Mapping[str, object]) -> None:
+    """Add what a run computes with this time to the list at `path`; a damaged list gives way to a new one."""
+    try:
+        sessions = json.loads(path.read_text()) if path.is_file() else []
+    except ValueError:
+        warn("unreadable, begun anew", where=str(path))
+        sessions = []
+    write_json(path, [*(sessions if isinstance(sessions, list) else [sessions]), session])
 
 
 def load_seeded(
@@ -98,15 +139,57 @@ def claim_folder(folder: Path, *, overwrite: bool) -> None:
     """Make an output folder ours; raises UserError if it holds something and `overwrite` is off."""
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file", where=str(folder), fix="give another --output")
-    if folder.exists() and any(folder.iterdir()):
-        if not overwrite:
-            raise UserError(
-                "already exists and is not empty",
-                where=str(folder),
-                fix="add --overwrite or another --output",
-            )
-        shutil.rmtree(folder)
+    held = sorted(holdings(folder), key=Path.is_dir)  # files first: what is half deleted is no run
+    if held and not overwrite:
+        raise UserError("already exists and is not empty", where=str(folder), fix="add --overwrite or another --output")
+    if held and folder.is_symlink():
+        raise UserError("is a link", where=str(folder), fix=f"give what it points to: {folder.readlink()}")
+    for path in held:
+        if path.is_dir() and not path.is_symlink():  # links go, never what they point to
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     make_folder(folder)
+
+
+def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
+    """Whether there is a run to go on with in an output folder; else it is made ours, to begin one.
+
+    Raises:
+        UserError: it holds something, and neither flag is given or there is no run to resume.
+    """
+    is_run = (folder / CONFIG).is_file()
+    if resume and is_run:
+        return True
+    if resume and holdings(folder):
+        raise UserError(f"not a run: it has no {CONFIG}", where=str(folder), fix="check --output")
+    if is_run and not overwrite:
+        raise UserError("holds a run", where=str(folder), fix="--resume goes on with it, --overwrite replaces it")
+    claim_folder(folder, overwrite=overwrite)
+    return False
+
+
+def refuse_changes(folder: Path, changed: Sequence[str]) -> None:
+    """Raise UserError if a run's configuration differs from the one it is to go on with."""
+    if changed:
+        raise UserError(
+            f"holds a run of another configuration: {', '.join(changed)} differ",
+            where=str(folder), fix="give the same options, another --output, or --overwrite to start anew",
+        )  # fmt: skip
+
+
+def holdings(folder: Path) -> list[Path]:
+    """What lies in a folder, but for our own lock on it."""
+    return [path for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
+
+
+def working_in(folder: Path, runtime: Runtime = ALONE) -> contextlib.AbstractContextManager[None]:
+    """Context in which no other process works in an output folder; one process of `runtime` locks it for all.
+
+    Raises:
+        UserError: another process works there.
+    """
+    return locked(folder) if runtime.is_main else contextlib.nullcontext()
 
 
 def make_folder(folder: Path) -> None:

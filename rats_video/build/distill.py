@@ -14,7 +14,7 @@ from rats_video.backbones.levers import use_decode_dtype, use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.build.common import claim_folder, environment
+from rats_video.build.common import claim_run, environment, record_session, refuse_changes
 from rats_video.build.compute import (
     cached_text,
     check_compute,
@@ -24,7 +24,7 @@ from rats_video.build.compute import (
     save_text,
 )
 from rats_video.build.dry_runs import Builders, plan_of_run
-from rats_video.build.guard import build_guard
+from rats_video.build.guard import SEED_OFFSET, build_guard
 from rats_video.build.parallel import serve_rewards, split_roles
 from rats_video.build.reward import build_judges, check_rewards, loss_reward, reward_folders
 from rats_video.config.compute import FullWeights, LoraWeights
@@ -46,6 +46,9 @@ from rats_video.training.run_folder import RunFolder
 
 NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
 """Keys of a reward that are in its weights' hash, or change no score."""
+
+DECIDES = {".safetensors", ".json", ".txt", ".model"}
+"""Files of a model's or a reward's folder that decide what it computes: weights, configuration, tokenizer."""
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
@@ -155,7 +158,7 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
     return {
-        "weights": weights_digest(folders),
+        "weights": weights_digest(folders, DECIDES),
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
         "embedded_guidance": cfg.embedded_guidance,
@@ -168,26 +171,25 @@ def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, o
     }
 
 
-def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> None:
+def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> bool:
     """Claim the run's folder, or check that the run in it may be continued with this configuration.
+
+    What a killed process left half-written in it is removed.
+
+    Returns:
+        Whether a run of exactly this configuration goes on.
 
     Raises:
         UserError: the folder holds something and neither flag is given, or `resume` meets another configuration.
     """
-    if resume and run.config.is_file():
+    run.tidy()
+    before = None
+    if claim_run(run.root, resume=resume, overwrite=overwrite):
+        run.check_entries()
         before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
-        if changed := changed_keys(before, cfg):
-            raise UserError(
-                f"holds a run of another configuration: {', '.join(changed)} differ",
-                where=str(run.root), fix="give the same options, another --output, or --overwrite to start anew",
-            )  # fmt: skip
-    else:
-        if resume and run.root.exists() and any(run.root.iterdir()):
-            raise UserError("not a run: it has no config.resolved.yaml", where=str(run.root), fix="check --output")
-        if run.config.is_file() and not overwrite:
-            raise UserError("holds a run", where=str(run.root), fix="--resume goes on with it, --overwrite replaces it")
-        claim_folder(run.root, overwrite=overwrite)
+        refuse_changes(run.root, changed_keys(before, cfg))
     write_resolved(cfg, run.config)
+    return before == cfg
 
 
 def train_student(
@@ -226,10 +228,11 @@ def train_student(
         del judges  # what nobody needs any more makes room
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
-            prepare_run(cfg, run, resume=resume, overwrite=overwrite)
+            goes_on = prepare_run(cfg, run, resume=resume, overwrite=overwrite)
             save_text(cfg, student, run.text)
-            shares = runtime.trainers // runtime.context
-            write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
+            if not (goes_on and run.plan.is_file()):
+                shares = runtime.trainers // runtime.context
+                write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
             _record(cfg, run, student, runtime)
         runtime.wait()
         train_loop(rats, cfg, prompts.train, run, runtime, guard)
@@ -243,9 +246,13 @@ def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runti
     """Write down and say what the run computes with."""
     world = runtime.trainers + runtime.reward_ranks
     in_force = describe(cfg, student) | ({"processes": str(world)} if world > 1 else {})
-    write_json(run.environment, {**environment(runtime.device), **in_force})
+    record_session(run.environment, {**environment(runtime.device), "seeds": _seeds(cfg), **in_force})
     shown = "; ".join(f"{key} {value}" for key, value in in_force.items())
     print(f"distill on {runtime.device}: {shown}", file=sys.stderr)  # noqa: T201
+
+
+def _seeds(cfg: DistillConfig) -> dict[str, int]:
+    return {"training": cfg.seed} | ({} if cfg.guard is None else {"guard": cfg.seed + SEED_OFFSET})
 
 
 def _check_horizons(cfg: DistillConfig, student_steps: int) -> None:

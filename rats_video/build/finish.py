@@ -13,21 +13,24 @@ from rats_video.backbones.load import load_backbone
 from rats_video.build.distill import build_roles
 from rats_video.config.compute import ComputeConfig
 from rats_video.config.distill import DistillConfig
+from rats_video.errors import UserError
 from rats_video.evaluation.guard_plot import plot_guard
 from rats_video.evaluation.plots import plot_training
-from rats_video.inference.student import StudentCard, save_student
-from rats_video.training.checkpoint import list_checkpoints, load_student_weights, steps_done
+from rats_video.inference.student import CARD, StudentCard, load_card, save_student
+from rats_video.training.checkpoint import find_damage, list_checkpoints, load_student_weights, steps_done
+from rats_video.training.guard import drop_former
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
 
 def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:
     """Write the trained student, which is the best that the guard has seen or else the last, and its figures."""
-    has_best = cfg.guard is not None and cfg.guard.choose == "best" and run.best.is_dir()
-    chosen = run.best if has_best else list_checkpoints(run.checkpoints)[-1]
+    chosen = _chosen(cfg, run)
+    if damage := find_damage(chosen):
+        raise UserError(f"damaged: {damage}", where=str(chosen), fix="--resume goes on from what is not")
     if cfg.parallel.shard:
         student = _whole_student(cfg, chosen)
-    elif has_best:
+    else:
         load_student_weights(chosen, student.weights)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = steps_done(chosen)
@@ -35,10 +38,27 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
     card = StudentCard(
         model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance, cfg.compute.dtype
     )
-    save_student(student, card, run.student)
     plot_training(read_metrics(run.metrics), run.curves)
     if run.guard.is_file():
         plot_guard(json.loads(run.guard.read_text()), run.guard_figure)
+    drop_former(run)
+    save_student(student, card, run.student)  # comes last: by it a run is known to be finished
+
+
+def is_finished(cfg: DistillConfig, run: RunFolder) -> bool:
+    """Whether the run was trained so far, and its student is the one that `finish` would write."""
+    if not (run.student / CARD).is_file():
+        return False
+    written, saved = load_card(run.student).steps, list_checkpoints(run.checkpoints)
+    if not saved:  # somebody needed the space
+        return written >= cfg.training.steps
+    return steps_done(saved[-1]) >= cfg.training.steps and written == steps_done(_chosen(cfg, run))
+
+
+def _chosen(cfg: DistillConfig, run: RunFolder) -> Path:
+    """The weights that the run ends with."""
+    best = json.loads(run.guard.read_text())["best"] if cfg.guard is not None and cfg.guard.choose == "best" else None
+    return list_checkpoints(run.checkpoints)[-1] if best is None else run.best_student(best)
 
 
 def _whole_student(cfg: DistillConfig, checkpoint: Path) -> PipelineBackbone:

@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from rats_video.assets import resolve_folder
+from rats_video.backbones.folder import load_parts
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.common import claim_folder, environment, load_seeded, pick_device
+from rats_video.build.common import claim_run, environment, load_seeded, pick_device, refuse_changes, working_in
 from rats_video.build.reward import build_reward, check_reward_prompts, latent_space
 from rats_video.config.distill import ShapesPrompts
+from rats_video.config.load import load_config, write_resolved
 from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.config.resume import changed_training
+from rats_video.config.schema import Config
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError
-from rats_video.files import write_json
+from rats_video.files import tidy, write_json
 from rats_video.inference.student import load_card
 from rats_video.training.latent_pool import Studio
-from rats_video.training.latent_reward import POOL, evaluate_latent_reward, train_latent_reward
+from rats_video.training.latent_reward import evaluate_latent_reward, train_latent_reward
+from rats_video.training.resumable import forget
 from rats_video.training.reward import train_reward
+from rats_video.training.run_folder import CONFIG
 from rats_video.training.teacher import save_pipeline, train_teacher
 from rats_video.training.vae import train_vae
 
+RECORD = "training.json"
+
+
+@contextlib.contextmanager
+def _training(cfg: Config, output: Path, group: str, *, resume: bool, overwrite: bool) -> Iterator[bool]:
+    """Context that owns OUTPUT, its checkpoints deleted at the end; yields whether all was done before.
+
+    Raises:
+        UserError: another process works there, or it holds something, or a run of another configuration to go on with.
+    """
+    with working_in(output):
+        tidy(output)
+        if claim_run(output, resume=resume, overwrite=overwrite):
+            before = load_config(type(cfg), str((output / CONFIG).resolve()), group=group)
+            refuse_changes(output, changed_training(before, cfg))
+        write_resolved(cfg, output / CONFIG)
+        yield (output / RECORD).is_file()
+        forget(output / "checkpoints")
+
 
 def _record(folder: Path, cfg: Any, seconds: float, device: torch.device, metrics: dict[str, float]) -> list[str]:
-    """Write what a trained model is beside it; returns the lines to show."""
+    """Write what a trained model is beside it, which says that it is whole; returns the lines to show."""
     content = {
         "config": cfg.model_dump(mode="json"),
         "seed": cfg.seed,
@@ -37,66 +63,73 @@ def _record(folder: Path, cfg: Any, seconds: float, device: torch.device, metric
         "environment": environment(device),
         "metrics": {name: round(value, 4) for name, value in metrics.items()},
     }
-    write_json(folder / "training.json", content)
+    write_json(folder / RECORD, content)
     return [*(f"{name}: {value:.4g}" for name, value in metrics.items()), f"{seconds:.0f} s: {folder}"]
 
 
 def run_train_vae(
-    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], overwrite: bool
+    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], resume: bool, overwrite: bool
 ) -> list[str]:
     """`train vae`: OUTPUT/vae and OUTPUT/training.json."""
     cfg = load_seeded(VaeConfig, config, group="vae", overrides=overrides, seed=seed)
-    where = pick_device(device)
-    if overwrite or not (output / "stage-1").is_dir():  # finished stages are kept: an interrupted run goes on
-        claim_folder(output, overwrite=overwrite)
-    began = time.monotonic()
-    vae, metrics = train_vae(cfg, where, output)
-    vae.save_pretrained(output / "vae")
-    return _record(output, cfg, time.monotonic() - began, where, metrics)
+    where, began = pick_device(device), time.monotonic()
+    with _training(cfg, output, "vae", resume=resume, overwrite=overwrite) as is_done:
+        if is_done:
+            return _done_before(output)
+        vae, metrics = train_vae(cfg, where, output)
+        vae.save_pretrained(output / "vae")
+        return _record(output, cfg, time.monotonic() - began, where, metrics)
 
 
 def run_train_teacher(
-    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], overwrite: bool
+    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], resume: bool, overwrite: bool
 ) -> list[str]:
     """`train teacher`: a folder that `diffusers.WanPipeline` loads."""
     from diffusers import AutoencoderKLWan
 
     cfg = load_seeded(TeacherTrainConfig, config, group="teacher", overrides=overrides, seed=seed)
-    where = pick_device(device)
+    where, began = pick_device(device), time.monotonic()
     vae_folder = resolve_folder(cfg.vae, where="vae")
     init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
-    vae = AutoencoderKLWan.from_pretrained(vae_folder / "vae").to(where).eval()
-    claim_folder(output, overwrite=overwrite)
-    began = time.monotonic()
-    backbone, metrics = train_teacher(cfg, vae, init, where, output)
-    save_pipeline(backbone, output, shift=cfg.shift)
-    for record in (vae_folder / "vae" / "training.json", vae_folder / "training.json"):  # of a pipeline, of `train vae`
-        if record.is_file():
-            shutil.copy(record, output / "vae" / record.name)
-            break
-    return _record(output, cfg, time.monotonic() - began, where, metrics)
+    parts, fix = {"vae": AutoencoderKLWan}, "give a folder with a vae/ in it"
+    vae = load_parts(vae_folder, parts, where, torch.float32, family="Wan", fix=fix)["vae"]
+    with _training(cfg, output, "teacher", resume=resume, overwrite=overwrite) as is_done:
+        if is_done:
+            return _done_before(output)
+        backbone, metrics = train_teacher(cfg, vae, init, where, output)
+        save_pipeline(backbone, output, shift=cfg.shift)
+        for record in (vae_folder / "vae" / RECORD, vae_folder / RECORD):  # of a pipeline, of `train vae`
+            if record.is_file():
+                shutil.copy(record, output / "vae" / record.name)
+                break
+        return _record(output, cfg, time.monotonic() - began, where, metrics)
 
 
 def run_train_reward(
-    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], overwrite: bool
+    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], resume: bool, overwrite: bool
 ) -> list[str]:
     """`train reward`: a folder that the `word` reward loads."""
     cfg = load_seeded(RewardTrainConfig, config, group="reward", overrides=overrides, seed=seed)
-    where = pick_device(device)
+    where, began = pick_device(device), time.monotonic()
     backbone = WanBackbone.from_pretrained(resolve_folder(cfg.model, where="model"), where)
-    claim_folder(output, overwrite=overwrite)
-    began = time.monotonic()
-    reward, metrics = train_reward(cfg, backbone)
-    reward.save(output)
-    return _record(output, cfg, time.monotonic() - began, where, metrics)
+    with _training(cfg, output, "reward", resume=resume, overwrite=overwrite) as is_done:
+        if is_done:
+            return _done_before(output)
+        reward, metrics = train_reward(cfg, backbone, output)
+        reward.save(output)
+        return _record(output, cfg, time.monotonic() - began, where, metrics)
+
+
+def _done_before(output: Path) -> list[str]:
+    return [f"done before: {output}"]
 
 
 def run_train_latent_reward(
-    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], overwrite: bool
+    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], resume: bool, overwrite: bool
 ) -> list[str]:
     """`train reward --latent`: a folder that the `latent` reward loads."""
     cfg = load_seeded(LatentRewardTrainConfig, config, group="latent_reward", overrides=overrides, seed=seed)
-    where = pick_device(device)
+    where, began = pick_device(device), time.monotonic()
     folder = resolve_folder(cfg.model, where="model")
     backbone = load_backbone(folder, where, getattr(torch, cfg.dtype))
     backbone.fps = cfg.clip.fps
@@ -109,13 +142,13 @@ def run_train_latent_reward(
     student = None if cfg.student is None else resolve_folder(cfg.student, where="student")
     steps = 0 if student is None else load_card(student).num_steps[0]
     init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
-    if overwrite or not (output / POOL).is_file():  # what was scored is kept: an interrupted run goes on
-        claim_folder(output, overwrite=overwrite)
-    began = time.monotonic()
-    space = latent_space(folder, backbone, cfg.clip.spec)
-    made = train_latent_reward(cfg, Studio(cfg, backbone, reward, prompts.train), space, output, init)
-    metrics = evaluate_latent_reward(
-        cfg, made, Studio(cfg, backbone, reward, prompts.heldout),
-        student=None if student is None else backbone.load_role(student), steps=steps,
-    )  # fmt: skip
-    return _record(output, cfg, time.monotonic() - began, where, metrics)
+    with _training(cfg, output, "latent_reward", resume=resume, overwrite=overwrite) as is_done:
+        if is_done:
+            return _done_before(output)
+        space = latent_space(folder, backbone, cfg.clip.spec)
+        made = train_latent_reward(cfg, Studio(cfg, backbone, reward, prompts.train), space, output, init)
+        metrics = evaluate_latent_reward(
+            cfg, made, Studio(cfg, backbone, reward, prompts.heldout),
+            student=None if student is None else backbone.load_role(student), steps=steps,
+        )  # fmt: skip
+        return _record(output, cfg, time.monotonic() - began, where, metrics)

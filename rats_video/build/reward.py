@@ -133,14 +133,18 @@ def latent_space(model: Path, backbone: PipelineBackbone, clip: ClipSpec) -> Lat
 
 
 def reward_folders(cfg: RewardConfig, *, where: str) -> list[Path]:
-    """What decides a reward's scores: the folders of its weights, or the file of a custom one's code."""
+    """What decides a reward's scores: the folders of its weights and its tokenizer, or a custom one's code.
+
+    Of code that is the module and those beside it, which it may import; what it imports from elsewhere is not seen.
+    """
     return [path for key, one in single_rewards(cfg, where).items() for path in _sources(one, key)]
 
 
 def _sources(cfg: OneReward, where: str) -> list[Path]:
     if isinstance(cfg, CustomRewardConfig):
-        return [source_file(cfg.target, where=where)]
-    folders = [resolve_folder(getattr(cfg, name), where=f"{where}.{name}") for name in cfg.folders]
+        return sorted(source_file(cfg.target, where=where).parent.glob("*.py"))
+    names = (*cfg.folders, *(["tokenizer"] if getattr(cfg, "tokenizer", None) else []))
+    folders = [resolve_folder(getattr(cfg, name), where=f"{where}.{name}") for name in names]
     if isinstance(cfg, LatentRewardConfig):
         folders += reward_folders(read_imitated(folders[0]), where=str(folders[0] / "config.json"))
     return folders

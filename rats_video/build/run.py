@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rats_video.build.common import explain_memory, load_seeded, start_runtime
+from rats_video.build.common import explain_memory, load_seeded, start_runtime, working_in
+from rats_video.build.comparison import compare_files
 from rats_video.build.compute import memory_advice
 from rats_video.build.distill import prepare_run, train_student
-from rats_video.build.finish import finish
-from rats_video.build.inference import LoadedStudent, compare_files, evaluate_files, load_student, sample_files
+from rats_video.build.evaluate import evaluate_files
+from rats_video.build.finish import finish, is_finished
+from rats_video.build.inference import LoadedStudent, load_student
+from rats_video.build.sample import sample_files
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
-from rats_video.inference.student import CARD, load_card
+from rats_video.files import tidy
+from rats_video.inference.requests import list_requests
 from rats_video.runtime import Runtime
-from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.run_folder import RunFolder
 
 
@@ -32,11 +35,11 @@ def run_distill(
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
-    with explain_memory(lambda: memory_advice(cfg)):
+    with explain_memory(lambda: memory_advice(cfg)), working_in(output, runtime):
         student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
-    runtime.close()  # nobody waits for the one that writes
-    if runtime.is_main and student is not None:
-        finish(cfg, run, student)
+        runtime.close()  # nobody waits for the one that writes
+        if runtime.is_main and student is not None:
+            finish(cfg, run, student)
     return [f"student: {run.student}", f"training figure: {run.curves}"]
 
 
@@ -57,44 +60,46 @@ def run_all(
     """
     cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
-    say("1/4 distill")
+    with working_in(output, runtime):
+        say("1/4 distill")
+        before = _distill(cfg, run, runtime, say, resume=resume, overwrite=overwrite)
+        if runtime.serves_reward:  # nothing more to do, and no part in what the others do together
+            runtime.close()
+            return
+        runtime.wait()
+        loaded = load_student(output, runtime.device)
+        for name, made, step in _steps(cfg, loaded, run, runtime):
+            say(name)
+            is_done = runtime.agree(before == cfg and made.is_file())
+            if not is_done and runtime.is_main:  # missing, made with another student, or judged in another way
+                made.unlink(missing_ok=True)
+                tidy(made.parent)
+            for line in [f"done before: {made.parent}"] if is_done else step():
+                say(f"    {line}")
+        say(f"Look first at {run.comparison} (videos), {run.curves} and {run.evaluation / 'evaluation.md'}")
+        runtime.close()
+
+
+def _distill(
+    cfg: DistillConfig, run: RunFolder, runtime: Runtime, say: Callable[[str], None], *, resume: bool, overwrite: bool
+) -> DistillConfig | None:
+    """Train and finish, unless that is done; returns the configuration it was done with before."""
     go_on = resume or (run.config.is_file() and not overwrite)
-    trained = go_on and (run.student / CARD).is_file() and _last_step(run) >= cfg.training.steps
-    before = load_config(DistillConfig, str(run.config.resolve()), group="distill") if trained else None
-    if trained:
-        if not runtime.serves_reward:
-            runtime.wait()
-        if runtime.is_main:
-            prepare_run(cfg, run, resume=True, overwrite=False)
-        say(f"    done before: {run.student}")
-    else:
+    if not (go_on and is_finished(cfg, run)):
         with explain_memory(lambda: memory_advice(cfg)):
             student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite)
         if runtime.is_main and student is not None:
             finish(cfg, run, student)
         say(f"    student: {run.student}")
         say(f"    training figure: {run.curves}")
-
-    if runtime.serves_reward:  # nothing more to do, and no part in what the others do together
-        runtime.close()
-        return
-    runtime.wait()
-    loaded = load_student(output, runtime.device)
-    for name, made, step in _steps(cfg, loaded, run, runtime):
-        say(name)
-        is_done = runtime.agree(before == cfg and made.is_file())
-        if not is_done and runtime.is_main:  # missing, made with another student, or judged in another way
-            made.unlink(missing_ok=True)
-        for line in [f"done before: {made.parent}"] if is_done else step():
-            say(f"    {line}")
-    say(f"Look first at {run.comparison} (videos), {run.curves} and {run.evaluation / 'evaluation.md'}")
-    runtime.close()
-
-
-def _last_step(run: RunFolder) -> int:
-    """How far a finished run was trained; its student may be an earlier one."""
-    saved = list_checkpoints(run.checkpoints)
-    return steps_done(saved[-1]) if saved else load_card(run.student).steps
+        return None
+    before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
+    if not runtime.serves_reward:
+        runtime.wait()
+    if runtime.is_main:
+        prepare_run(cfg, run, resume=True, overwrite=False)
+    say(f"    done before: {run.student}")
+    return before
 
 
 def _steps(
@@ -104,11 +109,12 @@ def _steps(
     heldout = load_prompts(cfg.prompts).heldout
     spec = loaded.spec(loaded.card.num_steps[0])
     prompts = [heldout[i % len(heldout)] for i in range(cfg.comparison.num_videos)]
+    requests = list_requests(prompts, nfe=spec.nfe, seed=cfg.seed)
     return [
         (
             "2/4 sample",
             run.samples / "manifest.json",
-            lambda: sample_files(loaded, prompts, spec, runtime, seed=cfg.seed, output=run.samples),
+            lambda: sample_files(loaded, requests, runtime, output=run.samples, overwrite=True),
         ),
         (
             "3/4 export comparison",

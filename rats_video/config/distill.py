@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
+from rats_video.config.faults import FaultsConfig
 from rats_video.config.guard import GuardConfig
 from rats_video.config.reward import LatentRewardConfig, RewardConfig
 from rats_video.config.schema import (
@@ -14,9 +15,12 @@ from rats_video.config.schema import (
     Config,
     NonNegativeFloat,
     NonNegativeInt,
+    NumClips,
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
+    Seed,
+    SolverSteps,
 )
 from rats_video.errors import UserError
 
@@ -75,7 +79,9 @@ class PolicyConfig(Config):
     All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
     """
 
-    samples: int = Field(4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts")
+    samples: NumClips = Field(
+        4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts"
+    )
     noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
     normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
 
@@ -107,7 +113,7 @@ class FrozenTeacher(Config):
     """The base model, sampled with many steps."""
 
     kind: Literal["frozen"]
-    num_steps: PositiveInt = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
+    num_steps: SolverSteps = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
     guidance_scale: PositiveFloat = 3.0
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
@@ -118,7 +124,7 @@ class EmaTeacher(Config):
 
     kind: Literal["ema"]
     decay: float = Field(0.99, ge=0, lt=1)
-    num_steps: PositiveInt = 48
+    num_steps: SolverSteps = 48
     guidance_scale: PositiveFloat = Field(1.0, description="at the start")
     guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
     guidance_fade_steps: NonNegativeInt = 0
@@ -131,7 +137,7 @@ Teacher = Annotated[FrozenTeacher | EmaTeacher, Field(discriminator="kind")]
 class StudentConfig(Config):
     """The few-step sampler that is trained."""
 
-    num_steps: tuple[PositiveInt, ...] = Field((4,), min_length=1, description="NFE trained for; several take turns")
+    num_steps: tuple[SolverSteps, ...] = Field((4,), min_length=1, description="NFE trained for; several take turns")
     grad_steps: PositiveInt | tuple[NonNegativeInt, ...] | None = Field(
         None, description="how many of the last steps carry gradient, or which (0 is the first); null = all"
     )
@@ -161,7 +167,7 @@ class TrainingConfig(Config):
     """The optimisation."""
 
     steps: PositiveInt = 150
-    batch_size: PositiveInt = Field(8, description="clips an update, over all processes")
+    batch_size: NumClips = Field(8, description="clips an update, over all processes")
     micro_batch_size: PositiveInt | None = Field(
         None, description="clips a process works on at a time; gradients add up, memory does not; null = all of its own"
     )
@@ -170,6 +176,7 @@ class TrainingConfig(Config):
     max_skipped: NonNegativeInt = Field(
         16, description="clips whose reward is not a finite number that a run may leave out before it stops"
     )
+    faults: FaultsConfig = FaultsConfig()
     keep_checkpoints: PositiveInt = Field(2, description="how many are kept, newest first")
 
     def parts(self, clips: int) -> int:
@@ -190,23 +197,23 @@ class TrainingConfig(Config):
 class ComparisonConfig(Config):
     """`export comparison`."""
 
-    num_videos: PositiveInt = 6
+    num_videos: NumClips = 6
 
 
 class EvaluationConfig(Config):
     """`evaluate`."""
 
-    nfe: tuple[PositiveInt, ...] = (3, 4, 5, 8)
-    num_clips: PositiveInt = 64
-    batch_size: PositiveInt = 32
-    teacher_steps: PositiveInt = 50
+    nfe: tuple[SolverSteps, ...] = (3, 4, 5, 8)
+    num_clips: NumClips = 64
+    batch_size: NumClips = 32
+    teacher_steps: SolverSteps = 50
     guidance_scale: PositiveFloat = 3.0
 
 
 class DistillConfig(Config):
     """Root of `distill` and `run`."""
 
-    seed: int = 0
+    seed: Seed = 0
     model: str = Field(description="pipeline folder as diffusers saves it, or the name of an embedded one")
     architecture: str | None = Field(
         None, description="for `plan`, while the model folder is not there: a preset, e.g. wan21_1b"

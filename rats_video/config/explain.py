@@ -22,6 +22,7 @@ KeyPath = tuple[str | int, ...]
 # Errors whose message already holds the value, or that have none to show.
 _SELF_EVIDENT = {"extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found", "value_error"}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+_MOST_DESCRIBED = 100  # each is compared with all valid keys
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = 60
 
@@ -37,7 +38,7 @@ def explain(error: ValidationError, model: type[BaseModel], merged: Tree, layers
     """
     # A misspelt key also leaves the right one missing: the misspelling is the line to show.
     details = sorted(error.errors(), key=lambda detail: detail["type"] not in {"extra_forbidden", "union_tag_invalid"})
-    described = [_describe(detail, model, merged) for detail in details]
+    described = [_describe(detail, model, merged) for detail in details[:_MOST_DESCRIBED]]
     path, _, fix = described[0]
     # `int | Literal["auto"]` fails once a member, all at one key: one error with alternatives.
     what = " or ".join(dict.fromkeys(what for other, what, _ in described if other == path))
@@ -45,7 +46,7 @@ def explain(error: ValidationError, model: type[BaseModel], merged: Tree, layers
         what += f", got {show(details[0]['input'])}"
     more = len({other for other, _, _ in described}) - 1
     fix = "; ".join(filter(None, (fix, f"and {more} more" if more else "")))
-    dotted = ".".join(str(part) if re.fullmatch(r"[\w-]+", str(part)) else show(part) for part in path)
+    dotted = ".".join(str(part) if re.fullmatch(r"[\w-]{1,60}", str(part)) else show(part) for part in path)
     label = _origin(layers, path)
     return UserError(what, where=label if not dotted or label == f"--set {dotted}" else f"{label}: {dotted}", fix=fix)
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from rats_video.config.schema import Config, NonNegativeFloat, PositiveInt
+from rats_video.config.schema import Config, NonNegativeFloat, NumClips, PositiveInt
 
 
 class GuardConfig(Config):
@@ -17,7 +17,7 @@ class GuardConfig(Config):
     """
 
     every: PositiveInt = Field(50, description="steps; also before the first and after the last one")
-    num_clips: PositiveInt = Field(32, description="held-out prompts looked at, one clip each, the same every time")
+    num_clips: NumClips = Field(32, description="held-out prompts looked at, one clip each, the same every time")
     choose: Literal["best", "last"] = Field("best", description="which student the run ends with")
     on_alarm: Literal["warn", "stop", "shape"] = Field(
         "warn", description="reward up and guard down: say so, stop the run, or also double the weight on shaping"

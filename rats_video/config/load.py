@@ -19,9 +19,13 @@ from pydantic import BaseModel, ValidationError
 from rats_video.config.explain import KIND, Layer, Tree, explain, nearest, show
 from rats_video.errors import UserError
 from rats_video.files import replacing
+from rats_video.reading import read_text
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 _MAX_DEPTH = 32
+_MOST_YAML = 2**18  # bytes: a second's work for a parser in Python
+_MOST_FILES = 64  # that one config may be made of
+_MOST_NAMES = 30  # that an error lists
 _OVERRIDE = re.compile(rf"(?P<key>[\w-]+(?:\.[\w-]+){{0,{_MAX_DEPTH - 1}}})=(?P<value>.*)", re.DOTALL)
 
 
@@ -58,13 +62,8 @@ def dump_config(config: BaseModel) -> str:
 
 def write_resolved(config: BaseModel, path: Path) -> None:
     """Write `dump_config` in one step: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(dump_config(config), encoding="utf-8")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with replacing(path, "config") as partial:
+        partial.write_text(dump_config(config), encoding="utf-8")
 
 
 def check_extension(path: Path, parent: str) -> None:
@@ -143,15 +142,30 @@ def _parse_yaml(text: str, where: str) -> object:
         raise UserError(f"not valid YAML: {error.problem or error.context}", where=f"{where}{line}") from None
     except yaml.reader.ReaderError as error:
         raise UserError(f"not valid YAML: character {error.position + 1} is not text", where=where) from None
-    except ValueError:  # a number Python refuses to build: thousands of digits, or an empty 0x_
+    except (ValueError, OverflowError):  # a number Python refuses to build: thousands of digits, or an empty 0x_
         raise UserError("a number that cannot be read", where=where) from None
 
 
 # ------------------------------------------------------------------------------------------------ layers and merging
 
 
-def _file_layers(name_or_path: str, group: str, child: Path | None = None, chain: tuple[str, ...] = ()) -> list[Layer]:
-    """The file's ancestors, most distant first, then the file. `child` is the file that extends it."""
+def _file_layers(
+    name_or_path: str,
+    group: str,
+    child: Path | None = None,
+    chain: tuple[str, ...] = (),
+    opened: list[str] | None = None,
+) -> list[Layer]:
+    """The file's ancestors, most distant first, then the file.
+
+    Args:
+        name_or_path: as `load_config` takes it.
+        group: folder of the packaged configs.
+        child: the file that extends it.
+        chain: labels of the files that lead here.
+        opened: labels of all files read so far; two parents a file are 2^n files.
+    """
+    opened = [] if opened is None else opened
     packaged = Path(str(resources.files("rats_video.configs"))) / group
     by_path = _is_path(name_or_path)
     folder = (child.parent if child else Path()) if by_path else packaged
@@ -159,13 +173,16 @@ def _file_layers(name_or_path: str, group: str, child: Path | None = None, chain
     label = f"configs/{group}/{path.name}" if path.parent == packaged else str(path)
 
     tree = _read_mapping(path, label, asked_by=f"{chain[-1]}: extends" if chain else "")
+    opened.append(label)
+    if len(opened) > _MOST_FILES:
+        raise UserError(f"is made of more than {_MOST_FILES} files", where=opened[0])
     if label in chain:
         raise UserError(f"extends itself: {' -> '.join((*chain, label))}", where=chain[0])
     parents = tree.pop("extends", [])
     parents = [parents] if isinstance(parents, str) else parents
     if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
         raise UserError(f"must be a name or a list of names, got {show(parents)}", where=f"{label}: extends")
-    above = [layer for parent in parents for layer in _file_layers(parent, group, path, (*chain, label))]
+    above = [layer for parent in parents for layer in _file_layers(parent, group, path, (*chain, label), opened)]
     return [*above, (label, tree)]
 
 
@@ -179,11 +196,11 @@ def _joined(changes: Sequence[Layer]) -> Tree:
 
 def _read_mapping(path: Path, label: str, asked_by: str) -> Tree:
     try:
-        text = path.read_bytes().decode()
+        text = read_text(path, _MOST_YAML)
     except FileNotFoundError:
         # _name.yaml is there to be extended
         names = sorted(other.stem for other in path.parent.glob("*.y*ml") if other.stem[0] != "_")
-        fix = f"{nearest(path.stem, names)} available: {', '.join(names) or 'none'}".lstrip()
+        fix = f"{nearest(path.stem, names)} available: {', '.join(names[:_MOST_NAMES]) or 'none'}".lstrip()
         raise UserError(f"no config {label!r}", where=asked_by, fix=fix) from None
     except UnicodeDecodeError as error:
         raise UserError(f"not UTF-8 text at byte {error.start}", where=label, fix="save it as UTF-8") from None

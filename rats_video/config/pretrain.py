@@ -13,9 +13,12 @@ from rats_video.config.schema import (
     Config,
     NonNegativeFloat,
     NonNegativeInt,
+    NumClips,
     OptimizerConfig,
     PositiveFloat,
     PositiveInt,
+    Seed,
+    SolverSteps,
 )
 
 
@@ -33,7 +36,7 @@ class VaeStageConfig(Config):
     """One stage of the curriculum: short clips first, whole clips last (or later latent frames are never seen)."""
 
     num_frames: PositiveInt
-    batch_size: PositiveInt
+    batch_size: NumClips
     steps: PositiveInt
     lr: PositiveFloat
     trains: Literal["all", "decoder"] = "all"
@@ -46,7 +49,7 @@ class VaeStageConfig(Config):
 class VaeConfig(Config):
     """Root of `train vae`."""
 
-    seed: int = 0
+    seed: Seed = 0
     clip: ClipConfig = ClipConfig()
     model: VaeModelConfig = VaeModelConfig()
     stages: tuple[VaeStageConfig, ...] = Field(min_length=1)
@@ -54,8 +57,8 @@ class VaeConfig(Config):
     prune_channels: PositiveInt | None = Field(
         None, description="keep only this many principal components of the latent channels, at the end"
     )
-    stats_clips: PositiveInt = Field(512, description="clips from which latents_mean and latents_std are measured")
-    eval_clips: PositiveInt = 64
+    stats_clips: NumClips = Field(512, description="clips from which latents_mean and latents_std are measured")
+    eval_clips: NumClips = 64
 
 
 class TransformerConfig(Config):
@@ -79,42 +82,40 @@ class TextEncoderConfig(Config):
 class TeacherTrainConfig(Config):
     """Root of `train teacher`: flow matching on cached latents."""
 
-    seed: int = 0
+    seed: Seed = 0
     clip: ClipConfig = ClipConfig()
     vae: str = Field("tiny-wan", description="pipeline folder or embedded name whose VAE is used")
     init: str | None = Field(None, description="folder whose transformer/ is trained on; null starts at random")
     transformer: TransformerConfig = TransformerConfig()
     text_encoder: TextEncoderConfig = TextEncoderConfig()
-    num_clips: PositiveInt = Field(8192, description="clips rendered and encoded once")
+    num_clips: NumClips = Field(8192, description="clips rendered and encoded once")
     path_spread: float = Field(1.0, ge=0, le=1, description="how far the clips' paths scatter around the centre")
-    batch_size: PositiveInt = 64
+    batch_size: NumClips = 64
     steps: PositiveInt = 4000
-    checkpoint_every: PositiveInt = Field(
-        300, description="steps; OUTPUT/checkpoint serves as init if a run is cut off"
-    )
+    checkpoint_every: PositiveInt = Field(300, description="steps")
     optimizer: OptimizerConfig
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, in training and in the saved scheduler")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of clips trained on the empty prompt")
     ema_decay: float = Field(0.999, ge=0, lt=1)
-    eval_clips: PositiveInt = 64
-    eval_steps: PositiveInt = 50
+    eval_clips: NumClips = 64
+    eval_steps: SolverSteps = 50
     guidance_scale: PositiveFloat = 3.0
 
 
 class RewardTrainConfig(Config):
     """Root of `train reward`."""
 
-    seed: int = 0
+    seed: Seed = 0
     clip: ClipConfig = ClipConfig()
     encoder: Literal["frames", "volume"] = "frames"
     width: PositiveInt = 128
     model: str = Field("tiny-wan", description="pipeline whose samples and round trips the reward also learns from")
-    sample_steps: tuple[PositiveInt, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of those samples")
+    sample_steps: tuple[SolverSteps, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of those samples")
     guidance_scales: tuple[PositiveFloat, ...] = (1.0, 3.0)
     shift: PositiveFloat = 3.0
-    num_samples: PositiveInt = Field(3000, description="clips sampled from the model, labelled by measurement")
-    num_round_trips: PositiveInt = Field(1000, description="rendered clips sent through the VAE and back")
-    batch_size: PositiveInt = 24
+    num_samples: NumClips = Field(3000, description="clips sampled from the model, labelled by measurement")
+    num_round_trips: NumClips = Field(1000, description="rendered clips sent through the VAE and back")
+    batch_size: NumClips = 24
     steps: PositiveInt = 3000
     word_steps: NonNegativeInt = Field(
         300, description="first steps, on rendered clips and words alone; samples too early only confuse"
@@ -122,7 +123,7 @@ class RewardTrainConfig(Config):
     preference_weight: NonNegativeFloat = Field(0.3, description="of the preferences beside the words")
     optimizer: OptimizerConfig
     label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="keeps log-odds, and so the score, bounded")
-    eval_clips: PositiveInt = 256
+    eval_clips: NumClips = 256
 
 
 class LatentRewardTrainConfig(Config):
@@ -132,7 +133,7 @@ class LatentRewardTrainConfig(Config):
     and from samples that it was itself made to like better than it should: a student will go there too.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     clip: ClipConfig = ClipConfig()
     model: str = Field("tiny-wan", description="pipeline whose latents are scored")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of that model's weights")
@@ -146,17 +147,17 @@ class LatentRewardTrainConfig(Config):
     blocks: PositiveInt = Field(4, description="residual blocks of the sketch")
     coarse: PositiveInt = Field(2, description="pixels of the clip that are one of the sketch, each way")
     shift: PositiveFloat = 3.0
-    sample_steps: tuple[PositiveInt, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of the samples")
+    sample_steps: tuple[SolverSteps, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of the samples")
     guidance_scales: tuple[PositiveFloat, ...] = (1.0, 3.0)
-    num_samples: PositiveInt = Field(3000, description="clips sampled from the model")
+    num_samples: NumClips = Field(3000, description="clips sampled from the model")
     num_damaged: NonNegativeInt = Field(2000, description="samples with noise, other gains, or parts of another one")
     num_rendered: NonNegativeInt = Field(0, description="rendered shapes, half of them damaged, through the VAE")
     rounds: NonNegativeInt = Field(4, description="how often, on the way, samples are climbed on what was learned")
     num_climbed: NonNegativeInt = Field(400, description="clips of each round")
     climb: PositiveFloat = Field(0.6, description="how far they go at most, root mean square in latents")
     other_prompts: NonNegativeInt = Field(2, description="prompts beside its own that a clip is scored against")
-    sample_batch: PositiveInt = Field(40, description="clips sampled, decoded and scored at a time")
-    batch_size: PositiveInt = 32
+    sample_batch: NumClips = Field(40, description="clips sampled, decoded and scored at a time")
+    batch_size: NumClips = 32
     steps: PositiveInt = 3000
     sketch_steps: NonNegativeInt = Field(
         1500, description="first steps, on pixels alone; what the reward says of a bad sketch only confuses"
@@ -166,4 +167,4 @@ class LatentRewardTrainConfig(Config):
         10.0, description="extra weight of pixels that stand off their frame's mean"
     )
     optimizer: OptimizerConfig
-    eval_clips: PositiveInt = 256
+    eval_clips: NumClips = 256

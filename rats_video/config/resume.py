@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
+from pydantic import BaseModel
+
 from rats_video.config.distill import DistillConfig
 from rats_video.config.explain import KIND
 
 FREE = {
     # how it is planned, shared out and judged
     "architecture", "parallel", "comparison", "evaluation", "heldout_reward",
-    "training.checkpoint_every", "training.keep_checkpoints", "training.max_skipped",
+    "training.checkpoint_every", "training.keep_checkpoints", "training.max_skipped", "training.faults",
     # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
     "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile",
     "compute.offload", "compute.cache_text", "compute.decode.checkpoint", "compute.decode.offload",
@@ -22,6 +24,15 @@ FREE = {
 
 WATCH = {"guard.every", "guard.choose", "guard.motion_loss", "guard.saturation_gain"}
 """Keys that change what a guard says, and the weights only if it may do more than warn."""
+
+
+FREE_OF_PRETRAINING = {"eval_clips", "eval_steps", "checkpoint_every", "prune_channels", "student"}
+"""Likewise, of `train vae | teacher | reward`: what comes after the last step."""
+
+
+def changed_training(before: BaseModel, after: BaseModel) -> list[str]:
+    """The dotted keys of a `train` configuration that decide what is learned and differ."""
+    return list(_differences(before.model_dump(), after.model_dump(), "", FREE_OF_PRETRAINING))
 
 
 def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from rats_video.config.explain import KIND
 from rats_video.config.published_rewards import (
@@ -77,8 +78,16 @@ class CustomRewardConfig(RewardKind):
 
     kind: Literal["custom"]
     target: str = Field(description="`package.module:Name`; modules of the current directory are found too")
-    options: dict[str, Any] = Field({}, description="named arguments: of the class, or of every call of the function")
+    options: dict[str, JsonValue] = Field(
+        {}, description="named arguments: of the class, or of every call of the function"
+    )
     differentiable: bool = Field(default=True, description="where its own attribute `differentiable` does not say it")
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_written_down(cls, options: dict[str, Any]) -> dict[str, Any]:
+        json.dumps(options, allow_nan=False)  # raises ValueError at infinity, and at integers of thousands of digits
+        return options
 
     @field_validator("target")
     @classmethod

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from rats_video.errors import CONTROLS
 from rats_video.types import ClipSpec
 
-PositiveInt = Annotated[int, Field(ge=1)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
+MOST_PIXELS = 2**30  # of a clip, all frames together: 1,165 frames in 720p
+
+
+def _within(limit: int) -> AfterValidator:
+    """Bounds what a program would otherwise count, or make room, up to."""
+
+    def check(number: int) -> int:
+        if abs(number) >= limit:
+            raise ValueError(f"must be below {limit}")
+        return number
+
+    return AfterValidator(check)
+
+
+PositiveInt = Annotated[int, Field(ge=1), _within(2**31)]
+NonNegativeInt = Annotated[int, Field(ge=0), _within(2**31)]
+SolverSteps = Annotated[int, Field(ge=1), _within(10_000)]
+NumClips = Annotated[int, Field(ge=1), _within(10**6)]
+Seed = Annotated[int, _within(2**63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Config(BaseModel):
-    """Base of every configuration: frozen, and an unknown key is an error rather than a silent typo."""
+    """Base of every configuration: frozen, plain text, and an unknown key is an error rather than a silent typo."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _is_plain_text(cls, value: Any) -> Any:
+        for text in value if isinstance(value, tuple | dict) else (value,):
+            if isinstance(text, str) and (found := CONTROLS.search(text)):
+                raise ValueError(f"holds the control character {found[0]!a}")
+        return value
 
 
 class ClipConfig(Config):
@@ -27,6 +53,12 @@ class ClipConfig(Config):
     height: PositiveInt = Field(64, description="pixels")
     width: PositiveInt = Field(64, description="pixels")
     fps: PositiveFloat = Field(8.0, description="frames a second when shown")
+
+    @model_validator(mode="after")
+    def _fits_somewhere(self) -> Self:
+        if self.num_frames * self.height * self.width > MOST_PIXELS:
+            raise ValueError(f"{self.num_frames} frames of {self.height} x {self.width} are over {MOST_PIXELS} pixels")
+        return self
 
     @property
     def spec(self) -> ClipSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.distill.teacher import Guide
+from rats_video.errors import warn
 from rats_video.files import replacing, write_json
 from rats_video.runtime import ALONE, Runtime
 from rats_video.types import PromptBatch, RewardScores, Trajectory
@@ -32,7 +34,6 @@ class DiskGuideStore:
     def __init__(self, root: Path, identity: dict[str, object], device: torch.device, runtime: Runtime = ALONE) -> None:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         self._folder, self._device, self._runtime = root / digest, device, runtime
-        self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._folder / "identity.json", identity)
 
     def _path(self, batch: PromptBatch) -> Path:
@@ -40,7 +41,7 @@ class DiskGuideStore:
         return self._folder / f"{batch.index:06d}-{batch.num_steps}-{content.hexdigest()[:12]}.safetensors"
 
     def load(self, batch: PromptBatch) -> Guide | None:
-        """The stored rollout, or None; an unreadable file is as good as none."""
+        """The stored rollout, or None; a damaged file, of which it warns, is as good as none."""
         guide = self._read(self._path(batch))
         return None if self._runtime.any(guide is None) else guide
 
@@ -49,14 +50,21 @@ class DiskGuideStore:
             return None
         try:
             with safe_open(path, framework="pt") as file:
-                tensors: dict[str, Tensor] = {key: file.get_tensor(key).to(self._device) for key in file.keys()}  # noqa: SIM118
-                header = json.loads(file.metadata()["guide"])
-            return _guide(tensors, header)
+                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                written, digest = file.metadata()["guide"], file.metadata()["sha256"]
+            if digest == _digest(path, written, tensors):
+                return _guide({name: tensor.to(self._device) for name, tensor in tensors.items()}, json.loads(written))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            return None
+            pass  # whatever it is, it is no rollout
+        warn("damaged, computed again", where=f"teacher rollout {path}")
+        return None
 
     def save(self, batch: PromptBatch, guide: Guide) -> None:
-        """Write a rollout whole or not at all."""
+        """Write a rollout whole or not at all; one that is not finite is not kept.
+
+        Raises:
+            UserError: it cannot be written.
+        """
         path, trajectory, scores = self._path(batch), guide.trajectory, guide.scores
         tensors = {f"latents.{k}": latents for k, latents in enumerate(trajectory.latents)}
         tensors |= {f"part.{name}": part for name, part in scores.parts.items()} | {"clip": scores.clip}
@@ -64,8 +72,20 @@ class DiskGuideStore:
             tensors["frames"] = scores.frames
         header = {"sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts)}
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in host.values()):
+            return  # what went wrong once must not come back for ever
+        written = json.dumps(header)
         with replacing(path, "teacher rollout") as aside:
-            save_file(host, aside, {"guide": json.dumps(header)})
+            save_file(host, aside, {"guide": written, "sha256": _digest(path, written, host)})
+
+
+def _digest(path: Path, header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of everything in a file and of its name, which tells whose batch it is."""
+    digest = hashlib.sha256(f"{path.name} {header}".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _guide(tensors: dict[str, Tensor], header: dict[str, Any]) -> Guide:

@@ -104,7 +104,7 @@ class TeacherSampler:
     def follow(self, student: Backbone, updates: int, *, resumed: bool = False) -> None:
         """After the student's `updates`-th optimizer step: an EMA teacher moves after it, a frozen one stays.
 
-        `resumed` only tells how many updates are done; the average itself came with the checkpoint.
+        `resumed` only tells how many updates are done: the average came with the checkpoint, or the step is left out.
         """
         self._updates = updates
         if isinstance(self.cfg, EmaTeacher) and not resumed:

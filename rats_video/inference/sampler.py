@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec
+from rats_video.types import Backbone, ClipSpec, TextCondition
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,52 @@ def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Ten
 
 
 @torch.no_grad()
+def sample_batch(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    noise: Tensor,
+    spec: SamplerSpec,
+    advance: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Clips `[B, T, 3, height, width]` in [0, 1] of B prompts from `noise`: `sample_latents`, decoded."""
+    return _decode(backbone, sample_latents(backbone, prompts, noise, spec, advance))
+
+
+@torch.no_grad()
+def sample_latents(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    noise: Tensor,
+    spec: SamplerSpec,
+    advance: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Clean latents of B prompts from `noise` `[B, C, F, H, W]`.
+
+    `advance` is called before every solver step; what it raises ends the sampling.
+    """
+
+    def velocity(latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        advance()
+        return backbone.velocity(latents, sigma, text)
+
+    path = rollout(
+        velocity,
+        noise,
+        backbone.sigmas(spec.num_steps, spec.shift),
+        backbone.encode_text(prompts),
+        negative=None if spec.guidance_scale == 1.0 else backbone.encode_text([""]),
+        guidance_scale=spec.guidance_scale,
+    )
+    return path.x0
+
+
+def _decode(backbone: Backbone, latents: Tensor) -> Tensor:
+    videos = backbone.decode(latents)
+    if videos.is_cuda:
+        torch.cuda.synchronize()
+    return videos
+
+
 def sample_videos(
     backbone: Backbone,
     prompts: Sequence[str],
@@ -60,16 +106,11 @@ def sample_videos(
     With `share` only the clips of those indices, the same ones as without it.
     """
     share = range(len(prompts)) if share is None else share
-    negative = backbone.encode_text([""])
-    sigmas = backbone.sigmas(spec.num_steps, spec.shift)
     for start in range(0, len(share), batch_size):
         indices = tuple(share[start : start + batch_size])
         batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
-        text = backbone.encode_text(batch)
-        path = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=spec.guidance_scale)
-        videos = backbone.decode(path.x0)
-        if videos.is_cuda:
-            torch.cuda.synchronize()
-        yield Samples(videos, path.x0, batch, indices, (time.perf_counter() - began) / len(batch))
+        latents = sample_latents(backbone, batch, noise, spec)
+        videos = _decode(backbone, latents)
+        yield Samples(videos, latents, batch, indices, (time.perf_counter() - began) / len(batch))

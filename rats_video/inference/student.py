@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.config.schema import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
+from rats_video.reading import DAMAGED, read_json
 
 CARD = "rats.json"
 
@@ -29,13 +33,16 @@ class StudentCard:
     """
 
     model: str
-    num_steps: tuple[int, ...]
-    shift: float
+    num_steps: Annotated[tuple[SolverSteps, ...], Field(min_length=1)]
+    shift: PositiveFloat
     clip: dict[str, float]
-    steps: int
-    seed: int
-    embedded_guidance: float = 6.0
-    dtype: str = "float32"
+    steps: NonNegativeInt
+    seed: Seed
+    embedded_guidance: PositiveFloat = 6.0
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+
+_CARD = TypeAdapter(StudentCard)
 
 
 def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> None:
@@ -49,15 +56,10 @@ def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> 
 def load_card(folder: Path) -> StudentCard:
     """Read a student's card; raises UserError where there is none."""
     try:
-        content = json.loads((folder / CARD).read_text())
-        return StudentCard(
-            model=str(content["model"]), num_steps=tuple(int(n) for n in content["num_steps"]),
-            shift=float(content["shift"]), clip=dict(content["clip"]), steps=int(content["steps"]),
-            seed=int(content["seed"]),
-            embedded_guidance=float(content.get("embedded_guidance", StudentCard.embedded_guidance)),
-            dtype={"float32": "float32", "bfloat16": "bfloat16"}[content.get("dtype", StudentCard.dtype)],
-        )  # fmt: skip
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        content = read_json(folder / CARD)
+        ClipConfig.model_validate(content["clip"])
+        return _CARD.validate_python(content)
+    except DAMAGED as error:
         raise UserError(
             f"no student here ({CARD} is missing or unreadable)", where=str(folder),
             fix="give the folder of a finished `rats-video distill`",

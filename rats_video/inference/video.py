@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rats_video.errors import UserError
+from rats_video.errors import UserError, first_line
 from rats_video.files import replacing
+from rats_video.reading import check_plain_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +27,12 @@ _HASH_DIGITS = 10
 _ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high"}
 _BT709 = 1  # the same code for matrix, primaries and transfer
 _LIMITED_RANGE = 1
+MOST_PIXELS = 2**28
+"""Of a clip that is read, all frames together: 3 GiB as float32, 291 frames in 720p."""
+# Whatever its name, a file may be a playlist that reads other files, or fetches them.
+_DEMUXER_OPTIONS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file",
+}  # fmt: skip
 
 
 def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
@@ -41,7 +48,7 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
 
     Raises:
         ValueError: `frames` is not such a tensor or `fps` is not positive.
-        UserError: `frames` holds NaN or infinity, or the file cannot be written.
+        UserError: `frames` holds NaN or infinity, or the file cannot be encoded or written.
     """
     frames = frames.detach()
     _check_clip(frames, fps, where=str(path))
@@ -59,19 +66,28 @@ def read_mp4(path: Path) -> tuple[Tensor, float]:
         Pixels `[T, 3, H, W]`, float32 in [0, 1], and the frames a second.
 
     Raises:
-        UserError: the file is missing, is no video, or holds no frame.
+        UserError: the file is missing, is no video, holds no frame, or more pixels than `MOST_PIXELS`.
     """
     import av
 
     fix = "give a readable video file"
+    images: list[Tensor] = []
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
+        check_plain_file(path)
+        with av.open(str(path), options=_DEMUXER_OPTIONS) as container:
+            stream = next(iter(container.streams.video), None)
+            if stream is None or stream.codec_context is None:
                 raise UserError("holds no video stream", where=str(path), fix=fix)
-            rate = container.streams.video[0].average_rate
-            images = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
-    except (av.error.FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}  # of one frame, before it has a buffer
+            rate = stream.average_rate
+            for frame in container.decode(stream):
+                if (len(images) + 1) * frame.height * frame.width > MOST_PIXELS:
+                    raise UserError(f"holds more than {MOST_PIXELS} pixels", where=str(path), fix="cut it")
+                images.append(torch.from_numpy(frame.to_ndarray(format="rgb24")))
+                if images[-1].shape != images[0].shape:
+                    raise UserError("its frames change size", where=str(path), fix=fix)
+    except (av.error.FFmpegError, OSError, ValueError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(f"cannot read the video: {reason}", where=str(path), fix=fix) from error
     if not images or not rate:
         raise UserError("holds no frame", where=str(path), fix=fix)
@@ -119,7 +135,18 @@ def _check_clip(frames: Tensor, fps: float, *, where: str) -> None:
 
 
 def _encode(frames: Tensor, path: Path, *, rate: Fraction) -> None:
-    """Encode `frames` `[T, 3, H, W]` into a new file at `path`."""
+    """Encode `frames` `[T, 3, H, W]` into a new file at `path`; raises OSError if that fails."""
+    import av
+
+    try:
+        _write_frames(frames, path, rate)
+    except av.error.FFmpegError as error:
+        if isinstance(error, OSError):
+            raise
+        raise OSError(f"the encoder failed: {error}") from error  # of PyAV's errors only the disk's derive from it
+
+
+def _write_frames(frames: Tensor, path: Path, rate: Fraction) -> None:
     import av
 
     height, width = frames.shape[-2:]

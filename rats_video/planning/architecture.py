@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -17,7 +16,8 @@ from torch import nn
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import FAMILIES
-from rats_video.errors import UserError
+from rats_video.errors import Explained, UserError, first_line
+from rats_video.reading import DAMAGED, read_json, read_sizes
 
 DEPTHS = ("num_layers", "num_single_layers")  # config keys that repeat a block of a denoiser
 META = torch.device("meta")
@@ -109,10 +109,10 @@ def read_preset(name: str) -> Architecture:
 
 def _read_folder(folder: Path) -> Architecture:
     try:
-        index = json.loads((folder / "model_index.json").read_text())
+        index = read_json(folder / "model_index.json")
         pipeline = str(index["_class_name"])
-        parts = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/config.json"))}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        parts = {path.parent.name: read_sizes(path) for path in sorted(folder.glob("*/config.json"))}
+    except DAMAGED as error:
         raise UserError(
             "not a diffusers pipeline: its model_index.json or a config.json cannot be read", where=str(folder)
         ) from error
@@ -162,8 +162,8 @@ def empty_model(kind: Any, config: Mapping[str, Any], *, where: str) -> nn.Modul
                 model: nn.Module = kind.from_config(dict(config))
             else:
                 model = kind(kind.config_class(**config))
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise UserError(f"does not fit {kind.__name__}: {str(error).splitlines()[0]}", where=where) from error
+    except DAMAGED as error:
+        raise UserError(f"does not fit {kind.__name__}: {first_line(error)}", where=where) from error
     return model.eval()
 
 
@@ -182,7 +182,9 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def _small_part(kind: Any, architecture: Architecture, name: str) -> Any:
     """A tokenizer or a scheduler."""
     if architecture.folder is not None and (architecture.folder / name).is_dir():
-        return kind.from_pretrained(architecture.folder / name)
+        options = {} if hasattr(kind, "from_config") else {"trust_remote_code": False}
+        with Explained("cannot load it", where=f"{architecture.source}: {name}"):
+            return kind.from_pretrained(architecture.folder / name, local_files_only=True, **options)
     if name in architecture.parts:
         return kind.from_config(dict(architecture.parts[name]))
     return LongPrompts()

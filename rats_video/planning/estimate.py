@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -191,9 +191,25 @@ def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: De
     return {name: count / (rates.get(name, device.conv) * device.utilisation) for name, count in tflops.items()}
 
 
-def total(values: Iterable[float]) -> float:
-    """Sum."""
-    return float(sum(values))
+def guard_seconds(cfg: DistillConfig, seconds: Mapping[str, float], clips: int, gpus: int) -> float:
+    """Seconds of a run that the guard's looks take: one at the teacher, the others at the student.
+
+    The held-out reward is taken to cost as much as the trained one.
+
+    Args:
+        cfg: of the run.
+        seconds: of a step of a process, by phase.
+        clips: a process and a step.
+        gpus: processes, which share the guard's clips.
+    """
+    if cfg.guard is None:
+        return 0.0
+    teacher = cfg.teacher
+    call = seconds["teacher rollout"] / (network_calls(cfg)["teacher"] * clips)
+    seen = (seconds["teacher decode"] + 2 * seconds["teacher reward"]) * teacher.reuse / clips
+    looks = len({*range(0, cfg.training.steps, cfg.guard.every), cfg.training.steps})
+    calls = looks * cfg.student.num_steps[0] + teacher.num_steps * (1 if teacher.guidance_scale == 1.0 else 2)
+    return -(-cfg.guard.num_clips // gpus) * (calls * call + (looks + 1) * seen)
 
 
 @dataclass(frozen=True)
@@ -212,6 +228,7 @@ class Plan:
         seconds: of a step, by phase.
         steps: of the run.
         horizons: student noise levels with the teacher's they are matched with.
+        guard: seconds of the run beside its steps, for the guard's looks.
     """
 
     source: str
@@ -225,6 +242,7 @@ class Plan:
     seconds: Mapping[str, float]
     steps: int
     horizons: tuple[Mapping[str, Any], ...]
+    guard: float
     is_full: bool = False
 
     @property
@@ -234,7 +252,7 @@ class Plan:
 
     @property
     def hours(self) -> float:
-        """Of the run."""
+        """Of the run's steps."""
         return self.seconds_per_step * self.steps / 3600
 
     def as_json(self) -> dict[str, Any]:
@@ -251,10 +269,12 @@ def make_plan(cfg: DistillConfig, counted: Counted, device: Device, *, gpus: int
               horizons: tuple[Mapping[str, Any], ...]) -> Plan:  # fmt: skip
     """Put the estimates together."""
     tflops = estimate_tflops(cfg, counted)
+    seconds = estimate_seconds(cfg, tflops, device)
     return Plan(
         source=source, device=device, gpus=gpus, clips=clips,
         parameters={part: round(count) for (phase, part), count in counted.step.items() if phase == "parameters"},
         memory=estimate_memory(cfg, counted, gpus),
-        nfe=network_calls(cfg), tflops=tflops, seconds=estimate_seconds(cfg, tflops, device),
-        steps=cfg.training.steps, horizons=horizons, is_full=isinstance(cfg.student.weights, FullWeights),
+        nfe=network_calls(cfg), tflops=tflops, seconds=seconds,
+        steps=cfg.training.steps, horizons=horizons, guard=guard_seconds(cfg, seconds, clips, gpus),
+        is_full=isinstance(cfg.student.weights, FullWeights),
     )  # fmt: skip

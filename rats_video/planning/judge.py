@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +37,7 @@ from rats_video.errors import UserError
 from rats_video.planning.architecture import META, LongPrompts, empty_model
 from rats_video.planning.dry_run import brightness
 from rats_video.planning.ledger import Ledger
+from rats_video.reading import DAMAGED, read_json
 from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
 from rats_video.rewards.clip_reward import ClipReward
 from rats_video.rewards.files import load_checkpoint_tensors
@@ -185,6 +185,6 @@ def _latent(folder: Path, clip: ClipSpec | None) -> Reward:
 
 def _read(folder: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((folder / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        return dict(read_json(folder / "config.json"))
+    except DAMAGED as error:
         raise UserError("no readable config.json in it", where=str(folder)) from error

@@ -39,6 +39,7 @@ def plan_lines(plan: Plan) -> list[str]:
         "",
         *_table("compute of a step", "TFLOPs", list(plan.tflops.items()), "{:.2f}", total="a step"),
         f"  expected: {plan.seconds_per_step:.3g} s a step, {plan.hours:.3g} h for {plan.steps} steps ({share})",
+        *([f"  and the guard's looks: {plan.guard / 3600:.2g} h"] if plan.guard else []),
         "",
         "matched noise levels (student: teacher)",
         *_horizons(plan),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rats_video.errors import UserError, warn
 from rats_video.files import replacing
+from rats_video.reading import DAMAGED
 
 _CONTAINERS = ("state_dict", "model", "module")
 
@@ -52,7 +53,7 @@ def _read(source: Path) -> Any:
         return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError as error:
         raise UserError("refused: it is no checkpoint, or loading it would run code", where=str(source)) from error
-    except (OSError, RuntimeError, ValueError, EOFError) as error:
+    except (*DAMAGED, EOFError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"cannot be read: {reason}", where=str(source)) from error
 

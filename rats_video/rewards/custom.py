@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import inspect
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 from rats_video.config.reward import CustomRewardConfig
 from rats_video.errors import UserError
 from rats_video.types import RewardScores
+
+TRUST = "RATS_VIDEO_TRUST_CODE"
+"""Environment variable that lets code of the user's run; processes that are started inherit it."""
 
 
 class CustomReward:
@@ -100,10 +104,18 @@ def _each(scores: RewardScores, change: Any) -> RewardScores:
 def build_custom(cfg: CustomRewardConfig, device: torch.device, *, where: str) -> CustomReward:
     """Import the target; a class is built with the options, and frozen and moved to the device if it is a module.
 
+    Code runs with all the user's rights, whoever wrote the configuration that names it: a downloaded one, a run's or a
+    latent reward's. So it runs only where the environment says `RATS_VIDEO_TRUST_CODE=1`, and says so.
+
     Raises:
-        UserError: there is no such module or name, or its code raises something.
+        UserError: nobody has said so; there is no such module or name; or its code raises something.
     """
     source = source_file(cfg.target, where=where)
+    if os.environ.get(TRUST) != "1":
+        raise UserError(
+            f"{cfg.target} is code, in {source}, and would run with all your rights", where=f"{where}.target",
+            fix=f"read it, then start again with {TRUST}=1 in the environment",
+        )  # fmt: skip
     _announce(source)
     module_name, _, name = cfg.target.partition(":")
     with _Blame(cfg.target, source, "cannot be imported"):
@@ -125,7 +137,7 @@ def build_custom(cfg: CustomRewardConfig, device: torch.device, *, where: str) -
 
 
 def source_file(target: str, *, where: str) -> Path:
-    """The file of a target's module, which is not run; packages above it are.
+    """The file of a target's module; neither it nor a package above it is run.
 
     Raises:
         UserError: there is none.
@@ -136,11 +148,14 @@ def source_file(target: str, *, where: str) -> Path:
     if here not in sys.path:
         sys.path.append(here)
     importlib.invalidate_caches()
-    try:
-        spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:  # of a package above it
-        spec = None
-    if spec is None or spec.origin is None:
+    names = module.split(".")
+    spec: ModuleSpec | None = None
+    for end in range(1, len(names) + 1):  # importlib.util.find_spec would import the packages above
+        within = None if spec is None else spec.submodule_search_locations
+        full = ".".join(names[:end])
+        found = None if end > 1 and within is None else (finder.find_spec(full, within) for finder in sys.meta_path)
+        spec = next(filter(None, found or ()), None)
+    if spec is None or not spec.has_location or spec.origin is None:
         raise UserError(
             f"no module {module!r}, neither in {here} nor installed", where=f"{where}.target",
             fix="start rats-video in the folder that holds it",

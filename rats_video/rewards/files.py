@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from rats_video.errors import UserError
+from rats_video.errors import Explained, UserError, first_line
+from rats_video.reading import DAMAGED, load_tensors, read_json, read_sizes
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -28,7 +27,8 @@ def load_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: 
     # Without its files transformers would make up an empty one, which takes every prompt for the same one.
     if not _has_tokenizer(folder):
         raise UserError("no tokenizer in it", where=str(folder), fix=fix)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with Explained("cannot load its tokenizer", where=str(folder), fix=fix):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added])
     if len(tokenizer) != words:
         raise UserError(f"its tokenizer has {len(tokenizer)} tokens, the model {words}", where=str(folder), fix=fix)
@@ -55,12 +55,10 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
     logging.set_verbosity_error()  # its report of missing weights is a table; ours is a line
     logging.disable_progress_bar()
     try:
-        model, report = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load it as a {kind.__name__}: {reason}", where=str(folder)) from error
+        with Explained(f"cannot load it as a {kind.__name__}", where=str(folder)):
+            model, report = kind.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            )
     finally:
         logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):
@@ -78,8 +76,8 @@ def fill_transformers_model(kind: Any, config: Any, weights: dict[str, Tensor], 
 
 def _check_files(kind: Any, folder: Path, model_type: str) -> None:
     try:
-        found = json.loads((folder / "config.json").read_text())["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = read_sizes(folder / "config.json")["model_type"]
+    except DAMAGED as error:
         raise UserError(
             f"not a {kind.__name__}: no readable config.json in it",
             where=str(folder), fix="give the folder of a hub download",
@@ -101,9 +99,9 @@ def load_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in _safetensors_files(path):
         try:
-            tensors |= load_file(file)
+            tensors |= load_tensors(file)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot be read: {str(error).splitlines()[0]}", where=str(file)) from error
+            raise UserError(f"cannot be read: {first_line(error)}", where=str(file)) from error
     return tensors
 
 
@@ -132,8 +130,8 @@ def _safetensors_files(path: Path) -> list[Path]:
     index, whole = path / "model.safetensors.index.json", path / "model.safetensors"
     if index.is_file():
         try:
-            return sorted({path / name for name in json.loads(index.read_text())["weight_map"].values()})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            return sorted({path / Path(name).name for name in read_json(index)["weight_map"].values()})
+        except DAMAGED as error:
             raise UserError("is no readable index of shards", where=str(index)) from error
     found = [whole] if whole.is_file() else sorted(path.glob("*.safetensors"))
     if len(found) > 1:

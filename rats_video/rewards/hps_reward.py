@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from rats_video.config.published_rewards import HpsConfig
 from rats_video.errors import UserError
+from rats_video.reading import DAMAGED, read_json
 from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, ClipReward, load_clip_tokenizer, normalize
 from rats_video.rewards.files import check_keys, fill_transformers_model, load_checkpoint_tensors
 
@@ -126,9 +126,9 @@ def _heads(folder: Path) -> tuple[int | None, int]:
     if not path.is_file():
         return None, 80
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
         return int(config["text_cfg"]["heads"]), int(config["vision_cfg"]["head_width"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         what = "is no model configuration of open_clip with text_cfg.heads and vision_cfg.head_width"
         raise UserError(what, where=str(path)) from error
 

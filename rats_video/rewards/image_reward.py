@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.config.published_rewards import FrameScorer
-from rats_video.errors import UserError
+from rats_video.errors import Explained, UserError
 from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, centre_square, normalize
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
 from rats_video.rewards.frames import FrameReward
@@ -185,7 +185,8 @@ def _bert_tokenizer(folder: Path, words: int) -> Any:
     # Without its files transformers would make up a tokenizer to which all words are unknown.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError("no tokenizer in it", where=str(folder), fix="give a folder of google-bert/bert-base-uncased")
-    tokenizer = BertTokenizer.from_pretrained(folder)
+    with Explained("cannot load its tokenizer", where=str(folder)):
+        tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer.add_tokens(_ADDED_TOKENS, special_tokens=True)
     if len(tokenizer) != words:
         raise UserError(

@@ -15,13 +15,13 @@ from typing import Self
 import torch
 from einops import rearrange
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.config.reward import RewardConfig
-from rats_video.errors import UserError
+from rats_video.errors import UserError, first_line
+from rats_video.reading import DAMAGED, load_tensors, read_sizes
 from rats_video.types import Reward, RewardScores
 
 BuildJudge = Callable[[RewardConfig], Reward]
@@ -118,8 +118,8 @@ class LatentReward(nn.Module):
                 where=str(folder), fix="train one for this model and clip size: rats-video train reward --latent",
             )  # fmt: skip
         try:
-            reward.sketch.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, RuntimeError, SafetensorError) as error:
+            reward.sketch.load_state_dict(load_tensors(folder / "model.safetensors"))
+        except DAMAGED as error:
             raise UserError(f"not a latent reward: {_reason(error)}", where=str(folder)) from error
         return reward.requires_grad_(requires_grad=False).eval().to(device)
 
@@ -131,10 +131,10 @@ def read_imitated(folder: Path) -> RewardConfig:
 
 def _read(folder: Path) -> tuple[LatentSpace, RewardConfig, dict[str, int]]:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_sizes(folder / "config.json")
         network = {name: int(config["network"][name]) for name in ("width", "blocks", "coarse")}
         return LatentSpace(**config["space"]), _IMITATED.validate_python(config["imitates"]), network
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError(f"not a latent reward: {_reason(error)}", where=str(folder)) from error
 
 
@@ -183,4 +183,4 @@ def _reason(error: Exception) -> str:
         return f"its config.json has no {error}"
     if isinstance(error, ValidationError):
         return "its config.json names no reward that it imitates"
-    return str(error).splitlines()[0]
+    return first_line(error)

@@ -6,7 +6,6 @@ and so were trained, and are run, with plain sequential ones. The logits over wo
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from rats_video.assets import ASSETS
 from rats_video.errors import UserError
+from rats_video.reading import DAMAGED, read_sizes
 from rats_video.rewards.files import check_keys
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
@@ -128,11 +128,11 @@ def qwen_config(folder: Path, published: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes of the network: of the `config.json` in its folder if that is a Qwen2-VL's, else the published ones."""
     file = folder / "config.json"
     try:
-        config: dict[str, Any] = json.loads(file.read_text())
+        config: dict[str, Any] = read_sizes(file)
         return config if config["model_type"] == "qwen2_vl" else dict(published)
     except FileNotFoundError:
         return dict(published)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise UserError("is no readable configuration of a model", where=str(file)) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 
 from rats_video.config.published_rewards import SubjectConsistencyConfig
 from rats_video.errors import UserError
+from rats_video.reading import read_sizes
 from rats_video.rewards.clip_reward import normalize
 from rats_video.rewards.files import load_transformers_model
 from rats_video.rewards.frames import FrameReward, scored_frames
@@ -99,7 +99,7 @@ class SubjectConsistency(FrameReward):
         import transformers
 
         try:
-            config = json.loads((folder / "config.json").read_text())
+            config = read_sizes(folder / "config.json")
         except (OSError, ValueError) as error:
             fix = "give the folder of a hub download, e.g. of facebook/dino-vitb16"
             raise UserError("not a DINO: no readable config.json in it", where=str(folder), fix=fix) from error

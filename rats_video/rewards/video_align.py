@@ -6,7 +6,6 @@ last of them only and attention is causal, so the first two do not depend on it.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from rats_video.config.published_rewards import VideoAlignConfig
 from rats_video.errors import UserError
+from rats_video.reading import DAMAGED, read_json
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.prompted import Condition, score_in_chunks
 from rats_video.rewards.qwen import (
@@ -63,7 +63,7 @@ class VideoAlignSettings:
     def read(cls, file: Path) -> VideoAlignSettings:
         """Those of a file; raises UserError if it does not hold them."""
         try:
-            read = json.loads(file.read_text())
+            read = read_json(file)
             data, lora, inference = read["data_config"], read["peft_lora_config"], read["inference_config"]
             rank = math.sqrt(lora["lora_r"]) if lora.get("use_rslora") else lora["lora_r"]
             return cls(
@@ -75,7 +75,7 @@ class VideoAlignSettings:
                     for part in PARTS
                 },
             )
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        except DAMAGED as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise UserError(f"not VideoReward's settings: {reason}", where=str(file)) from error
 

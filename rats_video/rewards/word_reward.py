@@ -10,12 +10,12 @@ from typing import Literal
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rats_video.errors import UserError
+from rats_video.errors import UserError, first_line
+from rats_video.reading import DAMAGED, load_tensors, read_sizes
 from rats_video.types import RewardScores
 
 Encoder = Literal["frames", "volume"]
@@ -98,10 +98,15 @@ class WordReward(nn.Module):
     def load(cls, folder: Path, device: torch.device | str = "cpu", blind_to: Sequence[str] = ()) -> WordReward:
         """Load a frozen reward; raises UserError if the folder does not hold one, or it does not know these words."""
         try:
-            reward = cls(**json.loads((folder / "config.json").read_text()))
-            reward.load_state_dict(load_file(folder / "model.safetensors"))
-        except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
+            config, tensors = read_sizes(folder / "config.json"), load_tensors(folder / "model.safetensors")
+            if not all(isinstance(word, str) for word in config["words"]):
+                raise TypeError("its words are no text")
+            with torch.device("meta"):  # the file is as large as it says, the network it asks for may be larger
+                cls(**config).load_state_dict(tensors, assign=True)
+            reward = cls(**config)
+            reward.load_state_dict(tensors)
+        except DAMAGED as error:
+            reason = first_line(error)
             raise UserError(f"not a word reward: {reason}", where=str(folder)) from error
         if unknown := sorted(set(blind_to) - set(reward.words)):
             raise UserError(

@@ -20,7 +20,7 @@ class Anchor:
 
     def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
         self._weights = weights
-        self._start = {name: _local(weight).detach().to("cpu", copy=True) for name, weight in weights.items()}
+        self._start = {name: local(weight).detach().to("cpu", copy=True) for name, weight in weights.items()}
 
     @torch.no_grad()
     def drift(self, runtime: Runtime = ALONE) -> float:
@@ -31,7 +31,7 @@ class Anchor:
         moved = start = 0.0
         for name, weight in self._weights.items():
             before = self._start[name]
-            moved += float((_local(weight).detach().cpu() - before).float().square().sum(dtype=torch.float64))
+            moved += float((local(weight).detach().cpu() - before).float().square().sum(dtype=torch.float64))
             start += float(before.float().square().sum(dtype=torch.float64))
         sums = runtime.mean(
             {"moved": moved, "start": start}
@@ -43,9 +43,10 @@ class Anchor:
         """Add the gradient of `strength / 2 * |weights - start|^2` to the weights' gradients."""
         for name, weight in self._weights.items():
             if weight.grad is not None:
-                away = _local(weight).detach() - self._start[name].to(weight.device)
-                _local(weight.grad).add_(away.to(weight.grad.dtype), alpha=strength)
+                away = local(weight).detach() - self._start[name].to(weight.device)
+                local(weight.grad).add_(away.to(weight.grad.dtype), alpha=strength)
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a split tensor; a whole one itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,13 +1,14 @@
-"""Checkpoints of a distillation: written aside, then renamed; only what trains; no pickle.
+"""Checkpoints: written aside, then renamed; with checksums; only what trains; no pickle.
 
 A checkpoint looks the same whatever the number of processes and however the weights are split over them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -19,10 +20,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rats_video.errors import UserError
-from rats_video.files import replacing, write_json
+from rats_video.errors import UserError, warn
+from rats_video.files import remove, replacing, weights_digest, write_json
+from rats_video.runtime import ALONE, Runtime
 
 Weights = Mapping[str, Tensor]
+STATE = "state.json"
+_DIGESTS = "sha256"
+_NAME = re.compile(r"step-\d+")
 
 
 class CheckpointWriter:
@@ -88,13 +93,25 @@ class CheckpointWriter:
         return whole.to("cpu", copy=True).contiguous() if self._writes else tensor
 
     def _write(self, state: Mapping[str, Any], content: Mapping[str, dict[str, Tensor]]) -> None:
-        with replacing(self._folder / f"step-{state['step']:06d}", "checkpoint") as aside:
-            aside.mkdir()
-            for name, tensors in content.items():
-                save_file(tensors, aside / f"{name}.safetensors")
-            write_json(aside / "state.json", state)
+        _write(self._folder, state, content)
         for old in list_checkpoints(self._folder)[: -self._keep]:
-            shutil.rmtree(old)
+            remove(old)
+
+
+def _write(folder: Path, state: Mapping[str, Any], content: Mapping[str, dict[str, Tensor]]) -> None:
+    with replacing(folder / f"step-{state['step']:06d}", "checkpoint") as aside:
+        aside.mkdir()
+        digests = {}
+        for name, tensors in content.items():
+            file = aside / f"{name}.safetensors"
+            save_file(tensors, file)
+            digests[file.name] = weights_digest([file])
+        plain = json.loads(json.dumps(state))
+        write_json(aside / STATE, {**plain, _DIGESTS: {**digests, STATE: _digest(plain)}})
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -102,30 +119,81 @@ def _whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
-def save_weights(path: Path, step: int, weights: Weights, *, writes: bool) -> None:
-    """Write the weights that train, and nothing else, to a folder; all processes call it together."""
+def save_weights(folder: Path, step: int, weights: Weights, *, writes: bool) -> None:
+    """Write the weights that train, and nothing else, to `folder/step-NNNNNN`; all processes call it together."""
     copies = {name: _whole(weight).cpu().contiguous() for name, weight in weights.items()}
     if writes:
-        with replacing(path, "checkpoint") as aside:
-            aside.mkdir()
-            save_file(copies, aside / "student.safetensors")
-            write_json(aside / "state.json", {"step": step})
-
-
-def read_state(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds besides tensors: `step`, the optimizer steps behind it, and what `save` was given."""
-    state: dict[str, Any] = json.loads((path / "state.json").read_text())
-    return {**state, "step": int(state["step"])}
+        _write(folder, {"step": step}, {"student": copies})
 
 
 def steps_done(path: Path) -> int:
-    """Optimizer steps behind a checkpoint."""
-    return int(read_state(path)["step"])
+    """Optimizer steps behind a checkpoint, as its name says."""
+    return int(path.name.removeprefix("step-"))
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Whole checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if (path / "state.json").is_file())
+    """Checkpoints of a run, oldest first."""
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=steps_done)
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files, one clause; None if they are as they were written."""
+    try:
+        state = json.loads((path / STATE).read_text())
+        digests = state.pop(_DIGESTS, {})  # older ones have none
+        if state["step"] != steps_done(path):
+            return f"it says that it is of step {state['step']}"
+        for name, digest in digests.items():
+            if digest != (_digest(state) if name == STATE else weights_digest([path / name])):
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"unreadable: {str(error).splitlines()[0]}"
+    return None
+
+
+def resume(
+    folder: Path,
+    student: Weights,
+    teacher: Weights | None,
+    optimizer: torch.optim.Optimizer,
+    runtime: Runtime = ALONE,
+    is_exact: Callable[[int], bool] = lambda _: True,
+) -> dict[str, Any]:
+    """Restore everything in place from the best checkpoint to go on from; all processes call it together.
+
+    That is the newest one that is undamaged, and where there are any, of a step at which a run goes on exactly.
+    Checkpoints after it are deleted: their steps will be done again.
+
+    Returns:
+        Its state; `{"step": 0}` where there is no checkpoint.
+
+    Raises:
+        UserError: there are checkpoints, but all are damaged, or the one chosen does not fit.
+    """
+    chosen = runtime.agree(_choose(folder, is_exact) if runtime.is_main else None)
+    if chosen is None:
+        return {"step": 0}
+    state = load_checkpoint(chosen, student, teacher, optimizer)
+    runtime.wait()
+    if runtime.is_main:
+        for path in list_checkpoints(folder):
+            if steps_done(path) > state["step"]:
+                remove(path)
+    return state
+
+
+def _choose(folder: Path, is_exact: Callable[[int], bool]) -> Path | None:
+    found = sorted(list_checkpoints(folder), key=lambda path: (is_exact(steps_done(path)), steps_done(path)))
+    for path in reversed(found):
+        if damage := find_damage(path):
+            warn(f"damaged, the one before it is taken: {damage}", where=str(path))
+            continue
+        if not is_exact(steps_done(path)):
+            warn("amid the use of one teacher rollout: a new one takes its place, the run will differ", where=str(path))
+        return path
+    if found:
+        raise UserError("all checkpoints are damaged", where=str(folder), fix="start anew with --overwrite")
+    return None
 
 
 def load_checkpoint(
@@ -137,8 +205,9 @@ def load_checkpoint(
         if teacher is not None:
             _restore(teacher, load_file(path / "teacher.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        return read_state(path)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        state: dict[str, Any] = json.loads((path / STATE).read_text())
+        return {key: value for key, value in state.items() if key != _DIGESTS} | {"step": int(state["step"])}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"cannot resume from it: {reason}", where=str(path), fix="start anew with --overwrite"

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from rats_video.config.guard import GuardConfig
 from rats_video.distill.step import Rats
-from rats_video.errors import UserError, warn
+from rats_video.errors import warn
 from rats_video.evaluation.stats import Estimate, finite, paired_difference
 from rats_video.evaluation.sweep import Arm, Measure, score_arm
-from rats_video.files import write_json
+from rats_video.files import remove, write_json
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.runtime import ALONE, Runtime
-from rats_video.training.checkpoint import save_weights
+from rats_video.training.checkpoint import find_damage, list_checkpoints, save_weights, steps_done
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
@@ -30,12 +30,16 @@ Scores = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Look:
-    """The student after `step` steps: scores of the guard's clips, drift of the weights, and what is wrong."""
+    """The student after `step` steps: scores of the guard's clips, drift of the weights, and what is wrong.
+
+    One that is lost can no longer be the best: its weights are gone.
+    """
 
     step: int
     scores: Scores
     drift: float
     alarms: tuple[str, ...] = ()
+    lost: bool = False
 
     def mean(self, name: str) -> float:
         """Mean score over the clips that could be scored."""
@@ -71,7 +75,7 @@ class GuardClips:
 class Guard:
     """Looks at the student, keeps the best one so far in `RUN/best`, and raises the alarm.
 
-    Its record is `RUN/guard.json`; a run that goes on reads there what was seen up to its checkpoint, so that it
+    What it has seen is shown in `RUN/guard.json` and travels in each checkpoint, so that a run that goes on from one
     decides as an uninterrupted one does.
 
     Args:
@@ -102,32 +106,47 @@ class Guard:
         alarms = sum(bool(look.alarms) for look in self.looks)
         return min(2.0**alarms, STRONGEST_SHAPING) if self.cfg.on_alarm == "shape" else 1.0
 
-    def recall(self, step: int) -> None:
-        """Take up what was seen until `step`; raises UserError if the record is damaged."""
-        if not self._run.guard.is_file():
-            return
-        try:
-            record = json.loads(self._run.guard.read_text())
-            self._teacher = record["teacher"]
-            looks = [Look(row["step"], row["scores"], row["drift"], tuple(row["alarms"])) for row in record["looks"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"unreadable record of the guard: {error}", where=str(self._run.guard)) from error
-        self.looks = [look for look in looks if look.step <= step]
+    @property
+    def record(self) -> dict[str, Any]:
+        """What was seen, as JSON."""
+        best = self.best
+        return {"best": best and best.step, "teacher": self._teacher, "looks": [asdict(look) for look in self.looks]}
+
+    def recall(self, record: Mapping[str, Any]) -> None:
+        """Take up the record of a checkpoint; `RUN/guard.json` and `RUN/best` are made to agree with it.
+
+        A best student that was damaged meanwhile can no longer be chosen; the one at hand is looked at anew.
+        """
+        self._teacher = record["teacher"]
+        self.looks = [Look(**{**row, "alarms": tuple(row["alarms"])}) for row in record["looks"]]
+        first = self.best
+        while (best := self.best) and (damage := self._runtime.agree(self._damage(best))):
+            if best is first:
+                warn(f"the best student so far is lost: {damage}", where=str(self._run.best_student(best.step)))
+            self.looks = [replace(look, lost=True) if look is best else look for look in self.looks]
+        if self._runtime.is_main:
+            write_json(self._run.guard, self.record)
+
+    def _damage(self, look: Look) -> str | None:
+        return find_damage(self._run.best_student(look.step)) if self._runtime.is_main else None
 
     def is_due(self, step: int, last: int) -> bool:
         """Whether the student is to be looked at after `step` of `last` steps."""
-        seen = any(look.step == step for look in self.looks)
+        seen = any(look.step == step and not look.lost for look in self.looks)
         return not seen and (step % self.cfg.every == 0 or step == last)
 
     def look(self, rats: Rats, step: int, drift: float) -> None:
         """Look at the student after `step` steps; all processes call it together."""
         if not self._teacher:
             self._teacher = self._score(Arm("teacher", rats.teacher.backbone, self._clips.teacher))
+        self.looks = [look for look in self.looks if look.step != step]
         seen = Look(step, self._score(Arm("student", rats.student, self._clips.spec)), drift)
         self.looks.append(replace(seen, alarms=tuple(self._alarms(seen))))
         if self.best is self.looks[-1]:
             save_weights(self._run.best, step, rats.student.weights, writes=self._runtime.is_main)
         if self._runtime.is_main:
+            drop_former(self._run)
+            write_json(self._run.guard, self.record)
             self._report()
 
     # ------------------------------------------------------------------------------------------------------- judging
@@ -137,7 +156,7 @@ class Guard:
         return next(name for name in (HELDOUT, IMITATED, REWARD) if name in self._teacher)
 
     def _sound(self) -> list[Look]:
-        return [look for look in self.looks if not self._broken(look)]
+        return [look for look in self.looks if not look.lost and not self._broken(look)]
 
     def _broken(self, look: Look) -> list[str]:
         """Monitors that have left what the teacher shows."""
@@ -189,11 +208,6 @@ class Guard:
 
     def _report(self) -> None:
         look, best, teacher = self.looks[-1], self.best, self._teacher
-        rows = [
-            {"step": seen.step, "drift": seen.drift, "alarms": seen.alarms, "scores": seen.scores}
-            for seen in self.looks
-        ]
-        write_json(self._run.guard, {"best": best and best.step, "teacher": teacher, "looks": rows})
         shown = [
             f"{name.replace('_', ' ')} {look.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
             for name in (REWARD, IMITATED, HELDOUT, MOTION, SATURATION)
@@ -202,8 +216,16 @@ class Guard:
         line = f"guard at step {look.step} (teacher): {', '.join(shown)}, drift {look.drift:.3g}"
         print(f"{line}; best so far" if best is look else line, file=sys.stderr)  # noqa: T201
         for alarm in look.alarms:
-            kept = f"; the student of step {best.step} is kept in {self._run.best}" if best is not None else ""
+            kept = f"; the best student so far is kept in {self._run.best_student(best.step)}" if best else ""
             warn(f"reward hacking? {alarm}{kept}", where="guard")
+
+
+def drop_former(run: RunFolder) -> None:
+    """Delete former best students, but for those of which a checkpoint knows as the best."""
+    checkpoints = list_checkpoints(run.checkpoints)
+    oldest = steps_done(checkpoints[0]) if checkpoints else 0
+    for path in [path for path in list_checkpoints(run.best) if steps_done(path) <= oldest][:-1]:
+        remove(path)
 
 
 def finite_mean(values: Sequence[float]) -> float:

@@ -1,21 +1,29 @@
-"""Ctrl-C and SIGTERM finish the step in hand instead of tearing it apart."""
+"""Ctrl-C, SIGTERM and SIGUSR1 finish the step in hand instead of tearing it apart."""
 
 from __future__ import annotations
 
 import signal
 from types import FrameType, TracebackType
-from typing import Self
+from typing import NoReturn, Self
+
+from rats_video.errors import REQUEUE, Interrupted
+from rats_video.runtime import ALONE, Runtime
 
 
 class StopRequest:
-    """Context in which the first SIGINT or SIGTERM only sets `requested`; a second one interrupts at once."""
+    """Context in which the first of these signals only sets `requested`, and a second one interrupts at once."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.code = 0  # that the process is to end with; 0 while nobody has asked
         self._previous: dict[signal.Signals, object] = {}
 
+    @property
+    def requested(self) -> bool:
+        """Whether somebody has asked to stop."""
+        return self.code > 0
+
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._ask)
         return self
 
@@ -25,7 +33,12 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
 
-    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+    def end(self, what: str, runtime: Runtime = ALONE) -> NoReturn:
+        """Stop as asked on any process; all call it together."""
+        raise Interrupted(f"{what}; --resume goes on from there", max(runtime.gather(self.code)))
+
+    def _ask(self, number: int, _frame: FrameType | None) -> None:
+        code = 130 if number == signal.SIGINT else REQUEUE
         if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
+            raise Interrupted("stopped amid a step, which is lost; --resume goes on from the last checkpoint", code)
+        self.code = code

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -61,12 +61,15 @@ class Scored:
 
     @classmethod
     def find(cls, path: Path, identity: str) -> Scored | None:
-        """What `save` wrote, if it is there and was made from the same."""
+        """What `save` wrote, if it is there, readable, and was made from the same."""
         if not path.is_file():
             return None
-        with safe_open(path, framework="pt") as file:
-            header = file.metadata()
-            tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata()
+                tensors: dict[str, Any] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        except SafetensorError:
+            return None
         if header["identity"] != identity:
             return None
         return cls(**{"frames": None, **tensors}, parts=tuple(json.loads(header["parts"])))

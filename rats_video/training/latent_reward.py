@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from rats_video.rewards.latent_reward import LatentReward, LatentSpace
 from rats_video.seeds import seeded
 from rats_video.training.latent_pool import Change, Scored, Studio, damage
 from rats_video.training.optim import build_optimizer, set_learning_rate
-from rats_video.training.progress import ProgressBar
+from rats_video.training.resumable import resumable
 from rats_video.training.reward import rank_correlation
 
 POOL = "pool.safetensors"
@@ -50,14 +51,11 @@ def train_latent_reward(
     """Learn to draw clips of the training prompts, and in rounds those that were climbed on the reward so far.
 
     With `init` that folder's sketch goes on learning, whatever its shape. Making the clips takes much of the time:
-    until the end they are kept in `folder`, where an interrupted run goes on.
+    until the end they are kept in `folder`, beside checkpoints.
     """
     torch.manual_seed(cfg.seed)
-    kept, made_from = folder / POOL, f"{space} {cfg.model_dump_json(exclude=_NOT_OF_POOL)}"
-    pool = Scored.find(kept, made_from)
-    if pool is None:
-        pool = training_pool(studio)
-        pool.save(kept, made_from)
+    made_from = f"{space} {cfg.model_dump_json(exclude=_NOT_OF_POOL)}"
+    pool = _found_or_made(folder / POOL, made_from, lambda: training_pool(studio))
     device = studio.backbone.device
     if init is None:
         shape = {"width": cfg.width, "blocks": cfg.blocks, "coarse": cfg.coarse}
@@ -67,29 +65,40 @@ def train_latent_reward(
     reward.sketch.requires_grad_()
     optimizer = build_optimizer(cfg.optimizer, reward.sketch.parameters())
     rounds = {cfg.steps * (turn + 1) // (cfg.rounds + 1): turn for turn in range(cfg.rounds if cfg.num_climbed else 0)}
-    with ProgressBar("train latent reward", cfg.steps) as progress:
-        for step in range(cfg.steps):
-            if step in rounds:
-                change = climb(reward, cfg.climb)
-                climbed = studio.changed("climbed clips", cfg.num_climbed, 25 + rounds[step], pool, change)
-                pool = Scored.cat([pool, climbed])
-            set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
-            generator = seeded(cfg.seed, 24, step)
-            chosen = torch.randint(len(pool), (cfg.batch_size,), generator=generator)
-            column = int(torch.randint(pool.prompts.shape[1], (), generator=generator))
-            sketch = reward.sketch(pool.latents[chosen].to(device))
-            losses = {"pixels": pixel_loss(sketch, pool.small[chosen].to(device), cfg.contrast_weight)}
-            if step >= cfg.sketch_steps:
-                losses["scores"] = score_loss(reward, sketch, pool, chosen, studio.prompts, column)
-            loss = losses["pixels"] + cfg.score_weight * losses.get("scores", 0)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(reward.sketch.parameters(), cfg.optimizer.max_grad_norm)
-            optimizer.step()
-            progress.advance(**{name: float(value.detach()) for name, value in losses.items()})
+    weights = dict(reward.sketch.named_parameters())
+    for step, progress in resumable("train latent reward", cfg.steps, folder / "checkpoints", weights, optimizer):
+        while rounds and min(rounds) <= step:  # of one that is behind, only what was climbed then is found again
+            turn = rounds.pop(min(rounds))
+            change = climb(reward, cfg.climb)
+            make = partial(studio.changed, "climbed clips", cfg.num_climbed, 25 + turn, pool, change)
+            climbed = _found_or_made(folder / f"climbed-{turn}.safetensors", cfg.model_dump_json(), make)
+            pool = Scored.cat([pool, climbed])
+        set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
+        generator = seeded(cfg.seed, 24, step)
+        chosen = torch.randint(len(pool), (cfg.batch_size,), generator=generator)
+        column = int(torch.randint(pool.prompts.shape[1], (), generator=generator))
+        sketch = reward.sketch(pool.latents[chosen].to(device))
+        losses = {"pixels": pixel_loss(sketch, pool.small[chosen].to(device), cfg.contrast_weight)}
+        if step >= cfg.sketch_steps:
+            losses["scores"] = score_loss(reward, sketch, pool, chosen, studio.prompts, column)
+        loss = losses["pixels"] + cfg.score_weight * losses.get("scores", 0)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reward.sketch.parameters(), cfg.optimizer.max_grad_norm)
+        optimizer.step()
+        progress.advance(**{name: float(value.detach()) for name, value in losses.items()})
     reward.save(folder)
-    kept.unlink()
+    for path in (folder / POOL, *folder.glob("climbed-*.safetensors")):
+        path.unlink()
     return reward.requires_grad_(requires_grad=False).eval()
+
+
+def _found_or_made(path: Path, identity: str, make: Callable[[], Scored]) -> Scored:
+    found = Scored.find(path, identity)
+    if found is None:
+        found = make()
+        found.save(path, identity)
+    return found
 
 
 def training_pool(studio: Studio) -> Scored:

@@ -21,14 +21,16 @@ def cosine_lr(step: int, total: int, peak: float, *, warmup: int = 0, floor: flo
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int, total: int) -> float:
-    """Set and return the rate of `step` of `total`: linear warm-up, then constant or a cosine decay to zero."""
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int, total: int, scale: float = 1.0
+) -> float:
+    """Set and return the rate of `step` of `total`: linear warm-up, then constant or a cosine decay to zero; scaled."""
     lr = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     if cfg.decay:
         lr = cosine_lr(step, total, cfg.lr, warmup=cfg.warmup_steps)
     for group in optimizer.param_groups:
-        group["lr"] = lr
-    return lr
+        group["lr"] = scale * lr
+    return scale * lr
 
 
 def build_optimizer(cfg: OptimizerConfig, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from rats_video.rewards.word_reward import WordReward
 from rats_video.seeds import seeded
 from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
+from rats_video.training.resumable import resumable
 from rats_video.training.vae import draw_shapes
 
 _PREFERENCE_MARGIN = 0.1  # smoothness + constancy, each in [0, 1]
@@ -115,8 +117,10 @@ def _round_trip_pool(backbone: WanBackbone, cfg: RewardTrainConfig, combinations
     return _concatenate(pools)
 
 
-def train_reward(cfg: RewardTrainConfig, backbone: WanBackbone) -> tuple[WordReward, dict[str, float]]:
+def train_reward(cfg: RewardTrainConfig, backbone: WanBackbone, folder: Path) -> tuple[WordReward, dict[str, float]]:
     """Train on rendered, round-tripped and sampled clips of the training combinations.
+
+    Its checkpoints are kept in `folder/checkpoints`, from which an interrupted training goes on; clips are made anew.
 
     Returns:
         The reward, and its accuracy on samples for held-out prompts, attribute by attribute.
@@ -128,19 +132,19 @@ def train_reward(cfg: RewardTrainConfig, backbone: WanBackbone) -> tuple[WordRew
     samples = sample_pool(backbone, cfg, train, cfg.num_samples, stream=11)
     trips = _round_trip_pool(backbone, cfg, train)
     optimizer = build_optimizer(cfg.optimizer, reward.parameters())
-    with ProgressBar("train reward", cfg.steps) as progress:
-        for step in range(cfg.steps):
-            set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
-            if step < cfg.word_steps:
-                losses = word_losses(reward, cfg, train, step)
-            else:
-                losses = reward_losses(reward, cfg, train, trips, samples, step)
-            loss = sum(losses.values(), torch.zeros((), device=device))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(reward.parameters(), cfg.optimizer.max_grad_norm)
-            optimizer.step()
-            progress.advance(**{name: float(value.detach()) for name, value in losses.items()})
+    weights = dict(reward.named_parameters())
+    for step, progress in resumable("train reward", cfg.steps, folder / "checkpoints", weights, optimizer):
+        set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
+        if step < cfg.word_steps:
+            losses = word_losses(reward, cfg, train, step)
+        else:
+            losses = reward_losses(reward, cfg, train, trips, samples, step)
+        loss = sum(losses.values(), torch.zeros((), device=device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(reward.parameters(), cfg.optimizer.max_grad_norm)
+        optimizer.step()
+        progress.advance(**{name: float(value.detach()) for name, value in losses.items()})
     reward.eval()
     return reward, evaluate_reward(reward, sample_pool(backbone, cfg, heldout, cfg.eval_clips, stream=13))
 

@@ -5,6 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from rats_video.errors import UserError
+from rats_video.files import tidy
+from rats_video.reading import strays
+
+CONFIG = "config.resolved.yaml"
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -12,14 +18,26 @@ class RunFolder:
 
     root: Path
 
+    def check_entries(self) -> None:
+        """Refuse a folder in which a write would end elsewhere, or a read never; a stranger may have made it.
+
+        Raises:
+            UserError: names the first link that leads out of it, pipe or device in it.
+        """
+        if odd := strays(self.root):
+            raise UserError(
+                "leads out of the run's folder, or is no plain file", where=str(odd[0]),
+                fix="remove it, or put in its place what it points to",
+            )  # fmt: skip
+
     @property
     def config(self) -> Path:
         """The configuration with all defaults filled in; a folder with it is a run."""
-        return self.root / "config.resolved.yaml"
+        return self.root / CONFIG
 
     @property
     def environment(self) -> Path:
-        """Versions and hardware."""
+        """Code, versions, command, seeds and hardware: a list, one entry for each time the run was started."""
         return self.root / "environment.json"
 
     @property
@@ -54,8 +72,12 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """The weights of the best student that the guard has seen."""
+        """The weights of the best students that the guard has seen, one folder each."""
         return self.root / "best"
+
+    def best_student(self, step: int) -> Path:
+        """The weights of the student after `step` steps, where it was the best until then."""
+        return self.best / f"step-{step:06d}"
 
     @property
     def student(self) -> Path:
@@ -66,6 +88,13 @@ class RunFolder:
     def curves(self) -> Path:
         """The training figure."""
         return self.root / "training.png"
+
+    def tidy(self) -> None:
+        """Undo what a killed training left half-written; for who holds the folder's lock."""
+        files = (self.config, self.environment, self.text, self.plan, self.metrics, self.guard, self.guard_figure)
+        tidy(self.root, {path.name for path in (*files, self.student, self.curves)})
+        tidy(self.checkpoints)
+        tidy(self.best)
 
     @property
     def samples(self) -> Path:

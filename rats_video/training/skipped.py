@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rats_video.config.distill import TrainingConfig
 from rats_video.distill.finite import SKIPPED
 from rats_video.errors import UserError
+from rats_video.training.faults import StepFault
 
 
 class SkippedClips:
@@ -27,19 +28,18 @@ class SkippedClips:
         rewards, the gate and the shaping is the mean over the others.
 
         Raises:
-            UserError: no clip of the step has a finite score, or more were left out in all than may be.
+            StepFault: no clip of the step has a finite score; they count as one step, not as clips.
+            UserError: more were left out in all than may be.
         """
-        share = row[SKIPPED]
-        clips = round(share * self._batch_size)
-        self._total += clips
+        clips, fix = round(row[SKIPPED] * self._batch_size), "mend the reward, or use another"
         if clips == self._batch_size:
-            what = f"no clip of step {step + 1} has a finite score"
-        elif self._total > self._limit:
+            raise StepFault("no clip has a finite score", where="reward", fix=fix)
+        self._total += clips
+        if self._total > self._limit:
             what = f"{self._total} clips had no finite score by step {step + 1}, training.max_skipped is {self._limit}"
-        else:
-            masked = ("reward/", "gate/", "shaping/")
-            kept = 1 - clips / self._batch_size
-            return {name: value / kept if name.startswith(masked) else value for name, value in row.items()} | {
-                SKIPPED: clips
-            }
-        raise UserError(f"{what}; earlier checkpoints are kept", where="reward", fix="mend the reward, or use another")
+            raise UserError(f"{what}; earlier checkpoints are kept", where="reward", fix=fix)
+        masked = ("reward/", "gate/", "shaping/")
+        kept = 1 - clips / self._batch_size
+        return {name: value / kept if name.startswith(masked) else value for name, value in row.items()} | {
+            SKIPPED: clips
+        }

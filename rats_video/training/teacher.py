@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,10 @@ from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import shift_sigma, sigma_grid
 from rats_video.distill.ema import update_ema
-from rats_video.files import replacing
 from rats_video.seeds import seeded
 from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
+from rats_video.training.resumable import resumable
 from rats_video.training.vae import draw_shapes
 from rats_video.types import TextCondition
 
@@ -85,6 +84,8 @@ def train_teacher(
 ) -> tuple[WanBackbone, dict[str, float]]:
     """Train a text-to-video model on the training combinations; `init` is a folder whose transformer it starts from.
 
+    Its checkpoints are kept in `folder/checkpoints`, from which an interrupted training goes on.
+
     Returns:
         The backbone with the averaged weights, and its measured adherence on held-out combinations.
     """
@@ -100,8 +101,7 @@ def train_teacher(
     train, heldout = split_combinations()
     cache = encode_clips(backbone, cfg, train)
     average = copy.deepcopy(backbone.denoiser).eval()
-    _fit(backbone, average, cache, cfg, folder / "checkpoint")
-    shutil.rmtree(folder / "checkpoint", ignore_errors=True)
+    _fit(backbone, average, cache, cfg, folder / "checkpoints")
     backbone = WanBackbone(transformer=average, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     return backbone, evaluate_teacher(backbone, cfg, heldout)
 
@@ -124,21 +124,21 @@ def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: l
     return LatentCache(torch.cat(rows), torch.tensor(index, device=backbone.device), text)
 
 
-def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTrainConfig, checkpoint: Path) -> None:
+def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTrainConfig, checkpoints: Path) -> None:
     optimizer = build_optimizer(cfg.optimizer, backbone.denoiser.parameters())
-    with ProgressBar("train teacher", cfg.steps) as progress:
-        for step in range(cfg.steps):
-            set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
-            loss = flow_matching_loss(backbone, cache, cfg, step)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(backbone.denoiser.parameters(), cfg.optimizer.max_grad_norm)
-            optimizer.step()
-            update_ema(dict(average.named_parameters()), backbone.weights, min(cfg.ema_decay, (1 + step) / (10 + step)))
-            progress.advance(loss=float(loss.detach()))
-            if (step + 1) % cfg.checkpoint_every == 0:
-                with replacing(checkpoint, "checkpoint") as aside:
-                    average.save_pretrained(aside / "transformer")
+    averages = dict(average.named_parameters())
+    for step, progress in resumable(
+        "train teacher", cfg.steps, checkpoints, backbone.weights, optimizer,
+        average=averages, every=cfg.checkpoint_every,
+    ):  # fmt: skip
+        set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
+        loss = flow_matching_loss(backbone, cache, cfg, step)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(backbone.denoiser.parameters(), cfg.optimizer.max_grad_norm)
+        optimizer.step()
+        update_ema(averages, backbone.weights, min(cfg.ema_decay, (1 + step) / (10 + step)))
+        progress.advance(loss=float(loss.detach()))
 
 
 def flow_matching_loss(backbone: WanBackbone, cache: LatentCache, cfg: TeacherTrainConfig, step: int) -> Tensor:

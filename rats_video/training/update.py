@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step
-from rats_video.errors import UserError
 from rats_video.runtime import Runtime
-from rats_video.training.anchor import Anchor
+from rats_video.training.anchor import Anchor, local
 from rats_video.training.batches import take
+from rats_video.training.faults import FaultPolicy, StepFault
 from rats_video.training.optim import set_learning_rate
 from rats_video.training.skipped import SkippedClips
 from rats_video.types import PromptBatch
@@ -28,6 +30,7 @@ class Updater:
         runtime: the processes, which step together.
         skipped: counts clips whose reward is not finite.
         anchor: where the weights started, for a run that is pulled back to it.
+        faults: decides about steps whose loss, gradient or weights are not finite.
     """
 
     def __init__(
@@ -37,30 +40,40 @@ class Updater:
         runtime: Runtime,
         skipped: SkippedClips,
         anchor: Anchor | None,
+        faults: FaultPolicy,
     ) -> None:
         self._cfg, self._optimizer, self._runtime = cfg, optimizer, runtime
-        self._skipped, self._anchor = skipped, anchor
+        self._skipped, self._anchor, self._faults = skipped, anchor, faults
 
     def step(self, rats: Rats, batch: PromptBatch, step: int) -> dict[str, float]:
-        """Update the student on this process's rows of the batch and return the row to log.
+        """Update the student on this process's rows of the batch, or leave the step out; returns the row to log.
 
         Raises:
-            UserError: loss or gradient is not finite, or too many rewards are not.
+            RollBack: the weights are not finite any more, or the step is one too many to be left out.
+            UserError: too many rewards are not finite.
         """
+        try:
+            return self._faults.passed(self._update(rats, batch, step))
+        except StepFault as fault:
+            return self._faults.leave_out(fault, step)
+
+    def _update(self, rats: Rats, batch: PromptBatch, step: int) -> dict[str, float]:
         training, optimizer = self._cfg.training, self._optimizer
-        lr = set_learning_rate(optimizer, training.optimizer, step, training.steps)
+        lr = set_learning_rate(optimizer, training.optimizer, step, training.steps, self._faults.lr_scale)
         optimizer.zero_grad(set_to_none=True)
         row = self._runtime.mean(accumulate_gradient(rats, batch, training.parts(len(batch.prompts))))
+        _check("loss", row["loss"])
         row = self._skipped.count(row, step)
-        _check_finite("loss", row["loss"], step)
         weights = rats.student.weights.values()
         self._runtime.average_gradients(weights)
         if self._anchor is not None and self._cfg.method.drift_weight:
             self._anchor.pull(self._cfg.method.drift_weight)
         norm = torch.nn.utils.clip_grad_norm_(weights, training.optimizer.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        _check_finite("gradient", float(norm), step)
+        _check("gradient", float(norm), training.faults.max_norm)
         optimizer.step()
+        if self._runtime.any(not _are_finite(weights)):
+            raise StepFault("the updated weights are not finite", in_weights=True)
         return {**row, "grad_norm": float(norm), "lr": lr}
 
 
@@ -76,9 +89,13 @@ def accumulate_gradient(rats: Rats, batch: PromptBatch, parts: int) -> dict[str,
     return {name: sum(row[name] for row in rows) / parts for name in rows[0]}
 
 
-def _check_finite(what: str, value: float, step: int) -> None:
+def _check(what: str, value: float, most: float | None = None) -> None:
     if not math.isfinite(value):
-        raise UserError(
-            f"the {what} is {value} at step {step + 1}; earlier checkpoints are kept",
-            where="distill", fix="lower training.optimizer.lr or method.alpha",
-        )  # fmt: skip
+        raise StepFault(f"the {what} is {value}")
+    if most is not None and value > most:
+        raise StepFault(f"the {what} is {value:.3g}, training.faults.max_norm {most:g}")
+
+
+def _are_finite(weights: Iterable[Tensor]) -> bool:
+    """Whether this process's parts of the weights are finite: one answer from the device, not one a tensor."""
+    return bool(torch.stack([local(weight.detach()).isfinite().all() for weight in weights]).all())

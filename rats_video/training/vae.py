@@ -12,9 +12,10 @@ from torch import Tensor
 from rats_video.backbones.wan_decode import decode_unclamped
 from rats_video.config.pretrain import VaeConfig, VaeStageConfig
 from rats_video.datasets.shapes import ShapeAttributes, render, split_combinations
+from rats_video.files import replacing, tidy
 from rats_video.seeds import seeded
 from rats_video.training.optim import cosine_lr
-from rats_video.training.progress import ProgressBar
+from rats_video.training.resumable import forget, resumable
 from rats_video.types import ClipSpec
 
 _LOG_VARIANCE = -8.0
@@ -87,7 +88,8 @@ def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, 
     """Run the curriculum; after each stage the VAE, with its latents' statistics, is saved as `folder/stage-K`.
 
     A stage that trains only the decoder leaves the latents as they are, so that a teacher can be trained on an earlier
-    stage's latents while the decoder is still being refined. Stages found in `folder` are not trained again.
+    stage's latents while the decoder is still being refined. Stages found in `folder` are not trained again, and one
+    that was begun is gone on with.
 
     Returns:
         The AutoencoderKLWan and the PSNR in dB on held-out clips.
@@ -95,16 +97,19 @@ def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, 
     torch.manual_seed(cfg.seed)
     vae = build_vae(cfg).to(device).train()
     train, heldout = split_combinations()
+    tidy(folder)
     for index, stage in enumerate(cfg.stages):
         done = folder / f"stage-{index + 1}"
         if done.is_dir():
-            vae = type(vae).from_pretrained(done).to(device).train()
+            vae = type(vae).from_pretrained(done, local_files_only=True, use_safetensors=True).to(device).train()
             continue
-        with ProgressBar(f"train vae, stage {index + 1}", stage.steps) as progress:
-            _train_stage(vae, cfg, stage, index, train, progress)
+        checkpoints = folder / "checkpoints" / done.name
+        _train_stage(vae, cfg, stage, index, train, checkpoints)
         if stage.trains == "all":
             _store_latent_stats(vae, cfg, train)
-        vae.save_pretrained(done)
+        with replacing(done, "VAE") as aside:
+            vae.save_pretrained(aside)
+        forget(checkpoints)
     vae.eval()
     if cfg.prune_channels is not None:
         vae = prune_latents(vae, cfg, train)
@@ -152,7 +157,7 @@ def prune_latents(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes])
 
 
 def _train_stage(
-    vae: Any, cfg: VaeConfig, stage: VaeStageConfig, index: int, train: list[ShapeAttributes], progress: ProgressBar
+    vae: Any, cfg: VaeConfig, stage: VaeStageConfig, index: int, train: list[ShapeAttributes], checkpoints: Path
 ) -> None:
     trained = [vae] if stage.trains == "all" else [vae.post_quant_conv, vae.decoder]
     parameters = [parameter for module in trained for parameter in module.parameters()]
@@ -162,7 +167,8 @@ def _train_stage(
     optimizer = torch.optim.Adam(parameters, lr=stage.lr, betas=(0.9, 0.99))
     clip = ClipSpec(stage.num_frames, cfg.clip.height, cfg.clip.width, cfg.clip.fps)
     device = next(vae.parameters()).device
-    for step in range(stage.steps):
+    weights = {name: weight for name, weight in vae.named_parameters() if weight.requires_grad}
+    for step, progress in resumable(f"train vae, stage {index + 1}", stage.steps, checkpoints, weights, optimizer):
         for group in optimizer.param_groups:
             group["lr"] = cosine_lr(step, stage.steps, stage.lr, warmup=min(50, stage.steps // 10), floor=0.05)
         videos, _ = draw_shapes(train, stage.batch_size, clip, (cfg.seed, 1 + index, step), device)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import functools
 import json
 import os
+import platform
+import re
 import shutil
 import signal
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +21,10 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from rats_video.distill.step import Rats, rats_step
+from rats_video.files import locked
 from rats_video.inference.video import read_mp4
 from rats_video.runtime import Runtime
+from rats_video.training.metrics import read_metrics
 from rats_video.types import PromptBatch
 
 PROMPT = "a fast red circle moving left on a gray background"
@@ -123,7 +128,12 @@ def test_run_records_what_it_did(finished: Path) -> None:
     assert all(row["seconds"] > 0 and row["reward/teacher"] < 0 for row in rows)
     card = json.loads((finished / "student" / "rats.json").read_text())
     assert (card["num_steps"], card["steps"], card["seed"]) == ([4], 2, 0)
-    assert json.loads((finished / "environment.json").read_text())["torch"] == torch.__version__
+    (session,) = json.loads((finished / "environment.json").read_text())
+    assert session["torch"] == torch.__version__
+    assert session["command"].startswith("rats-video run ")
+    assert session["seeds"] == {"training": 0, "guard": 2**20}
+    assert session["host"] == platform.node()
+    assert re.fullmatch(r"git [0-9a-f]{40}(-dirty)?|rats-video .*", session["code"])
 
 
 def test_second_run_skips_what_is_done(command: Command, sets: list[str], finished: Path, calls: list[int]) -> None:
@@ -235,7 +245,7 @@ def test_prompts_from_a_file_are_taken_in_turn(command: Command, finished: Path,
 
 def test_seed_repeats(command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips: list[Tensor] = []  # not the files: x264 itself, given equal frames, writes other bytes one time in forty
-    monkeypatch.setattr("rats_video.build.inference.write_mp4", lambda frames, *_, **__: clips.append(frames))
+    monkeypatch.setattr("rats_video.build.sample.write_mp4", lambda frames, *_, **__: clips.append(frames))
     for folder, seed in (("one", 1), ("again", 1), ("other", 2)):
         options = ["--prompt", PROMPT, "--seed", seed, "--output", tmp_path / folder]
         assert command("sample", "--model", finished, *options).code == 0
@@ -457,27 +467,30 @@ def at_step(number: int, act: Callable[[dict[str, float]], None]) -> Callable[..
     return step
 
 
-def test_loss_that_is_not_finite_is_one_line_and_keeps_the_checkpoint(
+def test_loss_that_stays_not_finite_is_one_line_and_keeps_the_checkpoint(
     distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("rats_video.training.update.rats_step", at_step(3, lambda row: row.update(loss=float("nan"))))
-        outcome = distill(steps=4, checkpoint_every=1)
-    refused(outcome, "distill: the loss is nan at step 3; earlier checkpoints are kept (lower training.optimizer.lr")
+        outcome = distill("--set", "training.faults={skip: 0, rollbacks: 0}", steps=4, checkpoint_every=1)
+    refused(
+        outcome,
+        "distill: the loss is nan at step 3; gone back 0x before, earlier checkpoints are kept (lower training.op",
+    )
     assert names(tmp_path / "run" / "checkpoints") == ["step-000001", "step-000002"]
     assert "student" not in names(tmp_path / "run")
     assert distill("--resume", steps=4, checkpoint_every=1).code == 0
     assert metrics_steps(tmp_path / "run") == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
 def test_ctrl_c_saves_and_says_how_to_go_on(
-    distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("rats_video.training.update.rats_step", at_step(2, lambda _: os.kill(os.getpid(), number)))
         outcome = distill(steps=4)
-    assert outcome.code == 130
+    assert outcome.code == code
     assert outcome.err.splitlines()[-1].startswith("stopped after step 2, which is saved")
     assert "--resume" in outcome.err
     assert "Traceback" not in outcome.err
@@ -486,6 +499,33 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     assert distill("--resume", steps=4).code == 0
     assert metrics_steps(tmp_path / "run") == [1, 2, 3, 4]
     assert json.loads((tmp_path / "run" / "student" / "rats.json").read_text())["steps"] == 4
+    sessions = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert ["--resume" in session["command"] for session in sessions] == [False, True]
+
+
+@pytest.mark.parametrize("where", ["build.distill.build_backbone", "training.guard.Guard.look", "build.run.finish"])
+def test_request_to_end_outside_the_steps(
+    distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    guarded = ("--set", "guard={every: 2, num_clips: 2}")
+    with monkeypatch.context() as patch:
+        patch.setattr(f"rats_video.{where}", asked)
+        outcome = distill(*guarded, "--resume")
+    assert outcome.code == 75
+    assert outcome.err.splitlines()[-1] == "stopped by SIGUSR1; nothing that was saved is lost"
+    assert distill(*guarded, "--resume").code == 0
+    assert metrics_steps(tmp_path / "run") == [1, 2]
+
+
+def test_two_runs_in_one_folder(distill: Command, tmp_path: Path) -> None:
+    with locked(tmp_path / "run"):
+        for option in ("--resume", "--overwrite"):
+            refused(distill(option), f"{tmp_path / 'run'}: process {os.getpid()} on {platform.node()} is working in it")
+    assert distill("--resume", steps=1).code == 0
+    assert ".lock" not in names(tmp_path / "run")
 
 
 def test_resume_without_a_run_starts_one(distill: Command, tmp_path: Path) -> None:
@@ -493,11 +533,37 @@ def test_resume_without_a_run_starts_one(distill: Command, tmp_path: Path) -> No
     assert metrics_steps(tmp_path / "run") == [1]
 
 
-def test_resume_from_a_damaged_checkpoint_is_one_line(distill: Command, tmp_path: Path) -> None:
+def test_damaged_checkpoint_gives_way_to_the_one_before(distill: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert distill(steps=3, checkpoint_every=1).code == 0
+    students = sorted(run.glob("checkpoints/*/student.safetensors"))
+    written = [path.read_bytes() for path in students]
+    metrics = [row | {"seconds": 0} for row in read_metrics(run / "metrics.jsonl")]
+    students[1].write_bytes(written[1][:-8] + b"not this")
+    outcome = distill("--resume", steps=3, checkpoint_every=1)
+    assert outcome.code == 0
+    damaged = f"warning: {students[1].parent}: damaged, the one before it is taken: student.safetensors is not what"
+    assert damaged in outcome.err
+    assert [path.read_bytes() for path in students] == written
+    assert [row | {"seconds": 0} for row in read_metrics(run / "metrics.jsonl")] == metrics
+    for path in students:
+        path.unlink()
+    refused(distill("--resume", steps=3), f"{run / 'checkpoints'}: all checkpoints are damaged (start anew with --over")
+
+
+def test_what_a_killed_run_left_is_tidied_up(distill: Command, tmp_path: Path) -> None:
+    run = tmp_path / "run"
     assert distill(steps=1).code == 0
-    weights = tmp_path / "run" / "checkpoints" / "step-000001" / "student.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
-    refused(distill("--resume", steps=2), "step-000001: cannot resume from it")
+    unique = uuid.uuid4().hex
+    (run / "student").rename(run / f".{unique}.old.student")  # as if killed between the two renames
+    (run / "checkpoints" / f".{unique}.partial.step-000002").mkdir()
+    for name in ("metrics.jsonl", "thesis.txt"):  # the last one is none of the run's
+        (run / f".{unique}.partial.{name}").touch()
+    (run / ".lock").write_text("process 1 on a machine that is no more")
+    assert distill("--resume", steps=1).code == 0
+    assert [name for name in names(run) if name.startswith(".")] == [f".{unique}.partial.thesis.txt"]
+    assert names(run / "checkpoints") == ["step-000001"]
+    assert names(run / "student") == ["rats.json", "transformer"]
 
 
 def test_stored_rollouts_are_shared_by_runs(distill: Command, tmp_path: Path, calls: list[int]) -> None:

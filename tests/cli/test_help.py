@@ -20,12 +20,13 @@ from rats_video.config.load import load_config
 from rats_video.errors import UserError
 
 SHARED = ["--gpus", "--nodes", "--node-rank", "--rendezvous"]
-TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite"]
+TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite", "--resume"]
 VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device"]
 OPTIONS = {
-    "distill": [*TRAIN, *SHARED, "--resume"],
-    "run": [*TRAIN, *SHARED, "--resume"],
-    "sample": [*VIDEOS, *SHARED, "--model"],
+    "distill": [*TRAIN, *SHARED, "--restarts"],
+    "run": [*TRAIN, *SHARED, "--restarts"],
+    "sample": [*VIDEOS, *SHARED, "--model", "--batch-size", "--overwrite"],
+    "demo": ["--port", "--device"],
     "export comparison": [*VIDEOS, *SHARED, "RUN"],
     "plan": ["--config", "--set", "--gpu-memory", "--gpus", "--device-name", "--utilisation", "--json"],
     "evaluate": ["--nfe", "--num-clips", "--output", "--device", "--seed", *SHARED, "RUN"],
@@ -38,14 +39,17 @@ OPTIONS = {
     "train reward": [*TRAIN, "--latent"],
 }
 SUBCOMMANDS = {
-    "": ["run", "distill", "plan", "sample", "export", "evaluate", "train", "rewards", "calibrate"],
+    "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "train", "rewards", "calibrate"],
     "export": ["comparison"],
     "train": ["vae", "teacher", "reward"],
     "rewards": ["list", "check", "convert"],
 }
 BUILDERS = {
     "run": ["run_distill", "run_all"],
-    "inference": ["run_sample", "run_export_comparison", "run_evaluate"],
+    "sample": ["run_sample"],
+    "comparison": ["run_export_comparison"],
+    "evaluate": ["run_evaluate"],
+    "demo": ["run_demo"],
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
     "rewards": ["run_list_rewards", "run_check_reward"],
     "calibrate": ["run_calibrate"],
@@ -141,6 +145,10 @@ def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> Non
         ("distill --resume --overwrite", "--resume: cannot be used with --overwrite (give one of them)"),
         ("sample --nfe 0", "'--nfe': Input should be greater than or equal to 1"),
         ("sample --num-videos 0", "'--num-videos'"),
+        ("sample --batch-size 0", "'--batch-size'"),
+        ("demo --port 0", "'--port'"),
+        ("demo --host 0.0.0.0", "No such option: --host"),
+        ("demo --share", "No such option: --share"),
         ("sample --prompt a --prompts b", "--prompt: cannot be used with --prompts"),
         ("export comparison r --prompt a --prompts b", "--prompt: cannot be used with --prompts"),
         ("evaluate r --nfe 3,4,x", "--nfe: 'x' is not a whole number from 1 to 9999 (like --nfe 3,4,8)"),
@@ -161,14 +169,16 @@ def test_bad_value_is_one_line_and_exit_2(
     assert calls == {}
 
 
-RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "overwrite": False}
+RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "resume": False, "overwrite": False}
 VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto"}
+SAMPLE = VIDEO | {"batch_size": 16, "overwrite": False}
+SAYING = {"run_all", "run_sample", "run_demo"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "function", "expected"),
     [
-        ("distill", "run_distill", RUN | {"output": Path("runs/tiny"), "resume": False}),
+        ("distill", "run_distill", RUN | {"output": Path("runs/tiny")}),
         (
             "distill --config my/big.yaml --set a=1 --set b.c=[2] --seed 7 --device cuda:1 --overwrite",
             "run_distill",
@@ -183,11 +193,19 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
             },
         ),
         ("run --output o --resume", "run_all", RUN | {"output": Path("o"), "resume": True}),
-        ("sample", "run_sample", VIDEO | {"model": None, "output": Path("samples")}),
+        ("sample", "run_sample", SAMPLE | {"model": None, "output": Path("samples")}),
+        (
+            "sample --prompts - --batch-size 2 --overwrite",
+            "run_sample",
+            SAMPLE
+            | {"model": None, "output": Path("samples"), "prompts_file": Path("-"), "batch_size": 2, "overwrite": True},
+        ),
+        ("demo", "run_demo", {"model": None, "port": 7860, "device": "auto"}),
+        ("demo runs/x --port 80 --device cpu", "run_demo", {"model": Path("runs/x"), "port": 80, "device": "cpu"}),
         (
             "sample --prompt a --prompt b --model m --num-videos 3",
             "run_sample",
-            VIDEO | {"model": Path("m"), "output": Path("samples"), "prompts": ["a", "b"], "num_videos": 3},
+            SAMPLE | {"model": Path("m"), "output": Path("samples"), "prompts": ["a", "b"], "num_videos": 3},
         ),
         (
             "export comparison r --prompts f --nfe 8",
@@ -227,9 +245,9 @@ VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "see
 def test_command_calls_build(
     command: Callable[..., Outcome], calls: dict[str, Any], arguments: str, function: str, expected: dict[str, Any]
 ) -> None:
-    assert command(*arguments.split()) == (0, "" if function == "run_all" else "\n", "")
+    assert command(*arguments.split()) == (0, "" if function in SAYING else "\n", "")
     say = calls[function].pop("say", None)
-    assert (say is not None) == (function == "run_all")
+    assert (say is not None) == (function in SAYING)
     assert calls == {function: expected}
 
 

@@ -16,6 +16,7 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.datasets.shapes import SHAPES_CLIP, WORDS, ShapeAttributes, render
 from rats_video.rewards.word_reward import WordReward
 from rats_video.seeds import seeded
+from rats_video.training.resumable import resumable
 from rats_video.training.reward import ClipPool, ClipTargets, evaluate_reward, measured_targets
 
 Command = Callable[..., Any]
@@ -94,6 +95,78 @@ def test_reward_is_reproducible_and_loads(command: Command, tiny_wan: Path, tmp_
     assert same(first, train(command, "reward", text, tmp_path / "again"))
     assert not same(first, train(command, "reward", text, tmp_path / "other", "--seed", "1"))
     assert same(first, WordReward.load(tmp_path / "first").state_dict())
+
+
+VAE = """
+clip: {num_frames: 5, height: 32, width: 32}
+model: {base_dim: 8, dim_mult: [1, 1, 1], latent_channels: 4, patch_size: 2}
+stages:
+  - {num_frames: 1, batch_size: 2, steps: 3, lr: 1.0e-2}
+  - {num_frames: 5, batch_size: 1, steps: 3, lr: 1.0e-2, trains: decoder}
+stats_clips: 32
+eval_clips: 16
+"""
+LATENT = """
+clip: {{num_frames: 5, height: 32, width: 32}}
+model: {model}
+reward: {{kind: word, path: {reward}}}
+width: 8
+num_samples: 8
+num_damaged: 4
+num_rendered: 4
+num_climbed: 4
+rounds: 2
+sample_steps: [2]
+sample_batch: 4
+batch_size: 4
+steps: 4
+optimizer: {{lr: 1.0e-3}}
+eval_clips: 4
+"""
+
+
+@pytest.mark.parametrize("kind", ["vae", "teacher", "reward", "reward --latent"])
+def test_killed_again_and_again_it_is_the_same(
+    command: Command, tiny_wan: Path, reward_folders: tuple[Path, Path], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, kind: str,
+) -> None:  # fmt: skip
+    text = {
+        "vae": VAE, "teacher": TEACHER.format(model=tiny_wan) + "checkpoint_every: 1\n",
+        "reward": REWARD.format(model=tiny_wan, word_steps=1, steps=3),
+        "reward --latent": LATENT.format(model=tiny_wan, reward=reward_folders[0]),
+    }[kind]  # fmt: skip
+    monkeypatch.setattr(resumable, "__kwdefaults__", resumable.__kwdefaults__ | {"every": 1})
+    config = tmp_path / "mine.yaml"
+    config.write_text(text)
+
+    def go(output: str, *options: str) -> Any:
+        return command("train", *kind.split(), "--config", config, "--output", tmp_path / output, *options)
+
+    assert go("whole").code == 0
+    step, steps = torch.optim.Optimizer.zero_grad, 0
+
+    def killed(optimizer: Any, *_: Any, **options: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % 2 == 0:  # every session does one step and dies in the second
+            raise KeyboardInterrupt
+        step(optimizer, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Optimizer, "zero_grad", killed)
+        codes = [go("killed", "--resume").code for _ in range(6)]
+    assert codes[0] == codes[1] == 130
+    assert go("killed", "--resume").code == 0
+    files = [sorted(path.relative_to(tmp_path / run) for path in (tmp_path / run).rglob("*.*") if path.is_file())
+             for run in ("whole", "killed")]  # fmt: skip
+    assert files[0] == files[1]
+    for file in (file for file in files[0] if file.suffix == ".safetensors"):
+        assert same(load_file(tmp_path / "whole" / file), load_file(tmp_path / "killed" / file)), file
+    again = go("killed", "--resume")
+    assert (again.code, again.out) == (0, f"done before: {tmp_path / 'killed'}\n")
+    changed = go("killed", "--resume", "--seed", "7")
+    assert (changed.code, "holds a run of another configuration: seed differ" in changed.err) == (2, True)
+    assert "holds a run (--resume goes on with it" in go("killed").err
 
 
 def test_reward_reads_the_background_after_forty_steps(command: Command, tiny_wan: Path, tmp_path: Path) -> None:

@@ -118,9 +118,9 @@ def test_signal_to_the_launcher_saves(alone: tuple[Path, str], config_file: Path
         if metrics.is_file() and metrics.read_text():
             break
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGUSR1)
     code, _, err = end(process)
-    assert code == 130
+    assert code == 75
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
     steps = int(saved.name.removeprefix("step-"))
     assert err.splitlines()[-1] == f"stopped after step {steps}, which is saved; --resume goes on from there"
@@ -129,6 +129,26 @@ def test_signal_to_the_launcher_saves(alone: tuple[Path, str], config_file: Path
     assert len(others) == steps - 1
     expected = read_metrics(alone[0] / "metrics.jsonl")[0]
     assert {**first, "seconds": 0} == pytest.approx({**expected, "seconds": 0}, rel=1e-5, abs=1e-6)
+
+
+def test_lost_process_is_restarted_and_a_mistake_is_not(config_file: Path, tmp_path: Path) -> None:
+    steps = ("--set", "training.steps=12", "--set", "training.checkpoint_every=1")
+    run = tmp_path / "run"
+    process = start("distill", "--config", config_file, "--output", run, *TWO, "--restarts", 1, *steps)
+    for _ in range(1200):
+        if len(list(run.glob("checkpoints/step-*"))) > 1:
+            break
+        time.sleep(0.05)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    code, out, err = end(process)
+    assert code == 0, err
+    assert "warning: a process was lost: going on from the last checkpoint, restart 1 of 1" in err
+    assert [row["step"] for row in read_metrics(run / "metrics.jsonl")] == [*range(1, 13)]
+    assert len(json.loads((run / "environment.json").read_text())) == 2
+    code, out, err = end(start("distill", "--config", config_file, "--output", run, *TWO, "--restarts", 1))
+    assert (code, out) == (2, "")
+    assert err == f"error: {run}: holds a run (--resume goes on with it, --overwrite replaces it)\n"
 
 
 def test_two_machines(alone: tuple[Path, str], tmp_path: Path) -> None:
@@ -186,6 +206,12 @@ def test_of_several_endings_the_mistake_is_told(tmp_path: Path, capsys: pytest.C
     left(0, 130, "stopped after step 2")
     with pytest.raises(Interrupted, match=r"^stopped after step 2$"):
         launch._end(tmp_path, "interrupted", 130)
+    left(0, 75, "stopped after step 2")
+    with pytest.raises(Interrupted, match=r"^stopped after step 2$") as caught:
+        launch._end(tmp_path, "stopped by SIGUSR1", 75)
+    assert caught.value.code == 75
+    with pytest.raises(UserError, match=r"^process 1 was lost$"):  # and the launcher stopped the other
+        launch._end(tmp_path, "process 1 was lost", 2, was_lost=True)
     left(1, 1, "Traceback: first\n")
     left(2, 1, "Traceback: second\n")
     with pytest.raises(SystemExit, match="1"):

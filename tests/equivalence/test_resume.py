@@ -21,6 +21,7 @@ from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted
 from rats_video.runtime import ALONE
 from rats_video.training.batches import draw_batch
+from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -95,6 +96,17 @@ def test_ctrl_c_amid_a_reused_rollout(train: Train, monkeypatch: pytest.MonkeyPa
     with pytest.raises(Interrupted, match=r"^stopped after step 4, which is saved; .*--resume"):
         train("stopped", *options)
     assert_same(whole, train("stopped", *options))
+
+
+def test_run_made_longer_amid_a_reused_rollout(train: Train, tmp_path: Path) -> None:
+    options = ("teacher.kind=ema", "teacher.num_steps=4", "teacher.decay=0.5", "teacher.reuse=3",
+               "training.keep_checkpoints=1", "training.checkpoint_every=2")  # fmt: skip
+    whole = train("whole", "training.steps=7", *options)
+    checkpoints = tmp_path / "longer" / "checkpoints"
+    for steps, kept in ((4, [3, 4]), (5, [3, 5]), (5, [3, 5]), (7, [6, 7])):
+        both = train("longer", f"training.steps={steps}", *options)
+        assert [steps_done(path) for path in list_checkpoints(checkpoints)] == kept
+    assert_same(whole, both)
 
 
 def test_steps_after_the_checkpoint_are_done_again(train: Train, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from rats_video.errors import UserError
+from rats_video.errors import Interrupted, UserError
 from rats_video.training import checkpoint
 from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
 from rats_video.training.interrupt import StopRequest
@@ -210,13 +210,14 @@ def test_checkpoint_that_does_not_fit_is_one_line(tmp_path: Path, damage: str) -
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_first_signal_asks_second_interrupts(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
+def test_first_signal_asks_second_interrupts(number: signal.Signals, code: int) -> None:
     before = signal.getsignal(number)
     with StopRequest() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Interrupted, match="amid a step") as caught:
             os.kill(os.getpid(), number)
+        assert (stop.code, caught.value.code) == (code, code)
     assert signal.getsignal(number) is before

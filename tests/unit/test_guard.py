@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +15,17 @@ from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.config.guard import GuardConfig
-from rats_video.errors import UserError
 from rats_video.evaluation.guard_plot import plot_guard
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.runtime import ALONE
 from rats_video.training.anchor import Anchor
+from rats_video.training.checkpoint import find_damage, list_checkpoints, save_weights, steps_done
 from rats_video.training.guard import Guard, GuardClips, finite_mean
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
+SEEN = [{"reward": 0.1, "heldout_reward": 0.1}, {"reward": 0.3, "heldout_reward": 0.6},
+        {"reward": 0.9, "heldout_reward": 0.2}, {"reward": 0.2, "heldout_reward": 0.9}]  # fmt: skip
 PROMPTS = [f"prompt {i}" for i in range(6)]
 TEACHER = {"reward": 0.5, "heldout_reward": 0.5, "dynamic_degree": 1.0, "saturation": 0.5}
 NOISE = torch.tensor([-0.03, 0.01, 0.02, -0.01, 0.03, -0.02])
@@ -83,7 +86,10 @@ def test_student_that_froze_or_oversaturates_is_never_best(
     (alarm,) = guard.looks[2].alarms
     assert "the teacher's" in alarm
     err = capsys.readouterr().err
-    assert f"warning: guard: reward hacking? {alarm}; the student of step 10 is kept in" in err
+    assert (
+        f"warning: guard: reward hacking? {alarm}; the best student so far is kept in {guard._run.best_student(10)}"
+        in err
+    )
     assert (
         len(watch(scores(0.1, 0.1), scores(0.9, 0.9, **broken), motion_loss=0.5, saturation_gain=0.5).looks[1].alarms)
         == 0
@@ -184,23 +190,54 @@ def test_kept_student_is_that_of_the_best_look(
     with torch.no_grad():
         next(iter(backbone.weights.values())).add_(1)
     guard.look(rats, 10, 0.0)
-    kept = load_file(tmp_path / "run" / "best" / "student.safetensors")
+    (folder,) = (tmp_path / "run" / "best").iterdir()
+    kept = load_file(folder / "student.safetensors")
     assert all(torch.equal(kept[name], weight) for name, weight in before.items())
-    assert json.loads((tmp_path / "run" / "best" / "state.json").read_text()) == {"step": 0}
+    assert folder.name == "step-000000"
+    assert find_damage(folder) is None
 
 
 def test_resumed_guard_knows_what_was_seen_until_its_checkpoint(watch: Callable[..., Guard]) -> None:
-    seen = [scores(0.1, 0.1), scores(0.3, 0.6), scores(0.9, 0.2), scores(0.2, 0.9)]
-    guard = watch(*seen)
+    guard = watch(*SEEN[:3])
+    record = json.loads(json.dumps(guard.record))  # as it lies in a checkpoint
+    watch(*SEEN)  # and what came after it
     again = Guard(guard.cfg, guard._clips, guard._run)
-    again.recall(20)
-    assert again.looks == guard.looks[:3]
+    again.recall(record)
+    assert again.looks == guard.looks
     assert again.best == guard.looks[1]
+    assert json.loads(guard._run.guard.read_text()) == record
     assert not again.is_due(20, last=35)
     assert [step for step in range(21, 36) if again.is_due(step, last=35)] == [30, 35]
-    guard._run.guard.write_text("{}")
-    with pytest.raises(UserError, match=r"guard\.json: unreadable record of the guard"):
-        again.recall(20)
+
+
+def kept_steps(guard: Guard) -> list[int]:
+    return [steps_done(path) for path in list_checkpoints(guard._run.best)]
+
+
+def test_best_students_of_all_checkpoints_are_kept(watch: Callable[..., Guard], tmp_path: Path) -> None:
+    rising = [scores(0.1 * i, 0.1 * i) for i in range(1, 5)]
+    assert kept_steps(watch(*rising[:3])) == [0, 10, 20]  # no checkpoint yet: all may be needed
+    for step in (10, 20):
+        save_weights(tmp_path / "run" / "checkpoints", step, {"a": torch.ones(1)}, writes=True)
+    assert kept_steps(watch(*rising)) == [10, 20, 30]
+
+
+def test_lost_best_student_is_not_chosen_and_looked_at_anew(
+    watch: Callable[..., Guard], capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard = watch(*SEEN)
+    assert best_step(guard) == 30
+    weights = guard._run.best_student(30) / "student.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"dust")
+    again = Guard(guard.cfg, guard._clips, guard._run)
+    again.recall(guard.record)
+    assert best_step(again) == 10
+    assert f"{weights.parent}: the best student so far is lost: student.safetensors is not" in capsys.readouterr().err
+    assert [look.alarms for look in again.looks] == [look.alarms for look in guard.looks]
+    assert again.is_due(30, last=30)
+    shutil.rmtree(guard._run.best)
+    again.recall(guard.record)
+    assert again.best is None
 
 
 def test_figure_marks_the_student_that_was_kept(watch: Callable[..., Guard], tmp_path: Path) -> None:

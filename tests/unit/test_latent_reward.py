@@ -451,7 +451,9 @@ def test_training_from_the_command_line(
         assert code == 0, err
         assert out.endswith(f" s: {output}\n")
         assert "rank_correlation_student: " in out
-    assert sorted(path.name for path in outputs[0].iterdir()) == ["config.json", "model.safetensors", "training.json"]
+    assert sorted(path.name for path in outputs[0].iterdir()) == [
+        "config.json", "config.resolved.yaml", "model.safetensors", "training.json",
+    ]  # fmt: skip
     metrics = json.loads((outputs[0] / "training.json").read_text())["metrics"]
     assert {f"rank_correlation_{name}" for name in ("samples", "student", "damaged", "climbed")} <= metrics.keys()
     one, again = (load_file(output / "model.safetensors") for output in outputs)
@@ -482,10 +484,11 @@ def test_an_interrupted_training_goes_on_from_what_was_scored(
         cut.setattr(latent_training, "build_optimizer", interrupt)
         code, _, err = command("train", "reward", "--latent", "--config", config, "--output", tmp_path / "out")
     assert (code, err.splitlines()[-1]) == (2, "error: the power failed")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["pool.safetensors"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"config.resolved.yaml", "pool.safetensors"}
     with monkeypatch.context() as cut:
         cut.setattr(latent_training, "training_pool", interrupt)
-        code, _, err = command("train", "reward", "--latent", "--config", config, "--output", tmp_path / "out")
+        go_on = ("--config", config, "--output", tmp_path / "out", "--resume")
+        code, _, err = command("train", "reward", "--latent", *go_on)
     assert code == 0, err
 
 

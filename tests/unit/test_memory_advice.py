@@ -63,7 +63,7 @@ def test_a_distillation_names_levers(
 def test_a_sampling_says_fewer_prompts(
     command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rats_video.build.inference.sample_files", out_of_memory)
+    monkeypatch.setattr("rats_video.build.sample.sample_files", out_of_memory)
     code, _, err = command("sample", "--output", tmp_path, "--device", "cpu")
     assert code == 2
-    assert err.splitlines() == ["error: out of GPU memory (give fewer prompts at a time: they are sampled together)"]
+    assert err.splitlines() == ["error: out of GPU memory (use a --batch-size below 16)"]

@@ -24,7 +24,7 @@ from rats_video.errors import UserError
 from rats_video.planning.architecture import find_architecture, preset_names, read_preset
 from rats_video.planning.devices import GPUS, Device, find_device
 from rats_video.planning.dry_run import DENOISER, TRAINED, at_full_depth
-from rats_video.planning.estimate import Plan, network_calls
+from rats_video.planning.estimate import Plan, guard_seconds, network_calls
 from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.ledger import Ledger
 from rats_video.planning.levers import Lever, cheapest, useful_levers, without_conflicts
@@ -260,6 +260,16 @@ def test_seconds_are_work_over_speed(make_config: MakeConfig) -> None:
     assert rounded.seconds["decode backward"] == pytest.approx(plan.seconds["decode backward"] / 2)
     assert plan.hours == pytest.approx(plan.seconds_per_step * 2)
     assert find_device("h100") is GPUS["h100"]
+
+
+def test_the_guards_looks_by_hand(make_config: MakeConfig) -> None:
+    watched = ("guard={every: 10, num_clips: 6}", "training.steps=25", "teacher.reuse=2")
+    seconds = {"teacher rollout": 32.0, "teacher decode": 3.0, "teacher reward": 0.5}
+    # 2 clips share 8 guided calls every second step: 2 s a call. Decoded and judged twice: (3 + 2 * 0.5) * 2 / 2 = 4 s.
+    # Looks at steps 0, 10, 20 and 25, with 4 calls each, and one at the teacher with 16.
+    assert guard_seconds(make_config(*watched), seconds, clips=2, gpus=1) == 6 * ((4 * 4 + 16) * 2 + 5 * 4)
+    assert guard_seconds(make_config(*watched), seconds, clips=2, gpus=4) == 2 * ((4 * 4 + 16) * 2 + 5 * 4)
+    assert guard_seconds(make_config("guard=null"), seconds, clips=2, gpus=1) == 0
 
 
 def test_gpus_share_a_batch_and_sharded_weights(make_config: MakeConfig) -> None:

@@ -18,6 +18,7 @@ from rats_video.distill.step import Rats, rats_step
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
 from rats_video.training.batches import draw_batch
+from rats_video.training.faults import StepFault
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -167,8 +168,13 @@ def test_too_many_end_the_run() -> None:
     skipped.count({"reward/skipped": 0.125}, 1)
     with pytest.raises(UserError, match=r"^reward: 5 clips had no finite score by step 3, .*max_skipped is 4; earlier"):
         skipped.count({"reward/skipped": 0.125}, 2)
-    with pytest.raises(UserError, match=r"^reward: no clip of step 1 has a finite score; earlier"):
-        SkippedClips(training(max_skipped=99), 0).count({"reward/skipped": 1.0}, 0)
+
+
+def test_a_step_without_any_score_is_no_step() -> None:
+    skipped = SkippedClips(training(max_skipped=0), 0)
+    with pytest.raises(StepFault, match=r"^no clip has a finite score$"):
+        skipped.count({"reward/skipped": 1.0}, 0)
+    assert skipped.count({"reward/skipped": 0.0}, 1) == {"reward/skipped": 0}  # none of its clips is counted
 
 
 def test_a_resumed_run_goes_on_counting(

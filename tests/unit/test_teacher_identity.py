@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,18 +51,35 @@ def test_of_a_sum_every_term_counts(make_config: MakeConfig, reward_folders: tup
     assert all(other != of() for other in others)
 
 
-def test_every_byte_of_the_weights_counts(
+def test_every_byte_of_weights_and_configurations_counts(
     make_config: MakeConfig, tiny_wan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_wan, model)
     cfg = make_config(f"model={model}")
     folders = (model, Path(cfg.reward.path))
-    paths = [path for folder in folders for path in sorted(folder.rglob("*.safetensors"))]
+    kinds = {".safetensors", ".json"}
+    paths = [path for folder in folders for path in sorted(folder.rglob("*")) if path.suffix in kinds]
+    assert {path.name for path in paths} >= {"config.json", "tokenizer.json", "scheduler_config.json"}
     monkeypatch.setattr(files, "HASHED_BYTES", 1000)
     before = identity(cfg)["weights"]
     assert before == hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()
-    whole = bytearray(paths[-2].read_bytes())
-    whole[-1] ^= 1
-    paths[-2].write_bytes(whole)
-    assert identity(cfg)["weights"] != before
+    for path in (next(path for path in paths if path.suffix == kind) for kind in sorted(kinds)):
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert identity(cfg)["weights"] != before
+        path.write_bytes(whole)
+    assert identity(cfg)["weights"] == before
+
+
+def test_code_beside_a_custom_reward_counts(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    (tmp_path / "my_faulty_reward.py").write_text("from my_faulty_helper import score")
+    (tmp_path / "my_faulty_helper.py").write_text("def score(videos, _): return videos.mean((1, 2, 3, 4))")
+    cfg = make_config("reward={kind: custom, target: 'my_faulty_reward:score'}")
+    before = identity(cfg)
+    assert identity(cfg) == before
+    (tmp_path / "my_faulty_helper.py").write_text("def score(videos, _): return -videos.mean((1, 2, 3, 4))")
+    assert identity(cfg) != before

@@ -1,0 +1,233 @@
+"""A hundred SIGKILLs in a row: is the run that was killed, bit for bit, the run that was not?
+
+    python benchmarks/kills.py [--kills 100] [--steps 200] [--work DIR]
+
+A tiny random Wan is distilled twice with an EMA teacher whose rollouts serve two updates each, a guard that looks every
+10 steps, and checkpoints every 3: once undisturbed, and once killed again and again, each time gone on with by the very
+same command line with --resume. The moment of a kill is drawn uniformly over what a session would live: starting up,
+resuming, training, saving. How long that is gets measured on the way; a session is given enough steps to live that the
+kills spread over the whole run, and what is left of them after its last step hits the writing of the student.
+
+Sessions are forks of the process that did the undisturbed run: a real start differs by its imports alone, which take
+longer than all the rest. Every `fresh`-th session is a new interpreter. Then the last session is left alone, and
+everything that a run leaves is compared: the bytes of student, last checkpoint, best student, and guard record, all
+metrics rows but for seconds, and that no half-written file is left. Writes results/kills.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two threads on so small a model only wait for each other
+
+from rats_video.training.metrics import read_metrics
+
+CONFIG = """
+seed: 3
+model: {work}/model
+clip: {{num_frames: 5, height: 32, width: 32}}
+prompts: {{kind: shapes}}
+reward: {{kind: word, path: {work}/reward}}
+method: {{alpha: 2.0, gate: {{kind: sigmoid, tau: 0.05, floor: 0.1}}}}
+teacher: {{kind: ema, num_steps: 4, guidance_scale: 2.0, decay: 0.9, reuse: 2}}
+student: {{num_steps: [2]}}
+guard: {{every: 10, num_clips: 2}}
+training: {{steps: {steps}, batch_size: 2, optimizer: {{lr: 1.0e-3}}, checkpoint_every: 3}}
+"""
+RESULTS = Path(__file__).parent / "results" / "kills.json"
+
+
+def prepare(work: Path, steps: int) -> None:
+    """A pipeline folder and a reward of random weights, and the configuration of a distillation on them."""
+    import torch
+
+    from rats_video.backbones.wan import WanBackbone
+    from rats_video.config.pretrain import TextEncoderConfig, TransformerConfig, VaeConfig
+    from rats_video.datasets.shapes import WORDS
+    from rats_video.rewards.word_reward import WordReward
+    from rats_video.training.teacher import build_text_encoder, build_tokenizer, build_transformer, save_pipeline
+    from rats_video.training.vae import build_vae
+
+    torch.manual_seed(0)
+    vae_cfg = VaeConfig.model_validate({
+        "model": {"base_dim": 8, "dim_mult": (1, 1, 1), "latent_channels": 4, "patch_size": 2},
+        "stages": [{"num_frames": 1, "batch_size": 2, "steps": 2, "lr": 1e-2}],
+    })  # fmt: skip
+    tokenizer = build_tokenizer()
+    shape = TransformerConfig(num_heads=2, head_dim=8, ffn_dim=32, num_layers=2, patch_size=(1, 2, 2))
+    backbone = WanBackbone(
+        transformer=build_transformer(shape, latent_channels=4, text_dim=16), vae=build_vae(vae_cfg),
+        text_encoder=build_text_encoder(TextEncoderConfig(d_model=16, num_layers=1, num_heads=2), len(tokenizer)),
+        tokenizer=tokenizer,
+    )  # fmt: skip
+    save_pipeline(backbone, work / "model", shift=3.0)
+    WordReward([word for words in WORDS.values() for word in words], "frames", width=16).save(work / "reward")
+    (work / "config.yaml").write_text(CONFIG.format(work=work.resolve(), steps=steps))
+
+
+# --------------------------------------------------------------------------------------------------------- sessions
+
+
+def command(work: Path, run: Path) -> list[str]:
+    """What starts a run and goes on with it, word by word the same."""
+    return ["distill", "--config", f"{work}/config.yaml", "--output", str(run), "--device", "cpu", "--resume"]
+
+
+def start(arguments: list[str], log: Path, *, fresh: bool) -> int:
+    """Begin a session and return its process id: a fork of this process, or a new interpreter."""
+    with log.open("a") as file:
+        if fresh:
+            line = [sys.executable, "-m", "rats_video.cli", *arguments]
+            return subprocess.Popen(line, stdout=file, stderr=file).pid  # noqa: S603
+        if pid := os.fork():
+            return pid
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    code = 1
+    try:
+        code = run_here(arguments)
+    finally:
+        os._exit(code)
+
+
+def run_here(arguments: list[str]) -> int:
+    """The exit code of the command in this process."""
+    from rats_video.cli import app
+
+    sys.argv = ["rats-video", *arguments]
+    try:
+        app.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+def ended(pid: int, seconds: float | None = None) -> int | None:
+    """The exit status of a session, once it ends; None if it lives on after these seconds."""
+    began = time.monotonic()
+    while seconds is None or time.monotonic() - began < seconds:
+        found, status = os.waitpid(pid, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    return None
+
+
+class Kill(NamedTuple):
+    """One session: how long it lived, and how far the run's metrics and checkpoints reach after it."""
+
+    seconds: float
+    fresh: bool
+    row: int
+    checkpoint: int
+    left_over: int
+
+
+def look(run: Path) -> tuple[int, int, int]:
+    """Newest metrics row, newest checkpoint, and how many half-written files lie about."""
+    rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").is_file() else []
+    steps = [int(path.name.removeprefix("step-")) for path in run.glob("checkpoints/step-*")]
+    left = [path for path in run.rglob(".*") if path.name != ".lock"]
+    return int(rows[-1]["step"]) if rows else 0, max(steps, default=0), len(left)
+
+
+def kill_again_and_again(options: argparse.Namespace, work: Path, run: Path) -> list[Kill]:
+    """Sessions that are killed at a random moment of what they would live."""
+    draw = random.Random(options.seed)
+    kills: list[Kill] = []
+    # Seconds until the first new step of a session, of a new interpreter and of a fork, and seconds a step.
+    begin, step = {True: options.begin + 10.0, False: options.begin}, options.step
+    while len(kills) < options.kills:
+        fresh = len(kills) % options.fresh == 0
+        before, _, _ = look(run)
+        ahead = max(8.0, 5 * (options.steps - before) / (options.kills - len(kills))) if before < options.steps else 0
+        seconds = draw.random() * (begin[fresh] + ahead * step)
+        pid = start(command(work, run), work / "killed.log", fresh=fresh)
+        code = ended(pid, seconds)
+        if code is None:
+            os.kill(pid, signal.SIGKILL)
+            ended(pid)
+        elif code != 0:
+            sys.exit(f"a session ended by itself with code {code}: see {work / 'killed.log'}")
+        else:
+            begin[fresh] *= 0.9  # it was finished before its time
+            continue
+        row, checkpoint, left = look(run)
+        if row > before:
+            begin[fresh] *= 0.95
+        elif seconds > begin[fresh]:
+            begin[fresh] *= 1.25
+        kills.append(Kill(round(seconds, 3), fresh, row, checkpoint, left))
+        print(f"kill {len(kills)}: after {seconds:.2f} s, row {row}, checkpoint {checkpoint}, {left} left over")
+    return kills
+
+
+# -------------------------------------------------------------------------------------------------------- comparison
+
+
+def differences(one: Path, other: Path) -> dict[str, bool]:
+    """What a run leaves, by name: whether both hold the same."""
+    files = sorted({
+        str(path.relative_to(run)) for run in (one, other) for path in run.rglob("*.safetensors")
+    } | {"guard.json", "student/rats.json"})  # fmt: skip
+    same = {name: _bytes(one / name) == _bytes(other / name) != b"" for name in files}
+    rows = [
+        [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(run / "metrics.jsonl")]
+        for run in (one, other)
+    ]
+    return same | {"metrics.jsonl but for seconds": rows[0] == rows[1]}
+
+
+def _bytes(path: Path) -> bytes:
+    return path.read_bytes() if path.is_file() else b""
+
+
+def main() -> None:
+    """Run both, compare, and write what was found."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--fresh", type=int, default=20, help="every how many-th session is a new interpreter")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--work", type=Path, required=True, help="an empty folder, kept")
+    options = parser.parse_args()
+    work: Path = options.work
+    work.mkdir(parents=True)
+    prepare(work, options.steps)
+
+    began = time.monotonic()
+    if code := run_here(command(work, work / "whole")):
+        sys.exit(f"the undisturbed run ended with code {code}")
+    whole = time.monotonic() - began
+    steps = [row["seconds"] for row in read_metrics(work / "whole" / "metrics.jsonl")]
+    options.step, options.begin = sum(steps) / len(steps), (whole - sum(steps)) / 4
+    kills = kill_again_and_again(options, work, work / "killed")
+    last = ended(start(command(work, work / "killed"), work / "killed.log", fresh=False))
+
+    same = differences(work / "whole", work / "killed")
+    _, _, left = look(work / "killed")
+    result: dict[str, Any] = {
+        "kills": len(kills), "steps": options.steps, "seed": options.seed, "fresh_interpreters": options.fresh,
+        "identical": last == 0 and left == 0 and all(same.values()), "same": same, "left_over_at_the_end": left,
+        "killed_before_a_new_row": sum(b.row <= a.row for a, b in itertools.pairwise(kills)),
+        "killed_with_something_half_written": sum(kill.left_over > 0 for kill in kills),
+        "killed_after_the_last_step": sum(kill.row == options.steps for kill in kills),
+        "seconds_undisturbed": round(whole, 1), "seconds_in_all": round(time.monotonic() - began, 1),
+        "sessions": [kill._asdict() for kill in kills],
+    }  # fmt: skip
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in result.items() if key != "sessions"}, indent=1))
+    sys.exit(not result["identical"])
+
+
+if __name__ == "__main__":
+    main()

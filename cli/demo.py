@@ -1,0 +1,30 @@
+"""`rats-video demo`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rats_video.cli.options import DeviceOption
+
+EXAMPLE = "Example: `rats-video demo runs/demo`"
+
+
+def demo(
+    model: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[RUN|STUDENT]", help="Run or student folder. [default: the tiny student in the package]"
+        ),
+    ] = None,
+    *,
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where the page is, on this machine.")] = 7860,
+    device: DeviceOption = "auto",
+) -> None:
+    """Open a page with prompt, network calls and seed, and the teacher beside the student.
+
+    Only a browser on this machine can see it; nothing is kept or sent anywhere. Needs `pip install 'rats-video[demo]'`.
+    """
+    from rats_video.build.demo import run_demo
+
+    run_demo(model=model, port=port, device=device, say=typer.echo)

@@ -1,0 +1,84 @@
+"""`export comparison`: teacher, base model and student side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rats_video.build.common import explain_memory, make_folder, start_runtime
+from rats_video.build.inference import LoadedStudent, checked_prompts, in_turn, load_run, load_student
+from rats_video.build.reward import build_reward
+from rats_video.config.distill import DistillConfig
+from rats_video.datasets.prompts import load_prompts
+from rats_video.evaluation.sweep import Arm
+from rats_video.files import write_json
+from rats_video.inference.comparison import Panel, compose_comparison
+from rats_video.inference.sampler import SamplerSpec, sample_videos
+from rats_video.inference.video import slugify, write_mp4
+from rats_video.runtime import Runtime
+from rats_video.training.progress import ProgressBar
+
+
+def run_export_comparison(
+    *,
+    run: Path,
+    nfe: int,
+    prompts: Sequence[str],
+    prompts_file: Path | None,
+    num_videos: int | None,
+    seed: int,
+    output: Path | None,
+    device: str,
+) -> list[str]:
+    """Write teacher | base | student mp4s from the same noise; returns the lines to show."""
+    folder, cfg = load_run(run)
+    runtime = start_runtime(device)
+    loaded = load_student(run, runtime.device)
+    heldout = load_prompts(cfg.prompts).heldout
+    asked = checked_prompts(prompts, prompts_file, heldout, loaded.student)
+    chosen = in_turn(asked, num_videos or cfg.comparison.num_videos)
+    spec, output = loaded.spec(nfe), output or folder.comparison
+    with explain_memory(lambda: "give a smaller --num-videos: they are sampled together"):
+        lines = compare_files(cfg, loaded, chosen, spec, runtime, seed=seed, output=output)
+    runtime.close()
+    return lines
+
+
+def compare_files(
+    cfg: DistillConfig,
+    loaded: LoadedStudent,
+    prompts: Sequence[str],
+    spec: SamplerSpec,
+    runtime: Runtime,
+    *,
+    seed: int,
+    output: Path,
+) -> list[str]:
+    """Sample the three columns with paired noise, score them and write one mp4 a prompt."""
+    make_folder(output)
+    reward = build_reward(cfg.reward, loaded.base.device, where="reward", clip=loaded.clip)
+    teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
+    arms = [Arm("teacher", loaded.base, teacher), Arm("base", loaded.base, spec), Arm("student", loaded.student, spec)]
+    share = runtime.share(len(prompts))
+    columns: list[list[Panel]] = []
+    with ProgressBar("comparison", sum(arm.spec.nfe for arm in arms)) as progress:
+        for arm in arms:
+            panels: list[Panel] = []
+            for samples in sample_videos(arm.backbone, prompts, loaded.clip, arm.spec, seed=seed, share=share):
+                scores = reward(samples.videos, samples.prompts).clip.tolist()
+                panels += [
+                    Panel(arm.name, frames.cpu(), arm.spec.num_steps, arm.spec.nfe, samples.seconds_per_clip, score)
+                    for frames, score in zip(samples.videos, scores, strict=True)
+                ]
+            columns.append(panels)
+            progress.advance(arm.spec.nfe)
+    mine: list[dict[str, object]] = []
+    for index, *panels in zip(share, *columns, strict=True):
+        prompt = prompts[index]
+        name = f"{index:03d}-{slugify(prompt)}.mp4"
+        write_mp4(compose_comparison(panels, prompt=prompt), output / name, fps=loaded.clip.fps)
+        mine.append({"file": name, "prompt": prompt, "seed": seed, "reward": {p.title: p.reward for p in panels}})
+    rows = runtime.collect(mine)
+    if runtime.is_main:
+        write_json(output / "index.json", rows)
+    return [f"{len(prompts)} comparisons (teacher | base | student, same noise): {output}"]

@@ -1,0 +1,224 @@
+"""The model card: what an export is, how it was made, the code to sample it, what was measured, its limits."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import rats_video
+from rats_video.assets import is_embedded
+from rats_video.errors import UserError
+from rats_video.evaluation.tables import aligned, metric_title
+from rats_video.export.comfyui import sigma_string
+from rats_video.export.subject import Subject, base_id
+from rats_video.export.usage import snippet
+from rats_video.training.guard import finite_mean
+
+RELATION = {"diffusers": "finetune", "merged": "finetune", "lora": "adapter", "int8": "quantized", "fp8": "quantized"}
+WHAT = {
+    "diffusers": "a whole pipeline: the student's denoiser and scheduler among the base's other parts",
+    "merged": "the student's denoiser and scheduler, to be put into the base's pipeline",
+    "lora": "a LoRA on the base, and a scheduler",
+    "comfyui": "the student under the names that ComfyUI's loaders take",
+    "int8": "a whole pipeline whose denoiser keeps its blocks' matrices in 8-bit integers (torchao, weights alone)",
+    "fp8": "a whole pipeline whose denoiser keeps its blocks' matrices in 8-bit floats (torchao, weights alone)",
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a run recorded of itself, as far as it did.
+
+    Args:
+        config: its resolved configuration.
+        environment: versions and hardware.
+        table: lines of its evaluation.
+        guard: what its guard saw.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    table: Sequence[str] = ()
+    guard: Mapping[str, Any] = field(default_factory=dict)
+
+
+def model_card(
+    subject: Subject, kind: str, name: str, training: Training, *, scale: float, measured: Sequence[str]
+) -> str:
+    """The card of an export called `name`; `measured` are paragraphs on how it was checked."""
+    card, base = subject.card, base_id(subject.card.model)
+    counts = ", ".join(map(str, card.num_steps))
+    parts = [
+        f"# {escape(base)} in {counts} calls ({kind})",
+        f"{escape(base)}, distilled by [RATS](https://arxiv.org/abs/2604.14910) to sample in {counts} network calls "
+        f"without guidance. This is {WHAT[kind]}." + ("" if scale == 1 else f" Taken {scale:g} times, not whole."),
+        "## Sampling",
+        _comfyui(subject) if kind == "comfyui" else fenced(snippet(subject, kind, name), "python"),
+        *([f"Mind: {subject.recipe.note}."] if subject.recipe.note else []),
+        *_noise_levels(subject),
+        "## What was checked",
+        *measured,
+        "## How it was trained",
+        *_training(subject, training),
+        *_results(training, scale),
+        "## Limits",
+        "\n".join(f"- {limit}" for limit in _limits(kind)),
+    ]
+    return _front_matter(subject, kind, base) + "\n\n".join(parts) + "\n"
+
+
+def _front_matter(subject: Subject, kind: str, base: str) -> str:
+    fields: dict[str, Any] = {
+        "base_model": base, "library_name": "diffusers", "pipeline_tag": "text-to-video",
+        "tags": ["rats-video", "few-step", "text-to-video"],
+    }  # fmt: skip
+    if kind == "comfyui":
+        fields["tags"].append("comfyui")
+    fields["base_model_relation"] = RELATION.get(kind, "adapter" if subject.is_lora else "finetune")
+    fields |= _license(subject)
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n\n"
+
+
+def _license(subject: Subject) -> dict[str, str]:
+    """The base's licence as the head of its own card states it, where there is one."""
+    if is_embedded(subject.card.model):
+        return {"license": "apache-2.0"}
+    path = subject.base / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
+    try:
+        found = yaml.safe_load(head[1]) if head else None
+    except yaml.YAMLError:
+        return {}
+    known = found if isinstance(found, dict) else {}
+    return {key: str(known[key]) for key in ("license", "license_name", "license_link") if key in known}
+
+
+def _noise_levels(subject: Subject) -> list[str]:
+    card, size = subject.card, subject.recipe.size
+    rows = [[str(steps), sigma_string(levels)] for steps, levels in subject.sigmas.items()]
+    trained = (
+        f"It was trained at {size['num_frames']} frames of {size['height']} x {size['width']} pixels, "
+        f"{card.clip['fps']:g} frames a second, without guidance, at these noise levels (shift {card.shift:g}). "
+        "At others it is another model."
+    )
+    return [trained, "\n".join(aligned([["calls", "noise levels"], *rows]))]
+
+
+def _comfyui(subject: Subject) -> str:
+    if subject.is_lora:
+        how = "Put it into `models/loras` and load it with LoraLoaderModelOnly at strength 1."
+    else:
+        how = "Put it into `models/diffusion_models` and load it with Load Diffusion Model."
+    if len(subject.networks) > 1:
+        how += " There is a file for each of the two experts."
+    levels = "\n".join(sigma_string(levels) for levels in subject.sigmas.values())
+    sample = "Sample with SamplerCustom, cfg 1.0 and KSamplerSelect `euler`, and paste a line into ManualSigmas:"
+    return "\n\n".join([how, sample, fenced(levels, "text")])
+
+
+def _training(subject: Subject, training: Training) -> list[str]:
+    card, config = subject.card, _portable(training.config)
+    weights = "a LoRA" if subject.is_lora else "all weights"
+    lines = [f"- {card.steps} optimizer steps, seed {card.seed}, base in {card.dtype}; {weights} of the denoiser"]
+    for key in ("reward", "heldout_reward", "teacher"):
+        if isinstance(settings := config.get(key), dict):
+            shown = ", ".join(
+                f"{name} {value}" for name, value in settings.items() if isinstance(value, str | int | float)
+            )
+            lines.append(f"- {key.replace('_', ' ')}: {escape(shown)}")
+    versions = ", ".join(f"{name} {value}" for name, value in training.environment.items())
+    if versions:
+        lines.append(f"- with {escape(versions)}")
+    lines.append(f"- exported by rats-video {rats_video.__version__}")
+    if not config:
+        return ["\n".join(lines), "Its configuration was not recorded beside it."]
+    text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+    return ["\n".join(lines), f"<details><summary>Configuration</summary>\n\n{fenced(text, 'yaml')}\n\n</details>"]
+
+
+def _results(training: Training, scale: float) -> list[str]:
+    parts = []
+    table = [line for line in training.table if line.startswith("|")]
+    if table:
+        title = "On held-out prompts" + ("" if scale == 1 else ", of the student taken whole")
+        parts += ["## Evaluation", f"{title}:", "\n".join(table)]
+    if guard := _guard_table(training.guard):
+        parts += ["What the guard against reward hacking saw on held-out clips, as means:", "\n".join(guard)]
+    return parts
+
+
+def _guard_table(guard: Mapping[str, Any]) -> list[str]:
+    looks = {look["step"]: look["scores"] for look in guard.get("looks", [])}
+    kept = looks.get(guard.get("best"), {})
+    if not kept:
+        return []
+    rows = [[metric_title(name), *(f"{finite_mean(of[name]):.3g}" for of in (guard["teacher"], kept))]
+            for name in kept if name in guard["teacher"]]  # fmt: skip
+    return aligned([["measure", "teacher", f"student of step {guard['best']}"], *rows])
+
+
+def _limits(kind: str) -> list[str]:
+    limits = [
+        "What the base cannot draw it cannot draw either, and the base's licence and biases hold for it.",
+        "It was trained to please a learned reward: look for what such a reward does not see.",
+        "Guidance, other samplers, other sizes and other numbers of calls were not trained for.",
+    ]
+    if kind == "comfyui":
+        limits.append("The file was read back by diffusers' converter; ComfyUI itself was not run.")
+    if kind in {"int8", "fp8"}:
+        limits.append("It saves memory; whether it is faster depends on the GPU and was not measured.")
+    return limits
+
+
+def _portable(tree: Any) -> Any:
+    """A configuration without the places of one machine: of an absolute path only the name is kept."""
+    match tree:
+        case dict():
+            return {key: _portable(value) for key, value in tree.items()}
+        case list() | tuple():
+            return [_portable(value) for value in tree]
+        case str() if tree.startswith(("/", "~")):
+            return Path(tree).name
+        case _:
+            return tree
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"^[-+]|[\\`*_{}\[\]<>()#!|~&$]", r"\\\g<0>", " ".join(text.split()))
+
+
+def fenced(text: str, language: str) -> str:
+    """A block of code that nothing in it can close."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
+
+
+def read_training(run: Path, student: Path) -> Training:
+    """What `run` recorded, or the embedded student's own record."""
+    record = _json(student / "training.json")
+    rows = [[metric_title(name), f"{value:.3f}"] for name, value in record.get("metrics", {}).items()]
+    metrics = aligned([["measure", "student"], *rows]) if rows else []
+    config = run / "config.resolved.yaml"
+    table = run / "evaluation" / "evaluation.md"
+    return Training(
+        config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else record.get("config", {}),
+        environment=_json(run / "environment.json") or record.get("environment", {}),
+        table=table.read_text(encoding="utf-8").splitlines() if table.is_file() else metrics,
+        guard=_json(run / "guard.json"),
+    )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError("is damaged: no JSON object", where=str(path), fix="mend it or move it away") from error

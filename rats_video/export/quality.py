@@ -1,0 +1,35 @@
+"""What eight bits cost: the same measures on the student's clips and on its quantised twin's, clip by clip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from rats_video.evaluation.stats import mean_ci95, paired_difference
+from rats_video.evaluation.sweep import Measure
+from rats_video.evaluation.tables import aligned, metric_title
+
+Scores = Mapping[str, Sequence[float]]
+
+
+@torch.no_grad()
+def score(measures: Sequence[Measure], videos: Tensor, prompts: Sequence[str], device: torch.device) -> Scores:
+    """Scores by name of clips `[B, T, 3, height, width]`, made one clip at a time."""
+    scores: dict[str, list[float]] = {}
+    for clip, prompt in zip(videos.split(1), prompts, strict=True):
+        for measure in measures:
+            for name, value in measure(clip.to(device), [prompt]).items():
+                scores.setdefault(name, []).extend(value.tolist())
+    return scores
+
+
+def loss_table(kind: str, before: Scores, after: Scores, prompts: Sequence[str]) -> list[str]:
+    """A Markdown table of means, and of the paired change with its 95% interval over prompts."""
+    table = [["measure", "student", kind, "change"]]
+    for name, old in before.items():
+        change = paired_difference(after[name], old, prompts)
+        means = [f"{mean_ci95(values, prompts).mean:.3f}" for values in (old, after[name])]
+        table.append([metric_title(name), *means, f"{change.mean:+.3f} ± {change.ci95:.3f}"])
+    return aligned(table)

@@ -1,0 +1,67 @@
+"""The target's own code: a stock diffusers pipeline, opened afresh and called as the model card says."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rats_video.backbones.ltx import DECODE_SEED
+from rats_video.export.recipe import Recipe
+from rats_video.seeds import seeded
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what diffusers, transformers and torchao log and warn of to themselves."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, **parts: Any) -> Any:
+    """The pipeline in a folder, its VAE in float32 as in training, with `parts` in the place of its own."""
+    from diffusers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    # Not DiffusionPipeline, which takes no notice of a transformer given to it where Wan's signature has it optional.
+    pipeline = class_in(folder / "model_index.json").from_pretrained(
+        folder, dtype={"default": dtype, "vae": torch.float32}, local_files_only=True, **parts
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(device)
+
+
+@torch.no_grad()
+def sample_stock(pipeline: Any, recipe: Recipe, noises: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+    """Clips `[B, T, 3, height, width]` in [0, 1] on the CPU, one at a time, from our noise `[1, C, F, H, W]` each."""
+    clips = []
+    for noise, prompt in zip(noises, prompts, strict=True):
+        # LTX's VAE adds noise of its own; our sampler draws it from this seed.
+        with torch.random.fork_rng([noise.device] if noise.is_cuda else []):
+            torch.manual_seed(DECODE_SEED)
+            clip: Tensor = pipeline(
+                prompt, latents=recipe.latents(noise.to(pipeline.device)), generator=[seeded(DECODE_SEED)],
+                output_type="pt", **recipe.size, **recipe.call,
+            ).frames  # fmt: skip
+        clips.append(clip.float().cpu())
+    return torch.cat(clips)
+
+
+def class_in(config: Path) -> Any:
+    """The diffusers class that a JSON file of diffusers names."""
+    import diffusers
+
+    return getattr(diffusers, json.loads(config.read_text())["_class_name"])

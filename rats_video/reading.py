@@ -1,0 +1,105 @@
+"""Reading files of strangers: in bounds, from plain files only, without a surprise."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+MOST_TEXT = 2**26  # bytes: no tokenizer, log or list of prompts comes near
+MOST_LAYERS = 1000  # of a network; the deepest published ones have about a hundred
+MOST_UNITS = 2**20  # of anything a model's configuration counts: words, positions, channels
+DAMAGED = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
+    ImportError, SafetensorError,
+)  # fmt: skip
+"""What libraries raise, somewhere deep inside, at a model folder that is not what they take it for."""
+
+
+def check_plain_file(path: Path) -> None:
+    """Raise OSError unless there is a file or folder: a device never ends, a pipe may never begin."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "it is no plain file", str(path))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by name; raises OSError or SafetensorError."""
+    check_plain_file(path)
+    return load_file(path)
+
+
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """The UTF-8 text of a file.
+
+    Raises:
+        OSError: it cannot be read, is no plain file, or holds more than `most` bytes.
+        ValueError: it is not UTF-8, or the path holds a zero byte.
+    """
+    check_plain_file(path)
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise OSError(errno.EFBIG, f"it holds more than {most} bytes", str(path))
+    return data.decode()
+
+
+def read_json(path: Path, most: int = MOST_TEXT) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: as `read_text`.
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(read_text(path, most))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_sizes(path: Path) -> dict[str, Any]:
+    """The `config.json` by which a network is about to be built.
+
+    Raises:
+        OSError: as `read_text`.
+        ValueError: it is no JSON object, or claims sizes that no network has.
+    """
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError("it is no JSON object")  # noqa: TRY004  # a mistake in a file, like the others
+    _check_sizes("", config)
+    return config
+
+
+def _check_sizes(key: str, value: object) -> None:
+    if isinstance(value, dict):
+        for name, below in value.items():
+            _check_sizes(name, below)
+    elif isinstance(value, list):
+        for below in value:
+            _check_sizes(key, below)
+    elif isinstance(value, int) and "theta" not in key:  # a base of angles counts nothing
+        most = MOST_LAYERS if "layers" in key or "blocks" in key or "depth" in key else MOST_UNITS
+        if abs(value) > most:
+            raise ValueError(f"{key} is over {most}")
+
+
+def strays(folder: Path) -> list[Path]:
+    """What under a folder is neither file nor folder: links that lead out of it, pipes, devices."""
+    root = Path(os.path.realpath(folder))  # Path.resolve raises at a loop of links
+    found = (Path(parent, name) for parent, folders, files in os.walk(root) for name in (*folders, *files))
+    return sorted(path for path in found if _strays(path, root))
+
+
+def _strays(path: Path, root: Path) -> bool:
+    mode = path.lstat().st_mode
+    if stat.S_ISLNK(mode):
+        return not Path(os.path.realpath(path)).is_relative_to(root)
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))

@@ -1,0 +1,150 @@
+"""What a run does about a step that must not reach the weights: leave it out, go back at a lower rate, stop."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rats_video.config.faults import FaultsConfig
+from rats_video.errors import UserError, warn
+from rats_video.files import remove
+from rats_video.runtime import Runtime
+from rats_video.training.checkpoint import list_checkpoints, steps_done
+
+LEFT_OUT, ROLLBACKS = "faults/skipped", "faults/rollbacks"
+"""The log's names for whether a step was left out, and for how often the run had gone back by then."""
+
+
+class StepFault(Exception):  # noqa: N818  # no error yet: the policy decides
+    """A step whose result must not be used; all processes raise it alike.
+
+    Args:
+        what: is wrong, e.g. "the loss is nan".
+        in_weights: whether the update was made: then leaving the step out is too late.
+        where: in which part of the configuration to look for the reason.
+        fix: how to mend it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        in_weights: bool = False,
+        where: str = "distill",
+        fix: str = "lower training.optimizer.lr or method.alpha, or --resume with other training.faults",
+    ) -> None:
+        super().__init__(what)
+        self.in_weights, self.where, self.fix = in_weights, where, fix
+
+
+class RollBack(Exception):  # noqa: N818
+    """Too many faults: the run must go on from an earlier checkpoint.
+
+    Args:
+        fault: the last of them.
+        step: of it, the first is 1.
+        before: a checkpoint of fewer steps than these was followed by a step without fault.
+    """
+
+    def __init__(self, fault: StepFault, step: int, before: int) -> None:
+        super().__init__(f"{fault} at step {step}")
+        self.fault, self.before = fault, before
+
+
+@dataclass(frozen=True)
+class _Count:
+    """What the policy decides on; it is part of a checkpoint.
+
+    Args:
+        in_row: steps left out since the last one that was not.
+        total: steps left out on the way to here.
+        rollbacks: how often the run went back.
+        lr_scale: what that has left of the learning rate.
+    """
+
+    in_row: int = 0
+    total: int = 0
+    rollbacks: int = 0
+    lr_scale: float = 1.0
+
+
+class FaultPolicy:
+    """Counts faults and decides.
+
+    All of it follows from the checkpoint that the run goes on from and from the steps since: a run that is resumed
+    after it went back, but before it saved again, goes through the same faults and back to the same place.
+
+    Args:
+        cfg: the limits.
+        runtime: the processes, which decide alike.
+    """
+
+    def __init__(self, cfg: FaultsConfig, runtime: Runtime) -> None:
+        self._cfg, self._runtime, self._count = cfg, runtime, _Count()
+
+    @property
+    def lr_scale(self) -> float:
+        """What going back has left of the learning rate."""
+        return self._count.lr_scale
+
+    @property
+    def rollbacks(self) -> int:
+        """How often the run went back."""
+        return self._count.rollbacks
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"faults": asdict(self._count)}
+
+    def recall(self, state: Mapping[str, Any]) -> None:
+        """Take up a checkpoint's state; what going back has changed since stays changed."""
+        saved = _Count(**state.get("faults", {}))
+        if self._count.rollbacks > saved.rollbacks:
+            saved = replace(saved, rollbacks=self._count.rollbacks, lr_scale=self._count.lr_scale)
+        self._count = saved
+
+    def passed(self, row: Mapping[str, float]) -> dict[str, float]:
+        """The row to log of a step without fault."""
+        self._count = replace(self._count, in_row=0)
+        return {**row, LEFT_OUT: 0, ROLLBACKS: self.rollbacks}
+
+    def leave_out(self, fault: StepFault, step: int) -> dict[str, float]:
+        """The row to log of a step that is left out.
+
+        Raises:
+            RollBack: it cannot be, or there were too many before it.
+        """
+        count = self._count
+        if fault.in_weights:
+            raise RollBack(fault, step + 1, before=step + 1)
+        if count.in_row == self._cfg.skip or count.total == self._cfg.skip_total:
+            raise RollBack(fault, step + 1, before=step - count.in_row)
+        self._count = replace(count, in_row=count.in_row + 1, total=count.total + 1)
+        warn(f"{fault} at step {step + 1}, which is left out", where=fault.where)
+        return {LEFT_OUT: 1, ROLLBACKS: self.rollbacks}
+
+    def go_back(self, checkpoints: Path, back: RollBack) -> None:
+        """Leave the checkpoint to go on from as the newest one, and lower the learning rate.
+
+        Raises:
+            UserError: the run has gone back too often, or there is no such checkpoint; all that there are stay.
+        """
+        saved = list_checkpoints(checkpoints)
+        good = self._runtime.agree([steps_done(path) for path in saved if steps_done(path) < back.before])
+        if not good or self.rollbacks == self._cfg.rollbacks:
+            kept = (
+                f"gone back {self.rollbacks}x before, earlier checkpoints are kept"
+                if good
+                else "no checkpoint to go back to"
+            )
+            raise UserError(f"{back}; {kept}", where=back.fault.where, fix=back.fault.fix)
+        if self._runtime.is_main:
+            for path in reversed(saved[len(good) :]):
+                remove(path)
+        self._runtime.wait()
+        scale = self.lr_scale * self._cfg.lower
+        self._count = replace(self._count, rollbacks=self.rollbacks + 1, lr_scale=scale)
+        warn(f"{back}: back to step {good[-1]}, on at {scale:g} of the learning rate", where=back.fault.where)

@@ -1,0 +1,113 @@
+"""A run that is killed at the worst moments and gone on with is, bit for bit, the run that was not.
+
+benchmarks/kills.py does it a hundred times at random moments.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rats_video.build.distill import train_student
+from rats_video.build.finish import finish
+from rats_video.config.distill import DistillConfig
+from rats_video.runtime import ALONE
+from rats_video.training.metrics import read_metrics
+from rats_video.training.run_folder import RunFolder
+
+OPTIONS = (
+    "training.steps=7", "training.checkpoint_every=2", "training.keep_checkpoints=1", "teacher.kind=ema",
+    "teacher.num_steps=4", "teacher.decay=0.5", "teacher.reuse=2", "guard={every: 2, num_clips: 2}",
+)  # fmt: skip
+
+# What is replaced by a SIGKILL, and at which of its calls.
+MOMENTS = {
+    "the first look": ("rats_video.training.guard.Guard.look", 1),
+    "amid the third step": ("rats_video.training.update.rats_step", 3),
+    "amid a checkpoint": ("rats_video.training.checkpoint.save_file", 2),
+    "between a look and its checkpoint": ("rats_video.training.checkpoint.CheckpointWriter.save", 2),
+    "before the row of a step": ("rats_video.training.metrics.MetricsFile.append", 3),
+    "between a checkpoint and the deletion of an old one": ("rats_video.training.checkpoint.remove", 1),
+    "with the student written aside": ("rats_video.build.finish.save_student", 1),
+}
+
+
+@pytest.fixture
+def go(make_config: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """`distill --resume` into a folder."""
+    plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
+    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: plan)
+    for figure in ("plot_training", "plot_guard"):
+        monkeypatch.setattr(f"rats_video.build.finish.{figure}", lambda *_: None)
+
+    def call(folder: Path) -> None:
+        cfg, run = make_config(*OPTIONS), RunFolder(folder)
+        student = train_student(cfg, run, ALONE, resume=True, overwrite=False)
+        assert student is not None
+        finish(cfg, run, student)
+
+    return call
+
+
+def killed(act: Callable[[], None], target: str, calls: int) -> None:
+    """Do it in a fork that is killed instead of the `calls`-th call of `target`."""
+    if pid := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL, target
+        return
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            left, module = calls, target
+            original = _find(target)
+
+            def call(*arguments: Any, **options: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **options)
+
+            patch.setattr(module, call)
+            act()
+    finally:
+        os._exit(1)
+
+
+def _find(target: str) -> Any:
+    from importlib import import_module
+
+    parts = target.split(".")
+    for end in range(len(parts) - 1, 0, -1):
+        try:
+            found = import_module(".".join(parts[:end]))
+        except ImportError:
+            continue
+        for name in parts[end:]:
+            found = getattr(found, name)
+        return found
+    raise LookupError(target)
+
+
+def content(run: Path) -> dict[str, Any]:
+    """All that a run leaves, but for how long its steps took and what is known of its starts."""
+    untold = {"environment.json", "plan.json", "metrics.jsonl"}
+    files = {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted(run.rglob("*")) if path.is_file() and path.name not in untold
+    }  # fmt: skip
+    return files | {"rows": [row | {"seconds": 0} for row in read_metrics(run / "metrics.jsonl")]}
+
+
+def test_killed_at_every_turn_it_is_the_same(go: Callable[[Path], None], tmp_path: Path) -> None:
+    go(tmp_path / "whole")
+    for moment in MOMENTS.values():
+        killed(lambda: go(tmp_path / "killed"), *moment)
+    go(tmp_path / "killed")
+    whole, again = content(tmp_path / "whole"), content(tmp_path / "killed")
+    assert again.keys() == whole.keys()
+    assert [name for name in whole if again[name] != whole[name]] == []
+    assert {"guard.json", "student/rats.json", "checkpoints/step-000007/teacher.safetensors"} <= whole.keys()

@@ -1,0 +1,300 @@
+"""Each form of a student, loaded as its users load it, gives our sampler's clips; on tiny pipelines of each family."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import diffusers
+import pytest
+import torch
+from cogvideox_family import COGVIDEOX_FAMILIES
+from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_wan_lora_to_diffusers
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from family import Family
+from hunyuan_family import HUNYUAN
+from ltx_family import LTX_FAMILIES
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from wan22_family import WAN22_FAMILIES
+from wan_family import WAN
+
+from rats_video.backbones.load import load_backbone
+from rats_video.build.export import SEED, Format, Order, run_export_model
+from rats_video.build.inference import load_student
+from rats_video.config.compute import LoraWeights
+from rats_video.diffusion.rollout import rollout
+from rats_video.diffusion.schedule import sigma_grid
+from rats_video.errors import UserError
+from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
+from rats_video.inference.student import StudentCard, save_student
+from rats_video.seeds import seeded
+
+FAMILIES = (WAN, WAN22_FAMILIES[1], LTX_FAMILIES[1], HUNYUAN, COGVIDEOX_FAMILIES[1])
+SHIFT, GUIDANCE = 2.0, 4.5
+PROMPT = "a fast red circle moving left on a gray background"
+CPU = torch.device("cpu")
+LORA = LoraWeights(kind="lora", rank=2, alpha=6)
+
+
+class Case(NamedTuple):
+    """A family's base folder and a student of each kind on it."""
+
+    family: Family
+    base: Path
+    students: dict[str, Path]
+
+    def card(self) -> StudentCard:
+        clip = self.family.clip
+        size = {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width, "fps": clip.fps}
+        return StudentCard(str(self.base), (2, 4), SHIFT, size, steps=7, seed=3, embedded_guidance=GUIDANCE)
+
+
+@pytest.fixture(scope="module", params=FAMILIES, ids=lambda family: family.name)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("export")
+    case = Case(request.param, folder / "base-model", {"lora": folder / "lora", "full": folder / "full"})
+    case.family.build(case.base)
+    backbone = load_backbone(case.base)
+    for kind in ("full", "lora"):  # adapters stay on the base's denoiser
+        role = backbone.twin() if kind == "full" else backbone.adapted("student", LORA)
+        generator = seeded(7)
+        with torch.no_grad():
+            for weight in role.weights.values():
+                weight.add_(0.05 * torch.randn(weight.shape, generator=generator))
+        save_student(role, case.card(), case.students[kind])
+    return case
+
+
+@pytest.fixture(scope="module")
+def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`exported(kind, weights)`: the folder of that export, made once."""
+    made: dict[tuple[str, str, float], Path] = {}
+
+    def export(kind: Format, weights: str, scale: float = 1.0) -> Path:
+        if (kind, weights, scale) not in made:
+            output = tmp_path_factory.mktemp("exported") / f"{kind}-{weights}"
+            order = Order(kind, str(case.students[weights]), scale=scale, output=output, num_clips=1)
+            run_export_model(order, "cpu")
+            made[kind, weights, scale] = output
+        return made[kind, weights, scale]
+
+    return export
+
+
+@torch.no_grad()
+def ours(case: Case, weights: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Our sampler's clip, its noise and noise levels."""
+    loaded = load_student(case.students[weights], CPU)
+    student = loaded.student
+    noise = clip_noise(student, loaded.clip, SEED, 0)
+    (samples,) = sample_videos(student, [PROMPT], loaded.clip, SamplerSpec(4, SHIFT), seed=SEED)
+    return samples.videos, noise, student.sigmas(4, SHIFT)
+
+
+def stock(folder: Path) -> Any:
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize("weights", ["full", "lora"])
+@torch.no_grad()
+def test_stock_pipeline_samples_the_folder(case: Case, exported: Any, weights: str) -> None:
+    """Called without our help: the scheduler's configuration alone gives our noise levels, but for CogVideoX."""
+    videos, noise, sigmas = ours(case, weights)
+    pipeline = stock(exported("diffusers", weights))
+    size = {name: getattr(case.family.clip, name) for name in ("num_frames", "height", "width")}
+    if "cogvideox" in case.family.name:
+        (timesteps,) = re.findall(r"timesteps=(\[.*?\])", (exported("diffusers", weights) / "README.md").read_text())[
+            :1
+        ]
+        call = {"latents": noise.transpose(1, 2), "timesteps": json.loads(timesteps), "guidance_scale": 1.0}
+        theirs = pipeline(PROMPT, output_type="pt", **call, **size).frames
+    elif "hunyuan" in case.family.name:
+        call = {"latents": noise, "num_inference_steps": 4, "guidance_scale": GUIDANCE}
+        theirs = pipeline(PROMPT, output_type="pt", **call, **size).frames
+    else:
+        native = case.family.native_sample(pipeline, noise, [PROMPT], 4)
+        torch.testing.assert_close(native.sigmas.float(), sigmas, atol=1e-6, rtol=0)
+        theirs = native.videos
+    torch.testing.assert_close(theirs, videos, atol=1e-5, rtol=0)
+    (base,) = sample_videos(load_student(case.students["full"], CPU).base, [PROMPT], case.family.clip,
+                            SamplerSpec(4, SHIFT), seed=SEED)  # fmt: skip
+    assert (theirs - base.videos).abs().max() > 1e-3
+
+
+def test_any_trained_step_count_is_in_the_folder(case: Case, exported: Any) -> None:
+    if "cogvideox" in case.family.name:
+        pytest.skip("its timesteps are an argument of the call")
+    folder = exported("diffusers", "full")
+    scheduler = stock(folder).scheduler
+    if isinstance(scheduler, diffusers.FlowMapEulerDiscreteScheduler):
+        scheduler.set_timesteps(2)
+    else:  # LTXPipeline and HunyuanVideoPipeline pass these
+        scheduler.set_timesteps(sigmas=[1.0, 0.5])
+    torch.testing.assert_close(scheduler.sigmas.float(), sigma_grid(2, SHIFT))
+
+
+@pytest.mark.parametrize(("kind", "weights"), [("lora", "lora"), ("merged", "full")])
+@torch.no_grad()
+def test_snippet_of_the_card_runs(
+    case: Case, exported: Any, kind: Format, weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What it samples is ours from the same seed, as far as eight bits a pixel tell."""
+    folder = exported(kind, weights)
+    monkeypatch.chdir(folder.parent)
+    (code,) = re.findall(r"```python\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(compile(code.replace('"clip.webp"', repr(str(tmp_path / "clip.webp"))), "card", "exec"), found)
+    assert (tmp_path / "clip.webp").stat().st_size > 100
+    frames = torch.stack([torch.frombuffer(bytearray(f.tobytes()), dtype=torch.uint8) for f in found["frames"]])
+    loaded = load_student(case.students[weights], CPU)
+    noise = torch.Generator().manual_seed(0)
+    if "cogvideox" in case.family.name:  # it draws [B, F, C, H, W]
+        shape = loaded.student.latent_shape(loaded.clip)
+        start = torch.randn(1, shape[1], shape[0], *shape[2:], generator=noise).transpose(1, 2)
+    else:
+        start = loaded.student.sample_noise(1, loaded.clip, noise)
+    student = loaded.student
+    path = rollout(student.velocity, start, student.sigmas(4, SHIFT), student.encode_text([PROMPT]))
+    expected = (student.decode(path.x0)[0].permute(0, 2, 3, 1) * 255).flatten(1)
+    assert frames.shape == expected.shape
+    if "ltx" not in case.family.name:  # whose VAE adds noise, there of the caller's generator
+        assert (frames - expected).abs().max() < 1.1
+
+
+# -------------------------------------------------------------------------------------------------------------- scale
+
+
+@pytest.mark.parametrize("weights", ["full", "lora"])
+def test_scale_runs_from_the_base_to_the_student(case: Case, exported: Any, weights: str) -> None:
+    parts = sorted(path.name for path in case.base.glob("transformer*"))
+    for part in parts:
+        base, none, half, whole = (
+            load_file(folder / part / "diffusion_pytorch_model.safetensors")
+            for folder in (case.base, *(exported("merged", weights, scale) for scale in (0.0, 0.5, 1.0)))
+        )
+        assert base.keys() == none.keys() == half.keys() == whole.keys()
+        for name, weight in base.items():
+            assert torch.equal(none[name], weight)
+            torch.testing.assert_close(half[name], (weight + whole[name]) / 2, atol=1e-6, rtol=0)
+        assert max(float((whole[name] - weight).abs().max()) for name, weight in base.items()) > 1e-2
+
+
+# --------------------------------------------------------------------------------------------------------------- lora
+
+
+def test_lora_says_how_to_sample_it(case: Case, exported: Any) -> None:
+    folder = exported("lora", "lora")
+    with safe_open(folder / "pytorch_lora_weights.safetensors", "pt") as file:
+        header = file.metadata()
+        assert {key.split(".")[0] for key in file.keys()} == {  # noqa: SIM118  # no mapping
+            path.name for path in case.base.glob("transformer*")
+        }
+    adapter = json.loads(header["lora_adapter_metadata"])
+    assert (adapter["transformer.r"], adapter["transformer.lora_alpha"]) == (2, 6)
+    about = json.loads(header["rats_video"])
+    assert about["base_model"] == "base-model"  # and no path of ours
+    assert about["sigmas"]["4"] == load_backbone(case.base).sigmas(4, SHIFT).tolist()
+    clip = case.family.clip
+    assert about["clip"] == {"num_frames": clip.num_frames, "height": clip.height, "width": clip.width, "fps": clip.fps}
+    assert (about["shift"], about["guidance_scale"], about["training_steps"]) == (SHIFT, 1.0, 7)
+
+
+# ------------------------------------------------------------------------------------------------------------ comfyui
+
+
+@pytest.mark.parametrize("weights", ["full", "lora"])
+def test_comfyui_files(case: Case, exported: Any, weights: str) -> None:
+    """Exporting compares clips through diffusers' converters; what is refused is refused before it loads anything."""
+    if case.family.name.startswith(("hunyuan", "cogvideox")):
+        with pytest.raises(UserError, match=r"^--format comfyui: ComfyUI's names for a .* cannot be checked"):
+            exported("comfyui", weights)
+        return
+    folder = exported("comfyui", weights)
+    name = "rats-lora" if weights == "lora" else "rats-model"
+    experts = ("-high-noise", "-low-noise") if "a14b" in case.family.name else ("",)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", *(f"{name}{expert}.safetensors" for expert in experts)
+    ]  # fmt: skip
+    card = (folder / "README.md").read_text()
+    assert ", ".join(f"{sigma:.6f}" for sigma in sigma_grid(4, SHIFT)) in card
+    assert "strength 1" in card or weights == "full"
+    if case.family.name == "wan":
+        (check_wan_lora if weights == "lora" else check_wan_model)(case, folder / f"{name}.safetensors")
+
+
+def check_wan_lora(case: Case, path: Path) -> None:
+    tensors = load_file(path)
+    layers = [f"{attention}.{o}" for attention in ("self_attn", "cross_attn") for o in "qkvo"] + ["ffn.0", "ffn.2"]
+    assert tensors.keys() == {
+        f"diffusion_model.blocks.{i}.{layer}.{part}"
+        for i in range(2) for layer in layers for part in ("lora_A.weight", "lora_B.weight", "alpha")
+    }  # fmt: skip
+    assert {float(tensor) for name, tensor in tensors.items() if name.endswith("alpha")} == {6.0}
+    there = load_file(case.students["lora"] / "pytorch_lora_weights.safetensors")
+    back = _convert_non_diffusers_wan_lora_to_diffusers(dict(tensors))
+    assert back.keys() == there.keys()
+    a, b = (f"transformer.blocks.1.attn2.to_k.lora_{x}.weight" for x in "AB")
+    torch.testing.assert_close(back[b] @ back[a], there[b] @ there[a] * 6 / 2)
+
+
+def check_wan_model(case: Case, path: Path) -> None:
+    tensors = load_file(path)
+    assert {
+        "patch_embedding.weight", "time_embedding.0.weight", "time_projection.1.bias", "text_embedding.2.weight",
+        "blocks.0.modulation", "blocks.1.self_attn.q.weight", "blocks.1.self_attn.norm_k.weight",
+        "blocks.0.cross_attn.o.bias", "blocks.0.norm3.weight", "blocks.0.ffn.0.weight", "blocks.0.ffn.2.bias",
+        "head.head.weight", "head.modulation",
+    } <= tensors.keys()  # fmt: skip
+    back = convert_wan_transformer_to_diffusers(dict(tensors))
+    there = load_file(case.students["full"] / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert back.keys() == there.keys()
+    assert all(torch.equal(back[name], weight) for name, weight in there.items())
+
+
+# ---------------------------------------------------------------------------------------------------------- quantised
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantised_blocks_load_without_pickle(case: Case, exported: Any, kind: Format) -> None:
+    if case.family not in ((WAN, HUNYUAN) if kind == "int8" else (WAN,)):
+        pytest.skip("the same path")
+    folder = exported(kind, "lora")
+    assert not [path for path in folder.rglob("*") if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
+    network = stock(folder).transformer
+    weights = dict(network.named_parameters())
+    kinds = {
+        name: type(weight).__name__ for name, weight in weights.items() if "Parameter" not in type(weight).__name__
+    }
+    assert set(kinds.values()) == {"Int8Tensor" if kind == "int8" else "Float8Tensor"}
+    assert all("blocks." in name for name in kinds)
+    linears = [n for n, m in network.named_modules() if isinstance(m, torch.nn.Linear) and "blocks." in n]
+    assert len(kinds) > 0.6 * len(linears)
+    text = (folder / "README.md").read_text()
+    assert re.search(r"denoiser: \d+\.\d MiB before, \d+\.\d MiB after", text)
+    assert re.search(r"1 clip from the same noise: .*PSNR \d+\.\d dB", text)
+
+
+# ------------------------------------------------------------------------------------------------------------ folders
+
+
+def test_big_files_are_linked_and_small_ones_copied(case: Case, exported: Any) -> None:
+    folder = exported("diffusers", "full")
+    weights, config = (next((case.base / "vae").glob(f"*.{end}")) for end in ("safetensors", "json"))
+    assert (folder / "vae" / weights.name).samefile(weights)
+    assert not (folder / "vae" / config.name).samefile(config)
+    assert not list(folder.parent.glob(".*"))  # nothing half-made beside it
+
+
+def test_a_student_is_not_changed_by_being_exported(case: Case, exported: Any) -> None:
+    before = replace(case.card())
+    exported("merged", "lora")
+    loaded = load_student(case.students["lora"], CPU)
+    assert loaded.card == before
+    assert loaded.student.adapters is not None
