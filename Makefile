@@ -49,3 +49,5 @@ assets: install
 	$(BIN)/rats-video train reward --output runs/shapes-reward --set model=runs/tiny-wan
 	$(BIN)/rats-video train reward --config tiny-heldout --output runs/shapes-reward-heldout --set model=runs/tiny-wan
 	$(BIN)/rats-video distill --output runs/tiny --set guard=null --set model=runs/tiny-wan --set reward.path=runs/shapes-reward
+	$(BIN)/rats-video train reward --latent --output runs/shapes-latent-reward --set model=runs/tiny-wan \
+		--set reward.path=runs/shapes-reward --set student=runs/tiny/student

@@ -1,10 +1,10 @@
 """What a latent reward saves, and what it costs: seconds and memory of a step, and the student's measured adherence.
 
-    rats-video train reward --latent --config tiny
-    python benchmarks/latent_reward.py [--latent runs/latent-reward-tiny] [--steps 300] [--clips 256] [--repeats 5]
+    python benchmarks/latent_reward.py [--latent shapes-latent-reward] [--steps 300] [--clips 256] [--repeats 5]
                                        [--work runs/latent] [--pixel-student FOLDER] -> results/latent_reward.json
 
-Two arms of `--config tiny`, the same but for the reward: `pixel` (shapes-reward) and `latent`, which imitates it. Steps
+Two arms of `--config tiny` without a guard, the same but for the reward: `pixel` (shapes-reward) and `latent`, which
+imitates it. Steps
 are measured in turn, in seconds of the process's own computing, and the fastest of each is taken: whatever else runs
 only adds to them. With --pixel-student that arm is not distilled again; tiny-wan-student had 300 steps and seed 0.
 """
@@ -97,7 +97,7 @@ def compared(values: Mapping[str, float], digits: int) -> dict[str, float]:
 
 def distill(options: argparse.Namespace, changes: tuple[str, ...], output: Path) -> float:
     """Distill as a user would; peak resident MB of the process."""
-    overrides = [f"teacher.cache={options.work / 'teacher'}", *changes]
+    overrides = ["guard=null", f"teacher.cache={options.work / 'teacher'}", *changes]
     flags = [item for override in overrides for item in ("--set", override)]
     command = ["rats-video", "distill", "--config", "tiny", "--output", str(output), *flags]
     print("+", *command, flush=True)
@@ -149,7 +149,7 @@ def measure_adherence(cfg: DistillConfig, options: argparse.Namespace) -> dict[s
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--latent", default="runs/latent-reward-tiny")
+    parser.add_argument("--latent", default="shapes-latent-reward")
     parser.add_argument("--pixel-student", default=None)
     parser.add_argument("--work", type=Path, default=Path("runs/latent"))
     parser.add_argument("--steps", type=int, default=300)

@@ -10,14 +10,13 @@ from torch import Tensor, nn
 from rats_video.build.reward import Judges
 from rats_video.config.distill import DistillConfig
 from rats_video.config.guard import GuardConfig
-from rats_video.config.reward import LatentRewardConfig
 from rats_video.evaluation.sweep import Measure, reward_measure
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.rewards.temporal import dynamic_degree, saturation
 from rats_video.runtime import Runtime
-from rats_video.training.guard import HELDOUT, MOTION, REWARD, SATURATION, Guard, GuardClips
+from rats_video.training.guard import HELDOUT, IMITATED, MOTION, REWARD, SATURATION, Guard, GuardClips
 from rats_video.training.run_folder import RunFolder
-from rats_video.types import Reward
+from rats_video.types import LatentScorer, Reward
 
 SEED_OFFSET = 2**20  # of the guard's noise from the run's seed: no evaluation starts there
 
@@ -35,22 +34,27 @@ def build_guard(
         measures=guard_measures(cfg, judges, runtime.device),
         seed=cfg.seed + SEED_OFFSET,
         batch_size=cfg.evaluation.batch_size,
+        latent_measures=[] if judges.latent is None else [_latent_measure(judges.latent)],
     )
     return Guard(options, clips, run, runtime)
 
 
 def guard_measures(cfg: DistillConfig, judges: Judges, device: torch.device) -> list[Measure]:
-    """The trained reward, the held-out one where there is one, and the monitors."""
-    trained = reward_measure(REWARD, judges.trained)
-    if isinstance(cfg.reward, LatentRewardConfig):  # what it imitates is not what the loss needs
-        trained = _visiting(trained, judges.trained, device)
-    measures = [trained]
+    """Measures of pixels: the trained reward or what it imitates, the held-out one where there is one, the monitors."""
+    if judges.latent is None:
+        measures = [reward_measure(REWARD, judges.trained)]
+    else:  # what it imitates is not what the loss needs
+        measures = [_visiting(reward_measure(IMITATED, judges.trained), judges.trained, device)]
     if judges.heldout is not None:
         measures.append(_visiting(_with_parts(HELDOUT, judges.heldout), judges.heldout, device))
     if cfg.clip.num_frames > 1:
         measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
     measures.append(lambda videos, _: {SATURATION: saturation(videos).clip})
     return measures
+
+
+def _latent_measure(reward: LatentScorer) -> Measure:
+    return lambda latents, prompts: {REWARD: reward.score_latents(latents, prompts).clip}
 
 
 def _with_parts(name: str, reward: Reward) -> Measure:

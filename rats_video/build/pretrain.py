@@ -141,11 +141,12 @@ def run_train_latent_reward(
     check_reward_prompts(reward, (*prompts.train, *prompts.heldout))
     student = None if cfg.student is None else resolve_folder(cfg.student, where="student")
     steps = 0 if student is None else load_card(student).num_steps[0]
+    init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
     with _training(cfg, output, "latent_reward", resume=resume, overwrite=overwrite) as is_done:
         if is_done:
             return _done_before(output)
         space = latent_space(folder, backbone, cfg.clip.spec)
-        made = train_latent_reward(cfg, Studio(cfg, backbone, reward, prompts.train), space, output)
+        made = train_latent_reward(cfg, Studio(cfg, backbone, reward, prompts.train), space, output, init)
         metrics = evaluate_latent_reward(
             cfg, made, Studio(cfg, backbone, reward, prompts.heldout),
             student=None if student is None else backbone.load_role(student), steps=steps,

@@ -102,7 +102,7 @@ def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -
 
 
 def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
-    """What a run trains on: the reward of pixels, or a latent reward, which reads prompts with the run's own model.
+    """What a run trains on: the reward of pixels, or a latent reward.
 
     Raises:
         UserError: it cannot be loaded, or was trained for other latents than this run's.
@@ -111,7 +111,11 @@ def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
         return build_reward(cfg.reward, backbone.device, where="reward", clip=cfg.clip.spec)
     here = latent_space(resolve_folder(cfg.model, where="model"), backbone, cfg.clip.spec)
     folder = resolve_folder(cfg.reward.path, where="reward.path")
-    return LatentReward.load(folder, backbone.device, backbone.encode_text, here)
+
+    def judge(imitated: RewardConfig) -> Reward:
+        return build_reward(imitated, backbone.device, where=str(folder / "config.json"), clip=cfg.clip.spec)
+
+    return LatentReward.load(folder, backbone.device, judge, here)
 
 
 def latent_space(model: Path, backbone: PipelineBackbone, clip: ClipSpec) -> LatentSpace:
@@ -122,7 +126,6 @@ def latent_space(model: Path, backbone: PipelineBackbone, clip: ClipSpec) -> Lat
         channels=backbone.latent_channels,
         spatial_stride=backbone.spatial_stride,
         temporal_stride=backbone.temporal_stride,
-        text_width=backbone.encode_text([""]).embeds.shape[-1],
         num_frames=clip.num_frames,
         height=clip.height,
         width=clip.width,
@@ -141,7 +144,10 @@ def _sources(cfg: OneReward, where: str) -> list[Path]:
     if isinstance(cfg, CustomRewardConfig):
         return sorted(source_file(cfg.target, where=where).parent.glob("*.py"))
     names = (*cfg.folders, *(["tokenizer"] if getattr(cfg, "tokenizer", None) else []))
-    return [resolve_folder(getattr(cfg, name), where=f"{where}.{name}") for name in names]
+    folders = [resolve_folder(getattr(cfg, name), where=f"{where}.{name}") for name in names]
+    if isinstance(cfg, LatentRewardConfig):
+        folders += reward_folders(read_imitated(folders[0]), where=str(folders[0] / "config.json"))
+    return folders
 
 
 def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
@@ -152,10 +158,14 @@ def check_reward_prompts(reward: Reward, prompts: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Judges:
-    """Who judges a run's pixels: what trains, or what it imitates if it scores latents, and what is held out."""
+    """Who judges a run's pixels: what trains, or what it imitates if it scores latents, and what is held out.
+
+    `latent` is what trains, if it scores latents.
+    """
 
     trained: Reward
     heldout: Reward | None
+    latent: LatentScorer | None = None
 
 
 def build_judges(cfg: DistillConfig, reward: Reward, device: torch.device) -> Judges:
@@ -164,9 +174,11 @@ def build_judges(cfg: DistillConfig, reward: Reward, device: torch.device) -> Ju
     def build(which: RewardConfig, where: str) -> Reward:
         return build_reward(which, device, where=where, clip=cfg.clip.spec)
 
+    latent = reward if isinstance(reward, LatentScorer) else None
     return Judges(
-        trained=build(cfg.reward, "reward") if isinstance(reward, LatentScorer) else reward,
+        trained=reward if latent is None else build(cfg.reward, "reward"),
         heldout=None if cfg.heldout_reward is None else build(cfg.heldout_reward, "heldout_reward"),
+        latent=latent,
     )
 
 

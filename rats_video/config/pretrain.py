@@ -127,10 +127,10 @@ class RewardTrainConfig(Config):
 
 
 class LatentRewardTrainConfig(Config):
-    """Root of `train reward --latent`: a pixel reward's scores, learned from latents.
+    """Root of `train reward --latent`: a pixel reward that needs no VAE, as it judges a sketch drawn from latents.
 
-    It learns from samples of the model, from damaged ones, from rendered clips where the prompts are shapes, and from
-    samples that it was itself made to like better than it should: a student will go there too.
+    The sketch learns from samples of the model, from damaged ones, from rendered clips where the prompts are shapes,
+    and from samples that it was itself made to like better than it should: a student will go there too.
     """
 
     seed: Seed = 0
@@ -142,8 +142,10 @@ class LatentRewardTrainConfig(Config):
     student: str | None = Field(
         None, description="folder of a trained student; what it makes is never learned from, only judged at the end"
     )
-    width: PositiveInt = Field(48, description="feature channels")
-    halvings: NonNegativeInt = Field(0, description="how often latent rows and columns are halved on the way in")
+    init: str | None = Field(None, description="folder of a latent reward to go on from; null starts at random")
+    width: PositiveInt = Field(64, description="feature channels of the sketch")
+    blocks: PositiveInt = Field(4, description="residual blocks of the sketch")
+    coarse: PositiveInt = Field(2, description="pixels of the clip that are one of the sketch, each way")
     shift: PositiveFloat = 3.0
     sample_steps: tuple[SolverSteps, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of the samples")
     guidance_scales: tuple[PositiveFloat, ...] = (1.0, 3.0)
@@ -157,6 +159,12 @@ class LatentRewardTrainConfig(Config):
     sample_batch: NumClips = Field(40, description="clips sampled, decoded and scored at a time")
     batch_size: NumClips = 32
     steps: PositiveInt = 3000
-    rank_weight: NonNegativeFloat = Field(0.1, description="of the order of two clips, beside their scores")
+    sketch_steps: NonNegativeInt = Field(
+        1500, description="first steps, on pixels alone; what the reward says of a bad sketch only confuses"
+    )
+    score_weight: NonNegativeFloat = Field(0.02, description="of the scores, beside the pixels")
+    contrast_weight: NonNegativeFloat = Field(
+        10.0, description="extra weight of pixels that stand off their frame's mean"
+    )
     optimizer: OptimizerConfig
     eval_clips: NumClips = 256

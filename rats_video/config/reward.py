@@ -99,9 +99,9 @@ class CustomRewardConfig(RewardKind):
 
 
 class LatentRewardConfig(BaseReward):
-    """What another reward would say of the decoded clip, read from its latents: nothing is decoded for the loss.
+    """What another reward says of a sketch drawn from latents: the VAE decodes nothing for the loss.
 
-    The reward that it imitates judges pixels wherever clips are compared and evaluated.
+    That reward judges the decoded clips themselves wherever clips are compared and evaluated.
     """
 
     per = "frame"

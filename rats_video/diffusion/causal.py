@@ -13,8 +13,3 @@ def pool_to_latent_frames(frames: Tensor, temporal_stride: int) -> Tensor:
     """Mean of pixel-frame values `[B, T]` on each latent frame: `[B, F]`."""
     first, rest = frames[:, :1], frames[:, 1:]
     return torch.cat([first, rest.unflatten(1, (-1, temporal_stride)).mean(dim=2)], dim=1)
-
-
-def spread_to_pixel_frames(values: Tensor, temporal_stride: int) -> Tensor:
-    """Values of latent frames `[B, F]` on each of their pixel frames: `[B, T]`; pooling them gives `values` back."""
-    return torch.cat([values[:, :1], values[:, 1:].repeat_interleave(temporal_stride, dim=1)], dim=1)

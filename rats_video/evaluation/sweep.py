@@ -97,20 +97,23 @@ def score_arm(
     *,
     seed: int,
     batch_size: int,
+    latent_measures: Sequence[Measure] = (),
     share: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> ArmScores:
     """Sample one clip a prompt and measure it; `advance` is told of each finished batch's network evaluations.
 
-    With `share` only the clips of those indices.
+    `latent_measures` are given clean latents in place of videos. With `share` only the clips of those indices.
     """
     scores = ArmScores(arm.name, arm.spec)
     batches = sample_videos(arm.backbone, prompts, clip, arm.spec, seed=seed, batch_size=batch_size, share=share)
     for samples in batches:
         scores.prompts += samples.prompts
         scores.seconds += [samples.seconds_per_clip] * len(samples.prompts)
-        for measure in measures:
-            for name, values in measure(samples.videos, samples.prompts).items():
+        looks = [*((measure, samples.videos) for measure in measures),
+                 *((measure, samples.latents) for measure in latent_measures)]  # fmt: skip
+        for measure, seen in looks:
+            for name, values in measure(seen, samples.prompts).items():
                 scores.metrics.setdefault(name, []).extend(values.tolist())
         advance(arm.spec.nfe * len(samples.prompts))
     return scores

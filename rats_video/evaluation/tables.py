@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 METRIC_TITLES: dict[str, str] = {
     "reward": "trained reward",
     "heldout_reward": "held-out reward",
+    "imitated_reward": "imitated reward",
     "adherence": "adherence",
     "smoothness": "smoothness",
     "motion_smoothness": "motion smoothness",

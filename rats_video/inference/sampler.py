@@ -30,9 +30,10 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class Samples:
-    """Clips `[B, T, 3, height, width]` in [0, 1], their prompts, which ones they are of all, wall seconds a clip."""
+    """Clips `[B, T, 3, height, width]` in [0, 1], latents, prompts, which ones of all they are, wall seconds a clip."""
 
     videos: Tensor
+    latents: Tensor
     prompts: tuple[str, ...]
     indices: tuple[int, ...]
     seconds_per_clip: float
@@ -51,7 +52,19 @@ def sample_batch(
     spec: SamplerSpec,
     advance: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Clips `[B, T, 3, height, width]` in [0, 1] of B prompts from `noise` `[B, C, F, H, W]`.
+    """Clips `[B, T, 3, height, width]` in [0, 1] of B prompts from `noise`: `sample_latents`, decoded."""
+    return _decode(backbone, sample_latents(backbone, prompts, noise, spec, advance))
+
+
+@torch.no_grad()
+def sample_latents(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    noise: Tensor,
+    spec: SamplerSpec,
+    advance: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Clean latents of B prompts from `noise` `[B, C, F, H, W]`.
 
     `advance` is called before every solver step; what it raises ends the sampling.
     """
@@ -68,7 +81,11 @@ def sample_batch(
         negative=None if spec.guidance_scale == 1.0 else backbone.encode_text([""]),
         guidance_scale=spec.guidance_scale,
     )
-    videos = backbone.decode(path.x0)
+    return path.x0
+
+
+def _decode(backbone: Backbone, latents: Tensor) -> Tensor:
+    videos = backbone.decode(latents)
     if videos.is_cuda:
         torch.cuda.synchronize()
     return videos
@@ -94,5 +111,6 @@ def sample_videos(
         batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
-        videos = sample_batch(backbone, batch, noise, spec)
-        yield Samples(videos, batch, indices, (time.perf_counter() - began) / len(batch))
+        latents = sample_latents(backbone, batch, noise, spec)
+        videos = _decode(backbone, latents)
+        yield Samples(videos, latents, batch, indices, (time.perf_counter() - began) / len(batch))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -52,7 +52,7 @@ from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward, ViClipSizes
 from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings, clip_fps
 from rats_video.rewards.word_reward import WordReward
-from rats_video.types import ClipSpec, Reward, TextCondition
+from rats_video.types import ClipSpec, Reward
 
 Sizes = TypeVar("Sizes", BlipSizes, ViClipSizes)
 
@@ -127,7 +127,7 @@ def reward_on_meta(  # noqa: C901, PLR0911, PLR0912  # one a kind
             with META:
                 return VideoAlignReward(model, nn.Linear(width, 1, bias=False), CountedTokens(), cfg, settings, fps)
         case LatentRewardConfig():
-            return _latent(resolve_folder(cfg.path, where=f"{where}.path"))
+            return _latent(resolve_folder(cfg.path, where=f"{where}.path"), clip)
 
 
 def _sizes(cfg: ImageRewardConfig | ViClipConfig, kind: type[Sizes]) -> Sizes:
@@ -141,7 +141,6 @@ def _hub_config(cfg: FrameScorer, usual: dict[str, Any]) -> dict[str, Any]:
 
 
 def _network(kind: str, config: dict[str, Any], cfg: FrameScorer) -> nn.Module:
-    import torch
     import transformers
 
     return empty_model(getattr(transformers, kind), config, where=cfg.path).to(getattr(torch, cfg.dtype))
@@ -149,7 +148,6 @@ def _network(kind: str, config: dict[str, Any], cfg: FrameScorer) -> nn.Module:
 
 def _qwen(cfg: Qwen2VLScorer, published: Mapping[str, Any]) -> tuple[Any, int]:
     """The network and the width of its hidden states."""
-    import torch
     from transformers import Qwen2VLModel
 
     model: Any = empty_model(Qwen2VLModel, qwen_config(Path(cfg.path).expanduser(), published), where=cfg.path)
@@ -176,12 +174,12 @@ class CountedTokens:
         return {"input_ids": [number for piece in tokens for number in piece]}
 
 
-def _latent(folder: Path) -> Reward:
-    def encode_text(prompts: Sequence[str]) -> TextCondition:  # once a prompt in a run: its length costs a step nothing
-        return TextCondition(torch.empty(len(prompts), 1, reward.space.text_width, device=META))
+def _latent(folder: Path, clip: ClipSpec | None) -> Reward:
+    def judge(imitated: RewardConfig) -> Reward:
+        return reward_on_meta(imitated, where=str(folder / "config.json"), clip=clip)
 
     with META:
-        reward = LatentReward.build(folder, encode_text)
+        reward = LatentReward.build(folder, judge)
     return reward.requires_grad_(requires_grad=False).eval()
 
 

@@ -1,7 +1,7 @@
-"""A reward that needs no pixels: a small network on clean latents, trained to score them as a pixel reward would.
+"""A reward that needs no VAE: it draws a coarse sketch of the clip from its latents, and the pixel reward judges that.
 
-As in DOLLAR (arXiv 2412.15689): neither the teacher's clips nor the student's are decoded for the reward, and no
-gradient goes through the decoder.
+In place of DOLLAR's latent reward (arXiv 2412.15689), a network that learns scores alone: that overfits the clips it
+saw, and a student finds out where. A sketch is learned pixel by pixel, and what judges it is the pixel reward itself.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.config.reward import RewardConfig
-from rats_video.diffusion.causal import spread_to_pixel_frames
 from rats_video.errors import UserError, first_line
 from rats_video.reading import DAMAGED, load_tensors, read_sizes
-from rats_video.types import RewardScores, TextCondition
+from rats_video.types import Reward, RewardScores
 
-EncodeText = Callable[[Sequence[str]], TextCondition]
+BuildJudge = Callable[[RewardConfig], Reward]
 _IMITATED: TypeAdapter[RewardConfig] = TypeAdapter(RewardConfig)
-_HEADS = 4  # places of a latent frame that are looked at
+_FINE = 8  # channels of the last, largest layers
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,6 @@ class LatentSpace:
         channels: C of the latents.
         spatial_stride: pixels a latent row or column.
         temporal_stride: pixel frames a latent frame, but for the first.
-        text_width: D of the encoded prompts.
         num_frames: pixel frames of a clip.
         height: pixels.
         width: pixels.
@@ -51,7 +49,6 @@ class LatentSpace:
     channels: int
     spatial_stride: int
     temporal_stride: int
-    text_width: int
     num_frames: int
     height: int
     width: int
@@ -63,126 +60,65 @@ class LatentSpace:
 
 
 class LatentReward(nn.Module):
-    """Scores clean latents against their prompts, as the pixel reward that it imitates would score the decoded clip.
+    """Scores clean latents against their prompts as the pixel reward that it imitates would score the decoded clip.
 
-    Two towers: `score = <features of the latents, features of the text>`, for the clip, for each of the pixel reward's
-    named parts, and, where that reward gives them, for each latent frame. Prompts are read through the model's own text
-    encoder, so it takes any prompt, but is only as right as the prompts that it was trained on are like it.
+    Only the sketch is learned and saved; the pixel reward is frozen and comes from its own folder.
 
     Args:
         space: whose latents it scores.
         imitated: the pixel reward.
-        encode_text: the model's; called once a prompt.
-        parts: names of the scores beside the clip's.
-        has_frames: whether frames are scored.
-        width: feature channels.
-        halvings: how often rows and columns are halved on the way in; latents of 8 x 8 want none, of 60 x 104 two.
+        judge: that reward, loaded; of pixels in [0, 1].
+        width: feature channels of the sketch.
+        blocks: of the sketch.
+        coarse: pixels of the clip that are one of the sketch, in height and in width.
     """
 
-    mean: Tensor
-    spread: Tensor
-
     def __init__(
-        self,
-        space: LatentSpace,
-        imitated: RewardConfig,
-        encode_text: EncodeText,
-        *,
-        parts: Sequence[str],
-        has_frames: bool,
-        width: int,
-        halvings: int,
+        self, space: LatentSpace, imitated: RewardConfig, judge: Reward, *, width: int, blocks: int, coarse: int
     ) -> None:
         super().__init__()
-        self.space, self.imitated, self.encode_text, self.parts = space, imitated, encode_text, tuple(parts)
-        self.shape = {"parts": list(parts), "has_frames": has_frames, "width": width, "halvings": halvings}
-        self._texts: dict[str, Tensor] = {}  # of every prompt met so far
-        hidden = 2 * width
-        self.stem = nn.Conv3d(space.channels + 2, width, 3, padding=1)
-        self.halve = nn.ModuleList(nn.Conv3d(width, width, (1, 3, 3), (1, 2, 2), (0, 1, 1)) for _ in range(halvings))
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(3))
-        self.attention = nn.Conv3d(width, _HEADS, 1)
-        self.project = nn.Linear(_HEADS * (width + 2), hidden)
-        self.temporal = nn.ModuleList(nn.Conv1d(hidden, hidden, 3, padding=1) for _ in range(2))
-        self.text = _TextTower(space.text_width, width)
-        self.clip_head = nn.Sequential(
-            nn.Linear(2 * hidden, hidden), nn.SiLU(), nn.Linear(hidden, (1 + len(parts)) * (width + 1))
-        )
-        self.frame_head = nn.Linear(hidden, width + 1) if has_frames else None
-        # The network's outputs are about standard normal; these are the scores' own levels: clip, parts, frames.
-        self.register_buffer("mean", torch.zeros(2 + len(parts)))
-        self.register_buffer("spread", torch.ones(2 + len(parts)))
-
-    def forward(self, latents: Tensor, text: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Standardised scores of latents `[B, C, F, H, W]` against N prompts each.
-
-        Args:
-            latents: clean.
-            text: `[B, N, width]`, what `self.text` makes of encoded prompts.
-
-        Returns:
-            Of the clip and its parts `[B, N, 1 + parts]`, and of latent frames `[B, N, F]`, or None.
-        """
-        hidden = self.stem(torch.cat([latents, _coordinates(latents)], dim=1))
-        for halve in self.halve:
-            hidden = halve(F.silu(hidden))
-        for block in self.blocks:
-            hidden = block(hidden)
-        weights = self.attention(hidden).flatten(3).softmax(dim=-1)  # [B, heads, F, HW]
-        places = torch.cat([hidden, _coordinates(hidden)], dim=1).flatten(3)
-        looked = torch.einsum("bnfp,bcfp->bfnc", weights, places).flatten(2)
-        features = rearrange(self.project(looked), "b f d -> b d f")
-        for layer in self.temporal:
-            features = features + layer(F.silu(features))
-        features = rearrange(F.silu(features), "b d f -> b f d")
-        clip = self.clip_head(torch.cat([features.mean(dim=1), features.amax(dim=1)], dim=-1))
-        clip = clip.unflatten(1, (1 + len(self.parts), -1))
-        frames = None if self.frame_head is None else _match(self.frame_head(features), text)
-        return _match(clip, text), frames
+        self.space, self.imitated, self.judge = space, imitated, judge
+        self.shape = {"width": width, "blocks": blocks, "coarse": coarse}
+        self.sketch = Sketch(space, width=width, blocks=blocks, coarse=coarse)
 
     def score_latents(self, latents: Tensor, prompts: Sequence[str]) -> RewardScores:
-        """Score clean latents `[B, C, F, H, W]`; a latent frame's score is that of each of its pixel frames."""
-        clip, frames = self(latents.float(), self._read(prompts)[:, None])
-        clip = self.mean[:-1] + self.spread[:-1] * clip[:, 0]
-        if frames is not None:
-            frames = spread_to_pixel_frames(self.mean[-1] + self.spread[-1] * frames[:, 0], self.space.temporal_stride)
-        by_name = dict(zip(self.parts, clip[:, 1:].unbind(dim=1), strict=True))
-        return RewardScores(clip[:, 0], frames, by_name)
+        """Score clean latents `[B, C, F, H, W]`."""
+        return self.judge(self.enlarge(self.sketch(latents.to(self.sketch.stem.weight.dtype))), prompts)
 
-    @torch.no_grad()
-    def _read(self, prompts: Sequence[str]) -> Tensor:
-        if new := [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]:
-            self._texts |= zip(new, self.text(self.encode_text(new)), strict=True)
-        return torch.stack([self._texts[prompt] for prompt in prompts])
+    def enlarge(self, sketch: Tensor) -> Tensor:
+        """The sketch as a clip for the judge: `[B, T, 3, height, width]` in [0, 1].
+
+        Saturated pixels are clamped straight-through, as a decoded clip's are.
+        """
+        sketch = sketch + (sketch.clamp(0, 1) - sketch).detach()
+        large = F.interpolate(sketch.flatten(0, 1), size=(self.space.height, self.space.width))
+        drawn: Tensor = large.unflatten(0, sketch.shape[:2])
+        return drawn
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""
         folder.mkdir(parents=True, exist_ok=True)
         config = {"space": asdict(self.space), "imitates": self.imitated.model_dump(mode="json"), "network": self.shape}
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(self.state_dict(), folder / "model.safetensors")
+        save_file(self.sketch.state_dict(), folder / "model.safetensors")
 
     @classmethod
-    def build(cls, folder: Path, encode_text: EncodeText) -> Self:
-        """The network of a folder's config.json, without its weights; raises UserError if there is none."""
-        try:
-            config = read_sizes(folder / "config.json")
-            space, imitated = LatentSpace(**config["space"]), _IMITATED.validate_python(config["imitates"])
-            return cls(space, imitated, encode_text, **config["network"])
-        except DAMAGED as error:
-            raise UserError(f"not a latent reward: {_reason(error)}", where=str(folder)) from error
+    def build(cls, folder: Path, build_judge: BuildJudge) -> Self:
+        """The network of a folder's config.json, without the sketch's weights; raises UserError if there is none."""
+        space, imitated, network = _read(folder)
+        return cls(space, imitated, build_judge(imitated), **network)
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device | str, encode_text: EncodeText, here: LatentSpace) -> Self:
+    def load(cls, folder: Path, device: torch.device | str, build_judge: BuildJudge, here: LatentSpace) -> Self:
         """Load a frozen reward; raises UserError if there is none, or it was trained for other latents than `here`."""
-        reward = cls.build(folder, encode_text)
+        reward = cls.build(folder, build_judge)
         if differences := reward.space.differences(here):
             raise UserError(
                 f"was trained for other latents: {', '.join(differences)}",
                 where=str(folder), fix="train one for this model and clip size: rats-video train reward --latent",
             )  # fmt: skip
         try:
-            reward.load_state_dict(load_tensors(folder / "model.safetensors"))
+            reward.sketch.load_state_dict(load_tensors(folder / "model.safetensors"))
         except DAMAGED as error:
             raise UserError(f"not a latent reward: {_reason(error)}", where=str(folder)) from error
         return reward.requires_grad_(requires_grad=False).eval().to(device)
@@ -190,57 +126,56 @@ class LatentReward(nn.Module):
 
 def read_imitated(folder: Path) -> RewardConfig:
     """The pixel reward that a folder's latent reward imitates; raises UserError if it holds none."""
-    return LatentReward.build(folder, _no_text).imitated
+    return _read(folder)[1]
 
 
-def _no_text(prompts: Sequence[str]) -> TextCondition:
-    raise AssertionError(f"nobody reads {len(prompts)} prompts here")
+def _read(folder: Path) -> tuple[LatentSpace, RewardConfig, dict[str, int]]:
+    try:
+        config = read_sizes(folder / "config.json")
+        network = {name: int(config["network"][name]) for name in ("width", "blocks", "coarse")}
+        return LatentSpace(**config["space"]), _IMITATED.validate_python(config["imitates"]), network
+    except DAMAGED as error:
+        raise UserError(f"not a latent reward: {_reason(error)}", where=str(folder)) from error
+
+
+class Sketch(nn.Module):
+    """Latents `[B, C, F, H, W]` to small clips `[B, T, 3, height / coarse, width / coarse]`, about [0, 1].
+
+    Nearly all of it is computed at the size of the latents, which is why it costs a fraction of the VAE's decoder.
+    """
+
+    def __init__(self, space: LatentSpace, *, width: int, blocks: int, coarse: int) -> None:
+        super().__init__()
+        self.stride, self.scale = space.temporal_stride, space.spatial_stride // coarse
+        self.stem = nn.Conv3d(space.channels, width, 3, padding=1)
+        self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
+        self.enlarge = nn.Conv3d(width, _FINE * self.stride * self.scale**2, 1)
+        self.refine = nn.Sequential(
+            nn.SiLU(), nn.Conv2d(_FINE, _FINE, 3, padding=1), nn.SiLU(), nn.Conv2d(_FINE, 3, 3, padding=1)
+        )
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Draw."""
+        hidden = self.enlarge(F.silu(self.blocks(self.stem(latents))))
+        sizes = {"t": self.stride, "y": self.scale, "x": self.scale}
+        frames = rearrange(hidden, "b (c t y x) f h w -> b (f t) c (h y) (w x)", **sizes)
+        frames = frames[:, self.stride - 1 :]  # the first latent frame is one pixel frame
+        small: Tensor = self.refine(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+        return small + 0.5
 
 
 class _Block(nn.Module):
-    """Residual: space, then time."""
+    """Residual: space, then time. Without norms: a pixel depends on what is near it alone, as in the VAE."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(4, width)
         self.space = nn.Conv3d(width, width, (1, 3, 3), padding=(0, 1, 1))
         self.time = nn.Conv3d(width, width, (3, 1, 1), padding=(1, 0, 0))
+        nn.init.zeros_(self.time.weight)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        changed: Tensor = self.time(F.silu(self.space(F.silu(self.norm(hidden)))))
+        changed: Tensor = self.time(F.silu(self.space(F.silu(hidden))))
         return hidden + changed
-
-
-class _TextTower(nn.Module):
-    """Encoded prompts to `[B, width]`: attention pooling over their tokens."""
-
-    def __init__(self, text_width: int, width: int) -> None:
-        super().__init__()
-        self.read = nn.Sequential(nn.LayerNorm(text_width), nn.Linear(text_width, width), nn.SiLU())
-        self.attention = nn.Linear(width, 1)
-        self.project = nn.Linear(width, width)
-
-    def forward(self, text: TextCondition) -> Tensor:
-        # Where a model attends to padding too there is no mask, but its pipeline pads with zero rows.
-        mask = text.embeds.ne(0).any(dim=-1) if text.mask is None else text.mask.bool()
-        tokens = self.read(text.embeds.float())
-        weights = self.attention(tokens)[..., 0].masked_fill(~mask, -torch.inf).softmax(dim=-1)
-        pooled: Tensor = self.project(torch.einsum("bl,bld->bd", weights, tokens))
-        return pooled
-
-
-def _match(features: Tensor, text: Tensor) -> Tensor:
-    """Products of features `[B, S, width + 1]` and text `[B, N, width]`, the last feature added: `[B, N, S]`."""
-    products: Tensor = torch.einsum("bsd,bnd->bns", features[..., :-1], text) / text.shape[-1] ** 0.5
-    return products + features[:, None, :, -1]
-
-
-def _coordinates(volume: Tensor) -> Tensor:
-    """Rows and columns in [-1, 1] of `[B, C, F, H, W]`: `[B, 2, F, H, W]`."""
-    batch, _, frames, height, width = volume.shape
-    y, x = (torch.linspace(-1, 1, size, device=volume.device, dtype=volume.dtype) for size in (height, width))
-    grid: Tensor = torch.stack(torch.meshgrid(y, x, indexing="ij"))
-    return grid[None, :, None].expand(batch, -1, frames, -1, -1)
 
 
 def _reason(error: Exception) -> str:

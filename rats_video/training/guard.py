@@ -21,6 +21,7 @@ from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
 REWARD, HELDOUT, MOTION, SATURATION = "reward", "heldout_reward", "dynamic_degree", "saturation"
+IMITATED = "imitated_reward"  # of pixels, where the trained one scores latents
 STRONGEST_SHAPING = 8.0  # times its configured weight
 
 Scores = Mapping[str, Sequence[float]]
@@ -55,7 +56,8 @@ class GuardClips:
         spec: how the student is sampled.
         teacher: how the teacher is.
         measures: `reward`; where they are to be heeded also `heldout_reward` and its parts, as `heldout_reward/part`,
-            `dynamic_degree` and `saturation`.
+            `imitated_reward`, `dynamic_degree` and `saturation`.
+        latent_measures: those of them that are given latents.
         seed: of the noise; not the evaluation's, on whose clips nothing may be chosen.
         batch_size: clips at a time.
     """
@@ -67,6 +69,7 @@ class GuardClips:
     measures: Sequence[Measure]
     seed: int
     batch_size: int
+    latent_measures: Sequence[Measure] = ()
 
 
 class Guard:
@@ -150,7 +153,7 @@ class Guard:
 
     @property
     def _judge(self) -> str:
-        return HELDOUT if HELDOUT in self._teacher else REWARD
+        return next(name for name in (HELDOUT, IMITATED, REWARD) if name in self._teacher)
 
     def _sound(self) -> list[Look]:
         return [look for look in self.looks if not look.lost and not self._broken(look)]
@@ -169,14 +172,15 @@ class Guard:
     def _alarms(self, look: Look) -> list[str]:
         """A monitor that broke since the start, or a clear fall of a held-out score while the trained one rose.
 
-        The parts of a held-out reward count too: a sum may rise while one of them falls.
+        The parts of a held-out reward count too: a sum may rise while one of them falls. So does what a trained reward
+        of latents imitates.
         """
         alarms = self._broken(look) if self.looks and not self._broken(self.looks[0]) else []
         best = self.best
         if best is None:
             return alarms
         rose = _change(look.scores[REWARD], best.scores[REWARD])
-        for name in (name for name in self._teacher if name.startswith(HELDOUT)):
+        for name in (name for name in self._teacher if name.startswith((HELDOUT, IMITATED))):
             fell = _change(look.scores[name], best.scores[name])
             if rose.mean > rose.ci95 and fell.mean < -fell.ci95:
                 alarms.append(
@@ -194,8 +198,9 @@ class Guard:
         first = runtime.rank // runtime.context * each
         mine = [index % count for index in range(first, first + each)]
         scored = score_arm(
-            arm, clips.prompts, clips.clip, clips.measures, seed=clips.seed, batch_size=clips.batch_size, share=mine
-        )
+            arm, clips.prompts, clips.clip, clips.measures, latent_measures=clips.latent_measures,
+            seed=clips.seed, batch_size=clips.batch_size, share=mine,
+        )  # fmt: skip
         found = runtime.gather(scored.metrics)[:: runtime.context]
         return {name: [value for share in found for value in share[name]][:count] for name in found[0]}
 
@@ -205,7 +210,7 @@ class Guard:
         look, best, teacher = self.looks[-1], self.best, self._teacher
         shown = [
             f"{name.replace('_', ' ')} {look.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
-            for name in (REWARD, HELDOUT, MOTION, SATURATION)
+            for name in (REWARD, IMITATED, HELDOUT, MOTION, SATURATION)
             if name in teacher
         ]
         line = f"guard at step {look.step} (teacher): {', '.join(shown)}, drift {look.drift:.3g}"

@@ -1,4 +1,4 @@
-"""What a latent reward learns from: latents of many kinds, and what the pixel reward says of their decoded clips."""
+"""What a latent reward learns from: latents of many kinds, their decoded clips, and what the pixel reward says."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.wan import WanBackbone
@@ -31,10 +32,13 @@ Change = Callable[[Tensor, list[str], Generator], Tensor]
 
 @dataclass(frozen=True)
 class Scored:
-    """N clean latents, and what the pixel reward says of their clips against P prompts each, their own one first.
+    """N clean latents, their decoded clips made small, and what the pixel reward says of the clips.
+
+    Each is judged against P prompts, its own one first.
 
     Args:
         latents: `[N, C, F, H, W]`, on the CPU like all of it.
+        small: `[N, T, 3, height / coarse, width / coarse]`, bytes.
         prompts: `[N, P]`, places in the list of prompts.
         clip: `[N, P, 1 + parts]` scores of the clip and its parts.
         frames: `[N, P, F]` scores of latent frames, or None.
@@ -42,6 +46,7 @@ class Scored:
     """
 
     latents: Tensor
+    small: Tensor
     prompts: Tensor
     clip: Tensor
     frames: Tensor | None
@@ -49,7 +54,7 @@ class Scored:
 
     def save(self, path: Path, identity: str) -> None:
         """Write it as one safetensors file, with what it was made from."""
-        tensors = {"latents": self.latents, "prompts": self.prompts, "clip": self.clip}
+        tensors = {"latents": self.latents, "small": self.small, "prompts": self.prompts, "clip": self.clip}
         tensors |= {} if self.frames is None else {"frames": self.frames}
         with replacing(path, "scored latents") as aside:
             save_file(tensors, aside, {"identity": identity, "parts": json.dumps(self.parts)})
@@ -78,6 +83,7 @@ class Scored:
         frames = [part.frames for part in several if part.frames is not None]
         return Scored(
             torch.cat([part.latents for part in several]),
+            torch.cat([part.small for part in several]),
             torch.cat([part.prompts for part in several]),
             torch.cat([part.clip for part in several]),
             torch.cat(frames) if frames else None,
@@ -157,8 +163,9 @@ class Studio:
         clip = [torch.stack([each.clip, *each.parts.values()], dim=-1) for each in said]
         stride = self.backbone.temporal_stride
         frames = [pool_to_latent_frames(each.frames, stride) for each in said if each.frames is not None]
+        small = F.avg_pool2d(videos.flatten(0, 1), self.cfg.coarse).unflatten(0, videos.shape[:2])
         return Scored(
-            latents.float().cpu(), places, torch.stack(clip, dim=1).float().cpu(),
+            latents.float().cpu(), (255 * small).round().byte().cpu(), places, torch.stack(clip, dim=1).float().cpu(),
             torch.stack(frames, dim=1).float().cpu() if frames else None, tuple(said[0].parts),
         )  # fmt: skip
 

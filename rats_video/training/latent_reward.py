@@ -1,4 +1,4 @@
-"""Train a latent reward: what a pixel reward says of decoded clips, learned from their latents."""
+"""Train a latent reward: the sketch of a clip by which the pixel reward judges as it would by the decoded clip."""
 
 from __future__ import annotations
 
@@ -20,26 +20,24 @@ from rats_video.training.latent_pool import Change, Scored, Studio, damage
 from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.resumable import resumable
 from rats_video.training.reward import rank_correlation
-from rats_video.types import TextCondition
 
 POOL = "pool.safetensors"
-_NOT_OF_POOL = {"width", "halvings", "rounds", "num_climbed", "climb", "batch_size", "steps", "rank_weight",
-                "optimizer", "student", "eval_clips"}  # fmt: skip
+_NOT_OF_POOL = {"init", "width", "blocks", "rounds", "num_climbed", "climb", "batch_size", "steps", "sketch_steps",
+                "score_weight", "contrast_weight", "optimizer", "student", "eval_clips"}  # fmt: skip
 _CLIMB_STEPS = 8
-_PREDICT_BATCH = 128
+_PREDICT_BATCH = 64
 _HUBER = 0.3  # of the scores' own spread: nearer is squared, farther is linear
 
 
-def climb(reward: LatentReward, studio: Studio, longest: float) -> Change:
+def climb(reward: LatentReward, longest: float) -> Change:
     """Moves latents up the latent reward's own gradient, each clip by up to `longest` (root mean square)."""
 
     @torch.enable_grad()
     def change(latents: Tensor, prompts: list[str], generator: Generator) -> Tensor:
-        text = reward.text(studio.backbone.encode_text(prompts)).detach()[:, None]
         distance = longest * torch.rand(len(latents), generator=generator).view(-1, 1, 1, 1, 1).to(latents.device)
         for _ in range(_CLIMB_STEPS):
             here = latents.requires_grad_()
-            (slope,) = torch.autograd.grad(reward(here, text)[0][:, 0, 0].sum(), here)
+            (slope,) = torch.autograd.grad(reward.score_latents(here, prompts).clip.sum(), here)
             size = slope.square().mean(dim=(1, 2, 3, 4), keepdim=True).sqrt()
             latents = (here + distance / _CLIMB_STEPS * slope / size.clamp(min=1e-12)).detach()
         return latents
@@ -47,38 +45,46 @@ def climb(reward: LatentReward, studio: Studio, longest: float) -> Change:
     return change
 
 
-def train_latent_reward(cfg: LatentRewardTrainConfig, studio: Studio, space: LatentSpace, folder: Path) -> LatentReward:
-    """Train on latents of the training prompts, and in rounds on what was climbed on the reward so far.
+def train_latent_reward(
+    cfg: LatentRewardTrainConfig, studio: Studio, space: LatentSpace, folder: Path, init: Path | None = None
+) -> LatentReward:
+    """Learn to draw clips of the training prompts, and in rounds those that were climbed on the reward so far.
 
-    Scoring them takes most of the time: until the end they are kept in `folder`, beside checkpoints.
+    With `init` that folder's sketch goes on learning, whatever its shape. Making the clips takes much of the time:
+    until the end they are kept in `folder`, beside checkpoints.
     """
     torch.manual_seed(cfg.seed)
-    backbone = studio.backbone
     made_from = f"{space} {cfg.model_dump_json(exclude=_NOT_OF_POOL)}"
     pool = _found_or_made(folder / POOL, made_from, lambda: training_pool(studio))
-    reward = LatentReward(
-        space, cfg.reward, backbone.encode_text,
-        parts=pool.parts, has_frames=pool.frames is not None, width=cfg.width, halvings=cfg.halvings,
-    ).to(backbone.device)  # fmt: skip
-    _set_levels(reward, pool)
-    texts = TextCondition.cat([backbone.encode_text([prompt]) for prompt in studio.prompts])
-    optimizer = build_optimizer(cfg.optimizer, reward.parameters())
+    device = studio.backbone.device
+    if init is None:
+        shape = {"width": cfg.width, "blocks": cfg.blocks, "coarse": cfg.coarse}
+        reward = LatentReward(space, cfg.reward, studio.reward, **shape).to(device)
+    else:
+        reward = LatentReward.load(init, device, lambda _: studio.reward, space)
+    reward.sketch.requires_grad_()
+    optimizer = build_optimizer(cfg.optimizer, reward.sketch.parameters())
     rounds = {cfg.steps * (turn + 1) // (cfg.rounds + 1): turn for turn in range(cfg.rounds if cfg.num_climbed else 0)}
-    weights = dict(reward.named_parameters())
+    weights = dict(reward.sketch.named_parameters())
     for step, progress in resumable("train latent reward", cfg.steps, folder / "checkpoints", weights, optimizer):
         while rounds and min(rounds) <= step:  # of one that is behind, only what was climbed then is found again
             turn = rounds.pop(min(rounds))
-            change = climb(reward, studio, cfg.climb)
+            change = climb(reward, cfg.climb)
             make = partial(studio.changed, "climbed clips", cfg.num_climbed, 25 + turn, pool, change)
             climbed = _found_or_made(folder / f"climbed-{turn}.safetensors", cfg.model_dump_json(), make)
             pool = Scored.cat([pool, climbed])
         set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
-        chosen = torch.randint(len(pool), (cfg.batch_size,), generator=seeded(cfg.seed, 24, step))
-        losses = imitation_losses(reward, pool, chosen, texts)
-        loss = losses["scores"] + cfg.rank_weight * losses["order"]
+        generator = seeded(cfg.seed, 24, step)
+        chosen = torch.randint(len(pool), (cfg.batch_size,), generator=generator)
+        column = int(torch.randint(pool.prompts.shape[1], (), generator=generator))
+        sketch = reward.sketch(pool.latents[chosen].to(device))
+        losses = {"pixels": pixel_loss(sketch, pool.small[chosen].to(device), cfg.contrast_weight)}
+        if step >= cfg.sketch_steps:
+            losses["scores"] = score_loss(reward, sketch, pool, chosen, studio.prompts, column)
+        loss = losses["pixels"] + cfg.score_weight * losses.get("scores", 0)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(reward.parameters(), cfg.optimizer.max_grad_norm)
+        torch.nn.utils.clip_grad_norm_(reward.sketch.parameters(), cfg.optimizer.max_grad_norm)
         optimizer.step()
         progress.advance(**{name: float(value.detach()) for name, value in losses.items()})
     reward.save(folder)
@@ -110,31 +116,32 @@ def _settings(cfg: LatentRewardTrainConfig) -> list[tuple[int, float]]:
     return [(steps, scale) for steps in cfg.sample_steps for scale in cfg.guidance_scales]
 
 
-def _set_levels(reward: LatentReward, pool: Scored) -> None:
-    """The scores of clips against their own prompts become standard normal: that is where a student lives."""
-    columns = [*pool.clip[:, 0].unbind(dim=-1)]
-    columns.append(torch.zeros(2) if pool.frames is None else pool.frames[:, 0].flatten())
-    for i, column in enumerate(columns):
-        reward.mean[i], reward.spread[i] = column.mean(), column.std().clamp(min=1e-6)
+def pixel_loss(sketch: Tensor, small: Tensor, contrast_weight: float) -> Tensor:
+    """Mean distance of sketches to small clips (bytes); pixels that stand off their frame's mean count more."""
+    wanted = small / 255
+    contrast = (wanted - wanted.mean(dim=(-2, -1), keepdim=True)).norm(dim=2, keepdim=True)
+    loss: Tensor = ((1 + contrast_weight * contrast) * (sketch - wanted).abs()).mean()
+    return loss
 
 
-def imitation_losses(reward: LatentReward, pool: Scored, chosen: Tensor, texts: TextCondition) -> dict[str, Tensor]:
-    """Losses on the clips `chosen`: `scores`, how far they are off (Huber), and `order`, Bradley-Terry on pairs.
+def score_loss(
+    reward: LatentReward, sketch: Tensor, pool: Scored, chosen: Tensor, prompts: Sequence[str], column: int
+) -> Tensor:
+    """How far sketches and clips are apart in their scores, parts and frame scores (Huber, by the scores' own spread).
 
-    A pair counts by how far the pixel reward sees its clips apart; both are judged by their own prompts.
+    Against the prompts of that column of the pool; 0 is their own.
     """
-    device = reward.mean.device
-    places = pool.prompts[chosen]
-    text = reward.text(texts.map(lambda part: part[places.flatten()])).unflatten(0, places.shape)
-    clip, frames = reward(pool.latents[chosen].to(device), text)
-    wanted = (pool.clip[chosen].to(device) - reward.mean[:-1]) / reward.spread[:-1]
-    scores = F.smooth_l1_loss(clip, wanted, beta=_HUBER)
-    if frames is not None and pool.frames is not None:
-        wanted_frames = (pool.frames[chosen].to(device) - reward.mean[-1]) / reward.spread[-1]
-        scores = scores + F.smooth_l1_loss(frames, wanted_frames, beta=_HUBER)
-    lead, wanted_lead = (own - own.roll(1) for own in (clip[:, 0, 0], wanted[:, 0, 0]))
-    order = -(wanted_lead.abs() * F.logsigmoid(wanted_lead.sign() * lead)).mean()
-    return {"scores": scores, "order": order}
+    said = reward.judge(reward.enlarge(sketch), [prompts[i] for i in pool.prompts[chosen, column].tolist()])
+    pairs = list(zip((said.clip, *said.parts.values()), pool.clip.unbind(dim=-1), strict=True))
+    if said.frames is not None and pool.frames is not None:
+        pairs.append((pool_to_latent_frames(said.frames, reward.space.temporal_stride), pool.frames))
+    return torch.stack([_distance(score, wanted[chosen, column], wanted[:, 0].std()) for score, wanted in pairs]).sum()
+
+
+def _distance(scores: Tensor, wanted: Tensor, spread: Tensor) -> Tensor:
+    """Huber's, in spreads; a score that never changes has none."""
+    unit = spread.clamp(min=1e-6).to(scores)
+    return F.smooth_l1_loss(scores / unit, wanted.to(scores) / unit, beta=_HUBER)
 
 
 def evaluate_latent_reward(
@@ -152,7 +159,7 @@ def evaluate_latent_reward(
     if student is not None:
         sets["student"] = studio.sampled(student, count, 32, [(steps, 1.0)])
     sets["damaged"] = studio.changed("damaged clips", count, 33, samples, damage)
-    sets["climbed"] = studio.changed("climbed clips", count, 34, samples, climb(reward, studio, cfg.climb))
+    sets["climbed"] = studio.changed("climbed clips", count, 34, samples, climb(reward, cfg.climb))
     return {
         f"{measure}_{name}": value
         for name, scored in sets.items()
@@ -169,7 +176,7 @@ def agreement(reward: LatentReward, scored: Scored, prompts: Sequence[str]) -> d
     clip, frames = [], []
     for index in torch.arange(len(scored)).split(_PREDICT_BATCH):
         chosen = [prompts[i] for i in scored.prompts[index, 0].tolist()]
-        said = reward.score_latents(scored.latents[index].to(reward.mean.device), chosen)
+        said = reward.score_latents(scored.latents[index].to(next(reward.parameters()).device), chosen)
         clip.append(said.clip.cpu())
         if said.frames is not None:
             frames.append(pool_to_latent_frames(said.frames, reward.space.temporal_stride).cpu())

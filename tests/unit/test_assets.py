@@ -8,13 +8,17 @@ import torch
 
 from rats_video.assets import ASSETS, resolve_folder
 from rats_video.backbones.wan import WanBackbone
+from rats_video.build.reward import latent_space
+from rats_video.config.reward import RewardConfig, WordRewardConfig
 from rats_video.datasets.shapes import SHAPES_CLIP, render, split_combinations
 from rats_video.datasets.shapes_measure import measure_shapes
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.student import load_card
+from rats_video.rewards.latent_reward import LatentReward
 from rats_video.rewards.word_reward import WordReward
 from rats_video.seeds import seeded
+from rats_video.training.reward import rank_correlation
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,8 @@ def test_all_weights_are_safetensors_and_at_most_16_mb() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["tiny-wan", "tiny-wan/vae", "shapes-reward", "shapes-reward-heldout", "tiny-wan-student"]
+    "folder",
+    ["tiny-wan", "tiny-wan/vae", "shapes-reward", "shapes-reward-heldout", "shapes-latent-reward", "tiny-wan-student"],
 )
 def test_training_is_recorded_beside_the_weights(folder: str) -> None:
     record = json.loads((ASSETS / folder / "training.json").read_text())
@@ -84,6 +89,24 @@ def test_reward_prefers_the_clip_that_shows_the_prompt(name: str) -> None:
         right = reward(videos, prompts).clip
         wrong = reward(videos, prompts[1:] + prompts[:1]).clip
     assert (right > wrong).float().mean() >= 0.95
+
+
+def test_latent_reward_ranks_samples_as_the_pixel_reward_does(backbone: WanBackbone) -> None:
+    def judge(imitated: RewardConfig) -> WordReward:
+        assert imitated == WordRewardConfig(path="shapes-reward")
+        return WordReward.load(ASSETS / "shapes-reward")
+
+    folder = ASSETS / "shapes-latent-reward"
+    here = latent_space(ASSETS / "tiny-wan", backbone, SHAPES_CLIP)
+    reward = LatentReward.load(folder, "cpu", judge, here)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 2**20
+    prompts = [a.prompt for a in split_combinations()[1][:48]]
+    (samples,) = sample_videos(backbone, prompts, SHAPES_CLIP, SamplerSpec(6, 3.0), seed=4, batch_size=48)
+    with torch.no_grad():
+        said = reward.score_latents(samples.latents, prompts).clip
+        wanted = reward.judge(samples.videos, prompts).clip
+    assert rank_correlation(said, wanted) >= 0.85
+    assert json.loads((folder / "training.json").read_text())["metrics"]["rank_correlation_samples"] >= 0.9
 
 
 def test_names_resolve_only_inside_the_assets(tmp_path: Path) -> None:

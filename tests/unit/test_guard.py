@@ -121,6 +121,30 @@ def test_part_of_the_heldout_reward_may_fall_while_the_whole_rises(watch: Callab
     assert best_step(guard) == 10
 
 
+def test_reward_of_latents_that_rises_while_the_imitated_one_falls_is_an_alarm(watch: Callable[..., Guard]) -> None:
+    looks = ({"imitated_reward": 0.5, **scores(0.1, 0.1)}, {"imitated_reward": 0.2, **scores(0.5, 0.1)})
+    (alarm,) = watch(*looks, teacher={"imitated_reward": 0.5}).looks[1].alarms
+    assert "the reward rose by 0.4" in alarm
+    assert "the imitated reward fell by 0.3" in alarm
+
+
+def test_without_a_heldout_reward_the_imitated_one_chooses(
+    backbone: WanBackbone, clip: ClipSpec, tmp_path: Path
+) -> None:
+    looks = iter([(0.5, 0.5), (0.1, 0.1), (0.2, 0.6), (0.9, 0.4)])
+
+    def measure(videos: Tensor, _: Sequence[str]) -> dict[str, Tensor]:
+        said = dict(zip(("reward", "imitated_reward"), next(looks), strict=True))
+        return {name: torch.full((len(videos),), value) for name, value in said.items()}
+
+    spec = SamplerSpec(1, 3.0)
+    guard = Guard(GuardConfig(), GuardClips(PROMPTS, clip, spec, spec, [measure], 0, 6), RunFolder(tmp_path))
+    rats: Any = SimpleNamespace(student=backbone, teacher=SimpleNamespace(backbone=backbone))
+    for step in (0, 1, 2):
+        guard.look(rats, step, 0.0)
+    assert best_step(guard) == 1
+
+
 def test_without_a_heldout_reward_the_trained_one_chooses_and_monitors_still_watch(
     backbone: WanBackbone, clip: ClipSpec, tmp_path: Path
 ) -> None:
