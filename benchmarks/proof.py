@@ -85,7 +85,7 @@ def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
 def distill_arms(options: argparse.Namespace) -> None:
     """Distill all arms that are not done, `jobs` at a time."""
     waiting = [arm for arm in STUDIES[options.study] if not (options.work / arm / "student" / "rats.json").is_file()]
-    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RATS_VIDEO_TRUST_CODE": "1"}  # the code is our own example
     running: dict[str, subprocess.Popen[bytes]] = {}
     while waiting or running:
         while waiting and len(running) < options.jobs:
@@ -94,7 +94,7 @@ def distill_arms(options: argparse.Namespace) -> None:
             if (options.work / arm).exists():
                 command.append("--resume")
             print("+", *command, flush=True)
-            running[arm] = subprocess.Popen(command, env=threads)  # noqa: S603  # our own command
+            running[arm] = subprocess.Popen(command, env=environment)  # noqa: S603  # our own command
         arm = next(iter(running))
         if running.pop(arm).wait() != 0:
             sys.exit(f"distilling {arm} failed")

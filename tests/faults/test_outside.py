@@ -94,7 +94,7 @@ def half_way(monkeypatch: pytest.MonkeyPatch, act: Callable[[], None]) -> None:
 
 
 def whole_clips(folder: Path) -> list[str]:
-    files = sorted(folder.iterdir())
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith("manifest."))
     assert all(path.suffix == ".mp4" and len(read_mp4(path)[0]) == 5 for path in files)
     return [path.name[:3] for path in files]
 

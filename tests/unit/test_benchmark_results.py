@@ -97,6 +97,20 @@ def test_no_attribute_of_the_kept_student_falls_far_under_the_teachers() -> None
             assert metrics[name] >= study["teacher"][name] - 0.02, name
 
 
+def test_docs_quote_the_committed_policy() -> None:
+    text = (RESULTS.parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    change = read("policy_pairs")["policy - imitation"]["adherence"]
+    assert f"(adherence {change['mean']:+.3f} +- {change['ci95']:.3f} against imitation alone" in text
+
+
+def test_readme_quotes_the_committed_kills() -> None:
+    study = read("kills")
+    assert study["identical"]
+    assert all(study["same"].values())
+    text = " ".join((RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    assert f"after {study['kills']} SIGKILLs at random moments of {study['steps']} steps" in text
+
+
 def test_docs_quote_the_committed_latent_reward() -> None:
     text = (RESULTS.parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
     study = read("latent_reward")
