@@ -1,5 +1,6 @@
 """What ships with the package is what the README says it is."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def test_reward_prefers_the_clip_that_shows_the_prompt(name: str) -> None:
     assert (right > wrong).float().mean() >= 0.95
 
 
+@torch.no_grad()
 def test_latent_reward_ranks_samples_as_the_pixel_reward_does(backbone: WanBackbone) -> None:
     def judge(imitated: RewardConfig) -> WordReward:
         assert imitated == WordRewardConfig(path="shapes-reward")
@@ -100,12 +102,14 @@ def test_latent_reward_ranks_samples_as_the_pixel_reward_does(backbone: WanBackb
     here = latent_space(ASSETS / "tiny-wan", backbone, SHAPES_CLIP)
     reward = LatentReward.load(folder, "cpu", judge, here)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 2**20
-    prompts = [a.prompt for a in split_combinations()[1][:48]]
-    (samples,) = sample_videos(backbone, prompts, SHAPES_CLIP, SamplerSpec(6, 3.0), seed=4, batch_size=48)
-    with torch.no_grad():
-        said = reward.score_latents(samples.latents, prompts).clip
-        wanted = reward.judge(samples.videos, prompts).clip
-    assert rank_correlation(said, wanted) >= 0.85
+    prompts, said, wanted = [a.prompt for a in split_combinations()[1]], [], []
+    for seed, (steps, scale) in enumerate(itertools.product((2, 4, 10), (1.0, 3.0))):  # bad clips and good ones
+        part = prompts[seed::6]
+        spec = SamplerSpec(steps, 3.0, scale)
+        (samples,) = sample_videos(backbone, part, SHAPES_CLIP, spec, seed=seed)
+        said.append(reward.score_latents(samples.latents, part).clip)
+        wanted.append(reward.judge(samples.videos, part).clip)
+    assert rank_correlation(torch.cat(said), torch.cat(wanted)) >= 0.87  # of 64 clips; measured on 192 below
     assert json.loads((folder / "training.json").read_text())["metrics"]["rank_correlation_samples"] >= 0.9
 
 
