@@ -112,12 +112,18 @@ def test_readme_quotes_the_committed_kills() -> None:
 
 
 def test_docs_quote_the_committed_latent_reward() -> None:
-    text = (RESULTS.parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
+    text = " ".join((RESULTS.parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8").split())
     study = read("latent_reward")
     time, memory = study["step"]["time ratio"], study["step"]["memory ratio"]
-    assert f"takes {time['step']:.2f} of the time, {time['step, teacher stored']:.2f} where" in text.replace("\n", " ")
+    assert f"takes {time['step']:.2f} of the time, {time['step, teacher stored']:.2f} where" in text
     assert f"{memory['step']:.2f} of the memory" in text
     agreement = study["agreement with the pixel reward"]
     assert f"to {agreement['rank_correlation_samples']:.2f} (Spearman)" in text
-    cost = study["adherence"]["latent - pixel"]["adherence"]
-    assert f"{-cost['mean']:.3f} +- {cost['ci95']:.3f} below" in text
+    assert f"all alike good, to {agreement['rank_correlation_student']:.2f}." in text
+    change = study["adherence"]["latent - pixel"]
+    assert f"{change['adherence']['mean']:+.3f} +- {change['adherence']['ci95']:.3f} against" in text
+    assert f"in colour {change['color']['mean']:+.3f} +- {change['color']['ci95']:.3f}." in text
+
+
+def test_shipped_latent_reward_ranks_as_the_pixel_reward_does() -> None:
+    assert read("latent_reward")["agreement with the pixel reward"]["rank_correlation_samples"] >= 0.9
