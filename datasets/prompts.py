@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -88,13 +88,13 @@ def check_plain(prompt: str, *, where: str) -> None:
         raise UserError(f"a prompt of {len(prompt)} characters; models read {MOST_CHARACTERS} at most", where=where)
 
 
-def check_prompt(prompt: str, unknown_words: Sequence[str], *, where: str = "--prompt") -> None:
+def check_prompt(prompt: str, unknown_words: Callable[[str], Sequence[str]], *, where: str = "--prompt") -> None:
     """Refuse a prompt the model cannot follow: no plain text, empty, or with words its text encoder never saw."""
     check_plain(prompt, where=where)
     if not prompt.strip():
         raise UserError("the prompt is empty", where=where, fix="say what to draw")
-    if unknown_words:
+    if unknown := unknown_words(prompt):
         raise UserError(
-            f"this model does not know {', '.join(repr(word) for word in unknown_words)} in {prompt!r}",
+            f"this model does not know {', '.join(map(repr, unknown))} in {prompt!r}",
             where=where,
         )

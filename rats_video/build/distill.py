@@ -105,7 +105,7 @@ def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSpl
     everything = (*prompts.train, *prompts.heldout)
     if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
         for prompt in everything:
-            check_prompt(prompt, backbone.unknown_words(prompt), where="prompts")
+            check_prompt(prompt, backbone.unknown_words, where="prompts")
     misread = Counter(filter(None, map(backbone.misread, everything)))
     for how, count in misread.items():
         warn(f"{count} of {len(everything)} are {how}", where="prompts")

@@ -80,7 +80,7 @@ def checked_prompts(
     """The prompts given, those of the file, or else the fallback; refuses what the model cannot follow."""
     prompts = list(given) or (list(read_prompt_file(file)) if file else list(fallback))
     for prompt in prompts:
-        check_prompt(prompt, backbone.unknown_words(prompt))
+        check_prompt(prompt, backbone.unknown_words)
     return prompts
 
 

@@ -177,7 +177,7 @@ def sample_files(
         Interrupted: by Ctrl-C; says how to go on.
     """
     for prompt in dict.fromkeys(request.prompt for request in requests):
-        check_prompt(prompt, loaded.student.unknown_words(prompt))
+        check_prompt(prompt, loaded.student.unknown_words)
     mine = [requests[i] for i in runtime.share(len(requests))]
     with _claimed(output, runtime, overwrite=overwrite), ClipFolder(loaded, output, runtime.rank) as folder:
         todo = [request for request in mine if not folder.has(request)]

@@ -48,7 +48,8 @@ def load_merged(folder: Path, base: Path, device: torch.device, dtype: torch.dty
 def load_networks(folder: Path, dtype: torch.dtype) -> dict[str, Any]:
     """The denoising networks of a folder by name, on the CPU."""
     return {
-        part.name: class_in(part / "config.json").from_pretrained(part, dtype=dtype) for part in network_folders(folder)
+        part.name: class_in(part / "config.json").from_pretrained(part, dtype=dtype, local_files_only=True)
+        for part in network_folders(folder)
     }
 
 
@@ -60,4 +61,4 @@ def network_folders(folder: Path) -> list[Path]:
 def load_scheduler(folder: Path) -> dict[str, Any]:
     """The exported scheduler, as a part of a pipeline."""
     kind = class_in(folder / SCHEDULER / "scheduler_config.json")
-    return {SCHEDULER: kind.from_pretrained(folder / SCHEDULER)}
+    return {SCHEDULER: kind.from_pretrained(folder / SCHEDULER, local_files_only=True)}

@@ -36,7 +36,10 @@ def quantize(folder: Path, kind: str, dtype: torch.dtype) -> tuple[int, int]:
     before = sum(map(weight_bytes, network_folders(folder)))
     for part in network_folders(folder):
         network = class_in(part / "config.json").from_pretrained(
-            part, dtype=dtype, quantization_config=TorchAoConfig(FqnToConfig({BLOCKS: _weights(kind)}))
+            part,
+            dtype=dtype,
+            local_files_only=True,
+            quantization_config=TorchAoConfig(FqnToConfig({BLOCKS: _weights(kind)})),
         )
         shutil.rmtree(part)
         network.save_pretrained(part)

@@ -107,7 +107,7 @@ def piped_requests(
             where = f"line {index + 1}"
             try:
                 row = parse_line(line, where=where)
-                check_prompt(row.prompt, unknown_words(row.prompt), where=where)
+                check_prompt(row.prompt, unknown_words, where=where)
             except UserError as error:
                 refused.append(error)
                 warn(str(error))

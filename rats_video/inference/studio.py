@@ -83,7 +83,7 @@ class Studio:
         if len(prompt) > MAX_PROMPT:
             raise UserError(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} at most")
         wish = Wish(prompt, _whole("the number of calls", nfe, *self.nfe_range), _whole("the seed", seed, 0, MAX_SEED))
-        check_prompt(prompt, self.student.unknown_words(prompt), where="")
+        check_prompt(prompt, self.student.unknown_words, where="")
         if lost := self.student.misread(prompt):
             raise UserError(f"the prompt is {lost}")
         if isinstance(self.reward, PromptChecker):

@@ -102,7 +102,7 @@ def test_listing_and_hashing_run_nothing(evil: Path, config_file: Path) -> None:
     (evil / "mine.yaml").write_text(yaml.safe_dump(tree))
     run_list_rewards(config=str(evil / "mine.yaml"))
     inner = evil / "evil_package" / "inner.py"
-    assert reward_folders(custom("evil_package.inner:score"), where="reward") == [inner]
+    assert reward_folders(custom("evil_package.inner:score"), where="reward") == [inner.with_name("__init__.py"), inner]
     assert not (evil / "ran").exists()
     for built_in in ("sys:exit", "os:system", "builtins:exec", "evil_reward.no:x", "no_such.module:x"):
         with pytest.raises(UserError):

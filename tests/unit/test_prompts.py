@@ -75,9 +75,9 @@ def test_heldout_prompts_must_not_be_trained_on(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_prompt_that_cannot_be_followed(prompt: str, unknown: list[str], line: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_prompt(prompt, unknown)
+        check_prompt(prompt, lambda _: unknown)
     assert str(caught.value) == line
 
 
 def test_good_prompt_passes() -> None:
-    check_prompt("a red circle", [])
+    check_prompt("a red circle", lambda _: [])
