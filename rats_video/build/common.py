@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import shlex
@@ -24,7 +23,7 @@ from rats_video.config.schema import Config
 from rats_video.errors import UserError, warn
 from rats_video.files import LOCK, locked, write_json
 from rats_video.runtime import ALONE, Runtime
-from rats_video.training.run_folder import CONFIG
+from rats_video.training.run_folder import CONFIG, read_sessions
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 PATIENCE = timedelta(hours=2)  # what a reward rank waits for a slow teacher, and all for the last checkpoint
@@ -120,11 +119,11 @@ def _git(*arguments: str) -> str:
 def record_session(path: Path, session: Mapping[str, object]) -> None:
     """Add what a run computes with this time to the list at `path`; a damaged list gives way to a new one."""
     try:
-        sessions = json.loads(path.read_text()) if path.is_file() else []
+        sessions = read_sessions(path)
     except ValueError:
         warn("unreadable, begun anew", where=str(path))
         sessions = []
-    write_json(path, [*(sessions if isinstance(sessions, list) else [sessions]), session])
+    write_json(path, [*sessions, session])
 
 
 def load_seeded(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,9 @@ from rats_video.evaluation.tables import aligned, metric_title
 from rats_video.export.comfyui import sigma_string
 from rats_video.export.subject import Subject, base_id
 from rats_video.export.usage import snippet
+from rats_video.reading import read_json
 from rats_video.training.guard import finite_mean
+from rats_video.training.run_folder import read_sessions
 
 RELATION = {"diffusers": "finetune", "merged": "finetune", "lora": "adapter", "int8": "quantized", "fp8": "quantized"}
 WHAT = {
@@ -211,14 +212,27 @@ def read_training(run: Path, student: Path) -> Training:
     table = run / "evaluation" / "evaluation.md"
     return Training(
         config=yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else record.get("config", {}),
-        environment=_json(run / "environment.json") or record.get("environment", {}),
+        environment=_environment(run / "environment.json") or record.get("environment", {}),
         table=table.read_text(encoding="utf-8").splitlines() if table.is_file() else metrics,
         guard=_json(run / "guard.json"),
     )
 
 
+def _environment(path: Path) -> dict[str, Any]:
+    """What the run's last session computed with, but for the machine's name and the command, which are its owner's."""
+    try:
+        newest = read_sessions(path)[-1:]
+    except ValueError as error:
+        raise _damaged(path) from error
+    return {name: value for session in newest for name, value in session.items() if name not in {"host", "command"}}
+
+
 def _json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except ValueError as error:
-        raise UserError("is damaged: no JSON object", where=str(path), fix="mend it or move it away") from error
+        return dict(read_json(path)) if path.is_file() else {}
+    except (TypeError, ValueError) as error:
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError("is damaged: no JSON object", where=str(path), fix="mend it or move it away")

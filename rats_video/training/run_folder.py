@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rats_video.errors import UserError
 from rats_video.files import tidy
-from rats_video.reading import strays
+from rats_video.reading import read_json, strays
 
 CONFIG = "config.resolved.yaml"
+
+
+def read_sessions(path: Path) -> list[dict[str, Any]]:
+    """What a run computed with, an object a session, the newest last; a run of before has one object, not in a list.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it holds something else.
+    """
+    found = read_json(path) if path.is_file() else []
+    sessions = found if isinstance(found, list) else [found]
+    if not all(isinstance(session, dict) for session in sessions):
+        raise ValueError("no JSON object")
+    return sessions
 
 
 @dataclass(frozen=True)

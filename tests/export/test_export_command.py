@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib.util
 import json
+import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,17 @@ def refused(outcome: Any, expected: str) -> None:
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_run_as_distill_leaves_it(command: Command, config_file: Path, tmp_path: Path) -> None:
+    begun = command("distill", "--config", config_file, "--output", tmp_path / "run", "--device", "cpu")
+    assert begun.code == 0, begun.err
+    done = command("export", "model", tmp_path / "run", "--format", "merged")
+    assert done.code == 0, done.err
+    card = (tmp_path / "run" / "export" / "merged" / "README.md").read_text()
+    assert f"torch {torch.__version__}" in card
+    assert platform.node() not in card
+    assert "command" not in card
 
 
 # ----------------------------------------------------------------------------------------------- the embedded student
