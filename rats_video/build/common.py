@@ -136,11 +136,8 @@ def load_seeded(
 
 def claim_folder(folder: Path, *, overwrite: bool) -> None:
     """Make an output folder ours; raises UserError if it holds something and `overwrite` is off."""
-    if folder.exists() and not folder.is_dir():
-        raise UserError("is a file", where=str(folder), fix="give another --output")
+    check_free(folder, overwrite=overwrite)
     held = sorted(holdings(folder), key=Path.is_dir)  # files first: what is half deleted is no run
-    if held and not overwrite:
-        raise UserError("already exists and is not empty", where=str(folder), fix="add --overwrite or another --output")
     if held and folder.is_symlink():
         raise UserError("is a link", where=str(folder), fix=f"give what it points to: {folder.readlink()}")
     for path in held:
@@ -149,6 +146,14 @@ def claim_folder(folder: Path, *, overwrite: bool) -> None:
         else:
             path.unlink()
     make_folder(folder)
+
+
+def check_free(folder: Path, *, overwrite: bool) -> None:
+    """Raise UserError if a file is where an output folder is to be, or it holds something and `overwrite` is off."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError("is a file", where=str(folder), fix="give another --output")
+    if holdings(folder) and not overwrite:
+        raise UserError("already exists and is not empty", where=str(folder), fix="add --overwrite or another --output")
 
 
 def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:

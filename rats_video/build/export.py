@@ -14,13 +14,13 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.load import FAMILIES
 from rats_video.backbones.lora import LORA_FILE
-from rats_video.build.common import explain_memory, pick_device
+from rats_video.build.common import check_free, explain_memory, pick_device
 from rats_video.build.evaluate import build_measures
 from rats_video.build.inference import load_run, load_student
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
-from rats_video.errors import UserError, warn
+from rats_video.errors import UserError, first_line, warn
 from rats_video.export.card import model_card, read_training
 from rats_video.export.comfyui import check_family, load_comfyui, sigma_string, write_comfyui
 from rats_video.export.denoiser import load_merged, rescale, write_merged
@@ -132,10 +132,7 @@ def _output(order: Order, run: Path, folder: Path, base: Path) -> Path:
     for origin in (run, folder, base):
         if origin.resolve().is_relative_to(output.resolve()):
             raise UserError(f"holds {origin}, which the export is made from", where=str(output), fix="another --output")
-    if output.exists() and not output.is_dir():
-        raise UserError("is a file", where=str(output), fix="give another --output")
-    if output.is_dir() and any(output.iterdir()) and not order.overwrite:
-        raise UserError("already exists and is not empty", where=str(output), fix="add --overwrite or another --output")
+    check_free(output, overwrite=order.overwrite)
     return output
 
 
@@ -214,9 +211,9 @@ def _verify(order: Order, subject: Subject, cfg: DistillConfig | None, device: t
     except (ValueError, KeyError, RuntimeError, OSError, TypeError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"stock diffusers cannot load or sample it: {reason}; nothing is kept", where=f"--format {order.kind}"
+            f"stock diffusers cannot load or sample it: {first_line(error)}; nothing is kept",
+            where=f"--format {order.kind}",
         ) from error
     del pipeline
     _free()

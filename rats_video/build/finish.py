@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from rats_video.errors import UserError
 from rats_video.evaluation.guard_plot import plot_guard
 from rats_video.evaluation.plots import plot_training
 from rats_video.inference.student import CARD, StudentCard, load_card, save_student
+from rats_video.reading import read_json
 from rats_video.training.checkpoint import find_damage, list_checkpoints, load_student_weights, steps_done
 from rats_video.training.guard import drop_former
 from rats_video.training.metrics import read_metrics
@@ -40,7 +40,7 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
     )
     plot_training(read_metrics(run.metrics), run.curves)
     if run.guard.is_file():
-        plot_guard(json.loads(run.guard.read_text()), run.guard_figure)
+        plot_guard(read_json(run.guard), run.guard_figure)
     drop_former(run)
     save_student(student, card, run.student)  # comes last: by it a run is known to be finished
 
@@ -57,7 +57,7 @@ def is_finished(cfg: DistillConfig, run: RunFolder) -> bool:
 
 def _chosen(cfg: DistillConfig, run: RunFolder) -> Path:
     """The weights that the run ends with."""
-    best = json.loads(run.guard.read_text())["best"] if cfg.guard is not None and cfg.guard.choose == "best" else None
+    best = read_json(run.guard)["best"] if cfg.guard is not None and cfg.guard.choose == "best" else None
     return list_checkpoints(run.checkpoints)[-1] if best is None else run.best_student(best)
 
 

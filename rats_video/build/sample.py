@@ -95,7 +95,7 @@ class ClipFolder:
             batch, spec, clip = list(together), self.spec(nfe), self._loaded.clip
             began = time.perf_counter()
             noise = torch.cat([clip_noise(self._loaded.student, clip, r.seed, r.noise) for r in batch])
-            videos = sample_batch(self._loaded.student, [r.prompt for r in batch], noise, spec)
+            videos, _ = sample_batch(self._loaded.student, [r.prompt for r in batch], noise, spec)
             seconds = (time.perf_counter() - began) / len(batch)
             for request, frames in zip(batch, videos, strict=True):
                 made = self._describe(request, round(seconds, 4))

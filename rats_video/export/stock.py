@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from rats_video.backbones.ltx import DECODE_SEED
 from rats_video.export.recipe import Recipe
+from rats_video.reading import read_json
 from rats_video.seeds import seeded
 
 
@@ -64,4 +64,4 @@ def class_in(config: Path) -> Any:
     """The diffusers class that a JSON file of diffusers names."""
     import diffusers
 
-    return getattr(diffusers, json.loads(config.read_text())["_class_name"])
+    return getattr(diffusers, read_json(config)["_class_name"])

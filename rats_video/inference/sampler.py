@@ -51,20 +51,8 @@ def sample_batch(
     noise: Tensor,
     spec: SamplerSpec,
     advance: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Clips `[B, T, 3, height, width]` in [0, 1] of B prompts from `noise`: `sample_latents`, decoded."""
-    return _decode(backbone, sample_latents(backbone, prompts, noise, spec, advance))
-
-
-@torch.no_grad()
-def sample_latents(
-    backbone: Backbone,
-    prompts: Sequence[str],
-    noise: Tensor,
-    spec: SamplerSpec,
-    advance: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Clean latents of B prompts from `noise` `[B, C, F, H, W]`.
+) -> tuple[Tensor, Tensor]:
+    """Clips `[B, T, 3, height, width]` in [0, 1] and latents of B prompts, from `noise` `[B, C, F, H, W]`.
 
     `advance` is called before every solver step; what it raises ends the sampling.
     """
@@ -81,14 +69,10 @@ def sample_latents(
         negative=None if spec.guidance_scale == 1.0 else backbone.encode_text([""]),
         guidance_scale=spec.guidance_scale,
     )
-    return path.x0
-
-
-def _decode(backbone: Backbone, latents: Tensor) -> Tensor:
-    videos = backbone.decode(latents)
+    videos = backbone.decode(path.x0)
     if videos.is_cuda:
         torch.cuda.synchronize()
-    return videos
+    return videos, path.x0
 
 
 def sample_videos(
@@ -111,6 +95,5 @@ def sample_videos(
         batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
-        latents = sample_latents(backbone, batch, noise, spec)
-        videos = _decode(backbone, latents)
+        videos, latents = sample_batch(backbone, batch, noise, spec)
         yield Samples(videos, latents, batch, indices, (time.perf_counter() - began) / len(batch))

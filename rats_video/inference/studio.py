@@ -100,7 +100,8 @@ class Studio:
         backbone = self.base if role == "teacher" else self.student
         spec = self.spec(role, wish.nfe)
         began = time.perf_counter()
-        videos = sample_batch(backbone, [wish.prompt], clip_noise(self.base, self.clip, wish.seed, 0), spec, advance)
+        noise = clip_noise(self.base, self.clip, wish.seed, 0)
+        videos, _ = sample_batch(backbone, [wish.prompt], noise, spec, advance)
         seconds = time.perf_counter() - began
         score = None if self.reward is None else float(self.reward(videos, [wish.prompt]).clip)
         with tempfile.TemporaryDirectory(prefix="rats-video-") as folder:

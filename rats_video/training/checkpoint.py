@@ -20,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from rats_video.errors import UserError, warn
+from rats_video.errors import UserError, first_line, warn
 from rats_video.files import remove, replacing, weights_digest, write_json
+from rats_video.reading import read_json
 from rats_video.runtime import ALONE, Runtime
 
 Weights = Mapping[str, Tensor]
@@ -139,7 +140,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, one clause; None if they are as they were written."""
     try:
-        state = json.loads((path / STATE).read_text())
+        state = read_json(path / STATE)
         digests = state.pop(_DIGESTS, {})  # older ones have none
         if state["step"] != steps_done(path):
             return f"it says that it is of step {state['step']}"
@@ -147,7 +148,7 @@ def find_damage(path: Path) -> str | None:
             if digest != (_digest(state) if name == STATE else weights_digest([path / name])):
                 return f"{name} is not what was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"unreadable: {str(error).splitlines()[0]}"
+        return f"unreadable: {first_line(error)}"
     return None
 
 
@@ -205,10 +206,10 @@ def load_checkpoint(
         if teacher is not None:
             _restore(teacher, load_file(path / "teacher.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        state: dict[str, Any] = json.loads((path / STATE).read_text())
+        state: dict[str, Any] = read_json(path / STATE)
         return {key: value for key, value in state.items() if key != _DIGESTS} | {"step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"cannot resume from it: {reason}", where=str(path), fix="start anew with --overwrite"
         ) from error

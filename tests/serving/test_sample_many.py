@@ -150,7 +150,9 @@ def test_batch_size_and_resume_change_no_noise(
     for name, frames in clips[5].items():
         for size in (1, 2):
             torch.testing.assert_close(clips[size][name], frames, atol=2e-6, rtol=0)
-    alone = sample_batch(model.student, prompts[2:3], clip_noise(model.student, model.clip, 3, 2), SamplerSpec(2, 3.0))
+    alone, _ = sample_batch(
+        model.student, prompts[2:3], clip_noise(model.student, model.clip, 3, 2), SamplerSpec(2, 3.0)
+    )
     third = next(frames for name, frames in clips[5].items() if name.startswith("002"))
     torch.testing.assert_close(third, alone[0], atol=2e-6, rtol=0)
 
