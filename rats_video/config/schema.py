@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 from rats_video.errors import CONTROLS
 from rats_video.types import ClipSpec
 
-MOST_PIXELS = 2**30  # of a clip, all frames together: 1,165 frames in 720p
+MOST_FRAMES = 10_000  # of a clip
+MOST_PIXELS = 2**28  # of a clip, all frames together: 291 frames in 720p, 3 GB in float32
 
 
 def _within(limit: int) -> AfterValidator:
@@ -27,6 +28,7 @@ PositiveInt = Annotated[int, Field(ge=1), _within(2**31)]
 NonNegativeInt = Annotated[int, Field(ge=0), _within(2**31)]
 SolverSteps = Annotated[int, Field(ge=1), _within(10_000)]
 NumClips = Annotated[int, Field(ge=1), _within(10**6)]
+NumFrames = Annotated[int, Field(ge=1), _within(MOST_FRAMES)]
 Seed = Annotated[int, _within(2**63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -49,7 +51,7 @@ class Config(BaseModel):
 class ClipConfig(Config):
     """Clip size in pixels."""
 
-    num_frames: PositiveInt = Field(17, description="frames a clip; 1 + a multiple of the VAE's temporal stride")
+    num_frames: NumFrames = Field(17, description="frames a clip; 1 + a multiple of the VAE's temporal stride")
     height: PositiveInt = Field(64, description="pixels")
     width: PositiveInt = Field(64, description="pixels")
     fps: PositiveFloat = Field(8.0, description="frames a second when shown")

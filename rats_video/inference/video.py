@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rats_video.config.schema import MOST_PIXELS
 from rats_video.errors import UserError, first_line
 from rats_video.files import replacing
 from rats_video.reading import check_plain_file
@@ -27,8 +28,6 @@ _HASH_DIGITS = 10
 _ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high"}
 _BT709 = 1  # the same code for matrix, primaries and transfer
 _LIMITED_RANGE = 1
-MOST_PIXELS = 2**28
-"""Of a clip that is read, all frames together: 3 GiB as float32, 291 frames in 720p."""
 # Whatever its name, a file may be a playlist that reads other files, or fetches them.
 _DEMUXER_OPTIONS = {
     "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file",
