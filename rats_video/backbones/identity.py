@@ -1,0 +1,43 @@
+"""What prepared clips depend on of a model: its VAE, and what encodes its prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from rats_video.errors import Explained
+from rats_video.files import weights_digest
+from rats_video.reading import read_json
+
+_WEIGHTS = {".safetensors", ".model", ".txt"}
+_REMARKS = ("_", "transformers_version", "dtype", "torch_dtype")  # what a config's keys begin with that compute nothing
+
+
+def vae_digest(folder: Path) -> str:
+    """SHA-256 of the VAE's weights and configuration in a pipeline folder; the same if diffusers saves it again.
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+    return _digest([folder / "vae"])
+
+
+def text_digest(folder: Path) -> str:
+    """SHA-256 of the weights, configurations and vocabularies of the text encoders and tokenizers.
+
+    Raises:
+        UserError: a configuration cannot be read.
+    """
+    return _digest(
+        sorted(path for name in ("text_encoder*", "tokenizer*") for path in folder.glob(name) if path.is_dir())
+    )
+
+
+def _digest(parts: list[Path]) -> str:
+    digest = hashlib.sha256(weights_digest(parts, _WEIGHTS).encode())
+    for path in (path for part in parts for path in (part / "config.json", part / "tokenizer.json") if path.is_file()):
+        with Explained("cannot read it", where=str(path)):
+            content = {key: value for key, value in read_json(path).items() if not key.startswith(_REMARKS)}
+        digest.update(json.dumps(content, sort_keys=True).encode())
+    return digest.hexdigest()
