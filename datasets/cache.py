@@ -13,6 +13,7 @@ Nothing in it depends on how many processes wrote it or will read it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -170,6 +171,16 @@ class ClipCache:
             return tuple(kind.validate_json(line) for line in lines)
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read it: {first_line(error)}", where=str(path), fix="prepare again") from error
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that training on the clips depends on: the same for a copy of the cache."""
+        manifest = self.manifest
+        common = (manifest.family, manifest.vae, manifest.text, json.dumps(manifest.settings, sort_keys=True))
+        digest = hashlib.sha256(repr(common).encode())
+        for record in self.records:
+            digest.update(repr((record.key, record.size, record.caption, record.split)).encode())
+        return digest.hexdigest()
 
     def of_split(self, split: Split) -> tuple[ClipRecord, ...]:
         """The clips to train on, or those to validate on."""

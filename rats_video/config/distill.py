@@ -86,8 +86,20 @@ class PolicyConfig(Config):
     normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
 
 
+class RealDataConfig(Config):
+    """Real clips, prepared by `rats-video prepare`, that the student's velocity is kept close to."""
+
+    path: str = Field(description="the cache; its training clips of the run's size are used")
+    weight: NonNegativeFloat = Field(0.1, description="of the term in the loss; 0 leaves it out")
+    batch_size: NumClips | None = Field(
+        None, description="real clips an update, over all processes; null = training.batch_size"
+    )
+    prompt_dropout: float = Field(0.0, ge=0, le=1, description="share of clips with the empty prompt for their own")
+    digest: str | None = Field(None, description="of the cache's clips; the run writes it down")
+
+
 class MethodConfig(Config):
-    """Loss = -reward_weight * R_student + alpha * gate * shaping."""
+    """Loss = -reward_weight * R_student + alpha * gate * shaping (+ real_data.weight * real_data)."""
 
     reward_weight: NonNegativeFloat = 1.0
     alpha: NonNegativeFloat = 1.0
@@ -102,6 +114,7 @@ class MethodConfig(Config):
     policy: PolicyConfig | None = Field(
         None, description="raise the reward by a policy gradient, as one without gradient needs; null = the direct one"
     )
+    real_data: RealDataConfig | None = Field(None, description="flow matching on real clips beside it; null = none")
 
     @property
     def uses_gradient(self) -> bool:
