@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from rats_video.config.distill import FilePrompts, ShapesPrompts
-from rats_video.datasets.prompts import check_prompt, load_prompts, read_prompt_file
+from rats_video.datasets.prompt_rows import read_prompts
+from rats_video.datasets.prompts import check_prompt, load_prompts
 from rats_video.datasets.shapes import split_combinations
 from rats_video.errors import UserError
 
@@ -26,14 +27,14 @@ def test_shapes_split() -> None:
 
 def test_file_is_one_prompt_a_line(tmp_path: Path) -> None:
     path = written(tmp_path / "p.txt", "\n  a red circle \r\n\n\t\na blå square\n")
-    assert read_prompt_file(Path(path)) == ("a red circle", "a blå square")
+    assert read_prompts(Path(path)) == ("a red circle", "a blå square")
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"", "no prompt in it (write one prompt a line)"),
-        (b" \n\n", "no prompt in it (write one prompt a line)"),
+        (b"", "no prompt in it (write one prompt a line, or one row a prompt)"),
+        (b" \n\n", "no prompt in it (write one prompt a line, or one row a prompt)"),
         (b"\xff\xfe", "cannot read the prompts: it is not UTF-8 text"),
         (None, "cannot read the prompts: No such file or directory"),
     ],
@@ -43,13 +44,13 @@ def test_bad_file_is_named(tmp_path: Path, content: bytes | None, line: str) -> 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        read_prompt_file(path)
+        read_prompts(path)
     assert str(caught.value) == f"{path}: {line}"
 
 
 def test_folder_is_no_prompt_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the prompts: Is a directory"):
-        read_prompt_file(tmp_path)
+        read_prompts(tmp_path)
 
 
 def test_split_of_files(tmp_path: Path) -> None:
