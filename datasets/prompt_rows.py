@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, Field, ValidationError, field_validator
 
@@ -16,6 +17,7 @@ from rats_video.config.schema import Config
 from rats_video.errors import CONTROLS, UserError
 from rats_video.reading import read_json, read_text
 
+T = TypeVar("T")
 MOST_PROMPTS = 2**20  # in a file
 MOST_CHARACTERS = 10_000  # in a prompt; tokenizers that read 512 tokens take minutes over a megabyte
 _MAX_SEED = 2**63 - 1
@@ -47,24 +49,15 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         UserError: the file is unreadable or empty, or a row is wrong; says which.
     """
-    readers: dict[str, Callable[[Path], Iterator[Row]]] = {
-        ".jsonl": _json_lines, ".csv": _csv_rows, ".json": _vbench_rows,
-    }  # fmt: skip
-    read = readers.get(path.suffix, _text_lines)
-    try:
-        rows = list(read(path))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read the prompts: {_reason(error)}", where=str(path)) from error
-    if not rows:
-        raise UserError("no prompt in it", where=str(path), fix="write one prompt a line, or one row a prompt")
-    if len(rows) > MOST_PROMPTS:
-        raise UserError(f"{len(rows)} prompts; at most {MOST_PROMPTS} are taken", where=str(path))
-    return rows
+    if path.suffix in _TABLES:
+        return _read_all(path, _TABLES[path.suffix])
+    return [Row.model_construct(prompt=prompt) for prompt in _read_all(path, _text_lines)]
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
-    """The prompts of `read_rows`, in order, as often as they are there."""
-    return tuple(row.prompt for row in read_rows(path))
+    """The prompts of `read_rows`, in order, as often as they are there; of a million lines no rows are made."""
+    is_table = path.suffix in _TABLES
+    return tuple(row.prompt for row in read_rows(path)) if is_table else tuple(_read_all(path, _text_lines))
 
 
 def json_row(line: str, where: str) -> Row:
@@ -96,12 +89,23 @@ def check_plain(prompt: str, *, where: str) -> None:
         raise UserError(f"a prompt of {len(prompt)} characters; models read {MOST_CHARACTERS} at most", where=where)
 
 
-def _text_lines(path: Path) -> Iterator[Row]:
-    lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1)]
-    for number, prompt in lines:
-        if prompt:
+def _read_all(path: Path, read: Callable[[Path], Iterator[T]]) -> list[T]:
+    try:
+        found = list(itertools.islice(read(path), MOST_PROMPTS + 1))
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"cannot read the prompts: {_reason(error)}", where=str(path)) from error
+    if not found:
+        raise UserError("no prompt in it", where=str(path), fix="write one prompt a line, or one row a prompt")
+    if len(found) > MOST_PROMPTS:
+        raise UserError(f"more than {MOST_PROMPTS} prompts", where=str(path), fix="split it")
+    return found
+
+
+def _text_lines(path: Path) -> Iterator[str]:
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        if prompt := line.strip():
             check_plain(prompt, where=f"{path}, line {number}")
-            yield Row.model_construct(prompt=prompt)
+            yield prompt
 
 
 def _json_lines(path: Path) -> Iterator[Row]:
@@ -130,6 +134,9 @@ def _vbench_rows(path: Path) -> Iterator[Row]:
             yield Row(**tree)
         except ValidationError as error:
             raise explain(error, Row, tree, [(where, tree)]) from error
+
+
+_TABLES = {".jsonl": _json_lines, ".csv": _csv_rows, ".json": _vbench_rows}
 
 
 def _read_table(path: Path) -> str:

@@ -303,7 +303,7 @@ def fuzz_prompts(here: Path, count: int) -> None:
     def check(data: bytes) -> None:
         for name in ("prompts.txt", "prompts.jsonl", "prompts.csv", "prompts.json"):
             (here / name).write_bytes(data)
-            read(name, lambda name=name: read_prompts(here / name))
+            read("prompts", lambda name=name: read_prompts(here / name))
 
     for data in odd:
         check(data)
