@@ -199,6 +199,15 @@ class ClipCache:
         rows = [self._row(record) for record in records]
         return torch.cat([latents for latents, _ in rows]).float(), TextCondition.cat([text for _, text in rows])
 
+    def text(self, record: ClipRecord) -> TextCondition:
+        """The text condition of one clip, B = 1; its latents are not read.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+        """
+        name = f"{SHARDS}/{record.shard}"
+        return self._text(name, self._open(name), record.row)
+
     @cached_property
     def empty_prompt(self) -> TextCondition:
         """The text condition of "", B = 1."""

@@ -107,6 +107,8 @@ def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSpl
     if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
         for prompt in everything:
             check_prompt(prompt, backbone.unknown_words, where="prompts")
+    if prompts.dropped:
+        warn(f"{prompts.dropped} were there already and are left out", where="prompts")
     misread = Counter(filter(None, map(backbone.misread, everything)))
     for how, count in misread.items():
         warn(f"{count} of {len(everything)} are {how}", where="prompts")

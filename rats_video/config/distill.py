@@ -32,14 +32,30 @@ class ShapesPrompts(Config):
 
 
 class FilePrompts(Config):
-    """One prompt a line; empty lines are skipped. A packaged name (`video-train`, `video-heldout`) or a path."""
+    """Lists as docs/prompts.md describes them: a packaged name (`video-train`, `video-heldout`) or a path."""
 
     kind: Literal["file"]
-    train: str = Field(description="text file of training prompts")
-    heldout: str = Field(description="text file of prompts for evaluation, none of them in the training file")
+    train: str = Field(description="prompts to train on")
+    heldout: str | None = Field(None, description="prompts for evaluation, none of them in the training file")
+    heldout_share: float | None = Field(
+        None, gt=0, lt=1, description="instead: share of `train` kept for evaluation, each prompt by its own hash"
+    )
+
+    @model_validator(mode="after")
+    def _is_split_one_way(self) -> Self:
+        if (self.heldout is None) == (self.heldout_share is None):
+            raise ValueError("give either `heldout`, a file, or `heldout_share`")
+        return self
 
 
-Prompts = Annotated[ShapesPrompts | FilePrompts, Field(discriminator="kind")]
+class PreparedPrompts(Config):
+    """Captions of clips that `prepare` has stored, split as they are; `compute.cache_text` takes their text as well."""
+
+    kind: Literal["prepared"]
+    path: str = Field(description="folder of the cache")
+
+
+Prompts = Annotated[ShapesPrompts | FilePrompts | PreparedPrompts, Field(discriminator="kind")]
 
 
 class SigmoidGate(Config):
