@@ -19,10 +19,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -70,8 +70,8 @@ class ClipRecord:
     height: int
     width: int
     split: Split
-    shard: str
-    row: int
+    shard: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    row: Annotated[int, Field(ge=0)]
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -206,7 +206,7 @@ class ClipCache:
             UserError: a shard is missing or damaged.
         """
         name = f"{SHARDS}/{record.shard}"
-        return self._text(name, self._open(name), record.row)
+        return self._text(name, self._shard(name), record.row)
 
     @cached_property
     def empty_prompt(self) -> TextCondition:
