@@ -199,7 +199,7 @@ def test_shapes_are_a_function_of_seed_and_index() -> None:
         ("t.jsonl", "[1]\n", "line 1 is no JSON object"),
         ("t.json", '{"a": 1}', "no list of objects"),
         ("t.csv", "a,b\n1,2\n", "has no column of the names looked for: file (file_name, video, "),
-        ("t.csv", 'file_name,text\na.mp4,"open\n', "line 3: "),
+        ("t.csv", 'file_name,text\na.mp4,"open\n', "line 2: "),
         ("t.csv", b"file_name,text\n\xff,\n", "it is not UTF-8 text"),
         ("t.txt", "v/a.mp4\nv/b.mp4\n", "lists videos, not prompts"),
         ("t.parquet", "x", "is nothing that can be prepared"),
