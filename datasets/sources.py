@@ -141,8 +141,12 @@ def _in_folder(top: Path) -> Iterator[Found]:
     while todo:
         below, listed = todo.pop()
         folder = top / below
-        with os.scandir(folder) as entries:
-            seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        try:
+            with os.scandir(folder) as entries:
+                seen = sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
+        except OSError as error:
+            yield Skipped(below or ".", "cannot be read", error.strerror or "")
+            continue
         names = {entry.name for entry in seen}
         if (rows := _folder_table(folder, names)) is not None:
             yield from _rows(rows, folder, below)
@@ -156,7 +160,7 @@ def _in_folder(top: Path) -> Iterator[Found]:
                     continue
             if entry.is_dir(follow_symlinks=False):
                 todo.append((f"{name}/", listed))
-            elif not entry.is_file():
+            elif not os.path.isfile(entry.path):  # noqa: PTH113  # entry.is_file raises at a loop of links
                 continue
             elif entry.name.lower().endswith(".tar"):
                 yield from _archive(Path(entry.path), name)
