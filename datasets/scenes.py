@@ -1,8 +1,9 @@
 """Where one scene of a video ends and the next begins.
 
 Hard cuts only: a fade or dissolve of a second changes no neighbouring frames by much and is no cut, one of a few frames
-is (`CutConfig.margin_seconds` keeps clear of it). PySceneDetect's detectors measure the mean change of pixels, which fast motion raises as much
-as a cut does, and bring OpenCV; colours counted in nine parts of the picture tell the two apart in a page of NumPy.
+is (`CutConfig.margin_seconds` keeps clear of it). PySceneDetect's detectors measure the mean change of pixels, which
+fast motion raises as much as a cut does, and bring OpenCV; colours counted in nine parts of the picture tell the two
+apart in a page of NumPy.
 """
 
 from __future__ import annotations

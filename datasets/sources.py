@@ -133,10 +133,9 @@ def _in_file(path: Path) -> Iterator[Found]:
 def _in_folder(top: Path) -> Iterator[Found]:
     """What lies below a folder; what a table does not list, below its own folder, is skipped."""
     root = os.path.realpath(top)
-    snapshot = os.path.dirname(root)  # noqa: PTH120
     inside = [root]
-    if os.path.basename(snapshot) == "snapshots":  # noqa: PTH119  # Hugging Face's cache links files to its blobs
-        inside.append(os.path.join(os.path.dirname(snapshot), "blobs"))  # noqa: PTH118, PTH120
+    if os.path.basename(parent := os.path.dirname(root)) == "snapshots":  # noqa: PTH119, PTH120
+        inside.append(os.path.join(os.path.dirname(parent), "blobs"))  # noqa: PTH118, PTH120  # where the hub links to
     todo: list[tuple[str, set[str] | None]] = [("", None)]
     while todo:
         below, listed = todo.pop()
@@ -153,22 +152,27 @@ def _in_folder(top: Path) -> Iterator[Found]:
             listed = {os.path.normpath(os.path.join(below, row.file)) for row in rows}  # noqa: PTH118
         for entry in seen:
             name = f"{below}{entry.name}"
-            if entry.is_symlink():
-                target = os.path.realpath(entry.path)
-                if not any(target == each or target.startswith(each + os.sep) for each in inside):
-                    yield Skipped(name, OUTSIDE, target)
-                    continue
-            if entry.is_dir(follow_symlinks=False):
+            if entry.is_symlink() and not _is_in(inside, target := os.path.realpath(entry.path)):
+                yield Skipped(name, OUTSIDE, target)
+            elif entry.is_dir(follow_symlinks=False):
                 todo.append((f"{name}/", listed))
-            elif not os.path.isfile(entry.path):  # noqa: PTH113  # entry.is_file raises at a loop of links
-                continue
-            elif entry.name.lower().endswith(".tar"):
-                yield from _archive(Path(entry.path), name)
-            elif os.path.splitext(entry.name)[1].lower() in VIDEO_SUFFIXES:  # noqa: PTH122
-                if listed is None:
-                    yield from _video(Path(entry.path), name, names)
-                elif name not in listed:
-                    yield Skipped(name, NOT_LISTED)
+            elif os.path.isfile(entry.path):  # noqa: PTH113  # entry.is_file raises at a loop of links
+                yield from _folder_file(Path(entry.path), name, names, listed)
+
+
+def _is_in(folders: list[str], target: str) -> bool:
+    return any(target == folder or target.startswith(folder + os.sep) for folder in folders)
+
+
+def _folder_file(path: Path, name: str, names: set[str], listed: set[str] | None) -> Iterator[Found]:
+    """A file of a folder: `names` lie beside it, `listed` are the videos of the table it is subject to."""
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
+        yield from _archive(path, name)
+    elif suffix in VIDEO_SUFFIXES and listed is None:
+        yield from _video(path, name, names)
+    elif suffix in VIDEO_SUFFIXES and listed is not None and name not in listed:
+        yield Skipped(name, NOT_LISTED)
 
 
 def _folder_table(folder: Path, names: set[str]) -> list[Row] | None:

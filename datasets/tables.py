@@ -58,10 +58,7 @@ def read_table(path: Path) -> list[Row]:
             case ".jsonl":
                 items = [_object(line, f"line {number}") for number, line in _numbered(text)]
             case ".json":
-                found = json.loads(text)
-                if not isinstance(found, list):
-                    raise ValueError("it is no list of objects")
-                items = [_object(item, f"item {number}") for number, item in enumerate(found, 1)]
+                items = [_object(item, f"item {number}") for number, item in enumerate(_list(text), 1)]
             case suffix:
                 items = list(_csv(text, "\t" if suffix == ".tsv" else ","))
     except (ValueError, RecursionError, csv.Error) as error:
@@ -103,6 +100,13 @@ def _numbered(text: str) -> Iterator[tuple[int, Any]]:
                 raise ValueError(f"line {number} is no JSON: {first_line(error)}") from error
 
 
+def _list(text: str) -> list[Any]:
+    found = json.loads(text)
+    if not isinstance(found, list):
+        raise ValueError("it is no list of objects")  # noqa: TRY004  # a mistake in a file, like the others
+    return found
+
+
 def _object(item: Any, place: str) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError(f"{place} is no JSON object")  # noqa: TRY004  # a mistake in a file, like the others
@@ -137,7 +141,7 @@ def _seconds(value: Any) -> float | None:
     if value is None or value == "":
         return None
     if isinstance(value, bool | list | dict):
-        raise ValueError("no time")
+        raise ValueError("no time")  # noqa: TRY004  # a mistake in a file, like the others
     seconds = 0.0
     for part in str(value).split(":"):
         seconds = 60 * seconds + float(part)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_spans_keep_their_promises(
 ) -> None:
     times = np.concatenate([[0.0], np.cumsum(gaps)])
     edges = [0, *sorted(cut for cut in cuts if cut < len(times)), len(times)]
-    scenes = [range(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    scenes = [range(a, b) for a, b in itertools.pairwise(edges)]
     sizes = [(length, 64, 64) for length in lengths]
     cfg = config(*sizes, fps=fps, cut={"spans": kind, "margin_seconds": margin})
     spans, short = plan_spans(times, scenes, suitable_buckets((64, 64), cfg), cfg)

@@ -30,11 +30,12 @@ def pan(seed: int, count: int, pixels: int) -> list[Frames]:
     return [wide[:, i * pixels : i * pixels + 80] for i in range(count)]
 
 
-def fade(count: int) -> list[Frames]:
+def fade(count: int, to: Frames) -> list[Frames]:
     share = np.linspace(0, 1, count)[:, None, None, None]
-    return list(((1 - share) * world(1) + share * world(2)).astype(np.uint8))
+    return list(((1 - share) * world(1) + share * to).astype(np.uint8))
 
 
+BLACK = np.zeros((*SHAPE, 3), np.uint8)
 WHITE = [np.full((*SHAPE, 3), 255, np.uint8)]
 CASES = {
     "none": (still(1, 20), []),
@@ -46,8 +47,8 @@ CASES = {
     "lightning": (still(1, 8) + WHITE + still(1, 3) + WHITE * 2 + still(1, 8), []),
     "fast pan": (pan(1, 24, 8), []),
     "whipping camera": (pan(1, 24, 24), []),
-    "slow cross-fade": (still(1, 6) + fade(36) + still(2, 6), []),
-    "slow fade to black": (still(1, 6) + [(frame * (i / 36)).astype(np.uint8) for i, frame in zip(range(36, 0, -1), still(1, 36), strict=True)], []),
+    "slow cross-fade": (still(1, 6) + fade(36, world(2)) + still(2, 6), []),
+    "slow fade to black": (still(1, 6) + fade(36, BLACK), []),
     "shorter than the window": (still(1, 10) + still(2, 3) + still(1, 10), []),
 }
 

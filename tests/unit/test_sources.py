@@ -62,8 +62,9 @@ def archive(members: dict[str, str], **form: Any) -> bytes:
 
 def test_folder_with_captions_beside_videos(make: Callable[..., Path]) -> None:
     folder = make({
-        "b.mp4": "", "b.txt": "\ufeff two\n words ", "a/C.MKV": "", "a/C.caption": "three", "a/d.webm": "", "notes.md": "",
-        ".hidden.mp4": "", ".git/e.mp4": "", "f.mp4.part": "", "g.mp4": "", "g.txt": b"\xff", "h.mp4": "", "h.txt": "\x1b",
+        "b.mp4": "", "b.txt": "\ufeff two\n words ", "a/C.MKV": "", "a/C.caption": "three", "a/d.webm": "",
+        ".hidden.mp4": "", ".git/e.mp4": "", "f.mp4.part": "", "notes.md": "", "g.mp4": "", "g.txt": b"\xff",
+        "h.mp4": "", "h.txt": "\x1b",
     })  # fmt: skip
     found = find(folder)
     assert pairs(found) == [("a/C.MKV", "three"), ("b.mp4", "two words")]
@@ -101,7 +102,7 @@ def test_snapshot_of_the_hub_links_to_its_blobs(tmp_path: Path) -> None:
     [
         ("metadata.csv", 'file_name,text\nb.mp4,"two, three"\nv/a.mp4,one\n'),
         ("metadata.tsv", "video\tprompt\nb.mp4\ttwo, three\nv/a.mp4\tone\n"),
-        ("metadata.jsonl", '{"media_path": "b.mp4", "caption": "two, three"}\n\n{"media_path": "v/a.mp4", "caption": "one"}'),
+        ("metadata.jsonl", '{"media_path": "b.mp4", "text": "two, three"}\n\n{"media_path": "v/a.mp4", "text": "one"}'),
         ("metadata.json", '[{"file_path": "b.mp4", "text": "two, three"}, {"file_path": "v/a.mp4", "text": "one"}]'),
     ],
 )  # fmt: skip
