@@ -85,11 +85,12 @@ def index_video(path: Path) -> VideoIndex:
         Unreadable: it cannot be read, or not to its end.
     """
     known = check_whole(path)
+    index = None
     with opened(path) as (container, stream):
-        if container.format.name in _TIMED_FORMATS and stream.codec_context.name in _ONE_FRAME_A_PACKET:
+        context = stream.codec_context
+        simple = context.name in _ONE_FRAME_A_PACKET and context.field_order in _PROGRESSIVE
+        if simple and container.format.name in _TIMED_FORMATS:
             index = _by_packets(container, stream, known=known)
-        else:
-            index = None
     if index is not None:
         return index
     with opened(path) as (container, stream):
@@ -99,8 +100,6 @@ def index_video(path: Path) -> VideoIndex:
 def _by_packets(container: InputContainer, stream: VideoStream, *, known: bool) -> VideoIndex | None:
     """The index as packets tell it; None if they cannot be trusted with it."""
     units = _Units(stream) if stream.codec_context.name in _UNITS else None
-    if stream.codec_context.field_order not in _PROGRESSIVE:
-        return None
     first: VideoFrame | None = None
     shown: list[int] = []
     starts: list[int] = []  # positions among the packets
