@@ -57,7 +57,8 @@ class VideoIndex:
         times: seconds `[N]` of each frame in the order of display, rising from 0.
         pts: of each frame `[N]` in the container's clock; None where frames can only be counted from the first.
         starts: rising pts of packets where decoding may begin: what is shown from there on comes out as it should.
-        closed: a start divides packets as it divides frames, so that whoever counts packets counts frames.
+        closed: a start divides packets as it divides frames, so that whoever counts packets counts frames; times
+            are even and begin at 0.
         height: pixels, after rotation.
         width: pixels, after rotation.
         turns: counter-clockwise quarter turns from what is stored to what is displayed.
@@ -127,7 +128,9 @@ def _by_packets(container: InputContainer, stream: VideoStream, *, known: bool) 
     pts = pts[order]
     if stream.frames not in {0, len(pts)} or not where.size or where[0] or rank[0] or (np.diff(pts) <= 0).any():
         return None
-    closed = closed and bool((rank[where] == where).all()) and len(container.streams.video) == 1
+    # decord loses count between calls where frames are spaced unevenly, or begin after 0.
+    even = pts[0] == 0 and bool((np.diff(pts, 2) == 0).all())
+    closed = closed and even and bool((rank[where] == where).all()) and len(container.streams.video) == 1
     return _index(stream, first, pts, pts=pts, starts=np.sort(pts[rank[where]]), closed=closed)
 
 

@@ -165,7 +165,6 @@ def misfits(folder: Path) -> dict[str, tuple[Path, str]]:
         container.mux(sound.encode(None))
     mkv = write_clip(folder / "whole.mkv", options=_GOP).read_bytes()
     playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{folder / 'whole.mp4'}\n#EXT-X-ENDLIST\n"
-    huge = whole.replace(b"\x00\x60\x00\x40", b"\xff\xff\xff\xff")
     files = {
         "empty": (b"", "is empty"),
         "zeros": (bytes(4096), "cannot be opened"),
@@ -177,7 +176,6 @@ def misfits(folder: Path) -> dict[str, tuple[Path, str]]:
         "cut early": (head[: len(head) // 2], "ends early"),
         "cut at its end": (head[:-9], "ends early"),
         "cut matroska": (mkv[: len(mkv) // 2], "ends early"),
-        "huge": (huge, "its frames are too large"),
     }
     found = {}
     for name, (data, reason) in files.items():
