@@ -29,17 +29,17 @@ def test_each_task_fails_alone_and_results_keep_their_order() -> None:
     assert outcomes[5] == Failure("its process died", "SIGKILL, out of memory?")
     for tensor in (outcomes[2], outcomes[6]):
         assert torch.equal(tensor, torch.arange(2**20, dtype=torch.int64).to(torch.uint8))
-        tensor += 1  # it belongs to whoever has it
+        tensor.add_(1)  # it belongs to whoever has it
     assert all(gone(pid) for pid in (outcomes[0], outcomes[7]))
 
 
 def test_workers_are_replaced_and_leave_nothing_behind() -> None:
-    before, shared = len(os.listdir("/proc/self/fd")), os.listdir("/dev/shm")
+    before, shared = len(list(Path("/proc/self/fd").iterdir())), sorted(Path("/dev/shm").iterdir())
     with IsolatedPool(act, workers=1, timeout_seconds=60, max_tasks=2) as pool:
         pids = [outcome for _, outcome in pool.imap(["pid"] * 3)]
     assert pids[0] == pids[1] != pids[2]
-    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the tracker of multiprocessing, once
-    assert os.listdir("/dev/shm") == shared
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1  # the tracker of multiprocessing, once
+    assert sorted(Path("/dev/shm").iterdir()) == shared
 
 
 def test_closing_the_iterator_kills_the_workers() -> None:

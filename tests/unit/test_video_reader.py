@@ -36,7 +36,7 @@ def decoded(path: Path) -> tuple[NDArray[np.uint8], list[float]]:
 @pytest.mark.parametrize("name", zoo.CLIPS)
 @pytest.mark.parametrize("without_decord", [False, True])
 def test_any_frame_in_any_order_is_the_whole_decodings(
-    clips: dict[str, Path], name: str, without_decord: bool, monkeypatch: pytest.MonkeyPatch
+    clips: dict[str, Path], name: str, *, without_decord: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if without_decord:
         monkeypatch.setitem(sys.modules, "decord", None)
@@ -89,7 +89,7 @@ def test_a_clip_whose_frames_change_size_is_refused(tmp_path: Path, clips: dict[
     other = zoo.write_clip(tmp_path / "other.ts", size=(96, 128))
     path = tmp_path / "joined.ts"
     path.write_bytes(clips["transport stream"].read_bytes() + other.read_bytes())
-    with pytest.raises(Unreadable, match="change size|run backwards"), open_video(path):
+    with pytest.raises(Unreadable, match=r"change size|run backwards"), open_video(path):
         pass
 
 
@@ -106,5 +106,5 @@ def test_a_file_that_is_cut_off_is_never_short(clips: dict[str, Path], tmp_path:
         data = clips[name].read_bytes()
         path = tmp_path / clips[name].name
         path.write_bytes(data[: len(data) * part // 8])
-        with pytest.raises(Unreadable, match="ends early|cannot be opened"), open_video(path):
+        with pytest.raises(Unreadable, match=r"ends early|cannot be opened"), open_video(path):
             pass
