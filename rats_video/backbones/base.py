@@ -113,10 +113,7 @@ class PipelineBackbone(ABC):
         with_text: bool = True,
         with_denoiser: bool = True,
     ) -> Self:
-        """Load a pipeline folder; the VAE stays in float32.
-
-        `with_text=False` leaves the text encoders out; `with_denoiser=False` reads no weights of the denoiser, which is
-        there as shapes alone, on the meta device.
+        """Load a pipeline folder, its VAE in float32; a denoiser that is left out is there as shapes, on `meta`.
 
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
@@ -141,8 +138,7 @@ class PipelineBackbone(ABC):
         """
         classes = {name: kind for name, kind in self.component_classes().items() if name in self.denoiser_parts}
         fix = "give the folder of a student"
-        loaded = load_parts(folder, classes, self.device, self.dtype, family=self.family, fix=fix)
-        return self._with_denoisers(loaded)
+        return self._with_denoisers(load_parts(folder, classes, self.device, self.dtype, family=self.family, fix=fix))
 
     # -------------------------------------------------------------------------------------------------------- roles
 
@@ -255,12 +251,17 @@ class PipelineBackbone(ABC):
 
     def sample_noise(self, batch: int, clip: ClipSpec, generator: Generator) -> Tensor:
         """Standard normal `[B, C, F, H, W]`; drawn where the generator lives, so a CPU one is the same everywhere."""
-        noise = torch.randn(batch, *self.latent_shape(clip), generator=generator, device=generator.device)
-        return noise.to(self.device)
+        return torch.randn(batch, *self.latent_shape(clip), generator=generator, device=generator.device).to(
+            self.device
+        )
 
     def sigmas(self, num_steps: int, shift: float) -> Tensor:
         """`[num_steps + 1]` noise levels, 1 ... 0."""
         return sigma_grid(num_steps, shift)
+
+    def nearest_levels(self, sigma: Tensor) -> Tensor:
+        """The noise levels `[B]` nearest to these that the model can be called at: for most families themselves."""
+        return sigma
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""

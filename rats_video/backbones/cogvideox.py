@@ -110,6 +110,10 @@ class CogVideoXBackbone(PipelineBackbone):
             )  # fmt: skip
         return torch.cat([self._levels[timesteps], grid[-1:]])
 
+    def nearest_levels(self, sigma: Tensor) -> Tensor:
+        """`[B]`: those of the nearest of the 1000 timesteps."""
+        return self._levels.to(sigma.device)[self._timesteps(sigma)]
+
     def _timesteps(self, sigma: Tensor) -> Tensor:
         """The nearest timesteps `[B]`."""
         return (self._levels.to(sigma.device) - sigma[:, None]).abs().argmin(dim=1)
