@@ -103,7 +103,8 @@ def _fit(
         runtime.average_gradients(weights.values())
         norm = torch.nn.utils.clip_grad_norm_(weights.values(), cfg.optimizer.max_grad_norm)
         optimizer.step()
-        update_ema(average, weights, min(cfg.ema_decay, (1 + step) / (10 + step)))
+        if average:
+            update_ema(average, weights, min(cfg.ema_decay, (1 + step) / (10 + step)))
         row |= {"grad_norm": float(norm), "lr": lr}
         if (step + 1) % cfg.validation.every == 0 and step + 1 < cfg.steps:
             swap(average, weights)
