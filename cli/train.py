@@ -1,6 +1,7 @@
 """`rats-video train`: the models that a distillation starts from."""
 
 import functools
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +19,7 @@ from rats_video.cli.options import (
     check_exclusive,
     run_folder,
 )
+from rats_video.errors import UserError
 
 app = typer.Typer(help="Train what a distillation starts from: VAE, teacher, reward.")
 
@@ -68,11 +70,13 @@ def teacher(
     """Train a many-step teacher: on rendered shapes from nothing, or with --data an existing model on your clips."""
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
     if data is None:
+        if "WORLD_SIZE" in os.environ:
+            raise UserError("on rendered shapes one process trains", where="--gpus", fix="leave it out, or give --data")
         from rats_video.build.pretrain import run_train_teacher as train
     else:
         from rats_video.build.finetune import run_finetune
 
-        train = functools.partial(run_finetune, data=data)
+        train = functools.partial(run_finetune, data=data, say=typer.echo)
     lines = train(
         config=config,
         overrides=overrides or [],
@@ -82,7 +86,8 @@ def teacher(
         resume=resume,
         overwrite=overwrite,
     )
-    typer.echo("\n".join(lines))
+    if lines is not None:
+        typer.echo("\n".join(lines))
 
 
 @app.command(epilog="Example: `rats-video train reward --config tiny --output runs/reward`")

@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -59,12 +59,9 @@ def run_finetune(
     overrides: Sequence[str],
     resume: bool,
     overwrite: bool,
-) -> list[str]:
-    """Train, and write OUTPUT/pipeline, a pipeline folder, with OUTPUT/lora beside it where an adapter was trained.
-
-    Returns:
-        Lines to show; none on all processes but the first.
-    """
+    say: Callable[[str], None],
+) -> None:
+    """Train, and write OUTPUT/pipeline, a pipeline folder, with OUTPUT/lora beside it where an adapter was trained."""
     overrides = [*overrides, f"data={json.dumps(str(data))}"]
     cfg = load_seeded(FinetuneConfig, config, group="finetune", overrides=overrides, seed=seed)
     folder = resolve_folder(cfg.model, where="model")
@@ -77,7 +74,7 @@ def run_finetune(
         role = load_role(cfg, folder, cache, runtime)
         is_done = runtime.agree(_claim(cfg, output, resume=resume, overwrite=overwrite) if runtime.is_main else False)
         if is_done:
-            lines = [f"done before: {output}"]
+            lines = [f"done before: {output}"] if runtime.is_main else []
         else:
             losses = fine_tune(cfg, role, cache, output, runtime)
             lines = []
@@ -85,7 +82,8 @@ def run_finetune(
                 lines = _finish(cfg, role, cache, folder, output, losses, began)
         runtime.wait()
         runtime.close()
-    return lines if runtime.is_main else []
+    for line in lines:
+        say(line)
 
 
 def check_cache(cache: ClipCache, folder: Path) -> None:
