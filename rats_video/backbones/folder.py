@@ -74,7 +74,7 @@ def _load_shapes(kind: Any, folder: Path, dtype: torch.dtype, *, family: str) ->
     with Explained(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
         config = read_sizes(folder / "config.json")
         with torch.device("meta"):
-            return kind.from_config(config).to(dtype).eval()
+            return torch.nn.Module.to(kind.from_config(config), dtype).eval()  # diffusers' own warns of rounding
 
 
 def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
