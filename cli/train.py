@@ -1,10 +1,13 @@
 """`rats-video train`: the models that a distillation starts from."""
 
+import functools
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rats_video.cli.launch import distributed
 from rats_video.cli.options import (
     ConfigOption,
     ConfigSeedOption,
@@ -16,6 +19,7 @@ from rats_video.cli.options import (
     check_exclusive,
     run_folder,
 )
+from rats_video.errors import UserError
 
 app = typer.Typer(help="Train what a distillation starts from: VAE, teacher, reward.")
 
@@ -48,8 +52,13 @@ def vae(
 
 
 @app.command(epilog="Example: `rats-video train teacher --config tiny --output runs/teacher`")
+@distributed
 def teacher(
     *,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="CACHE", help="Fine-tune a model on clips that `prepare` made."),
+    ] = None,
     config: ConfigOption = "tiny",
     output: TrainFolderOption = None,
     seed: ConfigSeedOption = None,
@@ -58,20 +67,27 @@ def teacher(
     overwrite: OverwriteOption = False,
     overrides: SetOption = None,
 ) -> None:
-    """Train a many-step teacher in the latents of a trained VAE."""
+    """Train a many-step teacher: on rendered shapes from nothing, or with --data an existing model on your clips."""
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    from rats_video.build.pretrain import run_train_teacher
+    if data is None:
+        if "WORLD_SIZE" in os.environ:
+            raise UserError("on rendered shapes one process trains", where="--gpus", fix="leave it out, or give --data")
+        from rats_video.build.pretrain import run_train_teacher as train
+    else:
+        from rats_video.build.finetune import run_finetune
 
-    lines = run_train_teacher(
+        train = functools.partial(run_finetune, data=data, say=typer.echo)
+    lines = train(
         config=config,
         overrides=overrides or [],
-        output=run_folder(output, f"teacher-{Path(config).stem}"),
+        output=run_folder(output, f"{'teacher' if data is None else 'finetune'}-{Path(config).stem}"),
         seed=seed,
         device=device,
         resume=resume,
         overwrite=overwrite,
     )
-    typer.echo("\n".join(lines))
+    if lines is not None:
+        typer.echo("\n".join(lines))
 
 
 @app.command(epilog="Example: `rats-video train reward --config tiny --output runs/reward`")

@@ -110,6 +110,10 @@ class CogVideoXBackbone(PipelineBackbone):
             )  # fmt: skip
         return torch.cat([self._levels[timesteps], grid[-1:]])
 
+    def nearest_levels(self, sigma: Tensor) -> Tensor:
+        """`[B]`: those of the nearest of the 1000 timesteps."""
+        return self._levels.to(sigma.device)[self._timesteps(sigma)]
+
     def _timesteps(self, sigma: Tensor) -> Tensor:
         """The nearest timesteps `[B]`."""
         return (self._levels.to(sigma.device) - sigma[:, None]).abs().argmin(dim=1)
@@ -151,8 +155,10 @@ class CogVideoXBackbone(PipelineBackbone):
         )  # fmt: skip
 
     def _to_vae(self, latents: Tensor) -> Tensor:
-        scale: float = self.vae.config.scaling_factor
-        return latents / scale
+        return latents / float(self.vae.config.scaling_factor)
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        return latents * float(self.vae.config.scaling_factor)
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         return decode_cogvideox(self.vae, latents, self.decoding, grad_frames)

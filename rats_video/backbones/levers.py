@@ -8,13 +8,13 @@ import torch
 
 from rats_video.backbones.attention import use_attention
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.config.compute import ComputeConfig
+from rats_video.config.compute import DenoiserConfig
 from rats_video.errors import UserError
 
 GRAPHS = 32  # per block: three roles, with and without gradient, two batch sizes, short and long prompts
 
 
-def use_levers(cfg: ComputeConfig, *roles: PipelineBackbone) -> None:
+def use_levers(cfg: DenoiserConfig, *roles: PipelineBackbone) -> None:
     """Attention kernel, activation checkpointing and compilation, for every network of these roles.
 
     Call it once, after the adapters are added and before the first call.

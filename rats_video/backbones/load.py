@@ -22,6 +22,7 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     *,
     with_text: bool = True,
+    with_denoiser: bool = True,
 ) -> PipelineBackbone:
     """Load a pipeline folder of any family, told by its `model_index.json`; see `from_pretrained`.
 
@@ -30,4 +31,4 @@ def load_backbone(
     """
     name = read_index(folder, [name for family in FAMILIES for name in family.pipelines])["_class_name"]
     family = next(family for family in FAMILIES if name in family.pipelines)
-    return family.from_pretrained(folder, device, dtype, with_text=with_text)
+    return family.from_pretrained(folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser)

@@ -17,7 +17,7 @@ from rats_video.datasets.prompt_rows import read_prompts
 from rats_video.datasets.prompts import check_prompt
 from rats_video.errors import UserError, warn
 from rats_video.inference.sampler import SamplerSpec
-from rats_video.inference.student import CARD, StudentCard, load_card
+from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
@@ -45,21 +45,29 @@ class LoadedStudent:
         return ClipSpec(int(size["num_frames"]), int(size["height"]), int(size["width"]), size["fps"])
 
     def spec(self, nfe: int) -> SamplerSpec:
-        """The student's sampler at `nfe` calls; warns on stderr where it was trained for other counts."""
-        if nfe not in self.card.num_steps:
-            trained = ", ".join(map(str, self.card.num_steps))
+        """The student's sampler at `nfe` calls; warns on stderr where it was trained for other counts.
+
+        Raises:
+            UserError: it is guided, which takes two calls a step, and `nfe` is odd.
+        """
+        calls = 1 if self.card.guidance_scale == 1.0 else 2
+        if nfe % calls:
+            raise UserError("guidance takes two calls a step", where=f"--nfe {nfe}", fix="give an even number")
+        if nfe // calls not in self.card.num_steps:
+            trained = ", ".join(str(calls * steps) for steps in self.card.num_steps)
             warn(f"this student was trained for {trained}; quality may drop", where=f"--nfe {nfe}")
-        return SamplerSpec(nfe, self.card.shift)
+        return SamplerSpec(nfe // calls, self.card.shift, self.card.guidance_scale)
 
 
 def load_student(folder: Path, device: torch.device) -> LoadedStudent:
     """Load a run's student, or a student folder itself."""
     folder = folder if (folder / CARD).is_file() else folder / "student"
     card = load_card(folder)
-    model = resolve_folder(card.model, where=f"{folder / CARD}: model")
+    is_whole = card.model == ITSELF
+    model = folder if is_whole else resolve_folder(card.model, where=f"{folder / CARD}: model")
     base = load_backbone(model, device, getattr(torch, card.dtype))
     base.fps, base.embedded_guidance = card.clip["fps"], card.embedded_guidance
-    return LoadedStudent(folder, card, base, base.load_role(folder))
+    return LoadedStudent(folder, card, base, base if is_whole else base.load_role(folder))
 
 
 def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:

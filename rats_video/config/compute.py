@@ -60,8 +60,8 @@ class DecodeConfig(Config):
         return self
 
 
-class ComputeConfig(Config):
-    """Precision, memory and speed."""
+class DenoiserConfig(Config):
+    """Precision, memory and speed of the denoiser."""
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base and the text encoder")
     attention: AttentionBackend = Field("native", description="diffusers' name of the attention kernel")
@@ -70,6 +70,11 @@ class ComputeConfig(Config):
     offload: Literal["none", "block", "leaf"] = Field(
         "none", description="keep the frozen base in host memory and bring in one group of layers at a time"
     )
+
+
+class ComputeConfig(DenoiserConfig):
+    """Precision, memory and speed."""
+
     cache_text: bool = Field(default=False, description="encode all prompts first, then free the text encoder")
     decode: DecodeConfig = DecodeConfig()
 

@@ -26,8 +26,12 @@ WATCH = {"guard.every", "guard.choose", "guard.motion_loss", "guard.saturation_g
 """Keys that change what a guard says, and the weights only if it may do more than warn."""
 
 
-FREE_OF_PRETRAINING = {"eval_clips", "eval_steps", "checkpoint_every", "prune_channels", "student"}
-"""Likewise, of `train vae | teacher | reward`: what comes after the last step."""
+FREE_OF_PRETRAINING = {
+    "eval_clips", "eval_steps", "checkpoint_every", "prune_channels", "student",
+    "validation",
+    "micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile", "compute.offload",
+}  # fmt: skip
+"""Likewise, of `train vae | teacher | reward`: what comes after the last step, is only looked at, or saves memory."""
 
 
 def changed_training(before: BaseModel, after: BaseModel) -> list[str]:

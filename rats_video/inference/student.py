@@ -15,6 +15,7 @@ from rats_video.files import replacing, write_json
 from rats_video.reading import DAMAGED, read_json
 
 CARD = "rats.json"
+ITSELF = "."  # as a card's model
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class StudentCard:
     """What a student must be sampled with: wrong sigmas ruin a few-step model, so they travel with it.
 
     Args:
-        model: the base pipeline, by embedded name or path.
+        model: the base pipeline, by embedded name or path; `.` where the student's own folder is a whole pipeline.
         num_steps: step counts it was trained for.
         shift: of its sigma grid.
         clip: frames, height, width and fps it was trained at.
@@ -30,6 +31,7 @@ class StudentCard:
         seed: of its training.
         embedded_guidance: scale its calls were told in training, for models that take it as an input.
         dtype: the base's precision in training.
+        guidance_scale: with which it is sampled; 1 = off, as all but teachers are.
     """
 
     model: str
@@ -40,6 +42,7 @@ class StudentCard:
     seed: Seed
     embedded_guidance: PositiveFloat = 6.0
     dtype: Literal["float32", "bfloat16"] = "float32"
+    guidance_scale: PositiveFloat = 1.0
 
 
 _CARD = TypeAdapter(StudentCard)
@@ -50,7 +53,7 @@ def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> 
     sigmas = {str(steps): student.sigmas(steps, card.shift).tolist() for steps in card.num_steps}
     with replacing(folder, "student") as aside:
         student.save_role(aside)
-        write_json(aside / CARD, {**asdict(card), "guidance_scale": 1.0, "sigmas": sigmas})
+        write_json(aside / CARD, {**asdict(card), "sigmas": sigmas})
 
 
 def load_card(folder: Path) -> StudentCard:

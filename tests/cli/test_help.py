@@ -43,7 +43,7 @@ OPTIONS = {
         "--teacher",
     ],
     "train vae": TRAIN,
-    "train teacher": TRAIN,
+    "train teacher": [*TRAIN, *SHARED, "--restarts", "--data"],
     "calibrate": ["--config", "--set", "--num-prompts", "--output", "--device", "--overwrite"],
     "rewards list": ["--config"],
     "rewards check": ["--config", "--set", "--device"],
@@ -64,6 +64,7 @@ BUILDERS = {
     "vbench": ["run_vbench"],
     "demo": ["run_demo"],
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
+    "finetune": ["run_finetune"],
     "rewards": ["run_list_rewards", "run_check_reward"],
     "calibrate": ["run_calibrate"],
 }
@@ -75,9 +76,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     """What the commands ask of stand-ins for the modules of `rats_video.build`, by function."""
     made: dict[str, dict[str, Any]] = {}
 
-    def stand_in(name: str, /, **kwargs: Any) -> list[str]:
+    def stand_in(name: str, /, **kwargs: Any) -> list[str] | None:
         made[name] = kwargs
-        return []
+        return None if name == "run_finetune" else []
 
     for module, names in BUILDERS.items():
         build = types.ModuleType(f"rats_video.build.{module}")
@@ -189,7 +190,7 @@ def test_bad_value_is_one_line_and_exit_2(
 RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "resume": False, "overwrite": False}
 VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto"}
 SAMPLE = VIDEO | {"batch_size": 16, "overwrite": False}
-SAYING = {"run_all", "run_sample", "run_demo"}
+SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
 
 
 @pytest.mark.parametrize(
@@ -269,6 +270,11 @@ SAYING = {"run_all", "run_sample", "run_demo"}
         ),
         ("train vae", "run_train_vae", RUN | {"output": Path("runs/vae-tiny")}),
         ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),
+        (
+            "train teacher --data c",
+            "run_finetune",
+            RUN | {"data": Path("c"), "output": Path("runs/finetune-tiny")},
+        ),
         ("train reward --overwrite", "run_train_reward", RUN | {"output": Path("runs/reward-tiny"), "overwrite": True}),
         ("train reward --latent", "run_train_latent_reward", RUN | {"output": Path("runs/latent-reward-tiny")}),
     ],

@@ -1,0 +1,36 @@
+"""The figure of a fine-tuning: what it learnt, and whether clips it never saw gain by it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rats_video.evaluation.plots import STUDENT, TEACHER, save_figure, style_axis
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+def plot_finetune(rows: Sequence[Mapping[str, float]], before: float, after: float, path: Path) -> None:
+    """Draw the loss of each step beside the held-out loss, which has the same noise each time.
+
+    Args:
+        rows: of metrics.jsonl.
+        before: held-out loss before the first step.
+        after: held-out loss after the last one.
+        path: the image to write.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3.2), layout="constrained", facecolor="white")
+    left, right = figure.subplots(1, 2)
+    left.plot([row["step"] for row in rows], [row["loss"] for row in rows], color=TEACHER, linewidth=1.0)
+    style_axis(left, title="loss of the training clips", xlabel="optimizer step")
+    looks = {0: before} | {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
+    looks |= {max((row["step"] for row in rows), default=0): after}
+    right.plot(list(looks), list(looks.values()), color=STUDENT, linewidth=1.8, marker="o", markersize=3)
+    style_axis(right, title="loss of the held-out clips", xlabel="optimizer step")
+    save_figure(figure, path)
