@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -37,6 +37,7 @@ MANIFEST, CLIPS, SKIPPED, SHARDS, EMPTY, CONTACT = (
 )  # fmt: skip
 MOST_INDEX = 2**31  # bytes of clips.jsonl: some five million clips
 Split = Literal["train", "heldout"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ClipRecord:
         start: seconds into the source.
         end: seconds into the source.
         caption: the text it was encoded with.
-        num_frames: pixel frames.
+        num_frames: pixel frames; 0, as height and width, for a prompt without a video, whose shard has no `latents`.
         height: pixels.
         width: pixels.
         split: `train` or `heldout`; all clips of a source are in the same.
@@ -128,10 +129,11 @@ class CacheManifest:
         return manifest
 
 
-def save_shard(path: Path, latents: Tensor, text: TextCondition) -> None:
-    """Write clips of one bucket: `[N, C, F, H, W]` and the N prompts they were encoded with."""
+def save_shard(path: Path, latents: Tensor | None, text: TextCondition) -> None:
+    """Write clips of one bucket: `[N, C, F, H, W]` and the N prompts they were encoded with; None for prompts alone."""
+    videos = {} if latents is None else {"latents": latents.contiguous()}
     with replacing(path, "shard") as aside:
-        save_file({"latents": latents.contiguous(), **text_tensors(text)}, aside)
+        save_file({**videos, **text_tensors(text)}, aside)
 
 
 def text_tensors(text: TextCondition) -> dict[str, Tensor]:
@@ -162,17 +164,18 @@ class ClipCache:
     @cached_property
     def records(self) -> tuple[ClipRecord, ...]:
         """All clips, in the order of clips.jsonl."""
-        path = self.folder / CLIPS
-        kind = TypeAdapter(ClipRecord)
-        try:
-            lines = read_text(path, MOST_INDEX).splitlines()
-            return tuple(kind.validate_json(line) for line in lines)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read it: {first_line(error)}", where=str(path), fix="prepare again") from error
+        return read_lines(self.folder / CLIPS, ClipRecord, fix="prepare again")
 
-    def of_split(self, split: Split) -> tuple[ClipRecord, ...]:
-        """The clips to train on, or those to validate on."""
-        return tuple(record for record in self.records if record.split == split)
+    def of_split(self, split: Split, *, videos: bool = True) -> tuple[ClipRecord, ...]:
+        """The clips to train on, or those to validate on.
+
+        Raises:
+            UserError: `videos` are wanted, and it was made of prompts alone.
+        """
+        records = tuple(record for record in self.records if record.split == split)
+        if videos and records and not records[0].num_frames:  # a cache is made of one kind of source
+            raise UserError("holds prompts without videos", where=str(self.folder), fix="prepare a folder of videos")
+        return records
 
     def spec(self, record: ClipRecord) -> ClipSpec:
         """The clip's size."""
@@ -186,6 +189,17 @@ class ClipCache:
         """
         rows = [self._row(record) for record in records]
         return torch.cat([latents for latents, _ in rows]).float(), TextCondition.cat([text for _, text in rows])
+
+    def read_text(self, records: Sequence[ClipRecord]) -> TextCondition:
+        """The text alone of B clips, or of B prompts without a video.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+        """
+        names = [f"{SHARDS}/{record.shard}" for record in records]
+        return TextCondition.cat(
+            [self._text(name, self._open(name), record.row) for name, record in zip(names, records, strict=True)]
+        )
 
     @cached_property
     def empty_prompt(self) -> TextCondition:
@@ -221,6 +235,20 @@ class ClipCache:
     def _damaged(self, name: str, error: Exception) -> UserError:
         fix = "delete it and run the same prepare again"
         return UserError(f"cannot read it: {first_line(error)}", where=str(self.folder / name), fix=fix)
+
+
+def read_lines(path: Path, kind: type[T], *, fix: str) -> tuple[T, ...]:
+    """What `write_lines` wrote: dataclasses of a kind.
+
+    Raises:
+        UserError: it cannot be read or is damaged; `fix` says what to do.
+    """
+    reader = TypeAdapter(kind)
+    try:
+        # Not splitlines: a caption may hold what Unicode calls a line's end.
+        return tuple(reader.validate_json(line) for line in read_text(path, MOST_INDEX).split("\n") if line)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read it: {first_line(error)}", where=str(path), fix=fix) from error
 
 
 def write_lines(path: Path, items: Iterable[Any], what: str) -> None:

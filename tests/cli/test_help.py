@@ -30,6 +30,7 @@ OPTIONS = {
     "export comparison": [*VIDEOS, *SHARED, "RUN"],
     "plan": ["--config", "--set", "--gpu-memory", "--gpus", "--device-name", "--utilisation", "--json"],
     "evaluate": ["--nfe", "--num-clips", "--output", "--device", "--seed", *SHARED, "RUN"],
+    "prepare": ["--config", "--output", "--device", "--set", "--overwrite", *SHARED],
     "train vae": TRAIN,
     "train teacher": TRAIN,
     "calibrate": ["--config", "--set", "--num-prompts", "--output", "--device", "--overwrite"],
@@ -39,7 +40,7 @@ OPTIONS = {
     "train reward": [*TRAIN, "--latent"],
 }
 SUBCOMMANDS = {
-    "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "train", "rewards", "calibrate"],
+    "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "prepare", "train", "rewards", "calibrate"],
     "export": ["comparison"],
     "train": ["vae", "teacher", "reward"],
     "rewards": ["list", "check", "convert"],
@@ -53,6 +54,7 @@ BUILDERS = {
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
     "rewards": ["run_list_rewards", "run_check_reward"],
     "calibrate": ["run_calibrate"],
+    "prepare": ["run_prepare"],
 }
 Outcome = tuple[int, str, str]
 
