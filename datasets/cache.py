@@ -166,16 +166,9 @@ class ClipCache:
         """All clips, in the order of clips.jsonl."""
         return read_lines(self.folder / CLIPS, ClipRecord, fix="prepare again")
 
-    def of_split(self, split: Split, *, videos: bool = True) -> tuple[ClipRecord, ...]:
-        """The clips to train on, or those to validate on.
-
-        Raises:
-            UserError: `videos` are wanted, and it was made of prompts alone.
-        """
-        records = tuple(record for record in self.records if record.split == split)
-        if videos and records and not records[0].num_frames:  # a cache is made of one kind of source
-            raise UserError("holds prompts without videos", where=str(self.folder), fix="prepare a folder of videos")
-        return records
+    def of_split(self, split: Split) -> tuple[ClipRecord, ...]:
+        """The clips to train on, or those to validate on."""
+        return tuple(record for record in self.records if record.split == split)
 
     def spec(self, record: ClipRecord) -> ClipSpec:
         """The clip's size."""
@@ -185,21 +178,12 @@ class ClipCache:
         """Latents `[B, C, F, H, W]` in float32, and the text, of B clips of one size.
 
         Raises:
-            UserError: a shard is missing or damaged.
+            UserError: a shard is missing or damaged, or holds prompts without videos.
         """
+        if any(not record.num_frames for record in records):
+            raise UserError("holds prompts without videos", where=str(self.folder), fix="prepare a folder of videos")
         rows = [self._row(record) for record in records]
         return torch.cat([latents for latents, _ in rows]).float(), TextCondition.cat([text for _, text in rows])
-
-    def read_text(self, records: Sequence[ClipRecord]) -> TextCondition:
-        """The text alone of B clips, or of B prompts without a video.
-
-        Raises:
-            UserError: a shard is missing or damaged.
-        """
-        names = [f"{SHARDS}/{record.shard}" for record in records]
-        return TextCondition.cat(
-            [self._text(name, self._open(name), record.row) for name, record in zip(names, records, strict=True)]
-        )
 
     @cached_property
     def empty_prompt(self) -> TextCondition:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
@@ -100,14 +101,12 @@ class Job:
         manifest = describe_cache(source, cfg, folder)
         if overwrite:
             claim_folder(output, overwrite=True)
-        done = {}
-        if (output / MANIFEST).is_file():
-            done = read_units(output)
-            known = any(entry.source in sources for entries in done.values() for entry in entries)
-            check_same(CacheManifest.load(output), manifest, output, ignored={SOURCE} if known else set())
-        else:
+        if not (output / MANIFEST).is_file():
             check_free(output, overwrite=False)
             manifest.save(output)
+        done = read_units(output)
+        known = any(entry.source in sources for entries in done.values() for entry in entries)
+        check_same(CacheManifest.load(output), manifest, output, ignored={SOURCE} if known else set())
         return cls(output, manifest, sources, plan_units(sources, done, cfg.timeout_seconds))
 
     def finish(self) -> list[str]:
@@ -137,10 +136,10 @@ def encode(units: Sequence[Unit], cfg: PrepareConfig, folder: Path, output: Path
     """Prepare the units, as many as the other processes leave us."""
     dtype: torch.dtype = getattr(torch, cfg.compute_dtype)
     backbone = load_backbone(folder, runtime.device, dtype, with_denoiser=False)
-    backbone.vae.to(dtype)
+    nn.Module.to(backbone.vae, dtype)  # diffusers' own `to` warns
     check_buckets(cfg, backbone)
     if runtime.is_main:
-        warn_of_captions([source.caption or "" for unit in units for _, source in unit.sources], backbone)
+        warn_of_captions([source.caption for unit in units for _, source in unit.sources if source.caption], backbone)
         save_empty_prompt(output, backbone, getattr(torch, cfg.dtype))
     began, clips = time.monotonic(), 0
 
@@ -210,16 +209,13 @@ def check_buckets(cfg: PrepareConfig, backbone: PipelineBackbone) -> None:
 def warn_of_captions(captions: Sequence[str], backbone: PipelineBackbone) -> None:
     """Say how many captions the text encoder reads only in part."""
     distinct = dict.fromkeys(captions)
-    unknown = [(caption, words) for caption in distinct if (words := backbone.unknown_words(caption))]
-    if unknown:
+    if unknown := [(caption, words) for caption in distinct if (words := backbone.unknown_words(caption))]:
         caption, words = unknown[0]
-        warn(
-            f"{len(unknown)} of {len(distinct)} captions hold words this model does not know, as {words[0]!r} in {caption!r}"
-        )
-    misread = [(caption, why) for caption in distinct if not unknown and (why := backbone.misread(caption))]
-    if misread:
+        known = f"hold words this model does not know, as {words[0]!r} in {caption[:60]!r}"
+        warn(f"{len(unknown)} of {len(distinct)} captions {known}")
+    elif misread := [(caption, why) for caption in distinct if (why := backbone.misread(caption))]:
         caption, why = misread[0]
-        warn(f"{len(misread)} of {len(distinct)} captions are read in part, as {caption[:60]!r}: {why}")
+        warn(f"{len(misread)} of {len(distinct)} captions are {why}, as {caption[:60]!r}")
 
 
 @contextlib.contextmanager

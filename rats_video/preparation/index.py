@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import statistics
 from collections import Counter, defaultdict
@@ -67,8 +66,8 @@ def describe_index(index: Index) -> dict[str, Any]:
     """Statistics for people, and a digest of the index itself."""
     records = index.records
     told = hashlib.sha256()
-    for each in itertools.chain(records, index.skipped):
-        told.update(json.dumps(asdict(each)).encode())
+    for line in (*map(asdict, records), *map(asdict, index.skipped)):
+        told.update(json.dumps(line).encode())
     latents = reduce(add, (clip.moments for clip in index.clips), Moments())
     captions = {record.caption for record in records}
     lengths = sorted(len(caption.split()) for caption in captions) or [0]
