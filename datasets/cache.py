@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -36,6 +36,7 @@ MANIFEST, CLIPS, SKIPPED, SHARDS, EMPTY, CONTACT = (
     "manifest.json", "clips.jsonl", "skipped.jsonl", "shards", "empty_prompt.safetensors", "contact.html",
 )  # fmt: skip
 MOST_INDEX = 2**31  # bytes of clips.jsonl: some five million clips
+OPEN_SHARDS = 256  # at a time: each is mapped into memory, which the kernel allows some 65,000 times
 Split = Literal["train", "heldout"]
 T = TypeVar("T")
 
@@ -159,7 +160,7 @@ class ClipCache:
             raise UserError(
                 "its preparation did not come to its end", where=str(folder), fix="run the same prepare again"
             )
-        self._shards: dict[str, Any] = {}
+        self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
 
     @cached_property
     def records(self) -> tuple[ClipRecord, ...]:
@@ -188,37 +189,41 @@ class ClipCache:
     @cached_property
     def empty_prompt(self) -> TextCondition:
         """The text condition of "", B = 1."""
-        return self._text(EMPTY, self._open(EMPTY), 0)
+        return self._text(EMPTY, self._shard(EMPTY), 0)
 
     def _row(self, record: ClipRecord) -> tuple[Tensor, TextCondition]:
         name = f"{SHARDS}/{record.shard}"
-        file = self._open(name)
-        try:
-            latents: Tensor = file.get_slice("latents")[record.row : record.row + 1]
-        except (SafetensorError, IndexError) as error:
-            raise self._damaged(name, error) from error
-        return latents, self._text(name, file, record.row)
+        file = self._shard(name)
+        return self._read(name, file, "latents", record.row), self._text(name, file, record.row)
 
     def _text(self, name: str, file: Any, row: int) -> TextCondition:
+        parts = {part: self._read(name, file, part, row) for part in file.keys() if part != "latents"}  # noqa: SIM118
         try:
-            parts = {part: file.get_slice(part)[row : row + 1] for part in file.keys() if part != "latents"}  # noqa: SIM118
             return TextCondition(**{part: rows.float() if part != "mask" else rows for part, rows in parts.items()})
-        except (SafetensorError, IndexError, TypeError) as error:
-            raise self._damaged(name, error) from error
+        except TypeError as error:
+            raise self._damaged(name, first_line(error)) from error
+
+    def _read(self, name: str, file: Any, part: str, row: int) -> Tensor:
+        """Row `[1, ...]` of a tensor; no other is read from the disk."""
+        try:
+            rows: Tensor = file.get_slice(part)[row : row + 1]
+        except SafetensorError as error:
+            raise self._damaged(name, first_line(error)) from error
+        if len(rows) != 1:  # a slice beyond the end is no error, but empty
+            raise self._damaged(name, f"it has no row {row}")
+        return rows
 
     def _open(self, name: str) -> Any:
-        if name not in self._shards:
-            path = self.folder / name
-            try:
-                check_plain_file(path)
-                self._shards[name] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise self._damaged(name, error) from error
-        return self._shards[name]
+        path = self.folder / name
+        try:
+            check_plain_file(path)
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(name, first_line(error)) from error
 
-    def _damaged(self, name: str, error: Exception) -> UserError:
+    def _damaged(self, name: str, reason: str) -> UserError:
         fix = "delete it and run the same prepare again"
-        return UserError(f"cannot read it: {first_line(error)}", where=str(self.folder / name), fix=fix)
+        return UserError(f"cannot read it: {reason}", where=str(self.folder / name), fix=fix)
 
 
 def read_lines(path: Path, kind: type[T], *, fix: str) -> tuple[T, ...]:

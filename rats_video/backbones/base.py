@@ -13,14 +13,16 @@ from torch import Generator, Tensor, nn
 
 from rats_video.backbones.folder import load_parts, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
+from rats_video.backbones.sizes import divide_clip
 from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
+from rats_video.backbones.words import misread, unknown_words
 from rats_video.config.compute import DecodeConfig, LoraWeights
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.errors import UserError
 from rats_video.types import ClipSpec, TextCondition
 
 NUM_TRAIN_TIMESTEPS = 1000
+DENOISER = "transformer"  # the name of the part, or of the first of several
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
 
@@ -39,7 +41,7 @@ class PipelineBackbone(ABC):
     """For messages: "Wan"."""
     pipelines: ClassVar[tuple[str, ...]]
     """`_class_name` in `model_index.json` of the folders this family loads, the first one first."""
-    denoiser_parts: tuple[str, ...] = ("transformer",)
+    denoiser_parts: tuple[str, ...] = (DENOISER,)
     """The parts that denoise; two for a model of two experts."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that some folders of the family lack: `model_index.json` gives them as `[null, null]` or not at all."""
@@ -92,6 +94,10 @@ class PipelineBackbone(ABC):
         """Latents as the VAE wants them: the denoiser's normalisation undone."""
 
     @abstractmethod
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        """The inverse of `_to_vae`."""
+
+    @abstractmethod
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
 
@@ -105,8 +111,12 @@ class PipelineBackbone(ABC):
         dtype: torch.dtype = torch.float32,
         *,
         with_text: bool = True,
+        with_denoiser: bool = True,
     ) -> Self:
-        """Load a pipeline folder; the VAE stays in float32. `with_text=False` leaves the text encoders out.
+        """Load a pipeline folder; the VAE stays in float32.
+
+        `with_text=False` leaves the text encoders out; `with_denoiser=False` reads no weights of the denoiser, which is
+        there as shapes alone, on the meta device.
 
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
@@ -118,8 +128,9 @@ class PipelineBackbone(ABC):
             if (with_text or not name.startswith(TEXT_ENCODERS))
             and (name not in cls.optional_parts or index.get(name) not in (None, [None, None]))
         }
+        shapes = set() if with_denoiser else {DENOISER, *cls.optional_parts} & classes.keys()
         fix = f"give a folder that diffusers.{cls.pipelines[0]} loads"
-        loaded = load_parts(folder, classes, device, dtype, family=cls.family, fix=fix)
+        loaded = load_parts(folder, classes, device, dtype, family=cls.family, fix=fix, shapes=shapes)
         return cls(**loaded, **{name: index[name] for name in cls.settings if name in index})
 
     def load_denoiser(self, folder: Path) -> Self:
@@ -222,7 +233,7 @@ class PipelineBackbone(ABC):
     @property
     def latent_channels(self) -> int:
         """C of the latents."""
-        return int(self.parts["transformer"].config.in_channels)
+        return int(self.parts[DENOISER].config.in_channels)
 
     @property
     def temporal_stride(self) -> int:
@@ -240,22 +251,7 @@ class PipelineBackbone(ABC):
         Raises:
             UserError: the VAE or the transformer's patches cannot divide the clip.
         """
-        stride, patch = self.spatial_stride, self.patch_size
-        if (clip.num_frames - 1) % self.temporal_stride:
-            raise UserError(
-                f"must be 1 + a multiple of {self.temporal_stride}, got {clip.num_frames}",
-                where="clip.num_frames",
-            )
-        for name, pixels, size in (("height", clip.height, patch[1]), ("width", clip.width, patch[2])):
-            if pixels % (stride * size):
-                raise UserError(f"must be a multiple of {stride * size}, got {pixels}", where=f"clip.{name}")
-        frames = 1 + (clip.num_frames - 1) // self.temporal_stride
-        if frames % patch[0]:
-            raise UserError(
-                f"{clip.num_frames} give {frames} latent frames, which patches of {patch[0]} do not divide",
-                where="clip.num_frames",
-            )
-        return self.latent_channels, frames, clip.height // stride, clip.width // stride
+        return self.latent_channels, *divide_clip(clip, self.temporal_stride, self.spatial_stride, self.patch_size)
 
     def sample_noise(self, batch: int, clip: ClipSpec, generator: Generator) -> Tensor:
         """Standard normal `[B, C, F, H, W]`; drawn where the generator lives, so a CPU one is the same everywhere."""
@@ -268,19 +264,11 @@ class PipelineBackbone(ABC):
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
-        tokenizer = self.parts["tokenizer"]
-        if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
-            return []
-        unknown = tokenizer.unk_token_id
-        return [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
+        return unknown_words(self.parts["tokenizer"], prompt)
 
     def misread(self, prompt: str) -> str:
         """What of a prompt goes lost before the text encoder sees it, as a clause for a message; or nothing."""
-        tokenizer = self.parts["tokenizer"]
-        ids = tokenizer(prompt, verbose=False).input_ids
-        if len(ids) > self.text_limit:
-            return f"longer than the {self.text_limit} tokens this model reads"
-        return "written with characters this model does not know" if tokenizer.unk_token_id in ids else ""
+        return misread(self.parts["tokenizer"], prompt, self.text_limit)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:
@@ -302,6 +290,18 @@ class PipelineBackbone(ABC):
             return self._velocity(latents, sigma, text)
         with torch.autocast(self.device.type, self.autocast):
             return self._velocity(latents, sigma, text)
+
+    @torch.no_grad()
+    def encode(self, videos: Tensor) -> Tensor:
+        """Latents `[B, C, F, H, W]` of pixels `[B, T, 3, height, width]` in [0, 1]: normalised posterior mean, float32.
+
+        Raises:
+            UserError: the VAE or the transformer's patches cannot divide the clips.
+        """
+        _, frames, _, height, width = videos.shape
+        self.latent_shape(ClipSpec(frames, height, width, self.fps))
+        pixels = videos.to(self.device, next(self.vae.parameters()).dtype).transpose(1, 2) * 2 - 1
+        return self._from_vae(self.vae.encode(pixels).latent_dist.mode().float())
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.

@@ -151,8 +151,10 @@ class CogVideoXBackbone(PipelineBackbone):
         )  # fmt: skip
 
     def _to_vae(self, latents: Tensor) -> Tensor:
-        scale: float = self.vae.config.scaling_factor
-        return latents / scale
+        return latents / float(self.vae.config.scaling_factor)
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        return latents * float(self.vae.config.scaling_factor)
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         return decode_cogvideox(self.vae, latents, self.decoding, grad_frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,28 @@ def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
 
 
 def load_parts(
-    folder: Path, classes: Mapping[str, Any], device: torch.device | str, dtype: torch.dtype, *, family: str, fix: str
+    folder: Path,
+    classes: Mapping[str, Any],
+    device: torch.device | str,
+    dtype: torch.dtype,
+    *,
+    family: str,
+    fix: str,
+    shapes: Collection[str] = (),
 ) -> dict[str, Any]:
     """The parts of a pipeline folder by name, in `dtype` but for the VAE, which stays in float32.
 
+    Args:
+        folder: of the pipeline.
+        classes: the class of each part.
+        device: where they go.
+        dtype: of all but the VAE.
+        family: for messages.
+        fix: what to give instead where a part is missing.
+        shapes: parts that are wanted without their weights, on the meta device.
+
     Raises:
-        UserError: one is missing (`fix` says what to give instead), is of another kind, is damaged, or lacks weights.
+        UserError: one is missing, is of another kind, is damaged, or lacks weights.
     """
     from transformers.utils import logging
 
@@ -46,9 +62,19 @@ def load_parts(
             raise UserError(f"no {name}/ in it", where=str(folder), fix=fix)
     logging.disable_progress_bar()
     return {
-        name: _load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype, family=family)
+        name: _load_shapes(kind, folder / name, dtype, family=family)
+        if name in shapes
+        else _load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype, family=family)
         for name, kind in classes.items()
     }
+
+
+def _load_shapes(kind: Any, folder: Path, dtype: torch.dtype, *, family: str) -> Any:
+    """A diffusers model of class `kind` on the meta device: all but its weights."""
+    with Explained(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
+        config = read_sizes(folder / "config.json")
+        with torch.device("meta"):
+            return kind.from_config(config).to(dtype).eval()
 
 
 def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:

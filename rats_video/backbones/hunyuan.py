@@ -90,6 +90,9 @@ class HunyuanVideoBackbone(PipelineBackbone):
     def _to_vae(self, latents: Tensor) -> Tensor:
         return latents / float(self.vae.config.scaling_factor)
 
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        return latents * float(self.vae.config.scaling_factor)
+
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         if grad_frames is not None:
             raise ValueError("no window of HunyuanVideo's decoder is exact")

@@ -149,6 +149,7 @@ def attend_to_past(attention: Any, hidden: Tensor) -> Tensor:
 
 
 def use_maskless_attention(vae: Any) -> None:
-    """The same decoder, without quadratic memory."""
-    if not isinstance(vae.decoder.mid_block, MasklessMidBlock):
-        vae.decoder.mid_block = MasklessMidBlock(vae.decoder.mid_block)
+    """The same encoder and decoder, without quadratic memory."""
+    for half in (vae.encoder, vae.decoder):
+        if not isinstance(half.mid_block, MasklessMidBlock):
+            half.mid_block = MasklessMidBlock(half.mid_block)

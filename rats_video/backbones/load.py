@@ -32,10 +32,11 @@ def load_backbone(
     dtype: torch.dtype = torch.float32,
     *,
     with_text: bool = True,
+    with_denoiser: bool = True,
 ) -> PipelineBackbone:
     """Load a pipeline folder of any family; see `from_pretrained`.
 
     Raises:
         UserError: it is no pipeline, of no family we know, or damaged.
     """
-    return find_family(folder).from_pretrained(folder, device, dtype, with_text=with_text)
+    return find_family(folder).from_pretrained(folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser)

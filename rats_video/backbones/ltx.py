@@ -73,9 +73,16 @@ class LTXBackbone(PipelineBackbone):
         return rearrange(velocity, "b (f h w) c -> b c f h w", f=frames, h=height).to(latents.dtype)
 
     def _to_vae(self, latents: Tensor) -> Tensor:
-        mean, std = (stat.to(latents).view(1, -1, 1, 1, 1) for stat in (self.vae.latents_mean, self.vae.latents_std))
-        raw: Tensor = latents * std / self.vae.config.scaling_factor + mean
-        return raw
+        mean, std = self._latent_stats(latents)
+        return latents * std + mean
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        mean, std = self._latent_stats(latents)
+        return (latents - mean) / std
+
+    def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (stat.to(like).view(1, -1, 1, 1, 1) for stat in (self.vae.latents_mean, self.vae.latents_std))
+        return mean, std / self.vae.config.scaling_factor
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """A deterministic function of each clip: all noise a VAE asks for is the same for every clip and call."""

@@ -125,16 +125,13 @@ class WanBackbone(PipelineBackbone):
         )[0]  # fmt: skip
         return velocity.to(latents.dtype)
 
-    @torch.no_grad()
-    def encode(self, videos: Tensor) -> Tensor:
-        """Normalised latents `[B, C, F, H, W]` (posterior mean) of pixels `[B, T, 3, height, width]` in [0, 1]."""
-        latents: Tensor = self.vae.encode(videos.transpose(1, 2) * 2 - 1).latent_dist.mode()
-        mean, std = self._latent_stats(latents)
-        return (latents - mean) / std
-
     def _to_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)
         return latents * std + mean
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        mean, std = self._latent_stats(latents)
+        return (latents - mean) / std
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         return decode_unclamped(self.vae, latents, self.decoding, grad_frames)

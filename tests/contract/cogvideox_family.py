@@ -13,7 +13,7 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from family import Family, NativeSample
+from family import Family, NativeSample, posterior_mean
 from tiny_t5 import tiny_t5
 from torch import Tensor
 
@@ -70,6 +70,11 @@ def native_velocity(pipeline: Any, latents: Tensor, sigma: Tensor, prompts: list
     return ((s * x + a * v) - (a * x - s * v)).transpose(1, 2).float()
 
 
+def native_latents(pipeline: Any, videos: Tensor) -> Tensor:
+    """As `CogVideoXVideoToVideoPipeline.prepare_latents`; its frames come before channels only in the transformer."""
+    return pipeline.vae_scaling_factor_image * posterior_mean(pipeline, videos)
+
+
 def native_sample(
     pipeline: Any, noise: Tensor, prompts: list[str], num_steps: int, guidance_scale: float = 1.0
 ) -> NativeSample:
@@ -87,8 +92,8 @@ def native_sample(
 COGVIDEOX_FAMILIES = tuple(
     Family(
         name=name, backbone=CogVideoXBackbone, build=partial(build, rotary=rotary), clip=CLIP, text_length=226,
-        native_text=native_text, native_velocity=native_velocity, native_sample=native_sample,
-        native_guided=native_sample,
+        native_text=native_text, native_velocity=native_velocity, native_latents=native_latents,
+        native_sample=native_sample, native_guided=native_sample,
         decoded_from=lambda frame: 0 if frame < 3 else frame - (frame + 1) % 2,  # 0 1 2, 3 4, 5 6, ...
     )
     for name, rotary in (("cogvideox-2b", False), ("cogvideox-5b", True))

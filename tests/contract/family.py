@@ -29,6 +29,12 @@ class NativeSample:
     videos: Tensor
 
 
+def posterior_mean(pipeline: Any, videos: Tensor) -> Tensor:
+    """The VAE's own latents of pixels `[B, T, 3, height, width]` in [0, 1], prepared as the pipelines do."""
+    latents: Tensor = pipeline.vae.encode(pipeline.video_processor.preprocess_video(videos)).latent_dist.mode()
+    return latents
+
+
 def load_lora(pipeline: Any, folder: Path) -> None:
     pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
 
@@ -45,6 +51,8 @@ class Family:
         text_length: L of the text the denoiser stands for (512 for Wan), or None where it is as long as the prompts.
         native_text: what the stock pipeline's `encode_prompt` returns for these prompts.
         native_velocity: `noise - x0` from the stock pipeline's own call of its transformer, at one sigma a clip.
+        native_latents: the stock VAE on pixels `[B, T, 3, height, width]` in [0, 1], then the normalisation of the
+            family's own video-to-video or image-to-video pipeline.
         native_sample: the stock pipeline on this noise `[B, C, F, H, W]`, guidance off, in this many steps.
         native_guided: the same with a guidance scale; None where the pipeline's guidance is not the plain formula.
         load_lora: how a user of the stock pipeline loads the folder of a LoRA student.
@@ -58,6 +66,7 @@ class Family:
     text_length: int | None
     native_text: Callable[[Any, list[str]], TextCondition]
     native_velocity: Callable[[Any, Tensor, Tensor, list[str]], Tensor]
+    native_latents: Callable[[Any, Tensor], Tensor]
     native_sample: Callable[[Any, Tensor, list[str], int], NativeSample]
     native_guided: Callable[[Any, Tensor, list[str], int, float], NativeSample] | None = None
     load_lora: Callable[[Any, Path], None] = load_lora

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from family import Family, NativeSample
+from family import Family, NativeSample, posterior_mean
 from torch import Tensor
 
 from rats_video.backbones.hunyuan import TEXT_LENGTH, HunyuanVideoBackbone
@@ -65,6 +65,11 @@ def native_velocity(pipeline: Any, latents: Tensor, sigma: Tensor, prompts: list
     )[0]  # fmt: skip
 
 
+def native_latents(pipeline: Any, videos: Tensor) -> Tensor:
+    """As `HunyuanVideoImageToVideoPipeline.prepare_latents`."""
+    return posterior_mean(pipeline, videos) * pipeline.vae.config.scaling_factor
+
+
 def native_sample(
     pipeline: Any, noise: Tensor, prompts: list[str], num_steps: int, guidance_scale: float = 1.0
 ) -> NativeSample:
@@ -80,6 +85,6 @@ def native_sample(
 
 HUNYUAN = Family(
     name="hunyuan-video", backbone=HunyuanVideoBackbone, build=build, clip=CLIP, text_length=TEXT_LENGTH,
-    native_text=native_text, native_velocity=native_velocity, native_sample=native_sample,
-    native_guided=native_sample, decoded_from=lambda _: 0,
+    native_text=native_text, native_velocity=native_velocity, native_latents=native_latents,
+    native_sample=native_sample, native_guided=native_sample, decoded_from=lambda _: 0,
 )  # fmt: skip

@@ -10,10 +10,11 @@ import torch
 from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
+    LTXImageToVideoPipeline,
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
-from family import Family, NativeSample
+from family import Family, NativeSample, posterior_mean
 from tiny_t5 import tiny_t5
 from torch import Tensor
 
@@ -64,6 +65,13 @@ def native_velocity(pipeline: Any, latents: Tensor, sigma: Tensor, prompts: list
     return pipeline._unpack_latents(velocity, frames, height, width)
 
 
+def native_latents(pipeline: Any, videos: Tensor) -> Tensor:
+    vae = pipeline.vae
+    return LTXImageToVideoPipeline._normalize_latents(
+        posterior_mean(pipeline, videos), vae.latents_mean, vae.latents_std, vae.config.scaling_factor
+    )
+
+
 def native_sample(
     pipeline: Any, noise: Tensor, prompts: list[str], num_steps: int, guidance_scale: float = 1.0
 ) -> NativeSample:
@@ -83,8 +91,8 @@ def native_sample(
 LTX_FAMILIES = tuple(
     Family(
         name=name, backbone=LTXBackbone, build=partial(build, timestep_conditioning=conditioned), clip=CLIP,
-        text_length=128, native_text=native_text, native_velocity=native_velocity, native_sample=native_sample,
-        native_guided=native_sample, decoded_from=lambda _: 0,
+        text_length=128, native_text=native_text, native_velocity=native_velocity, native_latents=native_latents,
+        native_sample=native_sample, native_guided=native_sample, decoded_from=lambda _: 0,
     )
     for name, conditioned in (("ltx", False), ("ltx-0.9.1", True))
 )  # fmt: skip

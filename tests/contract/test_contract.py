@@ -281,6 +281,60 @@ def test_pixel_frames_belong_to_latent_frames(case: Case) -> None:
     assert case.backbone.exact_window == (family.decoded_from(frames - 1) > 0)
 
 
+def random_videos(clip: ClipSpec) -> Tensor:
+    """Two clips `[2, T, 3, height, width]` whose pixels fill [0, 1]."""
+    return torch.rand(2, clip.num_frames, 3, clip.height, clip.width, generator=seeded(11))
+
+
+def test_encode_is_the_vae_and_the_pipelines_normalisation(case: Case) -> None:
+    clip = case.family.clip
+    longer = ClipSpec(2 * clip.num_frames - 1, clip.height, clip.width, clip.fps)  # more than a chunk, or a tile
+    for spec in (clip, longer):
+        videos = random_videos(spec)
+        latents, theirs = case.backbone.encode(videos), case.family.native_latents(case.pipeline, videos)
+        assert latents.shape == (2, *case.backbone.latent_shape(spec))
+        assert theirs.std() > 0.01
+        close(latents, theirs)
+        close(case.backbone.encode(videos[1:]), latents[1:])  # each clip by itself
+
+
+def test_encode_has_no_gradient_and_is_float32(case: Case) -> None:
+    videos = random_videos(case.family.clip)
+    backbone = copy.copy(case.backbone)
+    backbone.vae = copy.deepcopy(case.backbone.vae).bfloat16()
+    with torch.enable_grad():
+        latents = backbone.encode(videos.requires_grad_())
+    assert latents.dtype == torch.float32
+    assert not latents.requires_grad
+
+
+def test_normalisation_is_undone(case: Case) -> None:
+    close(case.backbone._from_vae(case.backbone._to_vae(case.noise)), case.noise)
+    assert (case.backbone._to_vae(case.noise) - case.noise).abs().max() > 0.01
+
+
+def test_clips_that_do_not_divide_are_not_encoded(case: Case) -> None:
+    clip = case.family.clip
+    for name, change in (("num_frames", (1, 0)), ("height", (0, 1))):
+        videos = torch.zeros(1, clip.num_frames + change[0], 3, clip.height + change[1], clip.width)
+        with pytest.raises(UserError, match=rf"^clip\.{name}: must be [^\n]*multiple of \d+, got \d+$"):
+            case.backbone.encode(videos)
+
+
+def test_clips_and_prompts_are_encoded_without_a_denoiser(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "weightless"
+    shutil.copytree(case.folder, folder)
+    for weights in folder.glob("transformer*/*.safetensors"):
+        weights.unlink()
+    light, videos = load_backbone(folder, with_denoiser=False), random_videos(case.family.clip)
+    assert light.denoiser_parts == case.backbone.denoiser_parts
+    assert {weight.device.type for weight in light.denoiser.parameters()} == {"meta"}
+    assert (light.device, light.dtype) == (case.backbone.device, case.backbone.dtype)
+    assert light.latent_shape(case.family.clip) == case.backbone.latent_shape(case.family.clip)
+    close(light.encode(videos), case.backbone.encode(videos))
+    close(light.encode_text(PROMPTS).embeds, case.backbone.encode_text(PROMPTS).embeds)
+
+
 # ---------------------------------------------------------------------------------------------- shapes and noise
 
 

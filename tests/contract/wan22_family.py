@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from family import Family, NativeSample
 from torch import Tensor
-from wan_family import VAE_CONFIG
+from wan_family import VAE_CONFIG, native_latents
 
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
@@ -44,6 +44,8 @@ def build(folder: Path, *, experts: bool) -> None:
     with torch.no_grad():  # a fresh VAE ignores the past: a trained one does not
         for parameter in vae.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+    if experts:
+        vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 0.8, 1.2, 1.0])
     channels = vae.config.z_dim
     transformers = [build_transformer(TRANSFORMER, latent_channels=channels, text_dim=16) for _ in range(1 + experts)]
     tokenizer = build_tokenizer()
@@ -101,8 +103,8 @@ def load_lora(pipeline: Any, folder: Path) -> None:
 WAN22_FAMILIES = tuple(
     Family(
         name=name, backbone=WanBackbone, build=partial(build, experts=experts), clip=CLIP, text_length=TEXT_LENGTH,
-        native_text=native_text, native_velocity=native_velocity, native_sample=native_sample,
-        native_guided=native_sample, load_lora=load_lora,
+        native_text=native_text, native_velocity=native_velocity, native_latents=native_latents,
+        native_sample=native_sample, native_guided=native_sample, load_lora=load_lora,
     )
     for name, experts in (("wan22-5b", False), ("wan22-a14b", True))
 )  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from family import Family, NativeSample
+from family import Family, NativeSample, posterior_mean
 from torch import Tensor
 
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
@@ -57,6 +57,13 @@ def native_velocity(pipeline: Any, latents: Tensor, sigma: Tensor, prompts: list
     return pipeline.transformer(latents, sigma * 1000, native_text(pipeline, prompts).embeds, return_dict=False)[0]
 
 
+def native_latents(pipeline: Any, videos: Tensor) -> Tensor:
+    """As `WanVideoToVideoPipeline.prepare_latents`."""
+    config = pipeline.vae.config
+    mean, std = (torch.tensor(stat).view(1, -1, 1, 1, 1) for stat in (config.latents_mean, config.latents_std))
+    return (posterior_mean(pipeline, videos) - mean) * (1.0 / std)
+
+
 def native_sample(
     pipeline: Any, noise: Tensor, prompts: list[str], num_steps: int, guidance_scale: float = 1.0
 ) -> NativeSample:
@@ -72,5 +79,6 @@ def native_sample(
 
 WAN = Family(
     name="wan", backbone=WanBackbone, build=build, clip=CLIP, text_length=TEXT_LENGTH, native_text=native_text,
-    native_velocity=native_velocity, native_sample=native_sample, native_guided=native_sample,
+    native_velocity=native_velocity, native_latents=native_latents,
+    native_sample=native_sample, native_guided=native_sample,
 )  # fmt: skip

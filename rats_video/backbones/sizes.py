@@ -1,0 +1,32 @@
+"""How a clip becomes a grid of latents."""
+
+from __future__ import annotations
+
+from rats_video.errors import UserError
+from rats_video.types import ClipSpec
+
+
+def divide_clip(clip: ClipSpec, temporal: int, spatial: int, patch: tuple[int, int, int]) -> tuple[int, int, int]:
+    """`(F, H, W)` of a clip's latents.
+
+    Args:
+        clip: its size in pixels.
+        temporal: pixel frames a latent frame, but for the first, which holds one.
+        spatial: pixels a latent row or column.
+        patch: latent frames, rows and columns a token.
+
+    Raises:
+        UserError: they cannot divide the clip.
+    """
+    if (clip.num_frames - 1) % temporal:
+        raise UserError(f"must be 1 + a multiple of {temporal}, got {clip.num_frames}", where="clip.num_frames")
+    for name, pixels, size in (("height", clip.height, patch[1]), ("width", clip.width, patch[2])):
+        if pixels % (spatial * size):
+            raise UserError(f"must be a multiple of {spatial * size}, got {pixels}", where=f"clip.{name}")
+    frames = 1 + (clip.num_frames - 1) // temporal
+    if frames % patch[0]:
+        raise UserError(
+            f"{clip.num_frames} give {frames} latent frames, which patches of {patch[0]} do not divide",
+            where="clip.num_frames",
+        )
+    return frames, clip.height // spatial, clip.width // spatial
