@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from rats_video.errors import Explained, UserError
 from rats_video.reading import DAMAGED, read_json, read_sizes
@@ -74,7 +75,7 @@ def _load_shapes(kind: Any, folder: Path, dtype: torch.dtype, *, family: str) ->
     with Explained(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
         config = read_sizes(folder / "config.json")
         with torch.device("meta"):
-            return kind.from_config(config).to(dtype).eval()
+            return nn.Module.to(kind.from_config(config), dtype).eval()  # diffusers' own `to` warns
 
 
 def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
