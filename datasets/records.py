@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
-from rats_video.config.prepare import BucketConfig
+from rats_video.config.prepare import BucketConfig, PrepareConfig
 
 
 @dataclass(frozen=True)
 class SourceVideo:
-    """One video that a user has.
+    """One video that a user has, or what stands for one: a rendered clip, a prompt alone.
 
     Args:
         name: what it is called in messages and records: its path below SOURCE, or `ARCHIVE.tar/MEMBER`.
@@ -21,6 +23,8 @@ class SourceVideo:
         start: seconds where the user's span begins, if a table says so.
         end: seconds where it ends; None for the video's end.
         member: offset and size in bytes of an archive's member; None for a file of its own.
+        kind: a `shape` is rendered, and a `prompt` has only its caption: neither has a file.
+        index: which of the shapes or prompts.
     """
 
     name: str
@@ -29,6 +33,8 @@ class SourceVideo:
     start: float = 0.0
     end: float | None = None
     member: tuple[int, int] | None = None
+    kind: Literal["video", "shape", "prompt"] = "video"
+    index: int = 0
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class CutClip:
         start: seconds into the source of the first frame.
         end: seconds where the last frame's time is over.
         scene: which scene of the source, from 0.
+        repeated: frames that are their predecessor once more, where the source shows fewer a second.
     """
 
     frames: Tensor
@@ -48,6 +55,7 @@ class CutClip:
     start: float
     end: float
     scene: int = 0
+    repeated: int = 0
 
 
 @dataclass(frozen=True)
@@ -74,3 +82,9 @@ class ReadSource:
     digest: str
     clips: tuple[CutClip, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+
+
+def split_of(digest: str, cfg: PrepareConfig) -> Literal["train", "heldout"]:
+    """Where all clips of a source go: by its content alone, so that no copy of it is on the other side."""
+    drawn = int(hashlib.sha256(f"{cfg.seed} {digest}".encode()).hexdigest()[:16], 16) / 2**64
+    return "heldout" if drawn < cfg.heldout else "train"
