@@ -141,9 +141,7 @@ def _read_span(video: Any, span: Span, cfg: PrepareConfig) -> CutClip | None:
     return CutClip(frames, span.bucket, span.start, span.end, span.scene, span.repeated)
 
 
-def fit_frames(
-    frames: NDArray[np.uint8], bucket: BucketConfig, fit: Literal["crop", "pad", "stretch"]
-) -> Tensor:
+def fit_frames(frames: NDArray[np.uint8], bucket: BucketConfig, fit: Literal["crop", "pad", "stretch"]) -> Tensor:
     """Frames of a bucket's height and width.
 
     Args:

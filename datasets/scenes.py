@@ -18,7 +18,11 @@ Signature = NDArray[np.float64]
 
 WINDOW_SECONDS = 0.2  # looked at on both sides of a cut; a shorter scene is a flash
 _MOST_WINDOW = 12  # frames
-_BINS, _PARTS, _SIDE = 8, 3, 64  # a colour channel, a side of the picture, pixels of the shorter side that are looked at
+_BINS, _PARTS, _SIDE = (
+    8,
+    3,
+    64,
+)  # a colour channel, a side of the picture, pixels of the shorter side that are looked at
 _CHUNK_BYTES = 2**25  # of frames that are read at a time
 _STANDS_OUT = 2.0  # times what changes within the scenes around a cut: a whipping camera changes as much all along
 

@@ -19,11 +19,11 @@ from rats_video.backbones.load import find_family, load_backbone
 from rats_video.build.common import check_free, claim_folder, explain_memory, start_runtime, working_in
 from rats_video.config.load import load_config
 from rats_video.config.prepare import PrepareConfig
-from rats_video.datasets.cache import CONTACT, FORMAT, MANIFEST, CacheManifest
+from rats_video.datasets.cache import CONTACT, EMPTY, FORMAT, MANIFEST, CacheManifest
 from rats_video.datasets.clips import read_source
 from rats_video.datasets.isolated import Failure, IsolatedPool
 from rats_video.datasets.records import ReadSource, Skipped, SourceVideo
-from rats_video.datasets.sources import list_sources
+from rats_video.datasets.sources import find_sources
 from rats_video.errors import Interrupted, UserError, warn
 from rats_video.files import tidy
 from rats_video.preparation.encode import UnitEncoder, encode_units, save_empty_prompt
@@ -44,6 +44,7 @@ from rats_video.types import ClipSpec
 
 HARMLESS = {"model", "workers", "timeout_seconds", "batch_size", "shard_clips", "num_shapes"}
 """Settings that may differ from one run to the next: they change no clip (`batch_size` only by rounding)."""
+TOO_LONG = "takes too long"  # how IsolatedPool calls it
 SOURCE = "source"  # among the manifest's settings
 
 
@@ -64,7 +65,7 @@ def run_prepare(
     with working_in(output, runtime), _stoppable(output):
         job = Job.begin(source, cfg, folder, output, overwrite=overwrite) if runtime.is_main else None
         units = runtime.agree(None if job is None else job.units)
-        if units:
+        if units is not None:
             with explain_memory(lambda: f"set batch_size below {cfg.batch_size}, or compute_dtype to bfloat16"):
                 encode(units, cfg, folder, output, runtime)
         runtime.wait()
@@ -81,13 +82,15 @@ class Job:
         output: the cache.
         manifest: what all its clips have in common.
         sources: all that there are now, in order.
-        units: those that are left to do.
+        unfit: what is no use as a source.
+        units: what is left to do; None where no model is needed.
     """
 
     output: Path
     manifest: CacheManifest
     sources: Mapping[Fingerprint, SourceVideo]
-    units: tuple[Unit, ...]
+    unfit: tuple[Skipped, ...]
+    units: tuple[Unit, ...] | None
 
     @classmethod
     def begin(cls, source: str, cfg: PrepareConfig, folder: Path, output: Path, *, overwrite: bool) -> Job:
@@ -97,7 +100,8 @@ class Job:
             UserError: there is nothing to prepare, or the folder holds something else.
         """
         tidy(output)
-        sources = {fingerprint(each): each for each in list_sources(source, cfg)}
+        found = find_sources(source, cfg)
+        sources = {fingerprint(each): each for each in found.videos}
         manifest = describe_cache(source, cfg, folder)
         if overwrite:
             claim_folder(output, overwrite=True)
@@ -107,7 +111,9 @@ class Job:
         done = read_units(output)
         known = any(entry.source in sources for entries in done.values() for entry in entries)
         check_same(CacheManifest.load(output), manifest, output, ignored={SOURCE} if known else set())
-        return cls(output, manifest, sources, plan_units(sources, done, cfg.timeout_seconds))
+        units = plan_units(sources, done, cfg.timeout_seconds)
+        needs_prompt = bool(sources) and not (output / EMPTY).is_file()
+        return cls(output, manifest, sources, found.skipped, units if units or needs_prompt else None)
 
     def finish(self) -> list[str]:
         """Write what tells of all units, and delete what belongs to sources that changed or are gone.
@@ -117,7 +123,7 @@ class Job:
         """
         done = read_units(self.output)
         kept = latest(done, self.sources)
-        index = build_index(kept)
+        index = build_index(kept, self.unfit)
         is_new = write_index(self.output, self.manifest, index)
         gone = sum(map(len, done.values())) - len(kept)
         prune(self.output, done, kept)
@@ -171,9 +177,8 @@ def as_read(source: SourceVideo, result: ReadSource | Failure, cfg: PrepareConfi
     """What a source gave, with the seconds after which it was given up."""
     if isinstance(result, ReadSource):
         return result, None
-    reason = f"took longer than {cfg.timeout_seconds:g} s" if result.timed_out else "crashed its reader"
-    skipped = Skipped(source.name, reason, result.detail)
-    return ReadSource(source, "", skipped=(skipped,)), cfg.timeout_seconds if result.timed_out else None
+    skipped = Skipped(source.name, result.reason, result.detail)
+    return ReadSource(source, "", skipped=(skipped,)), cfg.timeout_seconds if result.reason == TOO_LONG else None
 
 
 def describe_cache(source: str, cfg: PrepareConfig, folder: Path) -> CacheManifest:

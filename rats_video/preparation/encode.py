@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 from collections import deque
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.prepare import PrepareConfig
-from rats_video.datasets.cache import EMPTY, SHARDS, ClipRecord, Split, save_shard, text_tensors
-from rats_video.datasets.records import CutClip, ReadSource, SourceVideo
+from rats_video.datasets.cache import EMPTY, SHARDS, ClipRecord, save_shard, text_tensors
+from rats_video.datasets.records import CutClip, ReadSource, SourceVideo, split_of
 from rats_video.errors import UserError
 from rats_video.files import replacing
 from rats_video.preparation.units import Entry, Fingerprint, KeptClip, Moments, Unit, thumbs_path, write_record
@@ -185,12 +184,6 @@ def describe(read: ReadSource, cut: CutClip | None, cfg: PrepareConfig) -> ClipR
         source=read.source.name, digest=read.digest, start=start, end=end, caption=read.source.caption or "",
         num_frames=num_frames, height=height, width=width, split=split_of(read.digest, cfg), shard="", row=0,
     )  # fmt: skip
-
-
-def split_of(digest: str, cfg: PrepareConfig) -> Split:
-    """Where all clips of a source go: by its content alone, so that no copy of it is on the other side."""
-    drawn = int(hashlib.sha256(f"{cfg.seed} {digest}".encode()).hexdigest()[:16], 16) / 2**64
-    return "heldout" if drawn < cfg.heldout else "train"
 
 
 def moments_of(latents: Tensor) -> Moments:

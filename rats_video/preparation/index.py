@@ -46,10 +46,15 @@ class Index:
         return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def build_index(entries: Sequence[Entry]) -> Index:
-    """Put the sources' entries together; of clips with the same content the first is kept."""
+def build_index(entries: Sequence[Entry], unfit: Sequence[Skipped] = ()) -> Index:
+    """Put the sources' entries together; of clips with the same content the first is kept.
+
+    Args:
+        entries: in the order of the sources.
+        unfit: what was no use as a source.
+    """
     clips: list[KeptClip] = []
-    skipped: list[Skipped] = []
+    skipped = list(unfit)
     first: dict[str, str] = {}  # who brought a clip
     for entry in entries:
         new = [clip for clip in entry.clips if clip.record.key not in first]
@@ -59,7 +64,7 @@ def build_index(entries: Sequence[Entry]) -> Index:
             skipped.append(Skipped(entry.source.name, DUPLICATE, there))
         first |= {clip.record.key: entry.source.name for clip in new}
         clips += new
-    return Index(tuple(clips), tuple(skipped), len(entries))
+    return Index(tuple(clips), tuple(skipped), len(entries) + len(unfit))
 
 
 def describe_index(index: Index) -> dict[str, Any]:

@@ -10,6 +10,7 @@ same files come out.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,12 +96,12 @@ class Unit:
 
 
 def fingerprint(source: SourceVideo) -> Fingerprint:
-    """The source as it is now; one without a file of its own has size and time 0."""
-    try:
-        stat = source.path.stat()
-        size, mtime = stat.st_size, stat.st_mtime_ns
-    except OSError:  # reading it will say why
-        size, mtime = 0, 0
+    """The source as it is now; a prompt or a shape, which has no file of its own, has size and time 0."""
+    size = mtime = 0
+    with contextlib.suppress(OSError):  # reading it will say why
+        if source.kind == "video":
+            stat = source.path.stat()
+            size, mtime = stat.st_size, stat.st_mtime_ns
     return Fingerprint(source.name, source.caption, source.start, source.end, source.member, size, mtime)
 
 
