@@ -143,9 +143,9 @@ def summary(index: Index) -> list[str]:
     sizes = Counter(size_name(record) for record in index.records)
     lines = [headline(index), *(f"  {count} of {size}" for size, count in sizes.most_common() if size)]
     for reason, found in index.reasons.items():
-        names = ", ".join(each.name for each in found[:EXAMPLES])
-        more = ", ..." if len(found) > EXAMPLES else ""
-        lines.append(f"  skipped {len(found)}: {reason} ({names}{more})")
+        names = list(dict.fromkeys(each.name for each in found))
+        more = ["..."] if len(names) > EXAMPLES else []
+        lines.append(f"  skipped {len(found)}: {reason} ({', '.join(names[:EXAMPLES] + more)})")
     return lines
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class Moments:
     @property
     def std(self) -> float:
         """Deviation, of the numbers themselves."""
-        return (self.squares / max(1, self.count)) ** 0.5
+        return math.sqrt(self.squares / max(1, self.count))
 
 
 @dataclass(frozen=True)

@@ -392,9 +392,9 @@ def test_real_pool_and_shapes(
     assert code == 0, err
     assert out.startswith("kept 10 clips from 5 of 8 sources")
     late = ("--set", "timeout_seconds=0.001", "--set", "workers=1")
-    code, _, err = command("prepare", source, "--output", tmp_path / "b", *options, *late)
+    code, _, err = command("prepare", source / "0.mp4", "--output", tmp_path / "b", *options, *late)
     assert code == 2
-    assert "x takes too long" in err
+    assert "nothing was kept: 1 x takes too long" in err
     monkeypatch.setattr("rats_video.build.prepare.IsolatedPool", Inline)
     code, out, err = command("prepare", "shapes", "--output", tmp_path / "c", *options, "--set", "num_shapes=5")
     assert code == 0, err
