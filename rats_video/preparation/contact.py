@@ -29,7 +29,8 @@ h2 { font-size: 1.1rem; margin: 32px 0 8px; }
 p { margin: 0 0 12px; color: var(--dim); }
 input { font: inherit; width: 100%; box-sizing: border-box; padding: 10px 12px; border: 1px solid var(--line);
   border-radius: 8px; margin-bottom: 16px; }
-main { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
+main { display: grid; gap: 12px; align-items: start;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); }
 figure { margin: 0; border: 1px solid var(--line); border-radius: 10px; overflow: hidden; }
 figure[hidden] { display: none; }
 img { display: block; width: 100%; max-height: 160px; object-fit: contain; background: #0f172a; }
