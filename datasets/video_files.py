@@ -131,7 +131,7 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         if head[4:8] not in _BOXES or length == 0:  # 0: to the end of the file
             return end
         end += int.from_bytes(head[8:16], "big") if length == 1 else length
-        if length == 1 and int.from_bytes(head[8:16], "big") < 16 or 1 < length < 8:
+        if (length == 1 and int.from_bytes(head[8:16], "big") < 16) or 1 < length < 8:
             raise Unreadable("damaged", "a box without length")
     return end
 

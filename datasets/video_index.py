@@ -57,7 +57,8 @@ class VideoIndex:
         times: seconds `[N]` of each frame in the order of display, rising from 0.
         pts: of each frame `[N]` in the container's clock; None where frames can only be counted from the first.
         starts: rising pts of packets where decoding may begin: what is shown from there on comes out as it should.
-        closed: a start divides packets as it divides frames, so that whoever counts packets counts frames.
+        closed: a start divides packets as it divides frames, so that whoever counts packets counts frames; times
+            are even and begin at 0.
         height: pixels, after rotation.
         width: pixels, after rotation.
         turns: counter-clockwise quarter turns from what is stored to what is displayed.
@@ -85,11 +86,12 @@ def index_video(path: Path) -> VideoIndex:
         Unreadable: it cannot be read, or not to its end.
     """
     known = check_whole(path)
+    index = None
     with opened(path) as (container, stream):
-        if container.format.name in _TIMED_FORMATS and stream.codec_context.name in _ONE_FRAME_A_PACKET:
+        context = stream.codec_context
+        simple = context.name in _ONE_FRAME_A_PACKET and context.field_order in _PROGRESSIVE
+        if simple and container.format.name in _TIMED_FORMATS:
             index = _by_packets(container, stream, known=known)
-        else:
-            index = None
     if index is not None:
         return index
     with opened(path) as (container, stream):
@@ -99,8 +101,6 @@ def index_video(path: Path) -> VideoIndex:
 def _by_packets(container: InputContainer, stream: VideoStream, *, known: bool) -> VideoIndex | None:
     """The index as packets tell it; None if they cannot be trusted with it."""
     units = _Units(stream) if stream.codec_context.name in _UNITS else None
-    if stream.codec_context.field_order not in _PROGRESSIVE:
-        return None
     first: VideoFrame | None = None
     shown: list[int] = []
     starts: list[int] = []  # positions among the packets
@@ -128,7 +128,9 @@ def _by_packets(container: InputContainer, stream: VideoStream, *, known: bool) 
     pts = pts[order]
     if stream.frames not in {0, len(pts)} or not where.size or where[0] or rank[0] or (np.diff(pts) <= 0).any():
         return None
-    closed = closed and bool((rank[where] == where).all()) and len(container.streams.video) == 1
+    # decord loses count between calls where frames are spaced unevenly, or begin after 0.
+    even = pts[0] == 0 and bool((np.diff(pts, 2) == 0).all())
+    closed = closed and even and bool((rank[where] == where).all()) and len(container.streams.video) == 1
     return _index(stream, first, pts, pts=pts, starts=np.sort(pts[rank[where]]), closed=closed)
 
 

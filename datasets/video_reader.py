@@ -120,7 +120,7 @@ class _BatchReader(Protocol):
 
 
 def _decord_reader(path: Path, index: VideoIndex) -> _BatchReader | None:
-    """decord's reader, where it is there and exact."""
+    """The reader of decord, where it is there and exact."""
     if not index.closed or index.pixels not in _PIXELS_OF_DECORD:
         return None
     try:
