@@ -86,6 +86,8 @@ def _launch(device: str, gpus: int, nodes: int, node_rank: int | None, rendezvou
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // gpus)))
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "3600")  # s: a stopped run finishes its step and saves
+    # Or restarted processes meet in the store where the addresses of those before them still stand.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     with tempfile.TemporaryDirectory(prefix="rats-video-") as folder, _launcher(folder):
         config = LaunchConfig(
             min_nodes=nodes, max_nodes=nodes, nproc_per_node=gpus, max_restarts=restarts, run_id="rats-video",

@@ -13,15 +13,16 @@ Nothing in it depends on how many processes wrote it or will read it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -70,8 +71,8 @@ class ClipRecord:
     height: int
     width: int
     split: Split
-    shard: str
-    row: int
+    shard: Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+    row: Annotated[int, Field(ge=0)]
 
     @property
     def size(self) -> tuple[int, int, int]:
@@ -167,6 +168,16 @@ class ClipCache:
         """All clips, in the order of clips.jsonl."""
         return read_lines(self.folder / CLIPS, ClipRecord, fix="prepare again")
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything that training on the clips depends on: the same for a copy of the cache."""
+        manifest = self.manifest
+        common = (manifest.family, manifest.vae, manifest.text, json.dumps(manifest.settings, sort_keys=True))
+        digest = hashlib.sha256(repr(common).encode())
+        for record in self.records:
+            digest.update(repr((record.key, record.size, record.caption, record.split)).encode())
+        return digest.hexdigest()
+
     def of_split(self, split: Split) -> tuple[ClipRecord, ...]:
         """The clips to train on, or those to validate on."""
         return tuple(record for record in self.records if record.split == split)
@@ -185,6 +196,15 @@ class ClipCache:
             raise UserError("holds prompts without videos", where=str(self.folder), fix="prepare a folder of videos")
         rows = [self._row(record) for record in records]
         return torch.cat([latents for latents, _ in rows]).float(), TextCondition.cat([text for _, text in rows])
+
+    def text(self, record: ClipRecord) -> TextCondition:
+        """The text condition of one clip, B = 1; its latents are not read.
+
+        Raises:
+            UserError: a shard is missing or damaged.
+        """
+        name = f"{SHARDS}/{record.shard}"
+        return self._text(name, self._shard(name), record.row)
 
     @cached_property
     def empty_prompt(self) -> TextCondition:

@@ -133,6 +133,23 @@ def turn(sizes: Sequence[int], step: int) -> tuple[int, int]:
     raise AssertionError("the last bucket takes all that are left")
 
 
+class ReadAhead:
+    """`loader.batch` for somebody who mostly asks for one step after the other: a thread has read it by then."""
+
+    def __init__(self, loader: ClipLoader) -> None:
+        self._loader, self._next = loader, -1
+        self._batches: Iterator[ClipBatch] = iter(())
+
+    def __call__(self, step: int) -> ClipBatch:
+        """The batch of a step; raises UserError as `ClipLoader.batch`."""
+        if step != self._next:  # a run that begins, goes on or goes back; the former thread ends with its iterator
+            self._batches = self._loader.batches(step)
+        self._next = -1  # where reading fails, nothing was read ahead
+        batch = next(self._batches)
+        self._next = step + 1
+        return batch
+
+
 class _Bucket:
     """The clips of one size as an endless stream of permutations."""
 
@@ -153,5 +170,8 @@ def _without(text: TextCondition, dropped: Sequence[bool], empty: TextCondition)
     """The conditions of B prompts, those dropped replaced by the empty one's."""
     if not any(dropped):
         return text
-    rows = [empty if drop else text.map(lambda part, i=i: part[i : i + 1]) for i, drop in enumerate(dropped)]
-    return TextCondition.cat(rows)
+    return TextCondition.cat([empty if drop else _row(text, place) for place, drop in enumerate(dropped)])
+
+
+def _row(text: TextCondition, place: int) -> TextCondition:
+    return text.map(lambda part: part[place : place + 1])

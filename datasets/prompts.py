@@ -2,43 +2,59 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from rats_video.config.distill import FilePrompts, ShapesPrompts
+from rats_video.config.distill import FilePrompts, PreparedPrompts, Prompts, ShapesPrompts
+from rats_video.datasets.cache import ClipCache
+from rats_video.datasets.prompt_rows import check_plain, read_prompts
 from rats_video.datasets.shapes import split_combinations
-from rats_video.errors import CONTROLS, UserError
-from rats_video.reading import read_text
-
-MOST_PROMPTS = 2**20  # in a file
-MOST_CHARACTERS = 10_000  # in a prompt; tokenizers that read 512 tokens take minutes over a megabyte
+from rats_video.errors import UserError
 
 
 @dataclass(frozen=True)
 class PromptSplit:
-    """Prompts the student trains on, and prompts it is judged on."""
+    """Prompts the student trains on, and prompts it is judged on; no prompt is there twice.
+
+    Args:
+        train: of the training.
+        heldout: of the evaluation.
+        dropped: how many more the source held: duplicates, and captions of a cache that are held out as well.
+    """
 
     train: tuple[str, ...]
     heldout: tuple[str, ...]
+    dropped: int = 0
 
 
-def load_prompts(cfg: ShapesPrompts | FilePrompts) -> PromptSplit:
-    """The prompts a configuration names; raises UserError if a file is unreadable, empty or shares prompts."""
+def load_prompts(cfg: Prompts) -> PromptSplit:
+    """The prompts a configuration names.
+
+    Raises:
+        UserError: a file or cache is unreadable, a side is empty, or two files share prompts.
+    """
     match cfg:
         case ShapesPrompts():
             train, heldout = split_combinations()
             return PromptSplit(tuple(a.prompt for a in train), tuple(a.prompt for a in heldout))
-        case FilePrompts():
-            split = PromptSplit(*(read_prompt_file(prompt_path(name)) for name in (cfg.train, cfg.heldout)))
-            shared = sorted(set(split.train) & set(split.heldout))
-            if shared:
-                raise UserError(
-                    f"{len(shared)} prompts are in the training file too, e.g. {shared[0]!r}", where=cfg.heldout
-                )
-            return split
+        case FilePrompts(heldout=str(heldout)):
+            return _of_two_files(cfg.train, heldout)
+        case FilePrompts(heldout_share=float(share)):
+            return _of_one_file(cfg.train, share)
+        case PreparedPrompts():
+            return _of_cache(Path(cfg.path))
+        case _:
+            raise AssertionError(cfg)  # pydantic lets none through
+
+
+def is_heldout(prompt: str, share: float) -> bool:
+    """Whether a prompt belongs to the held-out `share`: told from itself alone, so that no other prompt moves it."""
+    digest = hashlib.sha256(prompt.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
 def prompt_path(name_or_path: str) -> Path:
@@ -58,36 +74,6 @@ def prompt_path(name_or_path: str) -> Path:
     return path
 
 
-def read_prompt_file(path: Path) -> tuple[str, ...]:
-    """One prompt a line, empty lines skipped.
-
-    Raises:
-        UserError: it cannot be read, holds no prompt or more than `MOST_PROMPTS`, or one that is not `check_plain`.
-    """
-    try:
-        text = read_text(path)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UserError(f"cannot read the prompts: {reason}", where=str(path)) from error
-    lines = {number: line.strip() for number, line in enumerate(text.splitlines(), 1) if line.strip()}
-    prompts = tuple(lines.values())
-    if not prompts:
-        raise UserError("no prompt in it", where=str(path), fix="write one prompt a line")
-    if len(prompts) > MOST_PROMPTS:
-        raise UserError(f"{len(prompts)} prompts; at most {MOST_PROMPTS} are taken", where=str(path))
-    for number, prompt in lines.items():
-        check_plain(prompt, where=f"{path}, line {number}")
-    return prompts
-
-
-def check_plain(prompt: str, *, where: str) -> None:
-    """Refuse a prompt that is no text a person wrote: control characters, stray bytes, a book on one line."""
-    if found := CONTROLS.search(prompt):
-        raise UserError(f"holds the control character {found[0]!a}", where=where, fix="save it as plain UTF-8 text")
-    if len(prompt) > MOST_CHARACTERS:
-        raise UserError(f"a prompt of {len(prompt)} characters; models read {MOST_CHARACTERS} at most", where=where)
-
-
 def check_prompt(prompt: str, unknown_words: Callable[[str], Sequence[str]], *, where: str = "--prompt") -> None:
     """Refuse a prompt the model cannot follow: no plain text, empty, or with words its text encoder never saw."""
     check_plain(prompt, where=where)
@@ -98,3 +84,39 @@ def check_prompt(prompt: str, unknown_words: Callable[[str], Sequence[str]], *, 
             f"this model does not know {', '.join(map(repr, unknown))} in {prompt!r}",
             where=where,
         )
+
+
+def _of_two_files(train_file: str, heldout_file: str) -> PromptSplit:
+    found = [read_prompts(prompt_path(name)) for name in (train_file, heldout_file)]
+    train, heldout = (tuple(dict.fromkeys(prompts)) for prompts in found)
+    if shared := sorted(set(train) & set(heldout)):
+        raise UserError(f"{len(shared)} prompts are in the training file too, e.g. {shared[0]!r}", where=heldout_file)
+    return PromptSplit(train, heldout, sum(map(len, found)) - len(train) - len(heldout))
+
+
+def _of_one_file(file: str, share: float) -> PromptSplit:
+    found = read_prompts(prompt_path(file))
+    prompts = tuple(dict.fromkeys(found))
+    heldout = tuple(prompt for prompt in prompts if is_heldout(prompt, share))
+    if not 0 < len(heldout) < len(prompts):
+        raise UserError(
+            f"holds out {len(heldout)} of the {len(prompts)} prompts of {file}", where="prompts.heldout_share",
+            fix="give another share or more prompts, or a heldout file of its own",
+        )  # fmt: skip
+    return PromptSplit(
+        tuple(prompt for prompt in prompts if not is_heldout(prompt, share)), heldout, len(found) - len(prompts)
+    )
+
+
+def _of_cache(folder: Path) -> PromptSplit:
+    """What videos show may be said of others in the same words: such a caption is held out, and not trained on."""
+    cache = ClipCache(folder)
+    captions = [record.caption for record in cache.records if record.caption.strip()]
+    heldout = dict.fromkeys(record.caption for record in cache.of_split("heldout") if record.caption.strip())
+    train = dict.fromkeys(caption for caption in captions if caption not in heldout)
+    for caption in (*train, *heldout):
+        check_plain(caption, where=str(folder))
+    if not train or not heldout:
+        missing = "held out" if train else "to train on"
+        raise UserError(f"no caption {missing} in it", where=str(folder), fix="prepare with another share held out")
+    return PromptSplit(tuple(train), tuple(heldout), len(captions) - len(train) - len(heldout))

@@ -1,12 +1,13 @@
 """Where one scene of a video ends and the next begins.
 
-Hard cuts only: a fade or dissolve changes no neighbouring frames by much and is no cut (`CutConfig.margin_seconds` keeps
-clear of fades at cuts). PySceneDetect's detectors measure the mean change of pixels, which fast motion raises as much
+Hard cuts only: a fade or dissolve of a second changes no neighbouring frames by much and is no cut, one of a few frames
+is (`CutConfig.margin_seconds` keeps clear of it). PySceneDetect's detectors measure the mean change of pixels, which fast motion raises as much
 as a cut does, and bring OpenCV; colours counted in nine parts of the picture tell the two apart in a page of NumPy.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -47,7 +48,7 @@ def find_scenes(video: Any, first: int, stop: int, threshold: float) -> list[ran
         for frame in video.frames(range(start, min(start + chunk, stop)))
     )  # fmt: skip
     edges = [first, *(first + cut for cut in find_cuts(frames, threshold, window)), stop]
-    return [range(start, end) for start, end in zip(edges, edges[1:], strict=False)]
+    return [range(start, end) for start, end in itertools.pairwise(edges)]
 
 
 def find_cuts(frames: Iterable[Frames], threshold: float, window: int) -> list[int]:
@@ -64,7 +65,7 @@ def find_cuts(frames: Iterable[Frames], threshold: float, window: int) -> list[i
     """
     recent: dict[int, Signature] = {}
     cuts, count = [], 0
-    for count, frame in enumerate(frames, 1):  # noqa: B007  # the count is used when they are over
+    for count, frame in enumerate(frames, 1):
         recent[count - 1] = _signature(frame)
         if _is_cut(recent, count - window, threshold, window):
             cuts.append(count - window)
@@ -85,7 +86,7 @@ def _is_cut(recent: dict[int, Signature], index: int, threshold: float, window: 
 
 
 def _changes(scene: list[Signature]) -> Iterator[float]:
-    return (_change(old, new) for old, new in zip(scene, scene[1:], strict=False))
+    return (_change(old, new) for old, new in itertools.pairwise(scene))
 
 
 def _change(old: Signature, new: Signature) -> float:

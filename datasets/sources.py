@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rats_video.config.prepare import PrepareConfig
 from rats_video.datasets.archives import DamagedArchive, index_archive
-from rats_video.datasets.prompts import check_plain, read_prompt_file
+from rats_video.datasets.prompt_rows import check_plain, read_prompts
 from rats_video.datasets.records import Skipped, SourceVideo
 from rats_video.datasets.shape_clips import list_shapes
 from rats_video.datasets.tables import IN_FOLDER, LISTS, LISTS_OF_CAPTIONS, SUFFIXES, Row, read_lists, read_table
@@ -117,7 +117,7 @@ def _in_file(path: Path) -> Iterator[Found]:
                 for number, text in enumerate(texts, 1)
             )
     elif suffix == ".txt":
-        prompts = read_prompt_file(path)
+        prompts = read_prompts(path)
         if all(os.path.splitext(prompt)[1].lower() in VIDEO_SUFFIXES for prompt in prompts):  # noqa: PTH122
             raise UserError("lists videos, not prompts", where=str(path), fix="give its folder, with prompts.txt in it")
         yield from (
@@ -141,8 +141,12 @@ def _in_folder(top: Path) -> Iterator[Found]:
     while todo:
         below, listed = todo.pop()
         folder = top / below
-        with os.scandir(folder) as entries:
-            seen = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+        try:
+            with os.scandir(folder) as entries:
+                seen = sorted((each for each in entries if not each.name.startswith(".")), key=lambda each: each.name)
+        except OSError as error:
+            yield Skipped(below or ".", "cannot be read", error.strerror or "")
+            continue
         names = {entry.name for entry in seen}
         if (rows := _folder_table(folder, names)) is not None:
             yield from _rows(rows, folder, below)
@@ -156,7 +160,7 @@ def _in_folder(top: Path) -> Iterator[Found]:
                     continue
             if entry.is_dir(follow_symlinks=False):
                 todo.append((f"{name}/", listed))
-            elif not entry.is_file():
+            elif not os.path.isfile(entry.path):  # noqa: PTH113  # entry.is_file raises at a loop of links
                 continue
             elif entry.name.lower().endswith(".tar"):
                 yield from _archive(Path(entry.path), name)

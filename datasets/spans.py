@@ -139,7 +139,7 @@ class _Grid:
         wanted = times[0] + np.arange(bucket.num_frames) / self.fps
         later = np.searchsorted(times, wanted).clip(max=len(times) - 1)
         sooner = (later - 1).clip(min=0)
-        nearest = np.where(wanted - times[sooner] <= times[later] - wanted, sooner, later)
+        nearest = np.where(wanted - times[sooner] <= times[later] - wanted + _MICROSECOND, sooner, later)
         over = int(nearest[-1]) + 1
         end = times[over] if over < len(times) else times[-1] + self.gap
         return Span(tuple((first + nearest).tolist()), bucket, float(times[0]), float(end), scene)

@@ -115,7 +115,7 @@ def _csv(text: str, delimiter: str) -> Iterator[dict[str, Any]]:
         for row in reader:
             yield {(name or "").strip().lower(): value for name, value in row.items()}
     except csv.Error as error:
-        raise ValueError(f"line {reader.line_num}: {first_line(error)}") from error
+        raise ValueError(f"line {reader.reader.line_num}: {first_line(error)}") from error
 
 
 def _row(item: dict[str, Any], used: dict[str, str | None]) -> Row:

@@ -93,8 +93,8 @@ class Runtime:
 
     # -------------------------------------------------------------------------------------------------- sharing work
 
-    def rows(self, batch_size: int) -> slice:
-        """The rows of a global batch that are this rank's; a context group has the same ones.
+    def rows(self, batch_size: int, where: str = "training.batch_size") -> slice:
+        """This rank's rows of a global batch, whose size is set at `where`; a context group has the same ones.
 
         Raises:
             UserError: they cannot be shared evenly.
@@ -102,7 +102,7 @@ class Runtime:
         shares = self.trainers // self.context
         if batch_size % shares:
             raise UserError(
-                f"{batch_size} clips cannot be shared evenly by {shares} processes", where="training.batch_size",
+                f"{batch_size} clips cannot be shared evenly by {shares} processes", where=where,
                 fix=f"use a multiple of {shares}",
             )  # fmt: skip
         size = batch_size // shares

@@ -19,14 +19,14 @@ BATCH_SIZE = 16
 
 
 class TextCache:
-    """Text conditions of one prompt each, in host memory.
+    """Text conditions of one prompt each, in host memory or wherever `rows` finds them.
 
     Args:
         rows: `[1, L, D]` conditions by prompt; L may differ.
     """
 
     def __init__(self, rows: Mapping[str, TextCondition]) -> None:
-        self._rows = dict(rows)
+        self._rows = rows
 
     @classmethod
     def encode(cls, encode_text: Callable[[Sequence[str]], TextCondition], prompts: Sequence[str]) -> TextCache:

@@ -9,10 +9,13 @@ import torch
 from rats_video.assets import resolve_folder
 from rats_video.backbones.attention import check_attention, used_attention
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.identity import text_digest
 from rats_video.backbones.offload import HostWeights
 from rats_video.backbones.text_cache import TextCache, text_identity
 from rats_video.config.compute import FullWeights, LoraWeights
-from rats_video.config.distill import DistillConfig
+from rats_video.config.distill import DistillConfig, PreparedPrompts
+from rats_video.datasets.cache import ClipCache
+from rats_video.datasets.prepared_text import PreparedText
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError
 from rats_video.planning.architecture import find_architecture
@@ -48,8 +51,18 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
 
 
 def cached_text(cfg: DistillConfig, file: Path) -> TextCache | None:
-    """The encoded prompts of an earlier start of the run, if they are all there: no text encoder is loaded then."""
-    return TextCache.load(file, _text_identity(cfg), _all_prompts(cfg)) if cfg.compute.cache_text else None
+    """Prompts that are encoded already, if all are: by `prepare`, or an earlier start of the run.
+
+    No text encoder is loaded then.
+
+    Raises:
+        UserError: `prepare` encoded them with another one.
+    """
+    if not cfg.compute.cache_text:
+        return None
+    if isinstance(cfg.prompts, PreparedPrompts):
+        return _prepared_text(cfg, Path(cfg.prompts.path))
+    return TextCache.load(file, _text_identity(cfg), _all_prompts(cfg))
 
 
 def place(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
@@ -72,9 +85,19 @@ def encode_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> TextCache:
 
 
 def save_text(cfg: DistillConfig, backbone: PipelineBackbone, file: Path) -> None:
-    """Keep the encoded prompts with the run, so that resuming it needs no text encoder."""
-    if backbone.text_cache is not None:
+    """Keep the encoded prompts with the run, so that resuming it needs no text encoder; a cache keeps its own."""
+    if backbone.text_cache is not None and not isinstance(cfg.prompts, PreparedPrompts):
         backbone.text_cache.save(file, _text_identity(cfg))
+
+
+def _prepared_text(cfg: DistillConfig, folder: Path) -> TextCache:
+    cache = ClipCache(folder)
+    if cache.manifest.text != text_digest(resolve_folder(cfg.model, where="model")):
+        raise UserError(
+            f"its text was encoded with {cache.manifest.model}, and not as {cfg.model} does", where=str(folder),
+            fix="prepare with this model, or set compute.cache_text=false to encode the captions anew",
+        )  # fmt: skip
+    return TextCache(PreparedText(cache, getattr(torch, cfg.compute.dtype)))
 
 
 def _all_prompts(cfg: DistillConfig) -> list[str]:

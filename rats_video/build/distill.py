@@ -26,6 +26,7 @@ from rats_video.build.compute import (
 from rats_video.build.dry_runs import Builders, plan_of_run
 from rats_video.build.guard import SEED_OFFSET, build_guard
 from rats_video.build.parallel import serve_rewards, split_roles
+from rats_video.build.real_data import build_real_data
 from rats_video.build.reward import build_judges, check_rewards, loss_reward, reward_folders
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
@@ -106,6 +107,8 @@ def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSpl
     if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
         for prompt in everything:
             check_prompt(prompt, backbone.unknown_words, where="prompts")
+    if prompts.dropped:
+        warn(f"{prompts.dropped} were there already and are left out", where="prompts")
     misread = Counter(filter(None, map(backbone.misread, everything)))
     for how, count in misread.items():
         warn(f"{count} of {len(everything)} are {how}", where="prompts")
@@ -135,7 +138,7 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
 def build_rats(
     cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
 ) -> Rats:
-    """Student, teacher, reward and gate."""
+    """Student, teacher, reward and gate, and real clips where there are any."""
     device = student.device
     reward = RemoteReward(Link.to_reward(runtime)) if runtime.reward_ranks > 0 else loss_reward(cfg, student)
     store = None
@@ -149,6 +152,7 @@ def build_rats(
         method=cfg.method,
         student_config=cfg.student,
         shift=cfg.shift,
+        real_data=build_real_data(cfg, student, runtime),
     )
 
 

@@ -13,7 +13,8 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
-from rats_video.datasets.prompts import check_prompt, read_prompt_file
+from rats_video.datasets.prompt_rows import read_prompts
+from rats_video.datasets.prompts import check_prompt
 from rats_video.errors import UserError, warn
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.student import CARD, StudentCard, load_card
@@ -78,7 +79,7 @@ def checked_prompts(
     given: Sequence[str], file: Path | None, fallback: Sequence[str], backbone: PipelineBackbone
 ) -> list[str]:
     """The prompts given, those of the file, or else the fallback; refuses what the model cannot follow."""
-    prompts = list(given) or (list(read_prompt_file(file)) if file else list(fallback))
+    prompts = list(given) or (list(read_prompts(file)) if file else list(fallback))
     for prompt in prompts:
         check_prompt(prompt, backbone.unknown_words)
     return prompts

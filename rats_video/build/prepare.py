@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -109,8 +109,10 @@ class Job:
             check_free(output, overwrite=False)
             manifest.save(output)
         done = read_units(output)
-        known = any(entry.source in sources for entries in done.values() for entry in entries)
-        check_same(CacheManifest.load(output), manifest, output, ignored={SOURCE} if known else set())
+        before = CacheManifest.load(output)
+        if any(entry.source in sources for entries in done.values() for entry in entries):  # it was moved at most
+            manifest = replace(manifest, settings=manifest.settings | {SOURCE: before.settings.get(SOURCE)})
+        check_same(before, manifest, output)
         units = plan_units(sources, done, cfg.timeout_seconds)
         needs_prompt = bool(sources) and not (output / EMPTY).is_file()
         return cls(output, manifest, sources, found.skipped, units if units or needs_prompt else None)

@@ -73,26 +73,31 @@ def run_train_vae(
     """`train vae`: OUTPUT/vae and OUTPUT/training.json."""
     cfg = load_seeded(VaeConfig, config, group="vae", overrides=overrides, seed=seed)
     where, began = pick_device(device), time.monotonic()
+    init = None if cfg.init is None else _load_vae(resolve_folder(cfg.init, where="init"), where)
     with _training(cfg, output, "vae", resume=resume, overwrite=overwrite) as is_done:
         if is_done:
             return _done_before(output)
-        vae, metrics = train_vae(cfg, where, output)
+        vae, metrics = train_vae(cfg, where, output, init=init)
         vae.save_pretrained(output / "vae")
         return _record(output, cfg, time.monotonic() - began, where, metrics)
+
+
+def _load_vae(folder: Path, device: torch.device) -> Any:
+    from diffusers import AutoencoderKLWan
+
+    fix = "give a folder with a vae/ in it"
+    return load_parts(folder, {"vae": AutoencoderKLWan}, device, torch.float32, family="Wan", fix=fix)["vae"]
 
 
 def run_train_teacher(
     *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], resume: bool, overwrite: bool
 ) -> list[str]:
     """`train teacher`: a folder that `diffusers.WanPipeline` loads."""
-    from diffusers import AutoencoderKLWan
-
     cfg = load_seeded(TeacherTrainConfig, config, group="teacher", overrides=overrides, seed=seed)
     where, began = pick_device(device), time.monotonic()
     vae_folder = resolve_folder(cfg.vae, where="vae")
     init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
-    parts, fix = {"vae": AutoencoderKLWan}, "give a folder with a vae/ in it"
-    vae = load_parts(vae_folder, parts, where, torch.float32, family="Wan", fix=fix)["vae"]
+    vae = _load_vae(vae_folder, where)
     with _training(cfg, output, "teacher", resume=resume, overwrite=overwrite) as is_done:
         if is_done:
             return _done_before(output)

@@ -12,6 +12,7 @@ from rats_video.build.distill import prepare_run, train_student
 from rats_video.build.evaluate import evaluate_files
 from rats_video.build.finish import finish, is_finished
 from rats_video.build.inference import LoadedStudent, load_student
+from rats_video.build.real_data import pinned
 from rats_video.build.sample import sample_files
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
@@ -33,7 +34,7 @@ def run_distill(
     overwrite: bool,
 ) -> list[str]:
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
-    cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
+    cfg = pinned(load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed))
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     with explain_memory(lambda: memory_advice(cfg)), working_in(output, runtime):
         student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
@@ -58,7 +59,7 @@ def run_all(
 
     What the folder already holds of the same configuration is kept and gone on with.
     """
-    cfg = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
+    cfg = pinned(load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed))
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     with working_in(output, runtime):
         say("1/4 distill")

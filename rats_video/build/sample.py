@@ -19,11 +19,12 @@ import torch
 from rats_video.assets import ASSETS
 from rats_video.build.common import explain_memory, make_folder, start_runtime
 from rats_video.build.inference import DEFAULT_STUDENT, EXAMPLE_PROMPTS, LoadedStudent, load_student
+from rats_video.datasets.prompt_rows import read_rows
 from rats_video.datasets.prompts import check_prompt
 from rats_video.errors import Interrupted, UserError
 from rats_video.files import weights_digest
 from rats_video.inference.manifest import Clip, Journal, clear, is_whole, locked, read_clips, write_manifest
-from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests, read_rows
+from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
 from rats_video.inference.video import slugify, write_mp4
 from rats_video.runtime import Runtime
@@ -183,7 +184,7 @@ def sample_files(
         todo = [request for request in mine if not folder.has(request)]
         done = before = len(mine) - len(todo)
         began = time.monotonic()
-        with ProgressBar("sample", len(mine), start=before) as progress, _stoppable(output):
+        with ProgressBar("sample", len(mine), start=before) as progress, stoppable(output):
             for batch in in_batches(todo, batch_size):
                 done += sum(1 for _ in folder.make(batch))
                 progress.advance(len(batch), **{"clips/s": (done - before) / (time.monotonic() - began)})
@@ -217,7 +218,7 @@ def sample_pipe(
     with (
         _claimed(output, alone, overwrite=overwrite),
         ClipFolder(loaded, output, 0) as folder,
-        _stoppable(output),
+        stoppable(output),
     ):
         for batch in in_batches(arriving, batch_size):
             todo = [request for request in batch if not folder.has(request)]
@@ -250,7 +251,7 @@ def _claimed(output: Path, runtime: Runtime, *, overwrite: bool) -> Iterator[Non
 
 
 @contextlib.contextmanager
-def _stoppable(output: Path) -> Iterator[None]:
+def stoppable(output: Path) -> Iterator[None]:
     """Ctrl-C stops at once: every clip noted is whole."""
     try:
         yield

@@ -32,14 +32,30 @@ class ShapesPrompts(Config):
 
 
 class FilePrompts(Config):
-    """One prompt a line; empty lines are skipped. A packaged name (`video-train`, `video-heldout`) or a path."""
+    """Lists as docs/prompts.md describes them: a packaged name (`video-train`, `video-heldout`) or a path."""
 
     kind: Literal["file"]
-    train: str = Field(description="text file of training prompts")
-    heldout: str = Field(description="text file of prompts for evaluation, none of them in the training file")
+    train: str = Field(description="prompts to train on")
+    heldout: str | None = Field(None, description="prompts for evaluation, none of them in the training file")
+    heldout_share: float | None = Field(
+        None, gt=0, lt=1, description="instead: share of `train` kept for evaluation, each prompt by its own hash"
+    )
+
+    @model_validator(mode="after")
+    def _is_split_one_way(self) -> Self:
+        if (self.heldout is None) == (self.heldout_share is None):
+            raise ValueError("give either `heldout`, a file, or `heldout_share`")
+        return self
 
 
-Prompts = Annotated[ShapesPrompts | FilePrompts, Field(discriminator="kind")]
+class PreparedPrompts(Config):
+    """Captions of clips that `prepare` has stored, split as they are; `compute.cache_text` takes their text as well."""
+
+    kind: Literal["prepared"]
+    path: str = Field(description="folder of the cache")
+
+
+Prompts = Annotated[ShapesPrompts | FilePrompts | PreparedPrompts, Field(discriminator="kind")]
 
 
 class SigmoidGate(Config):
@@ -86,8 +102,20 @@ class PolicyConfig(Config):
     normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
 
 
+class RealDataConfig(Config):
+    """Real clips, prepared by `rats-video prepare`, that the student's velocity is kept close to."""
+
+    path: str = Field(description="the cache; its training clips of the run's size are used")
+    weight: NonNegativeFloat = Field(0.1, description="of the term in the loss; 0 leaves it out")
+    batch_size: NumClips | None = Field(
+        None, description="real clips an update, over all processes; null = training.batch_size"
+    )
+    prompt_dropout: float = Field(0.0, ge=0, le=1, description="share of clips with the empty prompt for their own")
+    digest: str | None = Field(None, description="of the cache's clips; the run writes it down")
+
+
 class MethodConfig(Config):
-    """Loss = -reward_weight * R_student + alpha * gate * shaping."""
+    """Loss = -reward_weight * R_student + alpha * gate * shaping (+ real_data.weight * real_data)."""
 
     reward_weight: NonNegativeFloat = 1.0
     alpha: NonNegativeFloat = 1.0
@@ -102,6 +130,7 @@ class MethodConfig(Config):
     policy: PolicyConfig | None = Field(
         None, description="raise the reward by a policy gradient, as one without gradient needs; null = the direct one"
     )
+    real_data: RealDataConfig | None = Field(None, description="flow matching on real clips beside it; null = none")
 
     @property
     def uses_gradient(self) -> bool:

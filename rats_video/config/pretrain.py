@@ -51,9 +51,13 @@ class VaeConfig(Config):
 
     seed: Seed = 0
     clip: ClipConfig = ClipConfig()
-    model: VaeModelConfig = VaeModelConfig()
+    videos: str | None = Field(None, description="what to learn, as `prepare` takes it; null renders shapes")
+    init: str | None = Field(
+        None, description="pipeline folder or embedded name whose vae/ is trained on; null: random"
+    )
+    model: VaeModelConfig = Field(VaeModelConfig(), description="where init is null")
     stages: tuple[VaeStageConfig, ...] = Field(min_length=1)
-    object_weight: PositiveFloat = Field(15.0, description="extra loss weight of pixels off the background")
+    object_weight: NonNegativeFloat = Field(15.0, description="extra loss weight of pixels unlike their frame's corner")
     prune_channels: PositiveInt | None = Field(
         None, description="keep only this many principal components of the latent channels, at the end"
     )

@@ -13,6 +13,7 @@ from rats_video.distill.finite import SKIPPED, finite_clips, only, shield, warn_
 from rats_video.distill.gate import GateFn
 from rats_video.distill.judge import judge
 from rats_video.distill.policy import Group, policy_loss, sample_group
+from rats_video.distill.real_data import RealData
 from rats_video.distill.shaping import shaping_by_horizon, weigh_horizons
 from rats_video.distill.teacher import TeacherSampler
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
@@ -20,7 +21,7 @@ from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajec
 
 @dataclass(frozen=True)
 class Rats:
-    """The parts that a step puts together; the guard may strengthen shaping."""
+    """The parts that a step puts together, and what may stand beside it; the guard may strengthen shaping."""
 
     student: Backbone
     teacher: TeacherSampler
@@ -30,6 +31,7 @@ class Rats:
     student_config: StudentConfig
     shift: float
     shaping_strength: float = 1.0
+    real_data: RealData | None = None
 
 
 def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from operator import add
@@ -105,19 +105,18 @@ def write_index(folder: Path, manifest: CacheManifest, index: Index) -> bool:
     return True
 
 
-def check_same(before: CacheManifest, now: CacheManifest, folder: Path, *, ignored: Container[str] = ()) -> None:
+def check_same(before: CacheManifest, now: CacheManifest, folder: Path) -> None:
     """Refuse to put clips made in one way beside those made in another.
 
     Args:
         before: what the clips that are there have in common.
         now: what those to be made would have.
         folder: the cache.
-        ignored: settings that may differ.
 
     Raises:
         UserError: names what differs.
     """
-    names = [name for name in dict.fromkeys((*before.settings, *now.settings)) if name not in ignored]
+    names = dict.fromkeys((*before.settings, *now.settings))
     pairs = [(name, before.settings.get(name), now.settings.get(name)) for name in names]
     changes = [f"{name} is {json.dumps(old)} there, {json.dumps(new)} now" for name, old, new in pairs if old != new]
     models = [("VAE", before.vae, now.vae), ("text encoder", before.text, now.text)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from rats_video.config.distill import DistillConfig
+from rats_video.distill.real_data import RealData, real_data_loss
 from rats_video.distill.step import Rats, rats_step
 from rats_video.runtime import Runtime
 from rats_video.training.anchor import Anchor, local
@@ -61,7 +62,11 @@ class Updater:
         training, optimizer = self._cfg.training, self._optimizer
         lr = set_learning_rate(optimizer, training.optimizer, step, training.steps, self._faults.lr_scale)
         optimizer.zero_grad(set_to_none=True)
-        row = self._runtime.mean(accumulate_gradient(rats, batch, training.parts(len(batch.prompts))))
+        parts = training.parts(len(batch.prompts))
+        row = accumulate_gradient(rats, batch, parts)
+        if rats.real_data is not None:
+            row = add_real_data(rats, rats.real_data, batch.num_steps, step, parts, row)
+        row = self._runtime.mean(row)
         _check("loss", row["loss"])
         row = self._skipped.count(row, step)
         weights = rats.student.weights.values()
@@ -87,6 +92,19 @@ def accumulate_gradient(rats: Rats, batch: PromptBatch, parts: int) -> dict[str,
         (loss / parts).backward()
         rows.append(row)
     return {name: sum(row[name] for row in rows) / parts for name in rows[0]}
+
+
+def add_real_data(
+    rats: Rats, real: RealData, num_steps: int, step: int, parts: int, row: Mapping[str, float]
+) -> dict[str, float]:
+    """Add the gradient of the real-data term of a step likewise, and its value to the row."""
+    student, total = rats.student, 0.0
+    clips, sigmas = real.draw(step, student.device), student.sigmas(num_steps, rats.shift)
+    for part in clips.parts(parts):
+        loss = real_data_loss(student, part, sigmas).sum() / len(clips.latents)
+        (real.weight * loss).backward()
+        total += float(loss.detach())
+    return {**row, "loss": row["loss"] + real.weight * total, "real_data/loss": total}
 
 
 def _check(what: str, value: float, most: float | None = None) -> None:

@@ -1,8 +1,10 @@
-"""Train the embedded default's VAE: an AutoencoderKLWan on rendered shapes."""
+"""Train a small VAE: an AutoencoderKLWan on rendered shapes, as the embedded default's, or on videos."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch import Tensor
 from rats_video.backbones.wan_decode import decode_unclamped
 from rats_video.config.pretrain import VaeConfig, VaeStageConfig
 from rats_video.datasets.shapes import ShapeAttributes, render, split_combinations
+from rats_video.datasets.video_pool import read_videos
 from rats_video.files import replacing, tidy
 from rats_video.seeds import seeded
 from rats_video.training.optim import cosine_lr
@@ -19,6 +22,17 @@ from rats_video.training.resumable import forget, resumable
 from rats_video.types import ClipSpec
 
 _LOG_VARIANCE = -8.0
+
+Draw = Callable[[int, int, tuple[int, ...]], Tensor]
+"""`(clips, frames, seeds) -> [B, T, 3, height, width]` in [0, 1], a pure function of its arguments."""
+
+
+@dataclass(frozen=True)
+class Clips:
+    """What a VAE learns from, and what it is judged on."""
+
+    train: Draw
+    heldout: Draw
 
 
 def build_vae(cfg: VaeConfig) -> Any:
@@ -84,19 +98,49 @@ def draw_shapes(
     return render(attributes, clip, generator, device, spread=spread), attributes
 
 
-def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, dict[str, float]]:
+def shapes_clips(clip: ClipSpec, device: torch.device) -> Clips:
+    """Rendered shapes: the training combinations, and the held-out ones."""
+
+    def draws(combinations: list[ShapeAttributes]) -> Draw:
+        return lambda batch, frames, seeds: draw_shapes(
+            combinations, batch, replace(clip, num_frames=frames), seeds, device
+        )[0]
+
+    return Clips(*map(draws, split_combinations()))
+
+
+def video_clips(source: str, clip: ClipSpec, device: torch.device) -> Clips:
+    """Clips of a user's videos; raises UserError where there are too few."""
+    train, heldout = read_videos(source, clip)
+    return Clips(
+        lambda batch, frames, seeds: train.draw(batch, frames, seeds, device),
+        lambda batch, frames, seeds: heldout.draw(batch, frames, seeds, device),
+    )
+
+
+def train_vae(cfg: VaeConfig, device: torch.device, folder: Path, *, init: Any = None) -> tuple[Any, dict[str, float]]:
     """Run the curriculum; after each stage the VAE, with its latents' statistics, is saved as `folder/stage-K`.
 
     A stage that trains only the decoder leaves the latents as they are, so that a teacher can be trained on an earlier
     stage's latents while the decoder is still being refined. Stages found in `folder` are not trained again, and one
     that was begun is gone on with.
 
+    Args:
+        cfg: of the training.
+        device: where it computes.
+        folder: of the stages.
+        init: the AutoencoderKLWan to go on from; None starts at random.
+
     Returns:
         The AutoencoderKLWan and the PSNR in dB on held-out clips.
+
+    Raises:
+        UserError: the videos to learn give too few clips.
     """
     torch.manual_seed(cfg.seed)
-    vae = build_vae(cfg).to(device).train()
-    train, heldout = split_combinations()
+    vae = (build_vae(cfg) if init is None else init).to(device).train()
+    spec = cfg.clip.spec
+    clips = shapes_clips(spec, device) if cfg.videos is None else video_clips(cfg.videos, spec, device)
     tidy(folder)
     for index, stage in enumerate(cfg.stages):
         done = folder / f"stage-{index + 1}"
@@ -104,20 +148,20 @@ def train_vae(cfg: VaeConfig, device: torch.device, folder: Path) -> tuple[Any, 
             vae = type(vae).from_pretrained(done, local_files_only=True, use_safetensors=True).to(device).train()
             continue
         checkpoints = folder / "checkpoints" / done.name
-        _train_stage(vae, cfg, stage, index, train, checkpoints)
+        _train_stage(vae, cfg, stage, index, clips.train, checkpoints)
         if stage.trains == "all":
-            _store_latent_stats(vae, cfg, train)
+            _store_latent_stats(vae, cfg, clips.train)
         with replacing(done, "VAE") as aside:
             vae.save_pretrained(aside)
         forget(checkpoints)
     vae.eval()
     if cfg.prune_channels is not None:
-        vae = prune_latents(vae, cfg, train)
-    return vae, {"psnr_db": evaluate_psnr(vae, cfg, heldout)}
+        vae = prune_latents(vae, cfg, clips.train)
+    return vae, {"psnr_db": evaluate_psnr(vae, cfg, clips.heldout)}
 
 
 @torch.no_grad()
-def prune_latents(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes]) -> Any:
+def prune_latents(vae: Any, cfg: VaeConfig, draw: Draw) -> Any:
     """The same VAE with only the principal components of its latent channels.
 
     A small autoencoder fills few of its channels: on the shapes 5 of 16 hold 98% of the variance, and a denoiser that
@@ -127,7 +171,7 @@ def prune_latents(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes])
     """
     kept = cfg.prune_channels
     assert kept is not None
-    latents = _encode_sample(vae, cfg, combinations).movedim(1, -1).flatten(0, -2)
+    latents = _encode_sample(vae, cfg, draw).movedim(1, -1).flatten(0, -2)
     _, directions = torch.linalg.eigh(latents.T @ latents)  # not centred: zero padding must stay zero
     basis = directions.flip(1)[:, :kept].T.contiguous()  # [kept, channels], largest first
     channels = basis.shape[1]
@@ -152,26 +196,23 @@ def prune_latents(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes])
     state["post_quant_conv.bias"] = torch.zeros(kept, device=down.device)
     pruned.load_state_dict(state)
     pruned.eval()
-    _store_latent_stats(pruned, cfg, combinations)
+    _store_latent_stats(pruned, cfg, draw)
     return pruned
 
 
-def _train_stage(
-    vae: Any, cfg: VaeConfig, stage: VaeStageConfig, index: int, train: list[ShapeAttributes], checkpoints: Path
-) -> None:
+def _train_stage(vae: Any, cfg: VaeConfig, stage: VaeStageConfig, index: int, draw: Draw, checkpoints: Path) -> None:
     trained = [vae] if stage.trains == "all" else [vae.post_quant_conv, vae.decoder]
     parameters = [parameter for module in trained for parameter in module.parameters()]
     vae.requires_grad_(requires_grad=False)
     for module in trained:
         module.requires_grad_(requires_grad=True)
     optimizer = torch.optim.Adam(parameters, lr=stage.lr, betas=(0.9, 0.99))
-    clip = ClipSpec(stage.num_frames, cfg.clip.height, cfg.clip.width, cfg.clip.fps)
     device = next(vae.parameters()).device
     weights = {name: weight for name, weight in vae.named_parameters() if weight.requires_grad}
     for step, progress in resumable(f"train vae, stage {index + 1}", stage.steps, checkpoints, weights, optimizer):
         for group in optimizer.param_groups:
             group["lr"] = cosine_lr(step, stage.steps, stage.lr, warmup=min(50, stage.steps // 10), floor=0.05)
-        videos, _ = draw_shapes(train, stage.batch_size, clip, (cfg.seed, 1 + index, step), device)
+        videos = draw(stage.batch_size, stage.num_frames, (cfg.seed, 1 + index, step))
         loss, mse = vae_loss(vae, videos, cfg, stage, seeded(cfg.seed, 101 + index, step, device=device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -199,32 +240,28 @@ def vae_loss(
 
 
 @torch.no_grad()
-def _encode_sample(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes]) -> Tensor:
-    """Raw latents `[stats_clips, C, F, H, W]` of rendered clips."""
-    device = next(vae.parameters()).device
+def _encode_sample(vae: Any, cfg: VaeConfig, draw: Draw) -> Tensor:
+    """Raw latents `[stats_clips, C, F, H, W]`."""
     batches = [
-        vae.encode(videos.transpose(1, 2) * 2 - 1).latent_dist.mean
+        vae.encode(draw(32, cfg.clip.num_frames, (cfg.seed, 90, start)).transpose(1, 2) * 2 - 1).latent_dist.mean
         for start in range(0, cfg.stats_clips, 32)
-        for videos, _ in [draw_shapes(combinations, 32, cfg.clip.spec, (cfg.seed, 90, start), device)]
     ]
     return torch.cat(batches)
 
 
-def _store_latent_stats(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes]) -> None:
-    latents = _encode_sample(vae, cfg, combinations)
+def _store_latent_stats(vae: Any, cfg: VaeConfig, draw: Draw) -> None:
+    latents = _encode_sample(vae, cfg, draw)
     vae.register_to_config(
         latents_mean=latents.mean(dim=(0, 2, 3, 4)).tolist(), latents_std=latents.std(dim=(0, 2, 3, 4)).tolist()
     )
 
 
 @torch.no_grad()
-def evaluate_psnr(vae: Any, cfg: VaeConfig, combinations: list[ShapeAttributes]) -> float:
+def evaluate_psnr(vae: Any, cfg: VaeConfig, draw: Draw) -> float:
     """Mean PSNR in dB of the round trip on whole clips."""
-    device = next(vae.parameters()).device
     scores: list[float] = []
     for start in range(0, cfg.eval_clips, 16):
-        videos, _ = draw_shapes(combinations, 16, cfg.clip.spec, (cfg.seed, 91, start), device)
-        pixels = videos.transpose(1, 2) * 2 - 1
+        pixels = draw(16, cfg.clip.num_frames, (cfg.seed, 91, start)).transpose(1, 2) * 2 - 1
         decoded = vae.decode(vae.encode(pixels).latent_dist.mean, return_dict=False)[0]
         mse = (decoded - pixels).square().mean(dim=(1, 2, 3, 4)) / 4
         scores += (-10 * mse.log10()).tolist()

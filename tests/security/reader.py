@@ -31,7 +31,7 @@ from rats_video.backbones.text_cache import TextCache
 from rats_video.build.inference import load_run
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import dump_config, load_config
-from rats_video.datasets.prompts import read_prompt_file
+from rats_video.datasets.prompt_rows import read_prompts
 from rats_video.datasets.shapes import WORDS
 from rats_video.errors import CONTROLS, UserError
 from rats_video.evaluation.tables import read_rows
@@ -301,8 +301,9 @@ def fuzz_prompts(here: Path, count: int) -> None:
     ]
 
     def check(data: bytes) -> None:
-        (here / "prompts.txt").write_bytes(data)
-        read("prompts", lambda: read_prompt_file(here / "prompts.txt"))
+        for name in ("prompts.txt", "prompts.jsonl", "prompts.csv", "prompts.json"):
+            (here / name).write_bytes(data)
+            read("prompts", lambda name=name: read_prompts(here / name))
 
     for data in odd:
         check(data)

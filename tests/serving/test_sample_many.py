@@ -18,9 +18,10 @@ from torch import Tensor
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.inference import LoadedStudent, load_student
 from rats_video.build.sample import sample_files, sample_pipe
+from rats_video.datasets.prompt_rows import read_rows
 from rats_video.errors import Interrupted, UserError
 from rats_video.inference.manifest import MANIFEST, is_whole, locked, read_clips
-from rats_video.inference.requests import Request, in_batches, list_requests, read_rows
+from rats_video.inference.requests import Request, in_batches, list_requests
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
 from rats_video.inference.student import StudentCard, save_student
 from rats_video.inference.video import read_mp4, write_mp4

@@ -337,7 +337,7 @@ def test_failed_write_keeps_the_old_file(monkeypatch: pytest.MonkeyPatch) -> Non
         raise OSError(28, "No space left on device", str(target))
 
     monkeypatch.setattr(Path, "replace", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="cannot write the config: No space left on device"):
         write_resolved(Root(name="x"), path)
     assert path.read_text() == "old"
     assert list(Path().iterdir()) == [path]

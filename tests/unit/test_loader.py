@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 from collections import Counter
 from pathlib import Path
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from random_cache import SHAPE, SIZE, write_cache
 
 from rats_video.datasets import cache as cache_module
+from rats_video.datasets.cache import CLIPS as CLIPS_FILE
 from rats_video.datasets.cache import SHARDS, ClipCache
 from rats_video.datasets.loader import ClipBatch, ClipLoader, turn
 from rats_video.errors import UserError
@@ -258,3 +260,12 @@ def test_what_is_read_of_a_half_precision_cache_is_float32(tmp_path: Path) -> No
     batch = ClipLoader(write_cache(tmp_path, {SIZE: 3}, dtype=torch.bfloat16), batch_size=2, seed=0).batch(0)
     assert batch.latents.dtype == batch.text.embeds.dtype == torch.float32
     assert [int(clip[0, 0, 0, 0]) for clip in batch.latents] == [int(key) for key in keys(batch)]
+
+
+@pytest.mark.parametrize("shard", ["../secret.safetensors", "/etc/x.safetensors", ".hidden", "a/b.safetensors", ""])
+def test_a_strangers_cache_names_no_file_outside_its_shards(tmp_path: Path, shard: str) -> None:
+    folder = write_cache(tmp_path / "cache", {SIZE: 2}).folder
+    lines = (folder / CLIPS_FILE).read_text().splitlines()
+    (folder / CLIPS_FILE).write_text(json.dumps({**json.loads(lines[0]), "shard": shard}) + "\n")
+    with pytest.raises(UserError, match=r"clips\.jsonl: cannot read it: .*\(prepare again\)"):
+        _ = ClipCache(folder).records

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from rats_video.config.distill import FilePrompts, ShapesPrompts
-from rats_video.datasets.prompts import check_prompt, load_prompts, read_prompt_file
+from rats_video.datasets.prompt_rows import read_prompts, read_rows
+from rats_video.datasets.prompts import PromptSplit, check_prompt, is_heldout, load_prompts
 from rats_video.datasets.shapes import split_combinations
 from rats_video.errors import UserError
 
@@ -26,14 +31,14 @@ def test_shapes_split() -> None:
 
 def test_file_is_one_prompt_a_line(tmp_path: Path) -> None:
     path = written(tmp_path / "p.txt", "\n  a red circle \r\n\n\t\na blå square\n")
-    assert read_prompt_file(Path(path)) == ("a red circle", "a blå square")
+    assert read_prompts(Path(path)) == ("a red circle", "a blå square")
 
 
 @pytest.mark.parametrize(
     ("content", "line"),
     [
-        (b"", "no prompt in it (write one prompt a line)"),
-        (b" \n\n", "no prompt in it (write one prompt a line)"),
+        (b"", "no prompt in it (write one prompt a line, or one row a prompt)"),
+        (b" \n\n", "no prompt in it (write one prompt a line, or one row a prompt)"),
         (b"\xff\xfe", "cannot read the prompts: it is not UTF-8 text"),
         (None, "cannot read the prompts: No such file or directory"),
     ],
@@ -43,13 +48,13 @@ def test_bad_file_is_named(tmp_path: Path, content: bytes | None, line: str) -> 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        read_prompt_file(path)
+        read_prompts(path)
     assert str(caught.value) == f"{path}: {line}"
 
 
 def test_folder_is_no_prompt_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read the prompts: Is a directory"):
-        read_prompt_file(tmp_path)
+        read_prompts(tmp_path)
 
 
 def test_split_of_files(tmp_path: Path) -> None:
@@ -77,6 +82,89 @@ def test_prompt_that_cannot_be_followed(prompt: str, unknown: list[str], line: s
     with pytest.raises(UserError) as caught:
         check_prompt(prompt, lambda _: unknown)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "# no comment\na blå square, small\n\n"),
+        ("p", "# no comment\na blå square, small"),
+        ("p.jsonl", '{"prompt": " # no comment "}\n\n{"prompt": "a blå square, small", "id": 3}\n'),
+        ("p.csv", '\ufeffprompt,dimension\n# no comment,\n"a blå square, small","x, y"\n'),
+        (
+            "p.json",
+            '[{"prompt_en": "# no comment", "auxiliary_info": {}}, {"prompt_en": "a blå square, small"}]',
+        ),
+    ],
+)
+def test_every_format_says_the_same(tmp_path: Path, name: str, content: str) -> None:
+    path = Path(written(tmp_path / name, content))
+    assert read_prompts(path) == ("# no comment", "a blå square, small")
+    split = load_prompts(FilePrompts(kind="file", train=str(path), heldout=written(tmp_path / "h.txt", "d")))
+    assert split.train == ("# no comment", "a blå square, small")
+
+
+def test_dimensions(tmp_path: Path) -> None:
+    csv = read_rows(Path(written(tmp_path / "p.csv", 'prompt,dimension\na,\nb,"x, y"')))
+    assert [row.dimension for row in csv] == [(), ("x", "y")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("p.txt", "a\nb\x1b[2J", "p.txt, line 2: holds the control character '\\x1b'"),
+        ("p.jsonl", '{"prompt": "a"}\n{"caption": "b"}', "p.jsonl, line 2: caption: unknown key (valid keys: prompt, "),
+        ("p.csv", "prompt,seed\na,1\nb,x", "p.csv, line 3: seed: "),
+        ("p.json", "{}", "p.json: cannot read the prompts: it is no list of "),
+        ("p.json", "[", "p.json: cannot read the prompts: it is no JSON"),
+        ("p.json", '[{"prompt_en": "a"}, {"prompt": "b"}]', "p.json, entry 2: has no prompt_en"),
+        ("p.json", '[{"prompt_en": [7]}]', "p.json, entry 1: prompt: "),
+        ("p.json", '[{"prompt_en": "a", "dimension": [{}]}]', "p.json, entry 1: dimension"),
+        ("p.json", "[" * 100_000, "p.json: cannot read the prompts: "),
+    ],
+)
+def test_mistake_in_a_list_says_where(tmp_path: Path, name: str, content: str, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_prompts(Path(written(tmp_path / name, content)))
+    assert line in str(caught.value)
+
+
+def test_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
+    train, heldout = written(tmp_path / "t.txt", "b\na\nb\nb"), written(tmp_path / "h.txt", "c\nc")
+    assert load_prompts(FilePrompts(kind="file", train=train, heldout=heldout)) == PromptSplit(("b", "a"), ("c",), 3)
+
+
+def test_split_by_share(tmp_path: Path) -> None:
+    prompts = [f"prompt {i}" for i in range(2000)]
+    path = written(tmp_path / "p.txt", "\n".join([*prompts, "prompt 7"]))
+    split = load_prompts(FilePrompts(kind="file", train=path, heldout_share=0.1))
+    assert sorted((*split.train, *split.heldout)) == sorted(prompts)
+    assert split.dropped == 1
+    assert 150 < len(split.heldout) < 250
+    assert split.heldout[:3] == ("prompt 14", "prompt 15", "prompt 19")  # for ever: later versions resume runs
+
+
+@given(st.sets(st.text(max_size=5), max_size=9), st.sets(st.text(max_size=5), max_size=9), st.floats(0.01, 0.99))
+@settings(max_examples=50, deadline=None)
+def test_new_prompts_and_greater_shares_move_none_back(old: set[str], new: set[str], share: float) -> None:
+    def heldout(prompts: set[str], share: float) -> set[str]:
+        return {prompt for prompt in prompts if is_heldout(prompt, share)}
+
+    assert heldout(old | new, share) & old == heldout(old, share)
+    assert heldout(old, share / 2) <= heldout(old, share)
+
+
+def test_share_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "p.txt", "a\nb")
+    with pytest.raises(UserError) as caught:
+        load_prompts(FilePrompts(kind="file", train=path, heldout_share=0.001))
+    assert str(caught.value).startswith(f"prompts.heldout_share: holds out 0 of the 2 prompts of {path} (give another")
+
+
+@pytest.mark.parametrize("keys", [{}, {"heldout": "h.txt", "heldout_share": 0.1}])
+def test_one_way_to_split(keys: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="give either `heldout`, a file, or `heldout_share`"):
+        FilePrompts(kind="file", train="t.txt", **keys)
 
 
 def test_good_prompt_passes() -> None:

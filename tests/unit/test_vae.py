@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -15,8 +16,21 @@ from torch import Tensor
 from rats_video.backbones.wan import decode_unclamped
 from rats_video.config.pretrain import VaeConfig
 from rats_video.datasets.shapes import split_combinations
+from rats_video.datasets.video_pool import VideoPool, read_videos
+from rats_video.errors import UserError
+from rats_video.inference.video import write_mp4
 from rats_video.seeds import seeded
-from rats_video.training.vae import build_vae, draw_shapes, prune_latents, train_vae, vae_loss
+from rats_video.training.vae import (
+    build_vae,
+    draw_shapes,
+    evaluate_psnr,
+    prune_latents,
+    shapes_clips,
+    train_vae,
+    vae_loss,
+    video_clips,
+)
+from rats_video.types import ClipSpec
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +131,6 @@ def test_each_stage_is_saved_and_trains_what_it_says(
 def test_latent_statistics_are_those_of_the_training_clips(
     trained: tuple[Path, Any, dict[str, float]], vae_config: VaeConfig
 ) -> None:
-    from rats_video.datasets.shapes import split_combinations
-    from rats_video.training.vae import draw_shapes
 
     _, vae, metrics = trained
     train, _ = split_combinations()
@@ -163,11 +175,10 @@ def test_pruned_latents_are_the_principal_components_of_the_old_ones() -> None:
     torch.manual_seed(3)
     vae = build_vae(cfg).eval()
     torch.nn.init.zeros_(vae.post_quant_conv.bias)  # zero padding stays zero only without it
-    train, _ = split_combinations()
-    rotated = prune_latents(vae, cfg, train)
-    pruned = prune_latents(vae, cfg.model_copy(update={"prune_channels": 2}), train)
-    videos, _ = draw_shapes(train, 4, cfg.clip.spec, (9,), torch.device("cpu"))
-    pixels = videos.transpose(1, 2) * 2 - 1
+    draw = shapes_clips(cfg.clip.spec, torch.device("cpu")).train
+    rotated = prune_latents(vae, cfg, draw)
+    pruned = prune_latents(vae, cfg.model_copy(update={"prune_channels": 2}), draw)
+    pixels = draw(4, 5, (9,)).transpose(1, 2) * 2 - 1
     with torch.no_grad():
         old, new, few = (model.encode(pixels).latent_dist.mean for model in (vae, rotated, pruned))
         assert new.norm() == pytest.approx(float(old.norm()), rel=1e-4)
@@ -175,3 +186,49 @@ def test_pruned_latents_are_the_principal_components_of_the_old_ones() -> None:
         torch.testing.assert_close(decode_unclamped(rotated, new), decode_unclamped(vae, old), rtol=1e-3, atol=1e-4)
     assert new.square().mean(dim=(0, 2, 3, 4)).diff().le(1e-6).all()  # the largest component first
     assert len(pruned.config.latents_std) == 2
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """Two videos of 12 frames a second: a square that moves right over a gray ground, and one that moves down."""
+    folder = tmp_path / "videos"
+    folder.mkdir()
+    for name, across in (("right", True), ("down", False)):
+        frames = torch.full((36, 3, 48, 64), 0.4)
+        for index, frame in enumerate(frames):
+            x, y = (index, 8) if across else (8, index // 2)
+            frame[:, y : y + 12, x : x + 12] = torch.tensor([0.9, 0.2, 0.1])[:, None, None]
+        write_mp4(frames, folder / f"{name}.mp4", fps=12)
+    return folder
+
+
+def test_a_vae_learns_what_videos_look_like(
+    videos: Path, vae_config: VaeConfig, trained: tuple[Path, Any, dict[str, float]], tmp_path: Path
+) -> None:
+    clip = vae_config.clip.model_copy(update={"fps": 12.0})
+    stages = [vae_config.stages[0].model_copy(update={"steps": 40, "lr": 3e-3})]
+    cfg = vae_config.model_copy(update={"videos": str(videos), "clip": clip, "stages": stages, "object_weight": 0.0})
+    pools = read_videos(str(videos), cfg.clip.spec)
+    assert [len(pool.clips) for pool in pools] == [2 * (36 // clip.num_frames) - 1, 1]
+    before = evaluate_psnr(trained[1], cfg, video_clips(str(videos), cfg.clip.spec, torch.device("cpu")).heldout)
+    first, metrics = train_vae(cfg, torch.device("cpu"), tmp_path / "one", init=copy.deepcopy(trained[1]))
+    assert metrics["psnr_db"] > before + 3
+    again, _ = train_vae(cfg, torch.device("cpu"), tmp_path / "two", init=copy.deepcopy(trained[1]))
+    assert not any(changed(first, again).values())
+
+
+def test_a_draw_is_a_piece_of_a_clip_or_its_mirror_image() -> None:
+    clips = torch.arange(2 * 4 * 3 * 2 * 2, dtype=torch.uint8).view(2, 4, 3, 2, 2)
+    drawn = VideoPool(clips).draw(64, 3, (5,), torch.device("cpu"))
+    pieces = [piece.float() / 255 for clip in clips for piece in (clip[:3], clip[1:])]
+    kinds = {
+        next(i for i, piece in enumerate(pieces) if piece.equal(one) or piece.equal(one.flip(-1))) for one in drawn
+    }
+    assert kinds == {0, 1, 2, 3}
+    assert any(one.equal(piece.flip(-1)) for one in drawn for piece in pieces)
+
+
+def test_too_few_videos(videos: Path) -> None:
+    (videos / "down.mp4").unlink()
+    with pytest.raises(UserError, match=r"gives 1 clips of 33 frames \(give more videos\)"):
+        read_videos(str(videos), ClipSpec(33, 32, 32, 12.0))

@@ -1,0 +1,89 @@
+"""The real clips of a distillation: a prepared cache that fits the model and the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from rats_video.assets import resolve_folder
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.identity import text_digest, vae_digest
+from rats_video.config.distill import DistillConfig, RealDataConfig
+from rats_video.datasets.cache import ClipCache
+from rats_video.datasets.loader import ClipLoader, ReadAhead
+from rats_video.distill.real_data import RealData
+from rats_video.errors import UserError, warn
+from rats_video.runtime import Runtime
+from rats_video.types import TextCondition
+
+WHERE = "method.real_data"
+
+
+def pinned(cfg: DistillConfig) -> DistillConfig:
+    """The configuration with the digest of its real clips, by which `--resume` knows them again.
+
+    Raises:
+        UserError: there is no finished cache, or another one than the configuration was written with.
+    """
+    real = cfg.method.real_data
+    if real is None:
+        return cfg
+    digest = ClipCache(Path(real.path)).digest
+    if real.digest not in {None, digest}:
+        raise UserError(
+            "its clips are not those that this configuration was written with", where=real.path,
+            fix=f"give the cache of that run, or set {WHERE}.digest=null",
+        )  # fmt: skip
+    changed = real.model_copy(update={"digest": digest})
+    return cfg.model_copy(update={"method": cfg.method.model_copy(update={"real_data": changed})})
+
+
+def build_real_data(cfg: DistillConfig, backbone: PipelineBackbone, runtime: Runtime) -> RealData | None:
+    """What the run's real-data term needs; None where it has none.
+
+    Raises:
+        UserError: the cache is of another VAE, text encoder or frame rate, has no clips of the run's size, or its
+            clips cannot be shared evenly.
+    """
+    real = cfg.method.real_data
+    if real is None or real.weight == 0:
+        return None
+    cache, clip = ClipCache(Path(real.path)), cfg.clip.spec
+    _check_model(cfg, real, cache)
+    if cache.manifest.fps != clip.fps:
+        raise UserError(
+            f"its clips have {cache.manifest.fps:g} frames a second, the run's {clip.fps:g}", where=real.path,
+            fix=f"set clip.fps={cache.manifest.fps:g}, or prepare them again",
+        )  # fmt: skip
+    batch_size, size = real.batch_size or cfg.training.batch_size, (clip.num_frames, clip.height, clip.width)
+    rows = runtime.rows(batch_size, where=f"{WHERE}.batch_size")
+    loader = ClipLoader(
+        cache, batch_size=batch_size, seed=cfg.seed, rows=rows, size=size, prompt_dropout=real.prompt_dropout
+    )
+    others = sum(record.size != size for record in cache.of_split("train"))
+    if others and runtime.is_main:
+        warn(f"{others} clips of another size than the run's are left out", where=real.path)
+    found, needed = tuple(loader.batch(0).latents.shape[1:]), backbone.latent_shape(clip)
+    if found != needed:
+        raise UserError(f"its latents are {found}, the model's {needed}", where=real.path, fix="prepare them again")
+    ahead = ReadAhead(loader)
+
+    def source(step: int) -> tuple[Tensor, TextCondition]:
+        batch = ahead(step)
+        return batch.latents, batch.text
+
+    return RealData(source, real.weight, batch_size, rows, cfg.seed)
+
+
+def _check_model(cfg: DistillConfig, real: RealDataConfig, cache: ClipCache) -> None:
+    folder, manifest = resolve_folder(cfg.model, where="model"), cache.manifest
+    for what, found, needed in (
+        ("VAE", manifest.vae, vae_digest(folder)),
+        ("text encoder", manifest.text, text_digest(folder)),
+    ):
+        if found != needed:
+            raise UserError(
+                f"its clips were encoded with another {what} than that of {cfg.model}", where=real.path,
+                fix=f"prepare them again with model: {cfg.model}",
+            )  # fmt: skip
