@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
@@ -39,6 +39,7 @@ MANIFEST, CLIPS, SKIPPED, SHARDS, EMPTY, CONTACT = (
 MOST_INDEX = 2**31  # bytes of clips.jsonl: some five million clips
 OPEN_SHARDS = 256  # at a time: each is mapped into memory, which the kernel allows some 65,000 times
 Split = Literal["train", "heldout"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ClipRecord:
         start: seconds into the source.
         end: seconds into the source.
         caption: the text it was encoded with.
-        num_frames: pixel frames.
+        num_frames: pixel frames; 0, as height and width, for a prompt without a video, whose shard has no `latents`.
         height: pixels.
         width: pixels.
         split: `train` or `heldout`; all clips of a source are in the same.
@@ -130,10 +131,11 @@ class CacheManifest:
         return manifest
 
 
-def save_shard(path: Path, latents: Tensor, text: TextCondition) -> None:
-    """Write clips of one bucket: `[N, C, F, H, W]` and the N prompts they were encoded with."""
+def save_shard(path: Path, latents: Tensor | None, text: TextCondition) -> None:
+    """Write clips of one bucket: `[N, C, F, H, W]` and the N prompts they were encoded with; None for prompts alone."""
+    videos = {} if latents is None else {"latents": latents.contiguous()}
     with replacing(path, "shard") as aside:
-        save_file({"latents": latents.contiguous(), **text_tensors(text)}, aside)
+        save_file({**videos, **text_tensors(text)}, aside)
 
 
 def text_tensors(text: TextCondition) -> dict[str, Tensor]:
@@ -164,13 +166,7 @@ class ClipCache:
     @cached_property
     def records(self) -> tuple[ClipRecord, ...]:
         """All clips, in the order of clips.jsonl."""
-        path = self.folder / CLIPS
-        kind = TypeAdapter(ClipRecord)
-        try:
-            lines = read_text(path, MOST_INDEX).splitlines()
-            return tuple(kind.validate_json(line) for line in lines)
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read it: {first_line(error)}", where=str(path), fix="prepare again") from error
+        return read_lines(self.folder / CLIPS, ClipRecord, fix="prepare again")
 
     @cached_property
     def digest(self) -> str:
@@ -194,8 +190,10 @@ class ClipCache:
         """Latents `[B, C, F, H, W]` in float32, and the text, of B clips of one size.
 
         Raises:
-            UserError: a shard is missing or damaged.
+            UserError: a shard is missing or damaged, or holds prompts without videos.
         """
+        if any(not record.num_frames for record in records):
+            raise UserError("holds prompts without videos", where=str(self.folder), fix="prepare a folder of videos")
         rows = [self._row(record) for record in records]
         return torch.cat([latents for latents, _ in rows]).float(), TextCondition.cat([text for _, text in rows])
 
@@ -246,6 +244,20 @@ class ClipCache:
     def _damaged(self, name: str, reason: str) -> UserError:
         fix = "delete it and run the same prepare again"
         return UserError(f"cannot read it: {reason}", where=str(self.folder / name), fix=fix)
+
+
+def read_lines(path: Path, kind: type[T], *, fix: str) -> tuple[T, ...]:
+    """What `write_lines` wrote: dataclasses of a kind.
+
+    Raises:
+        UserError: it cannot be read or is damaged; `fix` says what to do.
+    """
+    reader = TypeAdapter(kind)
+    try:
+        # Not splitlines: a caption may hold what Unicode calls a line's end.
+        return tuple(reader.validate_json(line) for line in read_text(path, MOST_INDEX).split("\n") if line)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read it: {first_line(error)}", where=str(path), fix=fix) from error
 
 
 def write_lines(path: Path, items: Iterable[Any], what: str) -> None:

@@ -16,6 +16,16 @@ from rats_video.backbones.wan import WanBackbone
 FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone, LTXBackbone, HunyuanVideoBackbone, CogVideoXBackbone)
 
 
+def find_family(folder: Path) -> type[PipelineBackbone]:
+    """The family of a pipeline folder, told by its `model_index.json`.
+
+    Raises:
+        UserError: it is no pipeline, or of no family we know.
+    """
+    name = read_index(folder, [name for family in FAMILIES for name in family.pipelines])["_class_name"]
+    return next(family for family in FAMILIES if name in family.pipelines)
+
+
 def load_backbone(
     folder: Path,
     device: torch.device | str = "cpu",
@@ -24,11 +34,9 @@ def load_backbone(
     with_text: bool = True,
     with_denoiser: bool = True,
 ) -> PipelineBackbone:
-    """Load a pipeline folder of any family, told by its `model_index.json`; see `from_pretrained`.
+    """Load a pipeline folder of any family; see `from_pretrained`.
 
     Raises:
         UserError: it is no pipeline, of no family we know, or damaged.
     """
-    name = read_index(folder, [name for family in FAMILIES for name in family.pipelines])["_class_name"]
-    family = next(family for family in FAMILIES if name in family.pipelines)
-    return family.from_pretrained(folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser)
+    return find_family(folder).from_pretrained(folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser)

@@ -42,6 +42,7 @@ OPTIONS = {
         "--dimensions",
         "--teacher",
     ],
+    "prepare": ["--config", "--output", "--device", "--set", "--overwrite", *SHARED],
     "train vae": TRAIN,
     "train teacher": [*TRAIN, *SHARED, "--restarts", "--data"],
     "calibrate": ["--config", "--set", "--num-prompts", "--output", "--device", "--overwrite"],
@@ -51,7 +52,7 @@ OPTIONS = {
     "train reward": [*TRAIN, "--latent"],
 }
 SUBCOMMANDS = {
-    "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "train", "rewards", "calibrate"],
+    "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "prepare", "train", "rewards", "calibrate"],
     "export": ["comparison"],
     "train": ["vae", "teacher", "reward"],
     "rewards": ["list", "check", "convert"],
@@ -67,6 +68,7 @@ BUILDERS = {
     "finetune": ["run_finetune"],
     "rewards": ["run_list_rewards", "run_check_reward"],
     "calibrate": ["run_calibrate"],
+    "prepare": ["run_prepare"],
 }
 Outcome = tuple[int, str, str]
 

@@ -16,6 +16,7 @@ from rats_video.config.compute import LoraWeights
 from rats_video.config.distill import DistillConfig, FilePrompts, FrozenTeacher
 from rats_video.config.finetune import FinetuneConfig
 from rats_video.config.load import load_config
+from rats_video.config.prepare import PrepareConfig
 from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
 from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
 from rats_video.config.reward import WordRewardConfig
@@ -27,7 +28,7 @@ from rats_video.rewards.frames import scored_frames
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROOTS: dict[str, type[BaseModel]] = {
     "distill": DistillConfig, "vae": VaeConfig, "teacher": TeacherTrainConfig, "reward": RewardTrainConfig,
-    "latent_reward": LatentRewardTrainConfig, "finetune": FinetuneConfig,
+    "latent_reward": LatentRewardTrainConfig, "finetune": FinetuneConfig, "prepare": PrepareConfig,
 }  # fmt: skip
 # pixels a token is wide, pixel frames a latent frame, what num_frames - 1 must be a multiple of
 STRIDES = {
@@ -62,6 +63,20 @@ def test_clip_fits_the_model_and_every_latent_frame_is_scored(name: str) -> None
         scored = scored_frames(cfg.clip.num_frames, reward.frames, [""])[0]
         latent_frames = {(int(frame) + stride - 1) // stride for frame in scored}
         assert latent_frames == set(range(1 + (cfg.clip.num_frames - 1) // stride))
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "prepare").glob("*.yaml")), ids=lambda path: path.stem)
+def test_prepared_clips_fit_the_model(path: Path) -> None:
+    cfg = load_config(PrepareConfig, path.stem, group="prepare")
+    pixels, _, step = (16, 4, 4) if path.stem == "tiny" else STRIDES[path.stem]
+    for bucket in cfg.buckets:
+        assert (bucket.height % pixels, bucket.width % pixels, (bucket.num_frames - 1) % step) == (0, 0, 0)
+    if path.stem != "tiny":  # what the model is distilled at can come from the cache
+        clip = read(path.stem).clip
+        shapes = {(bucket.num_frames, bucket.height, bucket.width) for bucket in cfg.buckets}
+        assert cfg.fps == clip.fps
+        assert cfg.model == read(path.stem).model
+        assert (clip.num_frames, clip.height, clip.width) in shapes
 
 
 def test_a_decode_window_is_asked_of_families_that_have_one() -> None:

@@ -1,0 +1,231 @@
+"""From clips of pixels to shards of latents and text, unit by unit."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rats_video.backbones.text_cache import TextCache
+from rats_video.config.prepare import PrepareConfig
+from rats_video.datasets.cache import EMPTY, SHARDS, ClipRecord, save_shard, text_tensors
+from rats_video.datasets.records import CutClip, ReadSource, SourceVideo, split_of
+from rats_video.errors import UserError
+from rats_video.files import replacing
+from rats_video.preparation.units import Entry, Fingerprint, KeptClip, Moments, Unit, thumbs_path, write_record
+from rats_video.types import TextCondition
+
+THUMB_HEIGHT = 96  # pixels of each of the three frames
+THUMB_QUALITY = 70
+Size = tuple[int, int, int]
+
+
+class Encoder(Protocol):
+    """What is needed of a backbone."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where its models are."""
+        ...
+
+    def encode(self, videos: Tensor) -> Tensor:
+        """Normalised latents `[B, C, F, H, W]` of `[B, T, 3, height, width]` in [0, 1]."""
+        ...
+
+    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode B prompts."""
+        ...
+
+
+@dataclass
+class _Shelf:
+    """Clips of one size, by their places in the unit, on their way into a shard: first as pixels, then as latents."""
+
+    waiting: list[int] = field(default_factory=list)
+    frames: list[Tensor] = field(default_factory=list)
+    encoded: list[int] = field(default_factory=list)
+    latents: list[Tensor] = field(default_factory=list)
+
+
+class UnitEncoder:
+    """Encodes one unit's sources, added in order, into shards of its own, and then writes its record.
+
+    What comes out depends on the unit and the configuration alone.
+
+    Args:
+        folder: the cache.
+        unit: what is encoded.
+        cfg: how.
+        encoder: VAE and text encoder.
+    """
+
+    def __init__(self, folder: Path, unit: Unit, cfg: PrepareConfig, encoder: Encoder) -> None:
+        self._folder, self._unit, self._cfg, self._encoder = folder, unit, cfg, encoder
+        self._dtype: torch.dtype = getattr(torch, cfg.dtype)
+        self._entries: list[tuple[Entry, range]] = []
+        self._clips: list[KeptClip] = []
+        self._thumbs: dict[str, Tensor] = {}
+        self._shelves: dict[Size, _Shelf] = {}
+        self._num_shards = 0
+
+    def add(self, mark: Fingerprint, read: ReadSource, *, waited: float | None = None) -> int:
+        """Take what a source gave; returns how many clips.
+
+        Args:
+            mark: the source as it was before it was read.
+            read: what it gave; neither clips nor a reason why is a prompt alone.
+            waited: seconds after which it was given up.
+        """
+        first = len(self._clips)
+        cuts: tuple[CutClip | None, ...] = read.clips if read.clips or read.skipped else (None,)
+        for cut in cuts:
+            record = describe(read, cut, self._cfg)
+            shelf = self._shelves.setdefault(record.size, _Shelf())
+            if cut is None:
+                shelf.encoded.append(len(self._clips))
+            else:
+                shelf.waiting.append(len(self._clips))
+                shelf.frames.append(cut.frames)
+                self._thumbs[record.key] = thumbnail(cut.frames)
+            self._clips.append(KeptClip(record, Moments()))
+            if len(shelf.waiting) == self._cfg.batch_size:
+                self._encode(shelf)
+            if len(shelf.encoded) >= self._cfg.shard_clips:
+                self._write_shard(shelf)
+        self._entries.append((Entry(mark, read.digest, (), read.skipped, waited), range(first, len(self._clips))))
+        return len(cuts)
+
+    def finish(self) -> None:
+        """Write what is left, and last of all the record."""
+        for shelf in self._shelves.values():
+            self._encode(shelf)
+            while shelf.encoded:
+                self._write_shard(shelf)
+        if self._thumbs:
+            with replacing(thumbs_path(self._folder, self._unit.number), "thumbnails") as aside:
+                save_file(self._thumbs, aside)
+        entries = (replace(entry, clips=tuple(self._clips[i] for i in own)) for entry, own in self._entries)
+        write_record(self._folder, self._unit.number, entries)
+
+    @cached_property
+    def _texts(self) -> TextCache:
+        prompts = [source.caption or "" for _, source in self._unit.sources]
+        return TextCache.encode(self._encoder.encode_text, prompts)
+
+    def _encode(self, shelf: _Shelf) -> None:
+        if shelf.frames:
+            videos = torch.stack(shelf.frames).to(self._encoder.device).float() / 255
+            latents = self._encoder.encode(videos).cpu()
+            shelf.latents += to_dtype(latents, self._dtype, "the latents").split(1)
+            for place, row in zip(shelf.waiting, latents, strict=True):
+                self._clips[place] = replace(self._clips[place], moments=moments_of(row))
+            shelf.encoded += shelf.waiting
+            shelf.waiting, shelf.frames = [], []
+
+    def _write_shard(self, shelf: _Shelf) -> None:
+        """Move the first clips from a shelf to the disk, a shard's worth at most."""
+        most, name = self._cfg.shard_clips, f"{self._unit.number:06d}-{self._num_shards:04d}.safetensors"
+        places, latents = shelf.encoded[:most], shelf.latents[:most]
+        text = self._texts.look_up([self._clips[place].record.caption for place in places], torch.device("cpu"))
+        stored = stored_text(text, self._dtype)
+        save_shard(self._folder / SHARDS / name, torch.cat(latents) if latents else None, stored)
+        for row, place in enumerate(places):
+            clip = self._clips[place]
+            self._clips[place] = replace(clip, record=replace(clip.record, shard=name, row=row))
+        del shelf.encoded[:most], shelf.latents[:most]
+        self._num_shards += 1
+
+
+def encode_units(
+    units: Iterable[Unit],
+    read: Callable[[Iterator[SourceVideo]], Iterable[tuple[ReadSource, float | None]]],
+    start: Callable[[Unit], UnitEncoder],
+    advance: Callable[[int], None],
+) -> None:
+    """Encode units one after the other, while the sources of those after them may be read ahead.
+
+    Args:
+        units: asked for when `read` wants their sources.
+        read: gives what each source gave, in order, with the seconds after which it was given up.
+        start: makes a unit's encoder.
+        advance: told how many clips a source gave, when it is done with.
+    """
+    begun: deque[Unit] = deque()
+
+    def sources() -> Iterator[SourceVideo]:
+        for unit in units:
+            begun.append(unit)
+            yield from (source for _, source in unit.sources)
+
+    results = iter(read(sources()))
+    for first in results:
+        unit = begun.popleft()
+        encoder = start(unit)
+        for (mark, _), (given, waited) in zip(unit.sources, itertools.chain((first,), results), strict=False):
+            advance(encoder.add(mark, given, waited=waited))
+        encoder.finish()
+
+
+def describe(read: ReadSource, cut: CutClip | None, cfg: PrepareConfig) -> ClipRecord:
+    """A clip's record but for its place in a shard; of a prompt without a video where `cut` is None."""
+    start, end = (0.0, 0.0) if cut is None else (cut.start, cut.end)
+    num_frames, _, height, width = (0, 0, 0, 0) if cut is None else cut.frames.shape
+    return ClipRecord(
+        key=f"{read.digest[:24]}-{round(start * 1000)}-{round(end * 1000)}",
+        source=read.source.name, digest=read.digest, start=start, end=end, caption=read.source.caption or "",
+        num_frames=num_frames, height=height, width=width, split=split_of(read.digest, cfg), shard="", row=0,
+    )  # fmt: skip
+
+
+def moments_of(latents: Tensor) -> Moments:
+    """Of the latents of one clip."""
+    values = latents.double()
+    mean = values.mean()
+    return Moments(values.numel(), mean.item(), (values - mean).square().sum().item())
+
+
+def to_dtype(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """Values as they are stored; raises UserError where that is no finite number."""
+    stored = values.to(dtype)
+    if not stored.isfinite().all():
+        where = "compute_dtype" if not values.isfinite().all() else "dtype"
+        raise UserError(f"{what} are too large for it", where=where, fix="use float32, or bfloat16")
+    return stored
+
+
+def stored_text(text: TextCondition, dtype: torch.dtype) -> TextCondition:
+    """Encoded prompts as they are stored; their mask stays what it is."""
+    pooled = None if text.pooled is None else to_dtype(text.pooled, dtype, "pooled prompts")
+    return TextCondition(to_dtype(text.embeds, dtype, "encoded prompts"), text.mask, pooled)
+
+
+def save_empty_prompt(folder: Path, encoder: Encoder, dtype: torch.dtype) -> None:
+    """Write what guidance and prompt dropout need, unless it is there."""
+    if not (folder / EMPTY).is_file():
+        text = stored_text(encoder.encode_text([""]).map(Tensor.cpu), dtype)
+        with replacing(folder / EMPTY, "empty prompt") as aside:
+            save_file(text_tensors(text), aside)
+
+
+def thumbnail(frames: Tensor) -> Tensor:
+    """First, middle and last frame of `[T, 3, height, width]` uint8 side by side, as the bytes of a JPEG."""
+    from PIL import Image
+
+    chosen = [frames[index].permute(1, 2, 0).numpy() for index in (0, len(frames) // 2, len(frames) - 1)]
+    width = max(1, round(frames.shape[3] * THUMB_HEIGHT / frames.shape[2]))
+    strip = Image.new("RGB", (3 * width, THUMB_HEIGHT))
+    for place, frame in enumerate(chosen):
+        small = Image.fromarray(frame).resize((width, THUMB_HEIGHT), Image.Resampling.BICUBIC)
+        strip.paste(small, (place * width, 0))
+    file = io.BytesIO()
+    strip.save(file, "JPEG", quality=THUMB_QUALITY)
+    return torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)
