@@ -15,6 +15,7 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.config.compute import LoraWeights
 from rats_video.config.distill import DistillConfig, FilePrompts, FrozenTeacher
 from rats_video.config.load import load_config
+from rats_video.config.preference import PreferenceTrainConfig
 from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
 from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
 from rats_video.config.reward import WordRewardConfig
@@ -26,7 +27,7 @@ from rats_video.rewards.frames import scored_frames
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROOTS: dict[str, type[BaseModel]] = {
     "distill": DistillConfig, "vae": VaeConfig, "teacher": TeacherTrainConfig, "reward": RewardTrainConfig,
-    "latent_reward": LatentRewardTrainConfig,
+    "latent_reward": LatentRewardTrainConfig, "preference": PreferenceTrainConfig,
 }  # fmt: skip
 # pixels a token is wide, pixel frames a latent frame, what num_frames - 1 must be a multiple of
 STRIDES = {
