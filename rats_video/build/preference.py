@@ -165,8 +165,8 @@ def _split(
     train, choosing = _divide(cfg, used, frozenset())
     if not (train and validation):
         raise UserError(
-            f"{len(items)} of one web of sources cannot be split into some to train on and some to validate on",
-            where=cfg.preferences or str(cfg.data), fix="give some of other sources",
+            f"{len(items)} cannot be split by source into some to train on and some to validate on",
+            where=cfg.preferences or str(cfg.data), fix="give more, of other sources",
         )  # fmt: skip
     left_out = len(items) - len(rest) - len(validation) + len(used) - len(train) - len(choosing)
     return train, choosing, _some(validation, cfg.validation_pairs, cfg.seed), left_out
