@@ -64,6 +64,10 @@ def pairs(num: int, *, first: int = 0, seed: int = 0) -> list[Preference]:
     return found
 
 
+def opposite(judged: list[Preference]) -> list[Preference]:
+    return [Preference(pair.rejected, pair.preferred) for pair in judged]
+
+
 def trained(
     train: list[Preference], folder: Path, choosing: list[Preference] | None = None, look: int = 10
 ) -> WordReward:
@@ -83,7 +87,8 @@ def test_a_planted_preference_is_learned_and_holds_for_other_sources(tmp_path: P
     after = measure(reward, heldout, 20)
     assert list(after) == ["all"]
     assert (after["all"].num_pairs, after["all"].num_sources) == (60, 60)
-    assert after["all"].share > 0.95 > 0.05 > before.share
+    assert after["all"].share > 0.95
+    assert before.share < 0.05
     assert after["all"].beats_chance
     found = calibration(reward, heldout, 20)
     assert found["quality_accuracy"] > 0.95
