@@ -89,7 +89,7 @@ def reward(
         typer.Option(
             "--preferences",
             metavar="FILE",
-            help="With --data: JSONL of preferred and rejected clips. [default: clips and damaged copies of them]",
+            help="JSONL of preferred and rejected clips of CACHE. [default: clips and damaged copies of them]",
         ),
     ] = None,
     config: ConfigOption = "tiny",

@@ -36,7 +36,7 @@ OPTIONS = {
     "rewards list": ["--config"],
     "rewards check": ["--config", "--set", "--device"],
     "rewards convert": [],
-    "train reward": [*TRAIN, "--latent"],
+    "train reward": [*TRAIN, "--latent", "--data", "--preferences"],
 }
 SUBCOMMANDS = {
     "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "train", "rewards", "calibrate"],
