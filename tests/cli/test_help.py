@@ -51,6 +51,7 @@ BUILDERS = {
     "evaluate": ["run_evaluate"],
     "demo": ["run_demo"],
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
+    "preference": ["run_train_preference"],
     "rewards": ["run_list_rewards", "run_check_reward"],
     "calibrate": ["run_calibrate"],
 }
@@ -240,6 +241,11 @@ SAYING = {"run_all", "run_sample", "run_demo"}
         ("train teacher --output o", "run_train_teacher", RUN | {"output": Path("o")}),
         ("train reward --overwrite", "run_train_reward", RUN | {"output": Path("runs/reward-tiny"), "overwrite": True}),
         ("train reward --latent", "run_train_latent_reward", RUN | {"output": Path("runs/latent-reward-tiny")}),
+        (
+            "train reward --data c --preferences p",
+            "run_train_preference",
+            RUN | {"data": Path("c"), "preferences": Path("p"), "output": Path("runs/reward-tiny")},
+        ),
     ],
 )
 def test_command_calls_build(
