@@ -3,7 +3,7 @@
 import functools
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -96,6 +96,17 @@ def reward(
     latent: Annotated[
         bool, typer.Option("--latent", help="One that needs no pixels, taught by one that does.")
     ] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="CACHE", help="Learn from clips that `rats-video prepare` wrote.")
+    ] = None,
+    preferences: Annotated[
+        Path | None,
+        typer.Option(
+            "--preferences",
+            metavar="FILE",
+            help="JSONL of preferred and rejected clips of CACHE. [default: clips and damaged copies of them]",
+        ),
+    ] = None,
     config: ConfigOption = "tiny",
     output: TrainFolderOption = None,
     seed: ConfigSeedOption = None,
@@ -104,18 +115,27 @@ def reward(
     overwrite: OverwriteOption = False,
     overrides: SetOption = None,
 ) -> None:
-    """Train a reward model that scores decoded clips, or with --latent their latents."""
+    """Train a reward model that scores decoded clips, or with --latent their latents; with --data on clips of yours."""
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    from rats_video.build.pretrain import run_train_latent_reward, run_train_reward
+    check_exclusive(("--latent", latent), ("--data", data))
+    if preferences is not None and data is None:
+        raise UserError("are of prepared clips", where="--preferences", fix="give these with --data CACHE")
+    kind = "latent-reward" if latent else "reward"
+    common: dict[str, Any] = {
+        "config": config,
+        "overrides": overrides or [],
+        "output": run_folder(output, f"{kind}-{Path(config).stem}"),
+        "seed": seed,
+        "device": device,
+        "resume": resume,
+        "overwrite": overwrite,
+    }
+    if data is not None:
+        from rats_video.build.preference import run_train_preference
 
-    train, kind = (run_train_latent_reward, "latent-reward") if latent else (run_train_reward, "reward")
-    lines = train(
-        config=config,
-        overrides=overrides or [],
-        output=run_folder(output, f"{kind}-{Path(config).stem}"),
-        seed=seed,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-    )
+        lines = run_train_preference(data=data, preferences=preferences, **common)
+    else:
+        from rats_video.build.pretrain import run_train_latent_reward, run_train_reward
+
+        lines = (run_train_latent_reward if latent else run_train_reward)(**common)
     typer.echo("\n".join(lines))

@@ -6,6 +6,7 @@ import functools
 import math
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -77,6 +78,14 @@ def paired_difference(
     if len(a_numbers) != len(b_numbers):
         raise ValueError(f"paired values must match: got {len(a_numbers)} and {len(b_numbers)}")
     return mean_ci95([a - b for a, b in zip(a_numbers, b_numbers, strict=True)], groups)
+
+
+def share_ci95(share: float, num: int) -> tuple[float, float]:
+    """The 95% interval of a share seen in `num` independent units (Wilson, 1927): of some width even at 0 and 1."""
+    z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
+    centre = (share + z * z / (2 * num)) / (1 + z * z / num)
+    half = z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def finite(values: Sequence[float]) -> list[float]:

@@ -96,7 +96,7 @@ def reward_on_meta(  # noqa: C901, PLR0911, PLR0912  # one a kind
             try:
                 with META:
                     return WordReward(**_read(folder)).requires_grad_(requires_grad=False).eval()
-            except TypeError as error:
+            except (TypeError, ValueError) as error:
                 raise UserError(f"not a word reward: {error}", where=str(folder)) from error
         case PickScoreConfig() | ClipScoreConfig():
             scaled = isinstance(cfg, PickScoreConfig)

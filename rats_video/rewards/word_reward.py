@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,12 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rats_video.errors import UserError, first_line
+from rats_video.errors import UserError, first_line, warn
 from rats_video.reading import DAMAGED, load_tensors, read_sizes
 from rats_video.types import RewardScores
 
 Encoder = Literal["frames", "volume"]
-_QUALITY_WEIGHT = 0.1
+_WORD = re.compile(r"\w+(?:['\u2019-]\w+)*")
 _INPUTS = 6  # red, green, blue, contrast with the border, x, y
 _CONTRAST_OFFSET = 1e-4
 _CONTRAST_SHARPNESS = 8.0  # of the first attention; a pure colour stands off gray by 1 to 1.7
@@ -29,24 +31,40 @@ _MOTION_SCALE = 10.0  # a fast shape moves 0.07 of the half-width a frame; broug
 class WordReward(nn.Module):
     """Scores clips by the words they show (alignment) and by how well they are made (quality).
 
-    `score = mean over the prompt's words of log P(word shown) + 0.1 * log P(undamaged)`, at most 0. The probabilities
-    are read from the pixels alone, for each frame (with a temporal context of a few frames) and for the clip; the
-    clip's alignment is half its own and half the mean of its frames', so that every frame set right is rewarded.
+    `score = mean over the prompt's words of log P(word shown) + quality_weight * log P(undamaged)`, at most 0. The
+    probabilities are read from the pixels alone, for each frame (with a temporal context of a few frames) and for the
+    clip; the clip's alignment is half its own and half the mean of its frames', so that every frame set right counts.
 
     Args:
         words: the vocabulary of words that are scored; all other words of a prompt are ignored.
         encoder: "frames" (2-D convolutions, attention pooling with coordinates, temporal convolutions) or "volume"
             (3-D convolutions, average and maximum pooling).
         width: feature channels.
+        any_prompt: whether a prompt without a known word is scored by quality alone, its alignment 0, or refused.
+        quality_weight: of log P(undamaged) beside the words; at least 0.
 
     Attributes:
         scored: the words that count, all of them unless some are taken out.
     """
 
-    def __init__(self, words: Sequence[str], encoder: Encoder = "frames", width: int = 128) -> None:
+    def __init__(
+        self,
+        words: Sequence[str],
+        encoder: Encoder = "frames",
+        width: int = 128,
+        *,
+        any_prompt: bool = False,
+        quality_weight: float = 0.1,
+    ) -> None:
         super().__init__()
+        if not 0 <= quality_weight < math.inf:
+            raise ValueError(f"its quality_weight is {quality_weight}")
         self.words = self.scored = tuple(words)
-        self.config = {"words": list(words), "encoder": encoder, "width": width}
+        self.any_prompt, self.quality_weight = any_prompt, quality_weight
+        self.config = {
+            "words": list(words), "encoder": encoder, "width": width,
+            "any_prompt": any_prompt, "quality_weight": quality_weight,
+        }  # fmt: skip
         self.encoder = FrameEncoder(width) if encoder == "frames" else VolumeEncoder(width)
         self.frame_head = nn.Linear(width, len(words) + 1)
         self.clip_head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, len(words) + 1))
@@ -62,31 +80,32 @@ class WordReward(nn.Module):
         return self.clip_head(pooled), self.frame_head(features)
 
     def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
-        """Score `[B, T, 3, height, width]` in [0, 1]; raises UserError for a prompt without a known word."""
+        """Score `[B, T, 3, height, width]` in [0, 1]; may raise UserError for a prompt without a known word."""
         clip, frames = self.logits(videos)
         mentioned = self.mentioned_words(prompts).to(clip)
         frame_alignment = _mean_log_probability(frames[..., :-1], mentioned[:, None])
         alignment = (_mean_log_probability(clip[:, :-1], mentioned) + frame_alignment.mean(dim=1)) / 2
         quality, frame_quality = F.logsigmoid(clip[:, -1]), F.logsigmoid(frames[..., -1])
         return RewardScores(
-            clip=alignment + _QUALITY_WEIGHT * quality,
-            frames=frame_alignment + _QUALITY_WEIGHT * frame_quality,
+            clip=alignment + self.quality_weight * quality,
+            frames=frame_alignment + self.quality_weight * frame_quality,
             parts={"alignment": alignment, "quality": quality},
         )
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Raise UserError for a prompt without a known word."""
-        self.mentioned_words(prompts)
+        """Raise UserError for a prompt without a known word, or warn if these are scored by quality alone."""
+        unknown = (~self.mentioned_words(prompts).any(dim=1)).sum()
+        if unknown and self.scored:
+            warn(f"{unknown} of {len(prompts)} prompts hold no word that the reward knows: quality alone is scored")
 
     def mentioned_words(self, prompts: Sequence[str]) -> Tensor:
         """`[B, V]` bool: which words of the vocabulary each prompt contains."""
-        rows = [[word in self.scored and word in prompt.lower().split() for word in self.words] for prompt in prompts]
-        for prompt, row in zip(prompts, rows, strict=True):
-            if not any(row):
-                raise UserError(
-                    f"the reward knows no word of {prompt!r}", where="prompt", fix=f"use {', '.join(self.scored)}"
-                )
-        return torch.tensor(rows)
+        said = [set(words_in(prompt)) & set(self.scored) for prompt in prompts]
+        if not self.any_prompt and not all(said):
+            prompt = prompts[said.index(set())]
+            fix = f"use {', '.join(self.scored)}"
+            raise UserError(f"the reward knows no word of {prompt!r}", where="prompt", fix=fix)
+        return torch.tensor([[word in known for word in self.words] for known in said], dtype=torch.bool)
 
     def save(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors`."""
@@ -116,9 +135,14 @@ class WordReward(nn.Module):
         return reward.requires_grad_(requires_grad=False).eval().to(device)
 
 
+def words_in(text: str) -> list[str]:
+    """The words of a text in lower case, without punctuation around them."""
+    return _WORD.findall(text.lower())
+
+
 def _mean_log_probability(logits: Tensor, mentioned: Tensor) -> Tensor:
-    """Mean over the mentioned words of log P(word), over the last dimension."""
-    return (F.logsigmoid(logits) * mentioned).sum(dim=-1) / mentioned.sum(dim=-1)
+    """Mean over the mentioned words of log P(word), over the last dimension; 0 where none is."""
+    return (F.logsigmoid(logits) * mentioned).sum(dim=-1) / mentioned.sum(dim=-1).clamp(min=1)
 
 
 class FrameEncoder(nn.Module):

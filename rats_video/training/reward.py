@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.config.pretrain import RewardTrainConfig
@@ -23,6 +22,7 @@ from rats_video.seeds import seeded
 from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
 from rats_video.training.resumable import resumable
+from rats_video.training.reward_losses import anchor_loss, grainy, preference_loss, word_loss
 from rats_video.training.vae import draw_shapes
 
 _PREFERENCE_MARGIN = 0.1  # smoothness + constancy, each in [0, 1]
@@ -156,16 +156,10 @@ def word_losses(
     generator, device = seeded(cfg.seed, 16, step), next(reward.parameters()).device
     videos, attributes = draw_shapes(combinations, 3 * cfg.batch_size, cfg.clip.spec, (cfg.seed, 17, step), device)
     words = reward.mentioned_words([a.prompt for a in attributes]).to(videos)
-    clip, frames = reward.logits(_grainy(videos, generator))
-    return {"words": _word_loss(clip, frames, words, words[:, None].expand(-1, frames.shape[1], -1), cfg)}
-
-
-def _word_loss(clip: Tensor, frames: Tensor, words: Tensor, frame_words: Tensor, cfg: RewardTrainConfig) -> Tensor:
-    """Cross-entropy of each word's presence in the clip, and half as much by frame; labels are smoothed."""
-    low, high = cfg.label_smoothing, 1 - cfg.label_smoothing
-    by_clip = F.binary_cross_entropy_with_logits(clip[:, :-1], words.clamp(low, high))
-    by_frame = F.binary_cross_entropy_with_logits(frames[..., :-1], frame_words.clamp(low, high))
-    return by_clip + 0.5 * by_frame
+    clip, frames = reward.logits(grainy(videos, generator))
+    return {
+        "words": word_loss(clip, frames, words, words[:, None].expand(-1, frames.shape[1], -1), cfg.label_smoothing)
+    }
 
 
 def reward_losses(
@@ -190,7 +184,7 @@ def reward_losses(
     sampled, sampled_targets = samples.take(_choose(len(samples.prompts), cfg.batch_size, generator), device)
     targets = _joined([measured_targets(rendered), tripped_targets, measured_targets(damaged), sampled_targets])
 
-    clip, frames = reward.logits(_grainy(torch.cat([clean, damaged, sampled]), generator))
+    clip, frames = reward.logits(grainy(torch.cat([clean, damaged, sampled]), generator))
     good, bad = clip[: len(clean), -1], clip[len(clean) : 2 * len(clean), -1]
     good_frames, bad_frames = frames[: len(clean), :, -1], frames[len(clean) : 2 * len(clean), :, -1]
     quality = clip[2 * len(clean) :, -1]
@@ -199,30 +193,20 @@ def reward_losses(
     decided = (left_craft - right_craft).abs() > _PREFERENCE_MARGIN
     sign = torch.sign(left_craft - right_craft)
     preference = (
-        -F.logsigmoid(good - bad).mean()
-        - (F.logsigmoid(good_frames - bad_frames) * damaged_frames).sum() / damaged_frames.sum().clamp(min=1)
-        - (F.logsigmoid(sign * (left - right)) * decided).sum() / decided.sum().clamp(min=1)
+        preference_loss(good, bad)
+        + preference_loss(good_frames, bad_frames, damaged_frames)
+        + preference_loss(sign * left, sign * right, decided)
     )
-    anchor = _anchor(good, bad, cfg.label_smoothing) + _anchor(good_frames, bad_frames, cfg.label_smoothing)
+    anchor = anchor_loss(good, bad, cfg.label_smoothing) + anchor_loss(good_frames, bad_frames, cfg.label_smoothing)
     return {
-        "words": _word_loss(clip, frames, targets.words, targets.frame_words, cfg),
+        "words": word_loss(clip, frames, targets.words, targets.frame_words, cfg.label_smoothing),
         "preference": cfg.preference_weight * preference,
         "anchor": 0.1 * anchor,
     }
 
 
-def _grainy(videos: Tensor, generator: torch.Generator) -> Tensor:
-    return videos + 0.02 * torch.randn(videos.shape, generator=generator).to(videos.device)
-
-
 def _choose(total: int, batch: int, generator: torch.Generator) -> Tensor:
     return torch.randint(total, (batch,), generator=generator)
-
-
-def _anchor(good: Tensor, bad: Tensor, smoothing: float) -> Tensor:
-    logits = torch.cat([good, bad])
-    targets = torch.cat([torch.full_like(good, 1 - smoothing), torch.full_like(bad, smoothing)])
-    return F.binary_cross_entropy_with_logits(logits, targets)
 
 
 @torch.no_grad()
@@ -251,22 +235,27 @@ def evaluate_reward(reward: WordReward, pool: ClipPool) -> dict[str, float]:
         columns = mentioned & (place >= start) & (place < start + len(words))  # one in each row
         start += len(words)
         metrics[f"shown_{name}"] = float(shown[columns].float().mean())
-        metrics |= _auc(f"auc_{name}", said[columns], shown[columns])
+        metrics |= _named_auc(f"auc_{name}", said[columns], shown[columns])
         if name in {"color", "shape"}:
             by_frame = columns[:, None].expand_as(said_by_frame)
-            metrics |= _auc(f"auc_{name}_by_frame", said_by_frame[by_frame], shown_by_frame[by_frame])
+            metrics |= _named_auc(f"auc_{name}_by_frame", said_by_frame[by_frame], shown_by_frame[by_frame])
     adherence = (shown & mentioned).sum(dim=1).float()
     metrics["rank_correlation"] = rank_correlation(torch.cat(scores), adherence)
     return metrics
 
 
-def _auc(name: str, scores: Tensor, truth: Tensor) -> dict[str, float]:
-    """Area under the ROC curve, from the rank sum of the true cases; nothing where only one kind occurs."""
+def _named_auc(name: str, scores: Tensor, truth: Tensor) -> dict[str, float]:
+    share = auc(scores, truth)
+    return {} if share is None else {name: share}
+
+
+def auc(scores: Tensor, truth: Tensor) -> float | None:
+    """Area under the ROC curve, from the rank sum of the true cases; None where only one kind occurs."""
     positive, negative = int(truth.sum()), int((~truth).sum())
     if not positive or not negative:
-        return {}
+        return None
     wins = float(_ranks(scores)[truth].sum()) - positive * (positive - 1) / 2
-    return {name: wins / (positive * negative)}
+    return wins / (positive * negative)
 
 
 def rank_correlation(one: Tensor, other: Tensor) -> float:

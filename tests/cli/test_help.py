@@ -49,7 +49,7 @@ OPTIONS = {
     "rewards list": ["--config"],
     "rewards check": ["--config", "--set", "--device"],
     "rewards convert": [],
-    "train reward": [*TRAIN, "--latent"],
+    "train reward": [*TRAIN, "--latent", "--data", "--preferences"],
 }
 SUBCOMMANDS = {
     "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "prepare", "train", "rewards", "calibrate"],
@@ -66,6 +66,7 @@ BUILDERS = {
     "demo": ["run_demo"],
     "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
     "finetune": ["run_finetune"],
+    "preference": ["run_train_preference"],
     "rewards": ["run_list_rewards", "run_check_reward"],
     "calibrate": ["run_calibrate"],
     "prepare": ["run_prepare"],
@@ -279,6 +280,11 @@ SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
         ),
         ("train reward --overwrite", "run_train_reward", RUN | {"output": Path("runs/reward-tiny"), "overwrite": True}),
         ("train reward --latent", "run_train_latent_reward", RUN | {"output": Path("runs/latent-reward-tiny")}),
+        (
+            "train reward --data c --preferences p",
+            "run_train_preference",
+            RUN | {"data": Path("c"), "preferences": Path("p"), "output": Path("runs/reward-tiny")},
+        ),
     ],
 )
 def test_command_calls_build(

@@ -17,6 +17,7 @@ from rats_video.config.distill import DistillConfig, FilePrompts, FrozenTeacher
 from rats_video.config.finetune import FinetuneConfig
 from rats_video.config.load import load_config
 from rats_video.config.prepare import PrepareConfig
+from rats_video.config.preference import PreferenceTrainConfig
 from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
 from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
 from rats_video.config.reward import WordRewardConfig
@@ -28,7 +29,8 @@ from rats_video.rewards.frames import scored_frames
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROOTS: dict[str, type[BaseModel]] = {
     "distill": DistillConfig, "vae": VaeConfig, "teacher": TeacherTrainConfig, "reward": RewardTrainConfig,
-    "latent_reward": LatentRewardTrainConfig, "finetune": FinetuneConfig, "prepare": PrepareConfig,
+    "latent_reward": LatentRewardTrainConfig, "finetune": FinetuneConfig, "preference": PreferenceTrainConfig,
+    "prepare": PrepareConfig,
 }  # fmt: skip
 # pixels a token is wide, pixel frames a latent frame, what num_frames - 1 must be a multiple of
 STRIDES = {
