@@ -1,6 +1,5 @@
 """`rats-video train`: the models that a distillation starts from."""
 
-import functools
 import os
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,25 +68,25 @@ def teacher(
 ) -> None:
     """Train a many-step teacher: on rendered shapes from nothing, or with --data an existing model on your clips."""
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    if data is None:
-        if "WORLD_SIZE" in os.environ:
-            raise UserError("on rendered shapes one process trains", where="--gpus", fix="leave it out, or give --data")
-        from rats_video.build.pretrain import run_train_teacher as train
-    else:
+    common: dict[str, Any] = {
+        "config": config,
+        "overrides": overrides or [],
+        "output": run_folder(output, f"{'teacher' if data is None else 'finetune'}-{Path(config).stem}"),
+        "seed": seed,
+        "device": device,
+        "resume": resume,
+        "overwrite": overwrite,
+    }
+    if data is not None:
         from rats_video.build.finetune import run_finetune
 
-        train = functools.partial(run_finetune, data=data, say=typer.echo)
-    lines = train(
-        config=config,
-        overrides=overrides or [],
-        output=run_folder(output, f"{'teacher' if data is None else 'finetune'}-{Path(config).stem}"),
-        seed=seed,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-    )
-    if lines is not None:
-        typer.echo("\n".join(lines))
+        run_finetune(data=data, say=typer.echo, **common)
+        return
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("on rendered shapes one process trains", where="--gpus", fix="leave it out, or give --data")
+    from rats_video.build.pretrain import run_train_teacher
+
+    typer.echo("\n".join(run_train_teacher(**common)))
 
 
 @app.command(epilog="Example: `rats-video train reward --config tiny --output runs/reward`")

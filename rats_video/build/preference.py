@@ -18,7 +18,7 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.identity import vae_digest
 from rats_video.backbones.load import load_backbone
 from rats_video.build.common import environment, load_seeded, pick_device, refuse_changes
-from rats_video.build.pretrain import RECORD, _done_before, _training
+from rats_video.build.pretrain import RECORD, done_before, training_in
 from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.preference import PreferenceTrainConfig
 from rats_video.datasets.cache import CLIPS, ClipCache, ClipRecord
@@ -86,9 +86,9 @@ def run_train_preference(
             fix=f"--set model={shlex.quote(cache.manifest.model)}",
         )  # fmt: skip
     pairs = None if cfg.preferences is None else read_preferences(Path(cfg.preferences), cache)
-    with _training(cfg, output, "preference", resume=resume, overwrite=overwrite) as is_done:
+    with training_in(cfg, output, "preference", resume=resume, overwrite=overwrite) as is_done:
         if is_done:
-            return _done_before(output)
+            return done_before(output)
         _refuse_other_data(cfg, cache, output)
 
         def decode(records: Sequence[ClipRecord]) -> tuple[DecodedClips, torch.device]:

@@ -38,7 +38,7 @@ RECORD = "training.json"
 
 
 @contextlib.contextmanager
-def _training(cfg: Config, output: Path, group: str, *, resume: bool, overwrite: bool) -> Iterator[bool]:
+def training_in(cfg: Config, output: Path, group: str, *, resume: bool, overwrite: bool) -> Iterator[bool]:
     """Context that owns OUTPUT, its checkpoints deleted at the end; yields whether all was done before.
 
     Raises:
@@ -48,13 +48,13 @@ def _training(cfg: Config, output: Path, group: str, *, resume: bool, overwrite:
         tidy(output)
         if claim_run(output, resume=resume, overwrite=overwrite):
             before = load_config(type(cfg), str((output / CONFIG).resolve()), group=group)
-            refuse_changes(output, changed_training(before, cfg))
+            refuse_changes(output, changedtraining_in(before, cfg))
         write_resolved(cfg, output / CONFIG)
         yield (output / RECORD).is_file()
         forget(output / "checkpoints")
 
 
-def _record(folder: Path, cfg: Any, seconds: float, device: torch.device, metrics: dict[str, float]) -> list[str]:
+def record_training(folder: Path, cfg: Any, seconds: float, device: torch.device, metrics: dict[str, float]) -> list[str]:
     """Write what a trained model is beside it, which says that it is whole; returns the lines to show."""
     content = {
         "config": cfg.model_dump(mode="json"),
@@ -74,12 +74,12 @@ def run_train_vae(
     cfg = load_seeded(VaeConfig, config, group="vae", overrides=overrides, seed=seed)
     where, began = pick_device(device), time.monotonic()
     init = None if cfg.init is None else _load_vae(resolve_folder(cfg.init, where="init"), where)
-    with _training(cfg, output, "vae", resume=resume, overwrite=overwrite) as is_done:
+    with training_in(cfg, output, "vae", resume=resume, overwrite=overwrite) as is_done:
         if is_done:
-            return _done_before(output)
+            return done_before(output)
         vae, metrics = train_vae(cfg, where, output, init=init)
         vae.save_pretrained(output / "vae")
-        return _record(output, cfg, time.monotonic() - began, where, metrics)
+        return record_training(output, cfg, time.monotonic() - began, where, metrics)
 
 
 def _load_vae(folder: Path, device: torch.device) -> Any:
@@ -98,16 +98,16 @@ def run_train_teacher(
     vae_folder = resolve_folder(cfg.vae, where="vae")
     init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
     vae = _load_vae(vae_folder, where)
-    with _training(cfg, output, "teacher", resume=resume, overwrite=overwrite) as is_done:
+    with training_in(cfg, output, "teacher", resume=resume, overwrite=overwrite) as is_done:
         if is_done:
-            return _done_before(output)
+            return done_before(output)
         backbone, metrics = train_teacher(cfg, vae, init, where, output)
         save_pipeline(backbone, output, shift=cfg.shift)
         for record in (vae_folder / "vae" / RECORD, vae_folder / RECORD):  # of a pipeline, of `train vae`
             if record.is_file():
                 shutil.copy(record, output / "vae" / record.name)
                 break
-        return _record(output, cfg, time.monotonic() - began, where, metrics)
+        return record_training(output, cfg, time.monotonic() - began, where, metrics)
 
 
 def run_train_reward(
@@ -117,15 +117,15 @@ def run_train_reward(
     cfg = load_seeded(RewardTrainConfig, config, group="reward", overrides=overrides, seed=seed)
     where, began = pick_device(device), time.monotonic()
     backbone = WanBackbone.from_pretrained(resolve_folder(cfg.model, where="model"), where)
-    with _training(cfg, output, "reward", resume=resume, overwrite=overwrite) as is_done:
+    with training_in(cfg, output, "reward", resume=resume, overwrite=overwrite) as is_done:
         if is_done:
-            return _done_before(output)
+            return done_before(output)
         reward, metrics = train_reward(cfg, backbone, output)
         reward.save(output)
-        return _record(output, cfg, time.monotonic() - began, where, metrics)
+        return record_training(output, cfg, time.monotonic() - began, where, metrics)
 
 
-def _done_before(output: Path) -> list[str]:
+def done_before(output: Path) -> list[str]:
     return [f"done before: {output}"]
 
 
@@ -147,13 +147,13 @@ def run_train_latent_reward(
     student = None if cfg.student is None else resolve_folder(cfg.student, where="student")
     steps = 0 if student is None else load_card(student).num_steps[0]
     init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
-    with _training(cfg, output, "latent_reward", resume=resume, overwrite=overwrite) as is_done:
+    with training_in(cfg, output, "latent_reward", resume=resume, overwrite=overwrite) as is_done:
         if is_done:
-            return _done_before(output)
+            return done_before(output)
         space = latent_space(folder, backbone, cfg.clip.spec)
         made = train_latent_reward(cfg, Studio(cfg, backbone, reward, prompts.train), space, output, init)
         metrics = evaluate_latent_reward(
             cfg, made, Studio(cfg, backbone, reward, prompts.heldout),
             student=None if student is None else backbone.load_role(student), steps=steps,
         )  # fmt: skip
-        return _record(output, cfg, time.monotonic() - began, where, metrics)
+        return record_training(output, cfg, time.monotonic() - began, where, metrics)

@@ -16,8 +16,8 @@ from rats_video.config.compute import LoraWeights
 from rats_video.config.distill import DistillConfig, FilePrompts, FrozenTeacher
 from rats_video.config.finetune import FinetuneConfig
 from rats_video.config.load import load_config
-from rats_video.config.prepare import PrepareConfig
 from rats_video.config.preference import PreferenceTrainConfig
+from rats_video.config.prepare import PrepareConfig
 from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
 from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
 from rats_video.config.reward import WordRewardConfig
