@@ -57,7 +57,7 @@ def index_archive(path: Path, suffixes: frozenset[str]) -> list[Member]:
     with path.open("rb") as file:
 
         def content(member: tarfile.TarInfo | None) -> bytes | None:
-            return member and os.pread(file.fileno(), member.size, member.offset_data)
+            return None if member is None else os.pread(file.fileno(), member.size, member.offset_data)
 
         return [
             Member(
@@ -79,7 +79,7 @@ def _members(path: Path) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(path, "r:") as archive:
             while (member := archive.next()) is not None:
-                archive.members = []  # it would keep them all
+                archive.members = []  # type: ignore[attr-defined]  # it would keep them all
                 end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK * member.isreg()
                 if end > size:
                     raise DamagedArchive("is cut off")
