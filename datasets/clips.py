@@ -22,6 +22,7 @@ from rats_video.datasets.records import CutClip, ReadSource, Skipped, SourceVide
 from rats_video.datasets.scenes import find_scenes
 from rats_video.datasets.shape_clips import render_shape
 from rats_video.datasets.spans import Span, plan_spans, suitable_buckets
+from rats_video.datasets.video_files import Unreadable
 from rats_video.files import HASHED_BYTES
 from rats_video.reading import check_plain_file
 
@@ -68,7 +69,6 @@ def read_source(source: SourceVideo, cfg: PrepareConfig) -> ReadSource:
 
 def plan_source(source: SourceVideo, cfg: PrepareConfig) -> Plan:
     """Look through a video, a few frames at a time, for its scenes, and choose the spans to take."""
-    from rats_video.datasets.video_files import Unreadable
     from rats_video.datasets.video_reader import open_video
 
     def skip(reason: str, detail: str = "") -> Plan:
@@ -109,7 +109,6 @@ def read_spans(
     source: SourceVideo, spans: Sequence[Span], cfg: PrepareConfig
 ) -> tuple[tuple[CutClip, ...], tuple[Skipped, ...]]:
     """Read some of the spans that `plan_source` chose; those that show nothing are skipped."""
-    from rats_video.datasets.video_files import Unreadable
     from rats_video.datasets.video_reader import open_video
 
     clips, skipped = [], []
