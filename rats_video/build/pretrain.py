@@ -48,13 +48,15 @@ def training_in(cfg: Config, output: Path, group: str, *, resume: bool, overwrit
         tidy(output)
         if claim_run(output, resume=resume, overwrite=overwrite):
             before = load_config(type(cfg), str((output / CONFIG).resolve()), group=group)
-            refuse_changes(output, changedtraining_in(before, cfg))
+            refuse_changes(output, changed_training(before, cfg))
         write_resolved(cfg, output / CONFIG)
         yield (output / RECORD).is_file()
         forget(output / "checkpoints")
 
 
-def record_training(folder: Path, cfg: Any, seconds: float, device: torch.device, metrics: dict[str, float]) -> list[str]:
+def record_training(
+    folder: Path, cfg: Any, seconds: float, device: torch.device, metrics: dict[str, float]
+) -> list[str]:
     """Write what a trained model is beside it, which says that it is whole; returns the lines to show."""
     content = {
         "config": cfg.model_dump(mode="json"),
@@ -126,6 +128,7 @@ def run_train_reward(
 
 
 def done_before(output: Path) -> list[str]:
+    """What a command says that finds its work done."""
     return [f"done before: {output}"]
 
 
