@@ -26,6 +26,7 @@ from rats_video.datasets.video_files import Unreadable
 from rats_video.files import HASHED_BYTES
 from rats_video.reading import check_plain_file
 
+MOST_PIECE = 2**28  # bytes of frames that a worker hands over at a time: two clips of 81 x 480 x 832
 PLAIN_LEVELS = 8  # of 255: compression leaves these in a picture of one colour
 _MICROSECOND = 1e-6  # times are rounded
 
@@ -53,22 +54,57 @@ class Plan:
     skipped: tuple[Skipped, ...] = ()
 
 
-def read_source(source: SourceVideo, cfg: PrepareConfig) -> ReadSource:
-    """All clips of a source; whatever is wrong with it is in `skipped`. A prompt gives neither.
+@dataclass(frozen=True)
+class Piece:
+    """As much of a source as is read at a time: a film's clips would fill the memory.
 
-    They are in memory together: of a long video take `plan_source`, then `read_spans` of a few spans at a time.
+    Args:
+        source: it.
+        plan: of these spans; what it skipped is in the first piece.
+        is_last: whether the source is done with after it.
     """
+
+    source: SourceVideo
+    plan: Plan
+    is_last: bool = True
+
+
+def pieces(source: SourceVideo, plan: Plan, most: int = MOST_PIECE) -> Iterator[Piece]:
+    """All spans of a plan, as many at a time as make `most` bytes of frames; one span at least."""
+    start, size = 0, 0
+    skipped = plan.skipped
+    for end, span in enumerate(plan.spans):
+        added = 3 * span.bucket.num_frames * span.bucket.height * span.bucket.width
+        if end > start and size + added > most:
+            yield Piece(source, Plan(plan.digest, plan.spans[start:end], skipped), is_last=False)
+            start, size, skipped = end, 0, ()
+        size += added
+    yield Piece(source, Plan(plan.digest, plan.spans[start:], skipped))
+
+
+def read_piece(piece: Piece, cfg: PrepareConfig) -> ReadSource:
+    """The clips of a piece; whatever is wrong with it is in `skipped`. A prompt gives neither."""
+    source, plan = piece.source, piece.plan
     if source.kind == "shape":
         return render_shape(source, cfg)
     if source.kind == "prompt":
         return ReadSource(source, hashlib.sha256((source.caption or "").encode()).hexdigest())
-    plan = plan_source(source, cfg)
     clips, skipped = read_spans(source, plan.spans, cfg)
     return ReadSource(source, plan.digest, clips, plan.skipped + skipped)
 
 
-def plan_source(source: SourceVideo, cfg: PrepareConfig) -> Plan:
-    """Look through a video, a few frames at a time, for its scenes, and choose the spans to take."""
+def read_source(source: SourceVideo, cfg: PrepareConfig) -> ReadSource:
+    """All clips of a source, in memory together; see `read_piece`."""
+    return read_piece(Piece(source, plan_source(source, cfg)), cfg)
+
+
+def plan_source(source: SourceVideo, cfg: PrepareConfig) -> Plan:  # noqa: PLR0911  # one a reason
+    """Look through a video, a few frames at a time, for its scenes, and choose the spans to take.
+
+    What is no video needs no plan: it is empty.
+    """
+    if source.kind != "video":
+        return Plan()
     from rats_video.datasets.video_reader import open_video
 
     def skip(reason: str, detail: str = "") -> Plan:

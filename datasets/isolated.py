@@ -3,7 +3,7 @@
 Why no library: `pebble` and `concurrent.futures` hand tasks out through one queue that all workers lock, so that a
 worker killed at the wrong moment can stop the rest; none watches memory, and results go through a pipe in pieces. Here
 every worker has its own socket, and a result's large buffers come as one nameless memory file (`memfd`): nothing is
-left in /dev/shm whoever dies, and its size does not limit them.
+left in /dev/shm whoever dies.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from rats_video.errors import first_line
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+TOO_LONG = "takes too long"  # the reason of a task that was killed at its time
 _AHEAD = 2  # tasks per worker that are begun before the first of them is asked for
 _LEFT_TO_PARENT = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
 
@@ -145,7 +146,7 @@ class IsolatedPool(Generic[Task, Result]):
             if worker.connection in answered:
                 worker.take()
             elif worker.deadline <= time.monotonic():
-                worker.fail(Failure("takes too long", f"over {self._timeout:g} s"))
+                worker.fail(Failure(TOO_LONG, f"over {self._timeout:g} s"))
             if worker.ended:
                 worker.kill()
                 self._workers.remove(worker)

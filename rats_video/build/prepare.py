@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,13 +20,13 @@ from rats_video.build.common import check_free, claim_folder, explain_memory, st
 from rats_video.config.load import load_config
 from rats_video.config.prepare import PrepareConfig
 from rats_video.datasets.cache import CONTACT, EMPTY, FORMAT, MANIFEST, CacheManifest
-from rats_video.datasets.clips import read_source
-from rats_video.datasets.isolated import Failure, IsolatedPool
+from rats_video.datasets.clips import Piece, Plan, pieces, plan_source, read_piece
+from rats_video.datasets.isolated import TOO_LONG, Failure, IsolatedPool
 from rats_video.datasets.records import ReadSource, Skipped, SourceVideo
 from rats_video.datasets.sources import find_sources
 from rats_video.errors import Interrupted, UserError, warn
 from rats_video.files import tidy
-from rats_video.preparation.encode import UnitEncoder, encode_units, save_empty_prompt
+from rats_video.preparation.encode import Given, UnitEncoder, encode_units, save_empty_prompt
 from rats_video.preparation.index import build_index, check_same, summary, write_index
 from rats_video.preparation.units import (
     Fingerprint,
@@ -44,7 +44,6 @@ from rats_video.types import ClipSpec
 
 HARMLESS = {"model", "workers", "timeout_seconds", "batch_size", "shard_clips", "num_shapes"}
 """Settings that may differ from one run to the next: they change no clip (`batch_size` only by rounding)."""
-TOO_LONG = "takes too long"  # how IsolatedPool calls it
 SOURCE = "source"  # among the manifest's settings
 
 
@@ -151,10 +150,10 @@ def encode(units: Sequence[Unit], cfg: PrepareConfig, folder: Path, output: Path
         save_empty_prompt(output, backbone, getattr(torch, cfg.dtype))
     began, clips = time.monotonic(), 0
 
-    def advance(count: int) -> None:
+    def advance(sources: int, count: int) -> None:
         nonlocal clips
         clips += count
-        progress.advance(1, **{"clips/s": clips / (time.monotonic() - began)})
+        progress.advance(sources, **{"clips/s": clips / (time.monotonic() - began)})
 
     def mine() -> Iterator[Unit]:
         for unit, is_mine in claim_units(output, units):
@@ -163,24 +162,43 @@ def encode(units: Sequence[Unit], cfg: PrepareConfig, folder: Path, output: Path
             else:  # another process is at it
                 progress.advance(len(unit.sources))
 
-    with (
-        ProgressBar("prepare", sum(len(unit.sources) for unit in units)) as progress,
-        IsolatedPool(partial(read_source, cfg=cfg), workers=cfg.workers, timeout_seconds=cfg.timeout_seconds) as pool,
-    ):
+    with ProgressBar("prepare", sum(len(unit.sources) for unit in units)) as progress:
         encode_units(
             mine(),
-            lambda sources: (as_read(source, result, cfg) for source, result in pool.imap(sources)),
+            lambda sources: read_sources(sources, cfg),
             lambda unit: UnitEncoder(output, unit, cfg, backbone),
             advance,
         )
 
 
-def as_read(source: SourceVideo, result: ReadSource | Failure, cfg: PrepareConfig) -> tuple[ReadSource, float | None]:
-    """What a source gave, with the seconds after which it was given up."""
-    if isinstance(result, ReadSource):
-        return result, None
-    skipped = Skipped(source.name, result.reason, result.detail)
-    return ReadSource(source, "", skipped=(skipped,)), cfg.timeout_seconds if result.reason == TOO_LONG else None
+def read_sources(sources: Iterable[SourceVideo], cfg: PrepareConfig) -> Iterator[Given]:
+    """What each source gives, in order: half of the workers choose the spans, the others read them piece by piece."""
+    readers, seconds = max(1, cfg.workers // 2), cfg.timeout_seconds
+    planners = max(1, cfg.workers - readers)
+    with (
+        IsolatedPool(partial(plan_source, cfg=cfg), workers=planners, timeout_seconds=seconds) as plan,
+        IsolatedPool(partial(read_piece, cfg=cfg), workers=readers, timeout_seconds=seconds) as read,
+    ):
+        parts = (part for source, found in plan.imap(sources) for part in pieces(source, plan_of(source, found)))
+        for piece, result in read.imap(parts):
+            given = result if isinstance(result, ReadSource) else without_clips(piece, result)
+            is_late = any(each.reason == TOO_LONG for each in given.skipped)
+            yield Given(given, seconds if is_late else None, piece.is_last)
+
+
+def without_clips(piece: Piece, failure: Failure) -> ReadSource:
+    """What a piece gave that could not be read; where it could not even be planned, that is the reason."""
+    reasons = piece.plan.skipped
+    if piece.plan.spans or not reasons:
+        reasons += (Skipped(piece.source.name, failure.reason, failure.detail),)
+    return ReadSource(piece.source, piece.plan.digest, skipped=reasons)
+
+
+def plan_of(source: SourceVideo, result: Plan | Failure) -> Plan:
+    """The plan, or one without spans that says why there is none."""
+    if isinstance(result, Plan):
+        return result
+    return Plan(skipped=(Skipped(source.name, result.reason, result.detail),))
 
 
 def describe_cache(source: str, cfg: PrepareConfig, folder: Path) -> CacheManifest:

@@ -71,5 +71,9 @@ class PrepareConfig(Config):
     compute_dtype: Dtype = Field("float32", description="of the VAE and the text encoder")
     batch_size: NumClips = Field(4, description="clips encoded at a time")
     shard_clips: NumClips = Field(256, description="clips a shard at most")
-    workers: PositiveInt = Field(2, description="processes that read videos, beside each one that encodes")
-    timeout_seconds: PositiveFloat = Field(120.0, description="after which a video that is still being read is skipped")
+    workers: PositiveInt = Field(
+        2, description="processes that read videos, beside each one that encodes; two at least"
+    )
+    timeout_seconds: PositiveFloat = Field(
+        120.0, description="after which looking through a video, or reading some of its clips, is given up"
+    )

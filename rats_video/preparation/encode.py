@@ -56,6 +56,21 @@ class _Shelf:
     latents: list[Tensor] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What a source, or a piece of one, gave.
+
+    Args:
+        read: neither clips nor a reason why is a prompt alone.
+        waited: seconds after which it was given up.
+        is_last: whether nothing more comes of the source.
+    """
+
+    read: ReadSource
+    waited: float | None = None
+    is_last: bool = True
+
+
 class UnitEncoder:
     """Encodes one unit's sources, added in order, into shards of its own, and then writes its record.
 
@@ -72,20 +87,20 @@ class UnitEncoder:
         self._folder, self._unit, self._cfg, self._encoder = folder, unit, cfg, encoder
         self._dtype: torch.dtype = getattr(torch, cfg.dtype)
         self._entries: list[tuple[Entry, range]] = []
+        self._pieces: list[Given] = []
         self._clips: list[KeptClip] = []
         self._thumbs: dict[str, Tensor] = {}
         self._shelves: dict[Size, _Shelf] = {}
         self._num_shards = 0
 
-    def add(self, mark: Fingerprint, read: ReadSource, *, waited: float | None = None) -> int:
+    def add(self, mark: Fingerprint, given: Given) -> int:
         """Take what a source gave; returns how many clips.
 
         Args:
             mark: the source as it was before it was read.
-            read: what it gave; neither clips nor a reason why is a prompt alone.
-            waited: seconds after which it was given up.
+            given: pieces of one source come one after the other.
         """
-        first = len(self._clips)
+        read = given.read
         cuts: tuple[CutClip | None, ...] = read.clips if read.clips or read.skipped else (None,)
         for cut in cuts:
             record = describe(read, cut, self._cfg)
@@ -101,7 +116,13 @@ class UnitEncoder:
                 self._encode(shelf)
             if len(shelf.encoded) >= self._cfg.shard_clips:
                 self._write_shard(shelf)
-        self._entries.append((Entry(mark, read.digest, (), read.skipped, waited), range(first, len(self._clips))))
+        self._pieces.append(given)
+        if given.is_last:
+            skipped = tuple(each for piece in self._pieces for each in piece.read.skipped)
+            waited = next((piece.waited for piece in self._pieces if piece.waited is not None), None)
+            own = range(self._entries[-1][1].stop if self._entries else 0, len(self._clips))
+            self._entries.append((Entry(mark, read.digest, (), skipped, waited), own))
+            self._pieces = []
         return len(cuts)
 
     def finish(self) -> None:
@@ -147,17 +168,17 @@ class UnitEncoder:
 
 def encode_units(
     units: Iterable[Unit],
-    read: Callable[[Iterator[SourceVideo]], Iterable[tuple[ReadSource, float | None]]],
+    read: Callable[[Iterator[SourceVideo]], Iterable[Given]],
     start: Callable[[Unit], UnitEncoder],
-    advance: Callable[[int], None],
+    advance: Callable[[int, int], None],
 ) -> None:
     """Encode units one after the other, while the sources of those after them may be read ahead.
 
     Args:
         units: asked for when `read` wants their sources.
-        read: gives what each source gave, in order, with the seconds after which it was given up.
+        read: gives what each source gave, in order, in one piece or several.
         start: makes a unit's encoder.
-        advance: told how many clips a source gave, when it is done with.
+        advance: told of how many sources, 1 or 0, a piece was the last, and how many clips it gave.
     """
     begun: deque[Unit] = deque()
 
@@ -170,8 +191,12 @@ def encode_units(
     for first in results:
         unit = begun.popleft()
         encoder = start(unit)
-        for (mark, _), (given, waited) in zip(unit.sources, itertools.chain((first,), results), strict=False):
-            advance(encoder.add(mark, given, waited=waited))
+        ours = itertools.chain((first,), results)
+        for mark, _ in unit.sources:
+            for given in ours:
+                advance(int(given.is_last), encoder.add(mark, given))
+                if given.is_last:
+                    break
         encoder.finish()
 
 

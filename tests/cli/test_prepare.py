@@ -17,6 +17,7 @@ from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.datasets.cache import ClipCache
+from rats_video.datasets.clips import Piece
 from rats_video.datasets.isolated import Failure
 from rats_video.datasets.records import ReadSource, SourceVideo
 from rats_video.errors import UserError
@@ -307,17 +308,21 @@ def test_another_source_is_refused_but_a_moved_one_is_not(prepare: Command, sour
     assert out.startswith("kept 10 clips from 5 of 8 sources")
 
 
+@pytest.mark.parametrize("kind", [SourceVideo, Piece])
 def test_what_took_too_long_is_tried_again_with_more_time(
-    prepare: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prepare: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
+    """Whether it was looked through, or read."""
+
     class Slow(Inline):
         def __init__(self, function: Any, *, timeout_seconds: float, **options: object) -> None:
             super().__init__(function, **options)
             self._seconds = timeout_seconds
 
-        def imap(self, tasks: Iterable[SourceVideo]) -> Iterator[tuple[SourceVideo, Any]]:
+        def imap(self, tasks: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
             for task, result in super().imap(tasks):
-                slow = task.name == "2.mp4" and self._seconds < 10
+                late = isinstance(task, kind) and getattr(task, "source", task).name == "2.mp4"
+                slow = late and self._seconds < 10
                 yield task, Failure("takes too long") if slow else result
 
     monkeypatch.setattr("rats_video.build.prepare.IsolatedPool", Slow)

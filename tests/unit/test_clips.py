@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rats_video.config.prepare import BucketConfig, PrepareConfig
-from rats_video.datasets.clips import fit_frames, plan_source, read_source, read_spans
+from rats_video.datasets.clips import fit_frames, pieces, plan_source, read_piece, read_source, read_spans
 from rats_video.datasets.records import SourceVideo
 from rats_video.datasets.spans import plan_spans, suitable_buckets
 
@@ -267,3 +268,20 @@ def test_file_that_is_gone_and_one_that_is_no_video(tmp_path: Path) -> None:
     gone, text = (read_source(SourceVideo(name, tmp_path / name), CFG) for name in ("a.mp4", "b.mp4"))
     assert (gone.digest, [each.reason for each in gone.skipped]) == ("", ["cannot be read"])
     assert (text.clips, len(text.skipped), len(text.digest)) == ((), 1, 64)
+
+
+def test_a_film_is_read_piece_by_piece(tmp_path: Path) -> None:
+    source = SourceVideo("a.mp4", video_file(tmp_path / "a.mp4", [RED] * 90), "red")
+    plan, together = plan_source(source, CFG), read_source(source, CFG)
+    assert len(plan.spans) > 2
+    clip = 3 * math.prod((CFG.buckets[0].num_frames, CFG.buckets[0].height, CFG.buckets[0].width))
+    for most, clips in ((1, 1), (2 * clip, 2), (3 * clip - 1, 2), (100 * clip, len(plan.spans))):
+        parts = list(pieces(source, plan, most))
+        assert [len(part.plan.spans) for part in parts[:-1]] == [clips] * ((len(plan.spans) - 1) // clips)
+        assert [part.is_last for part in parts] == [False] * (len(parts) - 1) + [True]
+        read = [read_piece(part, CFG) for part in parts]
+        apart = [clip for part in read for clip in part.clips]
+        assert [clip.start for clip in apart] == [clip.start for clip in together.clips]
+        assert all(torch.equal(one.frames, other.frames) for one, other in zip(apart, together.clips, strict=True))
+        assert tuple(each for part in read for each in part.skipped) == together.skipped
+        assert {part.digest for part in read} == {together.digest}
