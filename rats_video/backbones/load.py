@@ -39,4 +39,5 @@ def load_backbone(
     Raises:
         UserError: it is no pipeline, of no family we know, or damaged.
     """
-    return find_family(folder).from_pretrained(folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser)
+    family = find_family(folder)
+    return family.from_pretrained(folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser)
