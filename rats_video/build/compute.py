@@ -9,9 +9,9 @@ import torch
 from rats_video.assets import resolve_folder
 from rats_video.backbones.attention import check_attention, used_attention
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.identity import text_digest
 from rats_video.backbones.offload import HostWeights
 from rats_video.backbones.text_cache import TextCache, text_identity
+from rats_video.build.prepared import check_cache
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, PreparedPrompts
 from rats_video.datasets.cache import ClipCache
@@ -92,11 +92,7 @@ def save_text(cfg: DistillConfig, backbone: PipelineBackbone, file: Path) -> Non
 
 def _prepared_text(cfg: DistillConfig, folder: Path) -> TextCache:
     cache = ClipCache(folder)
-    if cache.manifest.text != text_digest(resolve_folder(cfg.model, where="model")):
-        raise UserError(
-            f"its text was encoded with {cache.manifest.model}, and not as {cfg.model} does", where=str(folder),
-            fix="prepare with this model, or set compute.cache_text=false to encode the captions anew",
-        )  # fmt: skip
+    check_cache(cache, resolve_folder(cfg.model, where="model"), "text encoder")
     return TextCache(PreparedText(cache, getattr(torch, cfg.compute.dtype)))
 
 

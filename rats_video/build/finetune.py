@@ -15,7 +15,6 @@ import torch
 from rats_video.assets import resolve_folder
 from rats_video.backbones.attention import check_attention
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.levers import use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.offload import HostWeights
@@ -28,12 +27,12 @@ from rats_video.build.common import (
     start_runtime,
     working_in,
 )
+from rats_video.build.prepared import check_cache
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.finetune import FinetuneConfig
 from rats_video.config.load import load_config, write_resolved
 from rats_video.config.resume import changed_training
 from rats_video.datasets.cache import ClipCache
-from rats_video.errors import UserError
 from rats_video.evaluation.finetune_plot import plot_finetune
 from rats_video.evaluation.stats import Estimate, mean_ci95, paired_difference
 from rats_video.export.denoiser import merge
@@ -84,20 +83,6 @@ def run_finetune(
         runtime.close()
     for line in lines:
         say(line)
-
-
-def check_cache(cache: ClipCache, folder: Path) -> None:
-    """Raise UserError where a cache was made with another VAE or text encoder than this pipeline folder's."""
-    made = cache.manifest
-    for what, theirs, ours in (
-        ("VAE", made.vae, vae_digest(folder)),
-        ("text encoder", made.text, text_digest(folder)),
-    ):
-        if theirs != ours:
-            raise UserError(
-                f"was prepared with another {what} ({made.model}) than {folder} has", where=str(cache.folder),
-                fix="prepare the videos with this model, or set model to that one",
-            )  # fmt: skip
 
 
 def load_role(cfg: FinetuneConfig, folder: Path, cache: ClipCache, runtime: Runtime) -> PipelineBackbone:

@@ -15,9 +15,9 @@ from typing import TypeVar
 import torch
 
 from rats_video.assets import resolve_folder
-from rats_video.backbones.identity import vae_digest
 from rats_video.backbones.load import load_backbone
 from rats_video.build.common import environment, load_seeded, pick_device, refuse_changes
+from rats_video.build.prepared import check_cache
 from rats_video.build.pretrain import RECORD, done_before, training_in
 from rats_video.build.reward import build_reward, check_reward_prompts
 from rats_video.config.preference import PreferenceTrainConfig
@@ -80,11 +80,7 @@ def run_train_preference(
     cfg = load_seeded(PreferenceTrainConfig, config, group="preference", overrides=[*overrides, *named], seed=seed)
     where, began = pick_device(device), time.monotonic()
     cache, model = ClipCache(data), resolve_folder(cfg.model, where="model")
-    if vae_digest(model) != cache.manifest.vae:
-        raise UserError(
-            f"its VAE is not the one of {cache.manifest.model}, which made these clips", where=f"model: {cfg.model}",
-            fix=f"--set model={shlex.quote(cache.manifest.model)}",
-        )  # fmt: skip
+    check_cache(cache, model, "VAE")
     pairs = None if cfg.preferences is None else read_preferences(Path(cfg.preferences), cache)
     with training_in(cfg, output, "preference", resume=resume, overwrite=overwrite) as is_done:
         if is_done:

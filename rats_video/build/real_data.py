@@ -8,8 +8,8 @@ from torch import Tensor
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.identity import text_digest, vae_digest
-from rats_video.config.distill import DistillConfig, RealDataConfig
+from rats_video.build.prepared import check_cache
+from rats_video.config.distill import DistillConfig
 from rats_video.datasets.cache import ClipCache
 from rats_video.datasets.loader import ClipLoader, ReadAhead
 from rats_video.distill.real_data import RealData
@@ -50,7 +50,7 @@ def build_real_data(cfg: DistillConfig, backbone: PipelineBackbone, runtime: Run
     if real is None or real.weight == 0:
         return None
     cache, clip = ClipCache(Path(real.path)), cfg.clip.spec
-    _check_model(cfg, real, cache)
+    check_cache(cache, resolve_folder(cfg.model, where="model"))
     if cache.manifest.fps != clip.fps:
         raise UserError(
             f"its clips have {cache.manifest.fps:g} frames a second, the run's {clip.fps:g}", where=real.path,
@@ -74,16 +74,3 @@ def build_real_data(cfg: DistillConfig, backbone: PipelineBackbone, runtime: Run
         return batch.latents, batch.text
 
     return RealData(source, real.weight, batch_size, rows, cfg.seed)
-
-
-def _check_model(cfg: DistillConfig, real: RealDataConfig, cache: ClipCache) -> None:
-    folder, manifest = resolve_folder(cfg.model, where="model"), cache.manifest
-    for what, found, needed in (
-        ("VAE", manifest.vae, vae_digest(folder)),
-        ("text encoder", manifest.text, text_digest(folder)),
-    ):
-        if found != needed:
-            raise UserError(
-                f"its clips were encoded with another {what} than that of {cfg.model}", where=real.path,
-                fix=f"prepare them again with model: {cfg.model}",
-            )  # fmt: skip

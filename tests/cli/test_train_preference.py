@@ -170,7 +170,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     train: Command, cache: Path, preferences: Path, tmp_path: Path
 ) -> None:
     refused(train("x", data=tmp_path / "nowhere"), "no prepared clips here (make them: rats-video prepare)")
-    refused(train("x", "--set", "model=tiny-wan"), "its VAE is not the one of tiny-wan, which made these clips")
+    refused(train("x", "--set", "model=tiny-wan"), "was prepared with another VAE (tiny-wan) than ")
     refused(train("x", "--latent"), "--latent: cannot be used with --data")
     refused(train("x", "--preferences", tmp_path / "none.jsonl"), "none.jsonl: cannot read it")
     preferences.write_text(preferences.read_text() + '{"preferred": "0.mp4", "rejected": "77.mp4"}\n')

@@ -123,8 +123,8 @@ def test_text_of_another_encoder_is_refused(
     with pytest.raises(UserError) as caught:
         cached_text(make_config("compute.cache_text=true", of(cache)), tmp_path / "none")
     assert str(caught.value) == (
-        f"{cache}: its text was encoded with tiny, and not as {tiny_wan} does "
-        "(prepare with this model, or set compute.cache_text=false to encode the captions anew)"
+        f"{cache}: was prepared with another text encoder (tiny) than {tiny_wan} has "
+        "(prepare with this model, or set model to that one)"
     )
     assert cached_text(make_config(of(cache)), tmp_path / "none") is None
 
