@@ -19,7 +19,10 @@ from pydantic import BaseModel
 
 from rats_video.config import load
 from rats_video.config.distill import DistillConfig
+from rats_video.config.finetune import FinetuneConfig
 from rats_video.config.load import dump_config, load_config
+from rats_video.config.preference import PreferenceTrainConfig
+from rats_video.config.prepare import PrepareConfig
 from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
 from rats_video.errors import CONTROLS, UserError
 
@@ -33,6 +36,9 @@ PACKAGED: list[tuple[type[BaseModel], str, str]] = [
     (TeacherTrainConfig, "teacher", "tiny"),
     (RewardTrainConfig, "reward", "tiny"),
     (LatentRewardTrainConfig, "latent_reward", "tiny"),
+    (PrepareConfig, "prepare", "tiny"),
+    (FinetuneConfig, "finetune", "tiny"),
+    (PreferenceTrainConfig, "preference", "tiny"),
 ]
 TREES = [(model, load_config(model, name, group=group).model_dump(mode="json")) for model, group, name in PACKAGED]
 SUM_OF_CUSTOM = {

@@ -127,3 +127,15 @@ def test_docs_quote_the_committed_latent_reward() -> None:
 
 def test_shipped_latent_reward_ranks_as_the_pixel_reward_does() -> None:
     assert read("latent_reward")["agreement with the pixel reward"]["rank_correlation_samples"] >= 0.9
+
+
+def test_a_training_step_does_not_wait_for_its_clips() -> None:
+    loader = read("loader")
+    assert loader["wait share"] < loader["bar"] == 0.01
+    assert loader["read time ratio"] < 1.5
+
+
+def test_memory_stays_bounded_over_many_opens() -> None:
+    memory = read("reader")["memory"]
+    assert memory["opens"] >= 100
+    assert memory["most"] < memory["resident after the first"] + 2**27
