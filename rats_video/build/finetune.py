@@ -40,7 +40,7 @@ from rats_video.export.pipeline_folder import write_denoiser
 from rats_video.files import replacing, tidy, write_json
 from rats_video.inference.student import CARD, ITSELF, StudentCard
 from rats_video.runtime import Runtime
-from rats_video.training.finetune import CHECKPOINTS, METRICS, evenly, fine_tune
+from rats_video.training.finetune import CHECKPOINTS, METRICS, check_splits, evenly, fine_tune
 from rats_video.training.metrics import read_metrics
 from rats_video.training.resumable import forget
 from rats_video.training.run_folder import CONFIG
@@ -66,6 +66,7 @@ def run_finetune(
     folder = resolve_folder(cfg.model, where="model")
     cache = ClipCache(data)
     check_cache(cache, folder)
+    check_splits(cache)
     runtime, began = start_runtime(device), time.monotonic()
     check_attention(cfg.compute.attention, runtime.device, cfg.compute.dtype)
     runtime.rows(cfg.batch_size)

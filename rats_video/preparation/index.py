@@ -145,6 +145,8 @@ def summary(index: Index) -> list[str]:
         names = list(dict.fromkeys(each.name for each in found))
         more = ["..."] if len(names) > EXAMPLES else []
         lines.append(f"  skipped {len(found)}: {reason} ({', '.join(names[:EXAMPLES] + more)})")
+    if not any(record.split == "heldout" for record in index.records):
+        lines.append("  none is held out for validation: prepare more videos, or with another heldout share or seed")
     return lines
 
 

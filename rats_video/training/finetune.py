@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.config.finetune import FinetuneConfig
-from rats_video.datasets.cache import ClipCache, ClipRecord
+from rats_video.datasets.cache import ClipCache, ClipRecord, Split
 from rats_video.datasets.loader import ClipBatch, ClipLoader
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
@@ -45,6 +45,15 @@ def flow_matching_losses(
     """`[B]`: each clip's mean square error of the velocity at its level `sigma` `[B]` (Lipman et al., 2023)."""
     velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, text)
     return (velocity - (noise - x0)).square().flatten(1).mean(dim=1)
+
+
+def check_splits(cache: ClipCache) -> None:
+    """Raise UserError unless there are clips to train on, and clips held out."""
+    splits: dict[Split, str] = {"train": "to train on", "heldout": "held out for validation"}
+    for split, what in splits.items():
+        if not cache.of_split(split):
+            fix = "prepare more videos, or with another heldout share or seed"
+            raise UserError(f"it has no clips {what}", where=str(cache.folder), fix=fix)
 
 
 def fine_tune(
@@ -170,11 +179,6 @@ class Heldout:
 
     def __post_init__(self) -> None:
         self.records = evenly(self.cache.of_split("heldout"), self.cfg.validation.num_clips)
-        if not self.records:
-            raise UserError(
-                "it has no held-out clips", where=str(self.cache.folder),
-                fix="prepare more videos, or with a larger heldout share",
-            )  # fmt: skip
 
     @torch.no_grad()
     def losses(self) -> list[float]:

@@ -142,6 +142,22 @@ def test_cache_of_another_model_is_refused_before_anything_is_touched(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(("missing", "what"), [("train", "to train on"), ("heldout", "held out for validation")])
+def test_a_cache_needs_clips_of_both_kinds(
+    command: Command, config: Path, data: Path, tmp_path: Path, missing: str, what: str
+) -> None:
+    import shutil
+
+    other, output = tmp_path / "other", tmp_path / "out"
+    shutil.copytree(data, other)
+    lines = (other / "clips.jsonl").read_text().splitlines(keepends=True)
+    (other / "clips.jsonl").write_text("".join(line for line in lines if f'"split": "{missing}"' not in line))
+    code, _, err = command("train", "teacher", "--data", other, "--config", config, "--output", output)
+    fix = "(prepare more videos, or with another heldout share or seed)"
+    assert (code, err) == (2, f"error: {other}: it has no clips {what} {fix}\n")
+    assert not output.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,13 +122,17 @@ def test_index_keeps_the_first_of_equal_clips() -> None:
     assert told["skipped"] == {DUPLICATE: 2, "no caption": 1, "too short": 1}
     assert told["captions"] == {"distinct": 2, "words": {"fewest": 1, "median": 1.5, "most": 2}}
     assert told["latents"] == {"mean": 1.0, "deviation": 1.0}
-    assert summary(index) == [
+    said = [
         "kept 3 clips from 2 of 5 sources (0:06 in all)",
         "  3 of 17x64x64",
         f"  skipped 2: {DUPLICATE} (c, a)",
         "  skipped 1: no caption (d)",
         "  skipped 1: too short (b)",
     ]
+    warning = "  none is held out for validation: prepare more videos, or with another heldout share or seed"
+    assert summary(index) == [*said, warning]
+    last = replace(index.clips[2], record=replace(index.clips[2].record, split="heldout"))
+    assert summary(replace(index, clips=(*index.clips[:2], last))) == said
     assert describe_index(build_index(entries))["index"] != told["index"]
 
 
