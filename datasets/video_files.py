@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ _BOXES = {
     b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"uuid", b"sidx", b"mfra", b"meta", b"pdin",
 }  # fmt: skip
 _EBML, _SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
+_MATRIX = {b"mvhd": 36, b"tkhd": 40}  # where it begins in the box
+_UPRIGHT = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
 
 
 class Unreadable(Exception):  # noqa: N818  # what a file is, no mistake of ours
@@ -134,6 +137,33 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
         if (length == 1 and int.from_bytes(head[8:16], "big") < 16) or 1 < length < 8:
             raise Unreadable("damaged", "a box without length")
     return end
+
+
+def is_upright(path: Path) -> bool:
+    """Whether an MP4 file says of all its tracks that they are shown as they are stored, not turned or mirrored."""
+    with path.open("rb") as file:
+        matrices = list(_matrices(file, 0, path.stat().st_size))
+    return b"tkhd" in dict(matrices) and all(matrix == _UPRIGHT for _, matrix in matrices)
+
+
+def _matrices(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
+    """The matrices of a movie and its tracks (ISO/IEC 14496-12, 8.2.2 and 8.3.2), in the boxes between two places."""
+    while start + 8 <= end:
+        file.seek(start)
+        head = file.read(16)
+        length, kind, body = int.from_bytes(head[:4], "big"), head[4:8], start + 8
+        if length == 1:
+            length, body = int.from_bytes(head[8:16], "big"), start + 16
+        if length < body - start:
+            return
+        if kind in {b"moov", b"trak"}:
+            yield from _matrices(file, body, min(end, start + length))
+        elif kind in _MATRIX:
+            file.seek(body)
+            version = file.read(1)
+            file.seek(body + _MATRIX[kind] + 12 * (version == b"\x01"))  # whose times are longer
+            yield kind, file.read(len(_UPRIGHT))
+        start += length
 
 
 def _end_of_segment(file: BinaryIO) -> int:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from rats_video.datasets.video_files import MOST_FRAME_PIXELS, Unreadable, check_whole, opened
+from rats_video.datasets.video_files import MOST_FRAME_PIXELS, Unreadable, check_whole, is_upright, opened
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -91,23 +91,45 @@ def index_video(path: Path) -> VideoIndex:
         context = stream.codec_context
         simple = context.name in _ONE_FRAME_A_PACKET and context.field_order in _PROGRESSIVE
         if simple and container.format.name in _TIMED_FORMATS:
-            index = _by_packets(container, stream, known=known)
+            index = _by_packets(container, stream, known=known, upright=is_upright(path))
     if index is not None:
         return index
     with opened(path) as (container, stream):
         return _by_frames(container, stream)
 
 
-def _by_packets(container: InputContainer, stream: VideoStream, *, known: bool) -> VideoIndex | None:
+@dataclass(frozen=True)
+class _Picture:
+    """What all frames have in common, as they are stored."""
+
+    height: int
+    width: int
+    pixels: str
+    rotation: int = 0
+
+    @classmethod
+    def of(cls, frame: VideoFrame) -> _Picture:
+        return cls(frame.height, frame.width, frame.format.name, frame.rotation)
+
+
+def _declared_picture(stream: VideoStream) -> _Picture | None:
+    """What FFmpeg knows of the pictures without decoding one more, which costs as much as opening the file."""
+    context = stream.codec_context
+    if not (context.pix_fmt and context.height and context.width):
+        return None
+    return _Picture(context.height, context.width, context.pix_fmt)
+
+
+def _by_packets(container: InputContainer, stream: VideoStream, *, known: bool, upright: bool) -> VideoIndex | None:
     """The index as packets tell it; None if they cannot be trusted with it."""
     units = _Units(stream) if stream.codec_context.name in _UNITS else None
-    first: VideoFrame | None = None
+    first: _Picture | None = _declared_picture(stream) if upright else None
     shown: list[int] = []
     starts: list[int] = []  # positions among the packets
     closed = known and units is not None
     for packet in container.demux(stream):
-        if first is None:
-            first = next(iter(packet.decode()), None)
+        if first is None and (frame := next(iter(packet.decode()), None)):
+            first = _Picture.of(frame)
         if not packet.size:  # the last, which empties the decoder
             break
         if packet.pts is None or packet.is_discard or packet.is_corrupt:
@@ -120,7 +142,7 @@ def _by_packets(container: InputContainer, stream: VideoStream, *, known: bool) 
             if start is not _Start.NONE:
                 starts.append(len(shown))
         shown.append(packet.pts)
-    if first is None:
+    if first is None or not shown:
         raise Unreadable("no frames")
     pts, where = np.array(shown, np.int64), np.array(starts, np.int64)
     order = np.argsort(pts, kind="stable")
@@ -149,7 +171,7 @@ def _by_frames(container: InputContainer, stream: VideoStream) -> VideoIndex:
     clock = np.array(shown, np.int64)
     if (np.diff(clock) <= 0).any():
         raise Unreadable("its times run backwards")
-    return _index(stream, first, clock, pts=None, starts=clock[:0], closed=False)
+    return _index(stream, _Picture.of(first), clock, pts=None, starts=clock[:0], closed=False)
 
 
 def check_same(first: VideoFrame, frame: VideoFrame) -> None:
@@ -161,7 +183,7 @@ def check_same(first: VideoFrame, frame: VideoFrame) -> None:
 
 def _index(
     stream: VideoStream,
-    first: VideoFrame,
+    first: _Picture,
     clock: NDArray[np.int64],
     *,
     pts: NDArray[np.int64] | None,
@@ -178,7 +200,7 @@ def _index(
     return VideoIndex(
         times=times, pts=pts, starts=starts, closed=closed, height=height, width=width, turns=first.rotation // 90 % 4,
         fps=(len(times) - 1) / times[-1] if len(times) > 1 else float(rate),
-        codec=stream.codec_context.name, pixels=first.format.name,
+        codec=stream.codec_context.name, pixels=first.pixels,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import zoo
 from numpy.typing import NDArray
 
 from rats_video.config.schema import MOST_PIXELS
+from rats_video.datasets.video_files import is_upright
 from rats_video.datasets.video_reader import Unreadable, open_video
 
 CLOSED = {
@@ -108,3 +109,21 @@ def test_a_file_that_is_cut_off_is_never_short(clips: dict[str, Path], tmp_path:
         path.write_bytes(data[: len(data) * part // 8])
         with pytest.raises(Unreadable, match=r"ends early|cannot be opened"), open_video(path):
             pass
+
+
+def test_a_container_tells_whether_its_tracks_are_turned(clips: dict[str, Path]) -> None:
+    """Only then a frame must be decoded to know: any other is as large as it says, which opening it has told."""
+    upright = {name: is_upright(clips[name]) for name in ("h264", "hevc", "audio", "odd", "one frame")}
+    turned = {name: is_upright(clips[name]) for name in ("turned 90", "turned 180", "turned 270")}
+    assert set(upright.values()) == {True}
+    assert set(turned.values()) == {False}
+    assert not is_upright(clips["h264 in mkv"])  # it says so elsewhere, or nowhere
+
+
+@pytest.mark.parametrize("box", [b"tkhd", b"mvhd"])
+def test_a_damaged_matrix_is_no_upright_one(clips: dict[str, Path], tmp_path: Path, box: bytes) -> None:
+    data = bytearray(clips["h264"].read_bytes())
+    data[data.index(box) + 4 + {b"mvhd": 36, b"tkhd": 40}[box]] ^= 1
+    (tmp_path / "a.mp4").write_bytes(data)
+    assert is_upright(clips["h264"])
+    assert not is_upright(tmp_path / "a.mp4")
