@@ -32,9 +32,7 @@ from rats_video.datasets.cache import (
     CacheManifest,
     ClipCache,
     ClipRecord,
-    save_file,
     save_shard,
-    text_tensors,
     write_lines,
 )
 from rats_video.datasets.loader import ClipBatch, ClipLoader
@@ -60,7 +58,7 @@ def write_cache(folder: Path, backbone: PipelineBackbone) -> ClipCache:
         records += [
             ClipRecord(f"{shard}-{row}", "", "", 0.0, 1.0, "", *size, "train", name, row) for row in range(SHARD_CLIPS)
         ]
-    save_file(text_tensors(text), folder / EMPTY)
+    save_shard(folder / EMPTY, None, text)
     write_lines(folder / CLIPS, records, "records")
     CacheManifest(FORMAT, "tiny", "Wan", "", "", {}, CLIP.fps, complete=True).save(folder)
     return ClipCache(folder)

@@ -134,14 +134,10 @@ class CacheManifest:
 def save_shard(path: Path, latents: Tensor | None, text: TextCondition) -> None:
     """Write clips of one bucket: `[N, C, F, H, W]` and the N prompts they were encoded with; None for prompts alone."""
     videos = {} if latents is None else {"latents": latents.contiguous()}
-    with replacing(path, "shard") as aside:
-        save_file({**videos, **text_tensors(text)}, aside)
-
-
-def text_tensors(text: TextCondition) -> dict[str, Tensor]:
-    """The tensors of a condition by name, those it has."""
     named = {"embeds": text.embeds, "mask": text.mask, "pooled": text.pooled}
-    return {name: part.cpu().contiguous() for name, part in named.items() if part is not None}
+    prompts = {name: part.cpu().contiguous() for name, part in named.items() if part is not None}
+    with replacing(path, "shard") as aside:
+        save_file({**videos, **prompts}, aside)
 
 
 class ClipCache:
@@ -213,8 +209,7 @@ class ClipCache:
 
     def _row(self, record: ClipRecord) -> tuple[Tensor, TextCondition]:
         name = f"{SHARDS}/{record.shard}"
-        file = self._shard(name)
-        return self._read(name, file, "latents", record.row), self._text(name, file, record.row)
+        return self._read(name, self._shard(name), "latents", record.row), self.text(record)
 
     def _text(self, name: str, file: Any, row: int) -> TextCondition:
         parts = {part: self._read(name, file, part, row) for part in file.keys() if part != "latents"}  # noqa: SIM118

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from rats_video.datasets.cache import MOST_INDEX, SKIPPED, ClipCache, ClipRecord
+from rats_video.datasets.cache import MOST_INDEX, SKIPPED, ClipCache, ClipRecord, read_lines
+from rats_video.datasets.records import Skipped
 from rats_video.errors import UserError, first_line, warn
 from rats_video.reading import read_text
 
@@ -57,10 +58,11 @@ def read_preferences(path: Path, cache: ClipCache) -> list[Preference]:
         UserError: the file cannot be read, or some lines are wrong; says how many and what is wrong with the first.
     """
     try:
-        lines = read_text(path, MOST_INDEX).splitlines()
-        skipped = _skipped(cache.folder / SKIPPED)
+        # Not splitlines: a caption may hold what Unicode calls a line's end.
+        lines = read_text(path, MOST_INDEX).removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read it: {first_line(error)}", where=str(path)) from error
+    skipped = _skipped(cache.folder / SKIPPED)
     clips: defaultdict[str, list[ClipRecord]] = defaultdict(list)
     for record in cache.records:
         clips[record.source].append(record)
@@ -93,15 +95,9 @@ def read_preferences(path: Path, cache: ClipCache) -> list[Preference]:
 
 
 def _skipped(path: Path) -> set[str]:
-    return set(_names(path)) if path.is_file() else set()
-
-
-def _names(path: Path) -> Iterator[str]:
-    class Name(BaseModel):
-        name: str
-
-    for line in read_text(path, MOST_INDEX).splitlines():
-        yield Name.model_validate_json(line).name
+    if not path.is_file():
+        return set()
+    return {each.name for each in read_lines(path, Skipped, fix="run the same prepare again")}
 
 
 def _reason(error: ValueError) -> str:

@@ -20,7 +20,7 @@ import torch
 from rats_video.config.compute import ParallelConfig
 from rats_video.config.load import load_config
 from rats_video.config.schema import Config
-from rats_video.errors import UserError, warn
+from rats_video.errors import Interrupted, UserError, warn
 from rats_video.files import LOCK, locked, write_json
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.run_folder import CONFIG, read_sessions
@@ -194,6 +194,15 @@ def working_in(folder: Path, runtime: Runtime = ALONE) -> contextlib.AbstractCon
         UserError: another process works there.
     """
     return locked(folder) if runtime.is_main else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def stoppable(output: Path) -> Iterator[None]:
+    """Ctrl-C stops at once: what is noted as done is whole."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise Interrupted(f"stopped; {output} keeps what is done, and the same command makes the rest") from stop
 
 
 def make_folder(folder: Path) -> None:

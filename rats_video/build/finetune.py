@@ -19,33 +19,29 @@ from rats_video.backbones.levers import use_levers
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.offload import HostWeights
 from rats_video.build.common import (
-    claim_run,
     environment,
     explain_memory,
     load_seeded,
-    refuse_changes,
     start_runtime,
     working_in,
 )
 from rats_video.build.prepared import check_cache
+from rats_video.build.pretrain import RECORD, claim_training
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.finetune import FinetuneConfig
-from rats_video.config.load import load_config, write_resolved
-from rats_video.config.resume import changed_training
 from rats_video.datasets.cache import ClipCache
 from rats_video.evaluation.finetune_plot import plot_finetune
 from rats_video.evaluation.stats import Estimate, mean_ci95, paired_difference
 from rats_video.export.denoiser import merge
 from rats_video.export.pipeline_folder import write_denoiser
-from rats_video.files import replacing, tidy, write_json
+from rats_video.files import replacing, write_json
 from rats_video.inference.student import CARD, ITSELF, StudentCard
 from rats_video.runtime import Runtime
 from rats_video.training.finetune import CHECKPOINTS, METRICS, check_splits, evenly, fine_tune
 from rats_video.training.metrics import read_metrics
 from rats_video.training.resumable import forget
-from rats_video.training.run_folder import CONFIG
 
-RECORD, PIPELINE, LORA, FIGURE = "training.json", "pipeline", "lora", "training.png"
+PIPELINE, LORA, FIGURE = "pipeline", "lora", "training.png"
 
 
 def run_finetune(
@@ -72,7 +68,9 @@ def run_finetune(
     runtime.rows(cfg.batch_size)
     with working_in(output, runtime), explain_memory(lambda: memory_advice(cfg)):
         role = load_role(cfg, folder, cache, runtime)
-        is_done = runtime.agree(_claim(cfg, output, resume=resume, overwrite=overwrite) if runtime.is_main else False)
+        is_done = runtime.agree(
+            claim_training(cfg, output, "finetune", resume=resume, overwrite=overwrite) if runtime.is_main else False
+        )
         if is_done:
             lines = [f"done before: {output}"] if runtime.is_main else []
         else:
@@ -128,16 +126,6 @@ def memory_advice(cfg: FinetuneConfig) -> str:
     }
     unused = [setting for setting, helps in levers.items() if helps]
     return f"--set, the first saves most: {', '.join(unused)}" if unused else "prepare smaller clips"
-
-
-def _claim(cfg: FinetuneConfig, output: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Make OUTPUT this run's; returns whether it was done before."""
-    tidy(output)
-    if claim_run(output, resume=resume, overwrite=overwrite):
-        before = load_config(FinetuneConfig, str((output / CONFIG).resolve()), group="finetune")
-        refuse_changes(output, changed_training(before, cfg))
-    write_resolved(cfg, output / CONFIG)
-    return (output / RECORD).is_file()
 
 
 def _finish(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.load import find_family, load_backbone
-from rats_video.build.common import check_free, claim_folder, explain_memory, start_runtime, working_in
+from rats_video.build.common import check_free, claim_folder, explain_memory, start_runtime, stoppable, working_in
 from rats_video.config.load import load_config
 from rats_video.config.prepare import PrepareConfig
 from rats_video.datasets.cache import CONTACT, EMPTY, FORMAT, MANIFEST, CacheManifest
@@ -24,7 +23,7 @@ from rats_video.datasets.clips import Piece, Plan, pieces, plan_source, read_pie
 from rats_video.datasets.isolated import TOO_LONG, Failure, IsolatedPool
 from rats_video.datasets.records import ReadSource, Skipped, SourceVideo
 from rats_video.datasets.sources import find_sources
-from rats_video.errors import Interrupted, UserError, warn
+from rats_video.errors import UserError, warn
 from rats_video.files import tidy
 from rats_video.preparation.encode import Given, UnitEncoder, encode_units, save_empty_prompt
 from rats_video.preparation.index import build_index, check_same, summary, write_index
@@ -61,7 +60,7 @@ def run_prepare(
     folder = resolve_folder(cfg.model, where="model")
     check_apart(source, output)
     runtime = start_runtime(device)
-    with working_in(output, runtime), _stoppable(output):
+    with working_in(output, runtime), stoppable(output):
         job = Job.begin(source, cfg, folder, output, overwrite=overwrite) if runtime.is_main else None
         units = runtime.agree(None if job is None else job.units)
         if units is not None:
@@ -241,12 +240,3 @@ def warn_of_captions(captions: Sequence[str], backbone: PipelineBackbone) -> Non
     elif misread := [(caption, why) for caption in distinct if (why := backbone.misread(caption))]:
         caption, why = misread[0]
         warn(f"{len(misread)} of {len(distinct)} captions are {why}, as {caption[:60]!r}")
-
-
-@contextlib.contextmanager
-def _stoppable(output: Path) -> Iterator[None]:
-    """Ctrl-C stops at once: every unit that has its record is whole."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise Interrupted(f"stopped; {output} keeps what is done, and the same command goes on") from stop

@@ -45,13 +45,22 @@ def training_in(cfg: Config, output: Path, group: str, *, resume: bool, overwrit
         UserError: another process works there, or it holds something, or a run of another configuration to go on with.
     """
     with working_in(output):
-        tidy(output)
-        if claim_run(output, resume=resume, overwrite=overwrite):
-            before = load_config(type(cfg), str((output / CONFIG).resolve()), group=group)
-            refuse_changes(output, changed_training(before, cfg))
-        write_resolved(cfg, output / CONFIG)
-        yield (output / RECORD).is_file()
+        yield claim_training(cfg, output, group, resume=resume, overwrite=overwrite)
         forget(output / "checkpoints")
+
+
+def claim_training(cfg: Config, output: Path, group: str, *, resume: bool, overwrite: bool) -> bool:
+    """Make OUTPUT this training's, where nobody else works; returns whether all was done before.
+
+    Raises:
+        UserError: it holds something, or a run of another configuration to go on with.
+    """
+    tidy(output)
+    if claim_run(output, resume=resume, overwrite=overwrite):
+        before = load_config(type(cfg), str((output / CONFIG).resolve()), group=group)
+        refuse_changes(output, changed_training(before, cfg))
+    write_resolved(cfg, output / CONFIG)
+    return (output / RECORD).is_file()
 
 
 def record_training(

@@ -17,11 +17,11 @@ from typing import Self
 import torch
 
 from rats_video.assets import ASSETS
-from rats_video.build.common import explain_memory, make_folder, start_runtime
+from rats_video.build.common import explain_memory, make_folder, start_runtime, stoppable
 from rats_video.build.inference import DEFAULT_STUDENT, EXAMPLE_PROMPTS, LoadedStudent, load_student
 from rats_video.datasets.prompt_rows import read_rows
 from rats_video.datasets.prompts import check_prompt
-from rats_video.errors import Interrupted, UserError
+from rats_video.errors import UserError
 from rats_video.files import weights_digest
 from rats_video.inference.manifest import Clip, Journal, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
@@ -248,12 +248,3 @@ def _claimed(output: Path, runtime: Runtime, *, overwrite: bool) -> Iterator[Non
             clear(output)
         runtime.wait()
         yield
-
-
-@contextlib.contextmanager
-def stoppable(output: Path) -> Iterator[None]:
-    """Ctrl-C stops at once: every clip noted is whole."""
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise Interrupted(f"stopped; {output} keeps what is done, and the same command makes the rest") from stop

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from rats_video.assets import resolve_folder
-from rats_video.build.common import explain_memory, make_folder, start_runtime, working_in
+from rats_video.build.common import explain_memory, make_folder, start_runtime, stoppable, working_in
 from rats_video.build.inference import LoadedStudent, load_run, load_student
-from rats_video.build.sample import identity, stoppable
+from rats_video.build.sample import identity
 from rats_video.datasets.prompts import check_prompt
 from rats_video.errors import UserError
 from rats_video.evaluation.sweep import Arm

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.prepare import PrepareConfig
-from rats_video.datasets.cache import EMPTY, SHARDS, ClipRecord, save_shard, text_tensors
+from rats_video.datasets.cache import EMPTY, SHARDS, ClipRecord, save_shard
 from rats_video.datasets.records import CutClip, ReadSource, SourceVideo, split_of
 from rats_video.errors import UserError
 from rats_video.files import replacing
@@ -236,9 +236,7 @@ def stored_text(text: TextCondition, dtype: torch.dtype) -> TextCondition:
 def save_empty_prompt(folder: Path, encoder: Encoder, dtype: torch.dtype) -> None:
     """Write what guidance and prompt dropout need, unless it is there."""
     if not (folder / EMPTY).is_file():
-        text = stored_text(encoder.encode_text([""]).map(Tensor.cpu), dtype)
-        with replacing(folder / EMPTY, "empty prompt") as aside:
-            save_file(text_tensors(text), aside)
+        save_shard(folder / EMPTY, None, stored_text(encoder.encode_text([""]), dtype))
 
 
 def thumbnail(frames: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ def fine_tune(
         The losses of the held-out clips before and after.
 
     Raises:
-        UserError: the cache lacks clips, a loss is not finite, or a file cannot be written.
+        UserError: the cache lacks training clips, a loss is not finite, or a file cannot be written.
         Interrupted: somebody asked to stop; the step was finished and saved.
     """
     loader = ClipLoader(
@@ -166,9 +166,6 @@ class Heldout:
         cache: where the clips are.
         folder: of the sampled clips.
         runtime: the processes that share the work.
-
-    Raises:
-        UserError: there is no held-out clip.
     """
 
     cfg: FinetuneConfig

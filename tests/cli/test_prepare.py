@@ -184,8 +184,8 @@ def test_second_run_touches_nothing(prepare: Command, source: Path, tmp_path: Pa
 
 MOMENTS = {
     "with nothing but the manifest": ("rats_video.build.prepare.load_backbone", 1),
-    "amid the first shard": ("rats_video.datasets.cache.save_file", 1),
-    "before thumbnails": ("rats_video.preparation.encode.save_file", 2),
+    "amid the first shard": ("rats_video.datasets.cache.save_file", 2),
+    "before thumbnails": ("rats_video.preparation.encode.save_file", 1),
     "before the second record": ("rats_video.preparation.encode.write_record", 2),
     "amid the last unit": ("rats_video.backbones.wan.WanBackbone.encode", 2),
     "before the index": ("rats_video.preparation.index.write_lines", 1),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import dying_in_every_second_step
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -143,17 +144,7 @@ def test_killed_again_and_again_it_is_the_same(
         return command("train", *kind.split(), "--config", config, "--output", tmp_path / output, *options)
 
     assert go("whole").code == 0
-    step, steps = torch.optim.Optimizer.zero_grad, 0
-
-    def killed(optimizer: Any, *_: Any, **options: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps % 2 == 0:  # every session does one step and dies in the second
-            raise KeyboardInterrupt
-        step(optimizer, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Optimizer, "zero_grad", killed)
+    with dying_in_every_second_step():
         codes = [go("killed", "--resume").code for _ in range(6)]
     assert codes[0] == codes[1] == 130
     assert go("killed", "--resume").code == 0

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import dying_in_every_second_step
 from safetensors.torch import load_file
 
 from rats_video.backbones.identity import vae_digest
@@ -116,17 +117,7 @@ def test_killed_again_and_again_it_is_the_same(
     options = ["--preferences", preferences] if with_preferences else []
     monkeypatch.setattr(resumable, "__kwdefaults__", resumable.__kwdefaults__ | {"every": 1})
     assert train("whole", *options).code == 0
-    step, steps = torch.optim.Optimizer.zero_grad, 0
-
-    def killed(optimizer: Any, *_: Any, **settings: Any) -> None:
-        nonlocal steps
-        steps += 1
-        if steps % 2 == 0:  # every session does one step and dies in the second
-            raise KeyboardInterrupt
-        step(optimizer, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Optimizer, "zero_grad", killed)
+    with dying_in_every_second_step():
         assert [train("killed", "--resume", *options).code for _ in range(2)] == [130, 130]
     assert train("killed", "--resume", *options).code == 0
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.text_cache import TextCache
@@ -22,7 +21,6 @@ from rats_video.datasets.cache import (
     CacheManifest,
     ClipRecord,
     save_shard,
-    text_tensors,
     write_lines,
 )
 from rats_video.datasets.prompts import PromptSplit, load_prompts
@@ -42,7 +40,7 @@ def write_cache(
     text_cache = TextCache.encode(backbone.encode_text, ["", *captions])
     rows = text_cache.look_up(captions, torch.device("cpu"))
     save_shard(folder / SHARDS / "a.safetensors", torch.zeros(len(captions), 16, 2, 4, 4), rows)
-    save_file(text_tensors(text_cache.look_up([""], torch.device("cpu"))), folder / EMPTY)
+    save_shard(folder / EMPTY, None, text_cache.look_up([""], torch.device("cpu")))
     records = [
         ClipRecord(
             f"k{i}",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import torch
 
 
 def killed(act: Callable[[], None], target: str, calls: int) -> None:
@@ -31,6 +33,23 @@ def killed(act: Callable[[], None], target: str, calls: int) -> None:
             act()
     finally:
         os._exit(1)
+
+
+@contextmanager
+def dying_in_every_second_step() -> Iterator[None]:
+    """A training that is stopped by Ctrl-C in the second step of each of its sessions."""
+    step, steps = torch.optim.Optimizer.zero_grad, 0
+
+    def killed(optimizer: Any, *_: Any, **options: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps % 2 == 0:
+            raise KeyboardInterrupt
+        step(optimizer, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Optimizer, "zero_grad", killed)
+        yield
 
 
 def _find(target: str) -> Any:

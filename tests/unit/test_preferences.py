@@ -56,6 +56,14 @@ def keys(path: Path, cache: ClipCache) -> list[tuple[str, str]]:
     return [(pair.preferred.key, pair.rejected.key) for pair in read_preferences(path, cache)]
 
 
+def test_what_unicode_calls_a_line_end_ends_no_line(cache: ClipCache, tmp_path: Path) -> None:
+    write_lines(tmp_path / SKIPPED, [Skipped("odd\u2028name", "damaged")], "skipped")
+    said = {"preferred": "a", "rejected": "b", "caption": "a\u2028dog\x85"}
+    left_out = {"preferred": "odd\u2028name", "rejected": "a"}
+    path = write(tmp_path / "p", *(json.dumps(line, ensure_ascii=False) for line in (said, left_out)))
+    assert {pair.caption for pair in read_preferences(path, cache)} == {"a\u2028dog\x85"}
+
+
 def test_clips_of_both_are_paired_in_order(cache: ClipCache, tmp_path: Path) -> None:
     path = write(tmp_path / "p", {"preferred": "a", "rejected": "b", "caption": "a dog"}, "")
     pairs = read_preferences(path, cache)
