@@ -28,9 +28,10 @@ from measure import peak_bytes, write_result
 from speed import machine, step_call
 
 from rats_video.assets import resolve_folder
-from rats_video.build.distill import build_backbone, build_rats, build_roles
+from rats_video.build.distill import build_backbone, build_roles
 from rats_video.build.evaluate import score_arms
 from rats_video.build.inference import load_student
+from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts

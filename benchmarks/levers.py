@@ -31,7 +31,8 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
 from rats_video.build.compute import check_compute, describe, place
-from rats_video.build.distill import build_backbone, build_rats, build_roles
+from rats_video.build.distill import build_backbone, build_roles
+from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
@@ -81,7 +82,7 @@ def training_step(rats: Rats, cfg: DistillConfig, prompts: Sequence[str]) -> tup
     def step() -> None:
         nonlocal updates
         optimizer.zero_grad(set_to_none=True)
-        accumulate_gradient(rats, replace(batch, index=updates), cfg.training.parts(len(batch.prompts)))
+        accumulate_gradient(rats.step, replace(batch, index=updates), cfg.training.parts(len(batch.prompts)))
         optimizer.step()
         updates += 1
         rats.teacher.follow(rats.student, updates)

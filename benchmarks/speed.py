@@ -26,7 +26,8 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.attention import check_attention, used_attention
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
-from rats_video.build.distill import build_backbone, build_rats, build_roles
+from rats_video.build.distill import build_backbone, build_roles
+from rats_video.build.method import build_rats
 from rats_video.config.compute import LoraWeights
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config

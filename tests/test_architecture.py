@@ -18,14 +18,14 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 LAYERS = (
     {"cli"},
     {"build"},
-    {"evaluation", "export", "inference", "planning", "preparation", "training", "distill"},
+    {"evaluation", "export", "inference", "planning", "preparation", "rivals", "training", "distill"},
     {"backbones", "rewards", "datasets"},
     {"diffusion", "config"},
     {"assets", "files", "reading", "runtime", "seeds"},  # small tools everybody may use
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
 )
 NEIGHBOURS = LAYERS[2]  # may import one another, without a cycle
-SEES_PROTOCOLS_ONLY = {"distill": {"backbones", "rewards"}}
+SEES_PROTOCOLS_ONLY = {"distill": {"backbones", "rewards"}, "rivals": {"backbones", "rewards"}}
 HEAVY = {
     "av", "decord", "diffusers", "gradio", "matplotlib", "tensorboard", "torchao", "transformers", "wandb", "xformers",
 }  # fmt: skip

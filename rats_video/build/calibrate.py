@@ -14,11 +14,13 @@ from torch import Tensor
 
 from rats_video.build.common import explain_memory, pick_device
 from rats_video.build.compute import memory_advice
-from rats_video.build.distill import build_backbone, build_rats, build_roles, checked_prompts
+from rats_video.build.distill import build_backbone, build_roles, checked_prompts
+from rats_video.build.method import build_rats, rats_of
 from rats_video.build.reward import Judges, check_rewards
 from rats_video.config.compute import ParallelConfig
-from rats_video.config.distill import DistillConfig, FrozenTeacher, SigmoidGate
+from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.config.load import check_extension, load_config, write_extension
+from rats_video.config.method import SigmoidGate
 from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats
 from rats_video.distill.teacher import TeacherSampler
@@ -69,6 +71,7 @@ def run_calibrate(
 ) -> list[str]:
     """Measure, and write a config that extends `config` by what follows; returns the lines to show."""
     cfg = load_config(DistillConfig, config, group="distill", overrides=overrides)
+    rats_of(cfg)
     if output.exists() and not overwrite:
         raise UserError("already exists", where=str(output), fix="add --overwrite or another --output")
     check_extension(output, config)
@@ -105,18 +108,18 @@ def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tup
         arms = _with_sum(reward, arms)
     found = arms.comparisons()
     lines = [*_table(found), "", *_advice(cfg, arms, found)]
-    lead, gate = found["reward"].typical_lead, cfg.method.gate
+    lead, gate = found["reward"].typical_lead, rats_of(cfg).gate
     if isinstance(gate, SigmoidGate) and (tau := significant(tau_for(lead))) > 0:
         changes["method"]["gate"] = {"tau": tau}
         fall = f"{GATE_AT_START} to 0.5 while the student closes the median lead of {lead:.3g}"
         lines += [f"method.gate.tau {tau:g} (now {gate.tau:g}): the gate, floor aside, falls from {fall}"]
-        method = cfg.method.model_copy(update={"gate": gate.model_copy(update={"tau": tau})})
+        method = rats_of(cfg).model_copy(update={"gate": gate.model_copy(update={"tau": tau})})
         cfg = cfg.model_copy(update={"method": method})
     rats = replace(
         rats,
         reward=reward,
         teacher=TeacherSampler(teacher, reward, cfg.teacher, cfg.shift),
-        gate=build_gate(cfg.method.gate, student.temporal_stride),
+        gate=build_gate(rats_of(cfg).gate, student.temporal_stride),
     )
     return [*lines, *_balance(cfg, rats, everything.train, changes["method"])], changes
 
@@ -224,7 +227,7 @@ def _advice(cfg: DistillConfig, arms: Arms, found: Mapping[str, Comparison]) -> 
         )
     if (heldout := found.get("heldout_reward")) and heldout.lead.mean < -heldout.lead.ci95:
         warn("it prefers the base to the teacher", where="heldout_reward")
-    by_frame = isinstance(cfg.method.gate, SigmoidGate) and cfg.method.gate.level == "frame"
+    by_frame = isinstance(gate := rats_of(cfg).gate, SigmoidGate) and gate.level == "frame"
     if by_frame and frames[0] is not None and frames[1] is not None:
         opposed = opposed_frames(frames[0], frames[1])
         if opposed > OPPOSED:
@@ -236,28 +239,29 @@ def _advice(cfg: DistillConfig, arms: Arms, found: Mapping[str, Comparison]) -> 
 
 def _balance(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], method: dict[str, Any]) -> list[str]:
     """Weigh the reward's gradient against that of shaping; adds to the changes of `method`."""
-    if not cfg.method.uses_gradient or not is_differentiable(rats.reward):
+    was = rats_of(cfg)
+    if not was.uses_gradient or not is_differentiable(rats.reward):
         return ["method.reward_weight stays: the reward has no gradient in the loss"]
     reward = _gradient_norm(cfg, rats, prompts, reward_weight=1.0, alpha=0.0)
     shaping = _gradient_norm(cfg, rats, prompts, reward_weight=0.0, alpha=1.0)
-    if not cfg.method.alpha or not shaping or not reward:
+    if not was.alpha or not shaping or not reward:
         return [f"method.reward_weight stays: gradient of the reward {reward:.3g}, of shaping {shaping:.3g}"]
-    weight = significant(REWARD_TO_SHAPING * cfg.method.alpha * shaping / reward)
-    method |= {"alpha": cfg.method.alpha, "reward_weight": weight}
-    now = cfg.method.reward_weight * reward / (cfg.method.alpha * shaping)
+    weight = significant(REWARD_TO_SHAPING * was.alpha * shaping / reward)
+    method |= {"alpha": was.alpha, "reward_weight": weight}
+    now = was.reward_weight * reward / (was.alpha * shaping)
     norms = f"gradients at the start are {reward:.3g} of the reward, {shaping:.3g} of gated shaping"
     ratio = f"weighted they are {now:.2g} to 1 now, {REWARD_TO_SHAPING:g} to 1 then"
-    setting = f"method.reward_weight {weight:g} (now {cfg.method.reward_weight:g}), alpha {cfg.method.alpha:g}"
+    setting = f"method.reward_weight {weight:g} (now {was.reward_weight:g}), alpha {was.alpha:g}"
     return [f"{setting}: {norms}; {ratio}"]
 
 
 def _gradient_norm(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], **weights: float) -> float:
     """Mean over batches of the norm of the loss's gradient with other weights."""
-    rats = replace(rats, method=cfg.method.model_copy(update=weights))
+    rats = replace(rats, method=rats_of(cfg).model_copy(update=weights))
     norms = []
     for index in range(NUM_BATCHES):
         batch = draw_batch(rats.student, cfg, prompts, index * cfg.teacher.reuse)
-        accumulate_gradient(rats, batch, cfg.training.parts(len(batch.prompts)))
+        accumulate_gradient(rats.step, batch, cfg.training.parts(len(batch.prompts)))
         grads = [weight.grad for weight in rats.student.weights.values() if weight.grad is not None]
         norms.append(math.sqrt(sum(float(grad.double().square().sum()) for grad in grads)))
         for weight in rats.student.weights.values():

@@ -23,33 +23,24 @@ from rats_video.build.compute import (
     place,
     save_text,
 )
-from rats_video.build.dry_runs import Builders, plan_of_run
+from rats_video.build.dry_runs import Builders, can_plan, plan_of_run
 from rats_video.build.guard import SEED_OFFSET, build_guard
+from rats_video.build.method import build_method
 from rats_video.build.parallel import serve_rewards, split_roles
-from rats_video.build.real_data import build_real_data
-from rats_video.build.reward import build_judges, check_rewards, loss_reward, reward_folders
+from rats_video.build.reward import build_judges, check_rewards
 from rats_video.config.compute import FullWeights, LoraWeights
-from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
+from rats_video.config.distill import DistillConfig, EmaTeacher
 from rats_video.config.load import load_config, write_resolved
+from rats_video.config.method import ImitationMethod, RatsMethod
 from rats_video.config.resume import changed_keys
 from rats_video.datasets.prompts import PromptSplit, check_prompt, load_prompts
 from rats_video.distill.ema import update_ema
-from rats_video.distill.gate import build_gate
-from rats_video.distill.step import Rats
-from rats_video.distill.store import DiskGuideStore
-from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError, warn
-from rats_video.files import weights_digest, write_json
-from rats_video.rewards.remote import Link, RemoteReward
-from rats_video.runtime import ALONE, Runtime
+from rats_video.files import write_json
+from rats_video.rewards.remote import RemoteReward
+from rats_video.runtime import Runtime
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
-
-NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
-"""Keys of a reward that are in its weights' hash, or change no score."""
-
-DECIDES = {".safetensors", ".json", ".txt", ".model"}
-"""Files of a model's or a reward's folder that decide what it computes: weights, configuration, tokenizer."""
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
@@ -135,46 +126,6 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
     return student, teacher
 
 
-def build_rats(
-    cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
-) -> Rats:
-    """Student, teacher, reward and gate, and real clips where there are any."""
-    device = student.device
-    reward = RemoteReward(Link.to_reward(runtime)) if runtime.reward_ranks > 0 else loss_reward(cfg, student)
-    store = None
-    if isinstance(cfg.teacher, FrozenTeacher) and cfg.teacher.cache:
-        store = DiskGuideStore(Path(cfg.teacher.cache), _teacher_identity(cfg, cfg.teacher), device, runtime)
-    return Rats(
-        student=student,
-        teacher=TeacherSampler(teacher, reward, cfg.teacher, cfg.shift, store),
-        reward=reward,
-        gate=build_gate(cfg.method.gate, student.temporal_stride),
-        method=cfg.method,
-        student_config=cfg.student,
-        shift=cfg.shift,
-        real_data=build_real_data(cfg, student, runtime),
-    )
-
-
-def _teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, object]:
-    """Everything a frozen teacher's rollout depends on besides prompts and noise, weights included."""
-    folders = [resolve_folder(cfg.model, where="model"), *reward_folders(cfg.reward, where="reward")]
-    if cfg.compute.decode.small is not None:  # what the reward saw
-        folders.append(Path(cfg.compute.decode.small))
-    return {
-        "weights": weights_digest(folders, DECIDES),
-        "num_steps": teacher.num_steps,
-        "guidance_scale": teacher.guidance_scale,
-        "embedded_guidance": cfg.embedded_guidance,
-        "shift": cfg.shift,
-        "dtype": cfg.compute.dtype,
-        "clip": cfg.clip.model_dump(),
-        # What is left out is in the weights' hash, or changes nothing that a teacher does.
-        "decode": cfg.compute.decode.model_dump(exclude={"checkpoint", "offload", "window", "small"}),
-        "reward": cfg.reward.model_dump(exclude=NOT_SCORED | {"terms": {"__all__": {"reward": NOT_SCORED}}}),
-    }
-
-
 def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> bool:
     """Claim the run's folder, or check that the run in it may be continued with this configuration.
 
@@ -219,30 +170,30 @@ def train_student(
     student, teacher = build_roles(cfg, build_backbone(cfg, runtime.device, text=text))
     prompts = checked_prompts(cfg, student)
     split_roles(cfg, student, teacher, runtime)
-    rats = build_rats(cfg, student, teacher, runtime)
+    method = build_method(cfg, student, teacher, runtime)
     try:
         judges = None
-        if not isinstance(rats.reward, RemoteReward):  # whose own process has checked it
+        if not isinstance(method.reward, RemoteReward):  # whose own process has checked it
             everything = (*prompts.train, *prompts.heldout)
-            judges = check_rewards(cfg, rats.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
+            judges = check_rewards(cfg, method.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
         guard = None
         if cfg.guard is not None:
-            judges = judges or build_judges(cfg, rats.reward, runtime.device)
+            judges = judges or build_judges(cfg, method.reward, runtime.device)
             guard = build_guard(cfg, cfg.guard, judges, prompts.heldout, run, runtime)
         del judges  # what nobody needs any more makes room
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
             goes_on = prepare_run(cfg, run, resume=resume, overwrite=overwrite)
             save_text(cfg, student, run.text)
-            if not (goes_on and run.plan.is_file()):
+            if can_plan(cfg) and not (goes_on and run.plan.is_file()):
                 shares = runtime.trainers // runtime.context
                 write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
             _record(cfg, run, student, runtime)
         runtime.wait()
-        train_loop(rats, cfg, prompts.train, run, runtime, guard)
+        train_loop(method, cfg, prompts.train, run, runtime, guard)
     finally:
-        if isinstance(rats.reward, RemoteReward):
-            rats.reward.close()
+        if isinstance(method.reward, RemoteReward):
+            method.reward.close()
     return student
 
 
@@ -260,7 +211,9 @@ def _seeds(cfg: DistillConfig) -> dict[str, int]:
 
 
 def _check_horizons(cfg: DistillConfig, student_steps: int) -> None:
-    weights = cfg.method.shaping.horizon_weights
+    if not cfg.method.uses_teacher:
+        return
+    weights = cfg.method.shaping.horizon_weights if isinstance(cfg.method, RatsMethod | ImitationMethod) else None
     if weights is not None and (len(weights) != student_steps or sum(weights) == 0):
         raise UserError(
             f"needs {student_steps} weights that are not all 0, got {list(weights)}",

@@ -13,9 +13,11 @@ from rats_video.backbones.experts import expert_by_step
 from rats_video.backbones.text_cache import TextCache
 from rats_video.config.compute import ComputeConfig
 from rats_video.config.distill import DistillConfig, EmaTeacher, ShapesPrompts
+from rats_video.config.method import RatsMethod
 from rats_video.config.reward import LatentRewardConfig
 from rats_video.datasets.prompts import load_prompts
 from rats_video.distill.horizon import match_horizons
+from rats_video.errors import UserError
 from rats_video.planning.architecture import META, build_on_meta, find_architecture, with_depths
 from rats_video.planning.devices import Device, recognise
 from rats_video.planning.dry_run import (
@@ -39,6 +41,11 @@ from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, Reward, TextCondition
 
 
+def can_plan(cfg: DistillConfig) -> bool:
+    """Whether the plan knows the method's step."""
+    return isinstance(cfg.method, RatsMethod)
+
+
 class Builders(NamedTuple):
     """What `distill` makes of a base model: the same is made of one without values."""
 
@@ -54,9 +61,14 @@ class DryRuns:
         builders: of the run itself.
         device: decides what operators take for themselves.
         gpus: processes that share a batch.
+
+    Raises:
+        UserError: the method's step is not one that can be counted.
     """
 
     def __init__(self, cfg: DistillConfig, builders: Builders, device: Device, gpus: int) -> None:
+        if not can_plan(cfg):
+            raise UserError(f"plan counts the step of rats, not of {cfg.method.kind}", where="method.kind")
         self._architecture = find_architecture(cfg.model, cfg.architecture)
         self._build, self._cpu, self._gpus = builders, device.is_cpu, gpus
         self._made: dict[str, Any] = {}

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
 from rats_video.config.faults import FaultsConfig
 from rats_video.config.guard import GuardConfig
+from rats_video.config.method import WITH_GRADIENT, Method, RatsMethod
 from rats_video.config.reward import LatentRewardConfig, RewardConfig
 from rats_video.config.schema import (
     ClipConfig,
     Config,
-    NonNegativeFloat,
     NonNegativeInt,
     NumClips,
     OptimizerConfig,
@@ -58,86 +58,6 @@ class PreparedPrompts(Config):
 Prompts = Annotated[ShapesPrompts | FilePrompts | PreparedPrompts, Field(discriminator="kind")]
 
 
-class SigmoidGate(Config):
-    """Shaping weight `floor + (1 - floor) * sigmoid((R_teacher - R_student) / tau)` (RATS, gate)."""
-
-    kind: Literal["sigmoid"]
-    tau: PositiveFloat = Field(0.15, description="reward difference that moves the weight from 0.5 to 0.73")
-    level: Literal["frame", "clip"] = Field("frame", description="one weight a latent frame, or one a clip")
-    floor: float = Field(0.0, ge=0, le=1, description="shaping that always remains; 0 is the paper's gate")
-    part: str | None = Field(
-        None, description="part of the reward that drives the gate, e.g. a term of weight 0; null = the score itself"
-    )
-
-
-class ConstantGate(Config):
-    """The same shaping weight whatever the rewards say."""
-
-    kind: Literal["constant"]
-    weight: float = Field(1.0, ge=0, le=1)
-
-
-Gate = Annotated[SigmoidGate | ConstantGate, Field(discriminator="kind")]
-
-
-class ShapingConfig(Config):
-    """How student and teacher latents are compared at the horizons."""
-
-    motion_weight: NonNegativeFloat = Field(0.5, description="weight of the motion term beside the appearance term")
-    horizon_weights: tuple[NonNegativeFloat, ...] | None = Field(
-        None, description="one weight a student step, first to last; null weighs all alike"
-    )
-
-
-class PolicyConfig(Config):
-    """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
-
-    All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
-    """
-
-    samples: NumClips = Field(
-        4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts"
-    )
-    noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
-    normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
-
-
-class RealDataConfig(Config):
-    """Real clips, prepared by `rats-video prepare`, that the student's velocity is kept close to."""
-
-    path: str = Field(description="the cache; its training clips of the run's size are used")
-    weight: NonNegativeFloat = Field(0.1, description="of the term in the loss; 0 leaves it out")
-    batch_size: NumClips | None = Field(
-        None, description="real clips an update, over all processes; null = training.batch_size"
-    )
-    prompt_dropout: float = Field(0.0, ge=0, le=1, description="share of clips with the empty prompt for their own")
-    digest: str | None = Field(None, description="of the cache's clips; the run writes it down")
-
-
-class MethodConfig(Config):
-    """Loss = -reward_weight * R_student + alpha * gate * shaping (+ real_data.weight * real_data)."""
-
-    reward_weight: NonNegativeFloat = 1.0
-    alpha: NonNegativeFloat = 1.0
-    gate: Gate
-    shaping: ShapingConfig = ShapingConfig()
-    drift_weight: NonNegativeFloat = Field(
-        0.0, description="pull of the weights towards where they started: half this times the squared distance"
-    )
-    reward_margin: NonNegativeFloat | None = Field(
-        None, description="cap the student's reward at the teacher's plus this; null leaves it uncapped, as published"
-    )
-    policy: PolicyConfig | None = Field(
-        None, description="raise the reward by a policy gradient, as one without gradient needs; null = the direct one"
-    )
-    real_data: RealDataConfig | None = Field(None, description="flow matching on real clips beside it; null = none")
-
-    @property
-    def uses_gradient(self) -> bool:
-        """Whether the reward's own gradient is in the loss."""
-        return self.reward_weight > 0 and self.policy is None
-
-
 class FrozenTeacher(Config):
     """The base model, sampled with many steps."""
 
@@ -146,6 +66,11 @@ class FrozenTeacher(Config):
     guidance_scale: PositiveFloat = 3.0
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
+
+    @property
+    def evaluations(self) -> float:
+        """Network evaluations a clip and update; one that is found again in `cache` counts as well."""
+        return self.num_steps * (1 if self.guidance_scale == 1.0 else 2) / self.reuse
 
 
 class EmaTeacher(Config):
@@ -158,6 +83,11 @@ class EmaTeacher(Config):
     guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
     guidance_fade_steps: NonNegativeInt = 0
     reuse: PositiveInt = 1
+
+    @property
+    def evaluations(self) -> float:
+        """Network evaluations a clip and update, while guidance lasts."""
+        return self.num_steps * (1 if self.guidance_scale == self.guidance_end == 1.0 else 2) / self.reuse
 
 
 Teacher = Annotated[FrozenTeacher | EmaTeacher, Field(discriminator="kind")]
@@ -255,7 +185,7 @@ class DistillConfig(Config):
     prompts: Prompts = ShapesPrompts()
     reward: RewardConfig
     heldout_reward: RewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
-    method: MethodConfig
+    method: Method
     teacher: Teacher
     student: StudentConfig = StudentConfig()
     guard: GuardConfig | None = GuardConfig()
@@ -265,8 +195,34 @@ class DistillConfig(Config):
     comparison: ComparisonConfig = ComparisonConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _method_is_rats_unless_named(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("method"), dict):
+            return tree | {"method": {"kind": "rats"} | tree["method"]}
+        return tree
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        if self.guard is not None and self.guard.on_alarm == "shape" and not isinstance(self.method, RatsMethod):
+            raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
+        if self.method.companions and self.parallel.shard:
+            raise ValueError(f"{self.method.kind} trains networks beside the student: set parallel.shard=false")
+        return self
+
     @model_validator(mode="after")
     def _latents_stay_at_home(self) -> Self:
         if self.parallel.reward_ranks and isinstance(self.reward, LatentRewardConfig):
             raise ValueError("a latent reward is small and computes beside the student: set parallel.reward_ranks=0")
         return self
+
+    def evaluations(self, num_steps: int) -> float:
+        """Network evaluations of an update at that many student steps, over all clips and processes.
+
+        One call on one clip is one evaluation; with gradient it counts three, since backward is twice the work.
+        """
+        student = num_steps + (WITH_GRADIENT - 1) * len(self.student.gradient_steps(num_steps))
+        a_clip = self.method.evaluations(num_steps, student, self.teacher.evaluations)
+        real = self.method.real_data
+        num_real = 0 if real is None or real.weight == 0 else real.batch_size or self.training.batch_size
+        return self.training.batch_size * a_clip + WITH_GRADIENT * num_real

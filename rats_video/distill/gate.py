@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from rats_video.config.distill import ConstantGate, SigmoidGate
+from rats_video.config.method import ConstantGate, SigmoidGate
 from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.errors import UserError
 from rats_video.types import RewardScores

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.config.distill import PolicyConfig
+from rats_video.config.method import PolicyConfig
 from rats_video.diffusion.flow import noisy_step
+from rats_video.distill.draws import draw_noise
 from rats_video.distill.finite import only
 from rats_video.distill.judge import judge
-from rats_video.seeds import seeded
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores
 
 
@@ -84,16 +84,9 @@ def noisy_rollout(
         mean, std = noisy_step(latents, slope, sigma, sigma_next, fresh)
         latents = mean.detach()
         if step != last and fresh > 0:
-            latents = latents + std * _draw(batch, sample, step)
+            latents = latents + std * draw_noise(batch, sample, step)
             log_likelihood = log_likelihood - ((latents - mean) / std).square().mean(dim=(1, 2, 3, 4)) / 2
     return latents, log_likelihood
-
-
-def _draw(batch: PromptBatch, sample: int, step: int) -> Tensor:
-    """Standard normal, like the batch's noise."""
-    shape = batch.noise.shape[1:]
-    rows = [torch.randn(shape, generator=seeded(seed, sample, step)) for seed in batch.seeds]
-    return torch.stack(rows).to(batch.noise)
 
 
 def advantages(rewards: Tensor, *, normalize: bool) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from rats_video.config.distill import MethodConfig, StudentConfig
-from rats_video.diffusion.rollout import rollout
+from rats_video.config.distill import StudentConfig
+from rats_video.config.method import RatsMethod
 from rats_video.distill.finite import SKIPPED, finite_clips, only, shield, warn_skipped
 from rats_video.distill.gate import GateFn
 from rats_video.distill.judge import judge
+from rats_video.distill.method import Companion, student_path
 from rats_video.distill.policy import Group, policy_loss, sample_group
 from rats_video.distill.real_data import RealData
 from rats_video.distill.shaping import shaping_by_horizon, weigh_horizons
@@ -27,11 +29,24 @@ class Rats:
     teacher: TeacherSampler
     reward: Reward
     gate: GateFn
-    method: MethodConfig
+    method: RatsMethod
     student_config: StudentConfig
     shift: float
     shaping_strength: float = 1.0
     real_data: RealData | None = None
+
+    @property
+    def companions(self) -> Mapping[str, Companion]:
+        """None: teacher and student are all there is."""
+        return {}
+
+    def step(self, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]:
+        """`rats_step`."""
+        return rats_step(self, batch)
+
+    def follow(self, updates: int, *, resumed: bool = False) -> None:
+        """An EMA teacher moves after the student."""
+        self.teacher.follow(self.student, updates, resumed=resumed)
 
 
 def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]:
@@ -64,18 +79,6 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]
     if row[SKIPPED] > 0:
         warn_skipped(batch.prompts, kept)
     return loss, row
-
-
-def student_path(rats: Rats, batch: PromptBatch) -> Trajectory:
-    """The student's own few-step trajectory from the shared noise, kept at every noise level below 1."""
-    return rollout(
-        rats.student.velocity,
-        batch.noise,
-        rats.student.sigmas(batch.num_steps, rats.shift),
-        rats.student.encode_text(batch.prompts),
-        keep=range(1, batch.num_steps + 1),
-        grad_steps=rats.student_config.gradient_steps(batch.num_steps),
-    )
 
 
 def policy_group(rats: Rats, batch: PromptBatch) -> Group | None:

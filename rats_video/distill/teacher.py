@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from rats_video.config.distill import EmaTeacher, FrozenTeacher
+from rats_video.diffusion.guidance import guided
 from rats_video.diffusion.rollout import rollout
 from rats_video.distill.ema import update_ema
 from rats_video.distill.horizon import at_horizons, match_horizons
 from rats_video.distill.judge import judge
-from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, TextCondition, Trajectory
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ class TeacherSampler:
                 self._store.save(batch, guide)
         self._guides[batch.part] = guide
         return guide
+
+    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
+        if self.guidance_scale == 1.0:
+            return self.backbone.velocity(latents, sigma, text)
+        return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, text)
 
     def _roll_out(self, batch: PromptBatch) -> Guide:
         sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)

@@ -22,6 +22,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")  # shape tells the arms apart without 
 INK, _FAINT = "#333333", "#E3E3E3"
 _DPI = 150
 _SHAPING = "shaping/"
+_SHOWN = {"reward/teacher": "teacher", "reward/student": "student"}
 
 
 def crossing_step(student: Sequence[float], teacher: Sequence[float], window: int) -> int | None:
@@ -54,12 +55,13 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         path: the image to write; its suffix picks the format.
 
     Raises:
-        UserError: no row holds both rewards, or the file cannot be written.
+        UserError: no row holds a reward or a loss, or the file cannot be written.
     """
-    steps, (student, teacher) = _series(rows, "reward/student", "reward/teacher")
-    if not steps:
+    shown = {key: label for key, label in _SHOWN.items() if _series(rows, key)[0]}
+    shown = shown or {"loss": "loss"}  # a method that judges nothing
+    if not _series(rows, *shown)[0]:
         fix = "give the log of a distillation run"
-        raise UserError("the training log holds no student and teacher rewards", where=str(path), fix=fix)
+        raise UserError("the training log holds neither rewards nor a loss", where=str(path), fix=fix)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 4.2), layout="constrained", facecolor="white")
@@ -68,7 +70,7 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
     heights = (1, 1.5)[-len(right) :] if right else (1,)  # the gate needs less height than the losses
     columns = 2 if right else 1
     grid = figure.add_gridspec(len(heights), columns, width_ratios=(1.15, 1)[:columns], height_ratios=heights)
-    _draw_rewards(figure.add_subplot(grid[:, 0]), steps, student, teacher)
+    _draw_rewards(figure.add_subplot(grid[:, 0]), rows, shown)
     for index, draw in enumerate(right):
         draw(figure.add_subplot(grid[index, 1]), rows)
     save_figure(figure, path)
@@ -112,13 +114,15 @@ def plot_nfe_curve(
     save_figure(figure, path)
 
 
-def _draw_rewards(axis: Any, steps: list[float], student: list[float], teacher: list[float]) -> None:
+def _draw_rewards(axis: Any, rows: Sequence[Mapping[str, float]], shown: Mapping[str, str]) -> None:
     """Raw traces faint, smoothed ones on top, the crossing marked."""
+    steps, series = _series(rows, *shown)
     window = _smoothing_window(len(steps))
-    for values, color, label in ((teacher, TEACHER, "teacher"), (student, STUDENT, "student")):
+    for values, label in zip(series, shown.values(), strict=True):
+        color = TEACHER if label == "teacher" else STUDENT
         axis.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
         axis.plot(steps, _trailing_mean(values, window), color=color, linewidth=2.0, label=label)
-    crossing = crossing_step(student, teacher, window)
+    crossing = crossing_step(series[1], series[0], window) if len(series) > 1 else None
     if crossing is not None:
         step = steps[crossing]
         late = step > (steps[0] + steps[-1]) / 2  # write towards the middle, so the text stays inside
@@ -136,7 +140,7 @@ def _draw_rewards(axis: Any, steps: list[float], student: list[float], teacher: 
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.5},
         )
     note = f" (mean of the last {window})" if window > 1 else ""
-    style_axis(axis, title=f"Reward{note}", xlabel="optimizer step")
+    style_axis(axis, title=f"{'Loss' if 'loss' in shown else 'Reward'}{note}", xlabel="optimizer step")
     axis.legend(loc="best", reverse=True, frameon=False, fontsize=9.5, labelcolor=INK)
 
 

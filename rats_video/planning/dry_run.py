@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.config.distill import DistillConfig
+from rats_video.config.method import RatsMethod
 from rats_video.distill.gate import build_gate
 from rats_video.distill.step import Rats, rats_step
 from rats_video.distill.teacher import TeacherSampler
@@ -101,6 +102,7 @@ def dry_step(
 
 def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillConfig, ledger: Ledger) -> Rats:
     seen: Backbone = WithoutPixels(teacher, "teacher", ledger)
+    assert isinstance(cfg.method, RatsMethod)
     few = cfg.teacher.model_copy(update={"num_steps": ROLLOUT_STEPS})
     return Rats(
         student=WithoutPixels(student, "student", ledger),

@@ -8,6 +8,7 @@ from typing import Any
 
 from rats_video.config.compute import FullWeights
 from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
+from rats_video.config.method import RatsMethod
 from rats_video.planning.devices import Device
 from rats_video.planning.dry_run import AVERAGE, DENOISER, FLOPS, HELD, TEXT, TRAINED, Numbers
 
@@ -144,6 +145,7 @@ def network_calls(cfg: DistillConfig) -> dict[str, float]:
 def policy_samples(cfg: DistillConfig) -> int:
     """Further rollouts of the student, a clip and a step, that are decoded and judged for the policy objective."""
     method = cfg.method
+    assert isinstance(method, RatsMethod)
     return method.policy.samples if method.policy is not None and method.reward_weight > 0 else 0
 
 

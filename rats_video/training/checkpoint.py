@@ -26,6 +26,7 @@ from rats_video.reading import read_json
 from rats_video.runtime import ALONE, Runtime
 
 Weights = Mapping[str, Tensor]
+Trained = tuple[Weights, torch.optim.Optimizer]
 STATE = "state.json"
 _DIGESTS = "sha256"
 _NAME = re.compile(r"step-\d+")
@@ -62,6 +63,7 @@ class CheckpointWriter:
         teacher: Weights | None,
         optimizer: torch.optim.Optimizer,
         state: Mapping[str, Any] | None = None,
+        beside: Mapping[str, Trained] | None = None,
     ) -> None:
         """Begin to write `folder/step-NNNNNN`, whole or not at all, once the checkpoint before it is written.
 
@@ -71,6 +73,7 @@ class CheckpointWriter:
             teacher: the EMA teacher's weights; None for a frozen teacher, which the run can rebuild.
             optimizer: its state is flattened into tensors.
             state: whatever else the run must find again, as JSON.
+            beside: other networks that train, by name.
 
         Raises:
             UserError: the checkpoint before this one could not be written.
@@ -79,6 +82,8 @@ class CheckpointWriter:
         content = {"student": student, "optimizer": _optimizer_tensors(optimizer)}
         if teacher is not None:
             content["teacher"] = teacher
+        for name, (weights, its_optimizer) in (beside or {}).items():
+            content |= {name: weights, f"{name}-optimizer": _optimizer_tensors(its_optimizer)}
         copies = {name: {key: self._copy(tensor) for key, tensor in part.items()} for name, part in content.items()}
         if self._writes:
             self._pending = self._thread.submit(self._write, {"step": step, **(state or {})}, copies)
@@ -159,6 +164,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime = ALONE,
     is_exact: Callable[[int], bool] = lambda _: True,
+    beside: Mapping[str, Trained] | None = None,
 ) -> dict[str, Any]:
     """Restore everything in place from the best checkpoint to go on from; all processes call it together.
 
@@ -174,7 +180,7 @@ def resume(
     chosen = runtime.agree(_choose(folder, is_exact) if runtime.is_main else None)
     if chosen is None:
         return {"step": 0}
-    state = load_checkpoint(chosen, student, teacher, optimizer)
+    state = load_checkpoint(chosen, student, teacher, optimizer, beside)
     runtime.wait()
     if runtime.is_main:
         for path in list_checkpoints(folder):
@@ -198,7 +204,11 @@ def _choose(folder: Path, is_exact: Callable[[int], bool]) -> Path | None:
 
 
 def load_checkpoint(
-    path: Path, student: Weights, teacher: Weights | None, optimizer: torch.optim.Optimizer
+    path: Path,
+    student: Weights,
+    teacher: Weights | None,
+    optimizer: torch.optim.Optimizer,
+    beside: Mapping[str, Trained] | None = None,
 ) -> dict[str, Any]:
     """Restore everything in place and return the state; raises UserError if the checkpoint does not fit."""
     try:
@@ -206,6 +216,9 @@ def load_checkpoint(
         if teacher is not None:
             _restore(teacher, load_file(path / "teacher.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
+        for name, (weights, its_optimizer) in (beside or {}).items():
+            _restore(weights, load_file(path / f"{name}.safetensors"))
+            _restore_optimizer(its_optimizer, load_file(path / f"{name}-optimizer.safetensors"))
         state: dict[str, Any] = read_json(path / STATE)
         return {key: value for key, value in state.items() if key != _DIGESTS} | {"step": int(state["step"])}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:

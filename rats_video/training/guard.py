@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rats_video.config.guard import GuardConfig
-from rats_video.distill.step import Rats
+from rats_video.distill.method import Method
 from rats_video.errors import warn
 from rats_video.evaluation.stats import Estimate, finite, paired_difference
 from rats_video.evaluation.sweep import Arm, Measure, score_arm
@@ -135,15 +135,15 @@ class Guard:
         seen = any(look.step == step and not look.lost for look in self.looks)
         return not seen and (step % self.cfg.every == 0 or step == last)
 
-    def look(self, rats: Rats, step: int, drift: float) -> None:
+    def look(self, method: Method, step: int, drift: float) -> None:
         """Look at the student after `step` steps; all processes call it together."""
         if not self._teacher:
-            self._teacher = self._score(Arm("teacher", rats.teacher.backbone, self._clips.teacher))
+            self._teacher = self._score(Arm("teacher", method.teacher.backbone, self._clips.teacher))
         self.looks = [look for look in self.looks if look.step != step]
-        seen = Look(step, self._score(Arm("student", rats.student, self._clips.spec)), drift)
+        seen = Look(step, self._score(Arm("student", method.student, self._clips.spec)), drift)
         self.looks.append(replace(seen, alarms=tuple(self._alarms(seen))))
         if self.best is self.looks[-1]:
-            save_weights(self._run.best, step, rats.student.weights, writes=self._runtime.is_main)
+            save_weights(self._run.best, step, method.student.weights, writes=self._runtime.is_main)
         if self._runtime.is_main:
             drop_former(self._run)
             write_json(self._run.guard, self.record)

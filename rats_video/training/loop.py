@@ -9,6 +9,7 @@ from typing import Any
 
 from rats_video.config.distill import DistillConfig, EmaTeacher, TrainingConfig
 from rats_video.distill.finite import SKIPPED
+from rats_video.distill.method import Method
 from rats_video.distill.step import Rats
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.anchor import Anchor
@@ -30,14 +31,14 @@ SHOWN = {"reward": "reward/student", "teacher": "reward/teacher", "gate": "gate/
 
 
 def train_loop(
-    rats: Rats,
+    method: Method,
     cfg: DistillConfig,
     prompts: Sequence[str],
     run: RunFolder,
     runtime: Runtime = ALONE,
     guard: Guard | None = None,
 ) -> None:
-    """Train `rats.student` in place for `cfg.training.steps` steps, continuing from the newest checkpoint if any.
+    """Train `method.student` in place for `cfg.training.steps` steps, continuing from the newest checkpoint if any.
 
     A step with a fault is left out; after too many the run continues from an earlier checkpoint (`training.faults`).
 
@@ -51,18 +52,18 @@ def train_loop(
         Interrupted: somebody asked to stop; the step was finished and saved.
     """
     faults = FaultPolicy(cfg.training.faults, runtime)
-    anchor = Anchor(rats.student.weights) if guard is not None or cfg.method.drift_weight else None
+    anchor = Anchor(method.student.weights) if guard is not None or cfg.method.drift_weight else None
     watch = _Watch(guard, anchor, cfg.training.steps, runtime)
     with StopRequest() as stop:
         while True:  # going back is resuming from an earlier checkpoint
             try:
-                return _train(rats, cfg, prompts, run, runtime, watch, faults, stop)
+                return _train(method, cfg, prompts, run, runtime, watch, faults, stop)
             except RollBack as back:
                 faults.go_back(run.checkpoints, back)
 
 
 def _train(
-    rats: Rats,
+    method: Method,
     cfg: DistillConfig,
     prompts: Sequence[str],
     run: RunFolder,
@@ -73,19 +74,21 @@ def _train(
 ) -> None:
     """Train from the newest checkpoint; raises RollBack where an earlier one must be taken."""
     training, reuse = cfg.training, cfg.teacher.reuse
-    rats.student.denoiser.train()
-    student = rats.student.weights
-    ema = rats.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacher) else None
+    method.student.denoiser.train()
+    student = method.student.weights
+    ema = method.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacher) else None
     optimizer = build_optimizer(training.optimizer, student.values())
-    state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse))
+    companions = {name: build_optimizer(c.optimizer, c.weights.values()) for name, c in method.companions.items()}
+    beside = {name: (c.weights, companions[name]) for name, c in method.companions.items()}
+    state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse), beside)
     start = state["step"]
     faults.recall(state)
-    rats.teacher.follow(rats.student, start, resumed=True)
+    method.follow(start, resumed=True)
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
     skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))
-    check = PlanCheck(run.plan, rats.student.device, training.steps - start) if runtime.is_main else None
-    updater = Updater(cfg, optimizer, runtime, skipped, watch.anchor, faults)
-    watch.begin(rats, state)
+    check = PlanCheck(run.plan, method.student.device, training.steps - start) if runtime.is_main else None
+    updater = Updater(cfg, optimizer, companions, runtime, skipped, watch.anchor, faults)
+    watch.begin(method, state)
     if start < training.steps and runtime.any(stop.requested):  # meanwhile
         stop.end(f"stopped before step {start + 1}", runtime)
     with (
@@ -94,19 +97,20 @@ def _train(
     ):
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
-            batch = draw_batch(rats.student, cfg, prompts, step)
-            row = updater.step(watch.guided(rats), take(batch, runtime.rows(training.batch_size)), step)
-            rats.teacher.follow(rats.student, step + 1, resumed=bool(row[LEFT_OUT]))
+            batch = draw_batch(method.student, cfg, prompts, step)
+            row = updater.step(watch.guided(method), take(batch, runtime.rows(training.batch_size)), step)
+            method.follow(step + 1, resumed=bool(row[LEFT_OUT]))
             seconds = time.perf_counter() - began
             if metrics is not None and check is not None:
-                metrics.append({"step": step + 1, **row, "seconds": seconds})
+                evaluations = cfg.evaluations(batch.num_steps)
+                metrics.append({"step": step + 1, **row, "evaluations": evaluations, "seconds": seconds})
                 check.step_done(seconds)
             progress.advance(**{shown: row[name] for shown, name in SHOWN.items() if name in row})
-            watch.after(rats, step + 1)
+            watch.after(method, step + 1)
             is_last = step + 1 == training.steps or watch.stops
             is_stop = (step + 1) % reuse == 0 and runtime.any(stop.requested)
             if is_last or is_stop or _is_due(step + 1, training, reuse):
-                writer.save(step + 1, student, ema, optimizer, state=watch.state | faults.state)
+                writer.save(step + 1, student, ema, optimizer, watch.state | faults.state, beside)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
                     writer.wait()
                     runtime.wait()
@@ -144,22 +148,25 @@ class _Watch:
     steps: int
     runtime: Runtime
 
-    def begin(self, rats: Rats, state: Mapping[str, Any]) -> None:
+    def begin(self, method: Method, state: Mapping[str, Any]) -> None:
         if self.guard is not None:
             if "guard" in state:
                 self.guard.recall(state["guard"])
-            self.after(rats, state["step"])
+            self.after(method, state["step"])
 
-    def after(self, rats: Rats, step: int) -> None:
+    def after(self, method: Method, step: int) -> None:
         if self.guard is not None and self.anchor is not None and self.guard.is_due(step, self.steps):
-            self.guard.look(rats, step, self.anchor.drift(self.runtime))
+            self.guard.look(method, step, self.anchor.drift(self.runtime))
 
     @property
     def state(self) -> dict[str, Any]:
         return {} if self.guard is None else {"guard": self.guard.record}
 
-    def guided(self, rats: Rats) -> Rats:
-        return rats if self.guard is None else replace(rats, shaping_strength=self.guard.shaping)
+    def guided(self, method: Method) -> Method:
+        """RATS with its shaping as strong as the guard wants it."""
+        if self.guard is None or not isinstance(method, Rats):
+            return method
+        return replace(method, shaping_strength=self.guard.shaping)
 
     @property
     def stops(self) -> bool:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from rats_video.config.distill import DistillConfig
+from rats_video.config.schema import OptimizerConfig
+from rats_video.distill.method import Companion, Method
 from rats_video.distill.real_data import RealData, real_data_loss
-from rats_video.distill.step import Rats, rats_step
 from rats_video.runtime import Runtime
 from rats_video.training.anchor import Anchor, local
 from rats_video.training.batches import take
@@ -28,6 +29,7 @@ class Updater:
     Args:
         cfg: the run's configuration.
         optimizer: of the student's weights.
+        companions: the optimizers of the networks that learn beside it, by name.
         runtime: the processes, which step together.
         skipped: counts clips whose reward is not finite.
         anchor: where the weights started, for a run that is pulled back to it.
@@ -38,68 +40,104 @@ class Updater:
         self,
         cfg: DistillConfig,
         optimizer: torch.optim.Optimizer,
+        companions: Mapping[str, torch.optim.Optimizer],
         runtime: Runtime,
         skipped: SkippedClips,
         anchor: Anchor | None,
         faults: FaultPolicy,
     ) -> None:
-        self._cfg, self._optimizer, self._runtime = cfg, optimizer, runtime
+        self._cfg, self._optimizer, self._companions, self._runtime = cfg, optimizer, companions, runtime
         self._skipped, self._anchor, self._faults = skipped, anchor, faults
 
-    def step(self, rats: Rats, batch: PromptBatch, step: int) -> dict[str, float]:
+    def step(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         """Update the student on this process's rows of the batch, or leave the step out; returns the row to log.
+
+        The networks that learn beside it are updated first, on the same rows.
 
         Raises:
             RollBack: the weights are not finite any more, or the step is one too many to be left out.
             UserError: too many rewards are not finite.
         """
         try:
-            return self._faults.passed(self._update(rats, batch, step))
+            beside = self._companions_row(method, batch, step)
+            return self._faults.passed(self._update(method, batch, step) | beside)
         except StepFault as fault:
             return self._faults.leave_out(fault, step)
 
-    def _update(self, rats: Rats, batch: PromptBatch, step: int) -> dict[str, float]:
+    def _update(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         training, optimizer = self._cfg.training, self._optimizer
-        lr = set_learning_rate(optimizer, training.optimizer, step, training.steps, self._faults.lr_scale)
-        optimizer.zero_grad(set_to_none=True)
+        lr = self._begin(optimizer, training.optimizer, step)
         parts = training.parts(len(batch.prompts))
-        row = accumulate_gradient(rats, batch, parts)
-        if rats.real_data is not None:
-            row = add_real_data(rats, rats.real_data, batch.num_steps, step, parts, row)
+        row = accumulate_gradient(method.step, batch, parts)
+        if method.real_data is not None:
+            row = add_real_data(method, method.real_data, batch.num_steps, step, parts, row)
         row = self._runtime.mean(row)
         _check("loss", row["loss"])
         row = self._skipped.count(row, step)
-        weights = rats.student.weights.values()
+        weights = method.student.weights.values()
         self._runtime.average_gradients(weights)
         if self._anchor is not None and self._cfg.method.drift_weight:
             self._anchor.pull(self._cfg.method.drift_weight)
-        norm = torch.nn.utils.clip_grad_norm_(weights, training.optimizer.max_grad_norm)
+        return {**row, "grad_norm": self._apply(weights, optimizer, training.optimizer), "lr": lr}
+
+    def _companions_row(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
+        """Update each companion; returns the means over its rounds."""
+        beside: dict[str, float] = {}
+        for name, companion in method.companions.items():
+            rows = [self._update_companion(name, companion, batch, step, index) for index in range(companion.rounds)]
+            beside |= {f"{name}/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        return beside
+
+    def _update_companion(
+        self, name: str, companion: Companion, batch: PromptBatch, step: int, index: int
+    ) -> dict[str, float]:
+        optimizer, weights = self._companions[name], companion.weights.values()
+        self._begin(optimizer, companion.optimizer, step)
+        parts = self._cfg.training.parts(len(batch.prompts))
+        row = self._runtime.mean(accumulate_gradient(lambda part: companion.loss(part, index), batch, parts))
+        _check(f"{name}'s loss", row["loss"])
+        self._runtime.average_gradients(weights)
+        self._apply(weights, optimizer, companion.optimizer)
+        return row
+
+    def _begin(self, optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int) -> float:
+        """Set the rate of this step, which is returned, and forget former gradients."""
+        optimizer.zero_grad(set_to_none=True)
+        return set_learning_rate(optimizer, cfg, step, self._cfg.training.steps, self._faults.lr_scale)
+
+    def _apply(
+        self, weights: Collection[nn.Parameter], optimizer: torch.optim.Optimizer, cfg: OptimizerConfig
+    ) -> float:
+        """Clip the gradient, whose norm is returned, and step."""
+        norm = torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        _check("gradient", float(norm), training.faults.max_norm)
+        _check("gradient", float(norm), self._cfg.training.faults.max_norm)
         optimizer.step()
         if self._runtime.any(not _are_finite(weights)):
             raise StepFault("the updated weights are not finite", in_weights=True)
-        return {**row, "grad_norm": float(norm), "lr": lr}
+        return float(norm)
 
 
-def accumulate_gradient(rats: Rats, batch: PromptBatch, parts: int) -> dict[str, float]:
+def accumulate_gradient(
+    loss_of: Callable[[PromptBatch], tuple[Tensor, dict[str, float]]], batch: PromptBatch, parts: int
+) -> dict[str, float]:
     """Add the gradient of the batch's mean loss to the weights', part by part: the memory of a part, the same sum."""
     size = len(batch.prompts) // parts
     rows = []
     for part in range(parts):
         clips = slice(part * size, (part + 1) * size)
-        loss, row = rats_step(rats, replace(take(batch, clips), part=part))
+        loss, row = loss_of(replace(take(batch, clips), part=part))
         (loss / parts).backward()
         rows.append(row)
     return {name: sum(row[name] for row in rows) / parts for name in rows[0]}
 
 
 def add_real_data(
-    rats: Rats, real: RealData, num_steps: int, step: int, parts: int, row: Mapping[str, float]
+    method: Method, real: RealData, num_steps: int, step: int, parts: int, row: Mapping[str, float]
 ) -> dict[str, float]:
     """Add the gradient of the real-data term of a step likewise, and its value to the row."""
-    student, total = rats.student, 0.0
-    clips, sigmas = real.draw(step, student.device), student.sigmas(num_steps, rats.shift)
+    student, total = method.student, 0.0
+    clips, sigmas = real.draw(step, student.device), student.sigmas(num_steps, method.shift)
     for part in clips.parts(parts):
         loss = real_data_loss(student, part, sigmas).sum() / len(clips.latents)
         (real.weight * loss).backward()

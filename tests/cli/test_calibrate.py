@@ -14,9 +14,11 @@ import torch
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.calibrate import REWARD_TO_SHAPING
-from rats_video.build.distill import build_backbone, build_rats, build_roles
-from rats_video.config.distill import DistillConfig, SigmoidGate
+from rats_video.build.distill import build_backbone, build_roles
+from rats_video.build.method import build_rats
+from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
+from rats_video.config.method import SigmoidGate
 from rats_video.config.reward import SumRewardConfig
 from rats_video.distill.step import rats_step
 from rats_video.inference.sampler import SamplerSpec, sample_videos

@@ -471,7 +471,7 @@ def test_loss_that_stays_not_finite_is_one_line_and_keeps_the_checkpoint(
     distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("rats_video.training.update.rats_step", at_step(3, lambda row: row.update(loss=float("nan"))))
+        patch.setattr("rats_video.distill.step.rats_step", at_step(3, lambda row: row.update(loss=float("nan"))))
         outcome = distill("--set", "training.faults={skip: 0, rollbacks: 0}", steps=4, checkpoint_every=1)
     refused(
         outcome,
@@ -488,7 +488,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("rats_video.training.update.rats_step", at_step(2, lambda _: os.kill(os.getpid(), number)))
+        patch.setattr("rats_video.distill.step.rats_step", at_step(2, lambda _: os.kill(os.getpid(), number)))
         outcome = distill(steps=4)
     assert outcome.code == code
     assert outcome.err.splitlines()[-1].startswith("stopped after step 2, which is saved")

@@ -27,7 +27,7 @@ OPTIONS = (
 # What is replaced by a SIGKILL, and at which of its calls.
 MOMENTS = {
     "the first look": ("rats_video.training.guard.Guard.look", 1),
-    "amid the third step": ("rats_video.training.update.rats_step", 3),
+    "amid the third step": ("rats_video.distill.step.rats_step", 3),
     "amid a checkpoint": ("rats_video.training.checkpoint.save_file", 2),
     "between a look and its checkpoint": ("rats_video.training.checkpoint.CheckpointWriter.save", 2),
     "before the row of a step": ("rats_video.training.metrics.MetricsFile.append", 3),

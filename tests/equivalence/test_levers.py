@@ -21,7 +21,8 @@ from rats_video.backbones.offload import HostWeights
 from rats_video.backbones.text_cache import TextCache
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.compute import cached_text, save_text
-from rats_video.build.distill import build_backbone, build_rats, build_roles
+from rats_video.build.distill import build_backbone, build_roles
+from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step, student_path
 from rats_video.errors import UserError

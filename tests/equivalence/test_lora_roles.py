@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles
+from rats_video.build.distill import build_roles
+from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats
 from rats_video.errors import UserError

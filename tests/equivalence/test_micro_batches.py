@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles
+from rats_video.build.distill import build_roles
+from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
 from rats_video.errors import UserError
 from rats_video.training.batches import draw_batch
@@ -53,7 +54,7 @@ def test_gradient_of_the_parts_is_the_gradient(
     found = []
     for parts in (1, 2, 4):
         rats = build_rats(cfg, *build_roles(cfg, loaded.twin()))
-        accumulate_gradient(rats, draw_batch(rats.student, cfg, captions, 0), parts)
+        accumulate_gradient(rats.step, draw_batch(rats.student, cfg, captions, 0), parts)
         found.append(torch.cat([weight.grad.flatten() for weight in rats.student.weights.values()]))
     for other in found[1:]:
         assert float((other - found[0]).norm() / found[0].norm()) < 1e-5

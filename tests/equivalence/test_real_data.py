@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles
+from rats_video.build.distill import build_roles
+from rats_video.build.method import build_rats
 from rats_video.build.real_data import build_real_data
 from rats_video.config.distill import DistillConfig
 from rats_video.diffusion.schedule import sigma_grid
@@ -151,9 +152,9 @@ def test_the_term_leaves_the_step_alone(
     cfg = make_config(TERM.format(folder))
     rats = make(cfg, loaded)
     batch = draw_batch(rats.student, cfg, captions, 0)
-    before = accumulate_gradient(rats, batch, 1)
+    before = accumulate_gradient(rats.step, batch, 1)
     add_real_data(rats, rats.real_data, 4, 0, 1, before)  # type: ignore[arg-type]
-    assert accumulate_gradient(rats, batch, 1) == before
+    assert accumulate_gradient(rats.step, batch, 1) == before
 
 
 # ------------------------------------------------------------------------------------------------------- command line

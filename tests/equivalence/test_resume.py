@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles, train_student
+from rats_video.build.distill import build_roles, train_student
 from rats_video.build.finish import finish
+from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
 from rats_video.distill.step import Rats, rats_step
 from rats_video.errors import Interrupted
@@ -92,7 +93,7 @@ def test_ctrl_c_amid_a_reused_rollout(train: Train, monkeypatch: pytest.MonkeyPa
             monkeypatch.undo()
         return rats_step(rats, batch)
 
-    monkeypatch.setattr("rats_video.training.update.rats_step", interrupted)
+    monkeypatch.setattr("rats_video.distill.step.rats_step", interrupted)
     with pytest.raises(Interrupted, match=r"^stopped after step 4, which is saved; .*--resume"):
         train("stopped", *options)
     assert_same(whole, train("stopped", *options))

@@ -34,7 +34,7 @@ def fill_at(monkeypatch: pytest.MonkeyPatch) -> Fill:
             return rats_step(rats, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr("rats_video.training.update.rats_step", filling)
+            patch.setattr("rats_video.distill.step.rats_step", filling)
             yield
 
     return call

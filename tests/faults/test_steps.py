@@ -32,7 +32,7 @@ class Injector:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lr, self.calls, self.acts = 0.0, itertools.count(1), []  # type: ignore[var-annotated]
-        monkeypatch.setattr("rats_video.training.update.rats_step", self._step)
+        monkeypatch.setattr("rats_video.distill.step.rats_step", self._step)
         monkeypatch.setattr("rats_video.training.update.set_learning_rate", self._rate)
 
     def at(self, steps: Iterable[int], act: Callable[[Rats, dict[str, float]], None], above: float = 0.0) -> None:
@@ -90,7 +90,8 @@ def test_a_step_left_out_leaves_no_trace(
         ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (after, before))
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
     assert left_out(tmp_path / "run") == [0, 0, 1]
-    assert rows(tmp_path / "run")[-1] == {"step": 3, "faults/skipped": 1, "faults/rollbacks": 0}
+    expected = {"step": 3, "faults/skipped": 1, "faults/rollbacks": 0, "evaluations": 32.0}
+    assert rows(tmp_path / "run")[-1] == expected
 
 
 def test_too_many_in_a_row_go_back_at_a_lower_rate(

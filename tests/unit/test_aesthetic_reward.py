@@ -15,7 +15,7 @@ from tiny_clip import save_clip, save_siglip
 from torch import Tensor, nn
 
 from rats_video.assets import PICKLED
-from rats_video.build.distill import _teacher_identity
+from rats_video.build.method import teacher_identity
 from rats_video.build.reward import build_reward, reward_folders
 from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.config.published_rewards import AestheticConfig, AestheticV25Config
@@ -269,10 +269,10 @@ def test_a_cached_teacher_knows_which_head_scored_it(
     reward = f"{{kind: {published.kind}, path: {published.path}, head: {head}}}"
     cfg = make_config(f"reward={reward}", "teacher.cache=guides")
     assert isinstance(cfg.teacher, FrozenTeacher)
-    before = _teacher_identity(cfg, cfg.teacher)
+    before = teacher_identity(cfg, cfg.teacher)
     assert before["reward"] == {"kind": published.kind, "frames": None, "dtype": "float32"}
     changed(lambda tensors: next(iter(tensors.values())).add_(1))(head)
-    assert _teacher_identity(cfg, cfg.teacher)["weights"] != before["weights"]
+    assert teacher_identity(cfg, cfg.teacher)["weights"] != before["weights"]
 
 
 def test_plan_counts_the_folders_own_network(published: Published) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rats_video.config.distill import SigmoidGate
+from rats_video.config.method import SigmoidGate
 from rats_video.distill.gate import sigmoid_gate
 from rats_video.evaluation.calibration import (
     GATE_AT_START,

@@ -20,7 +20,8 @@ from rats_video.backbones.chunked import Caches, chunk_sizes, decode_chunks
 from rats_video.backbones.cogvideox_decode import decode_cogvideox
 from rats_video.backbones.wan import WanBackbone, use_fast_norms
 from rats_video.backbones.wan_decode import decode_unclamped, wan_step
-from rats_video.build.distill import _teacher_identity, build_backbone, prepare_base
+from rats_video.build.distill import build_backbone, prepare_base
+from rats_video.build.method import teacher_identity
 from rats_video.config.compute import DecodeConfig
 from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.errors import UserError
@@ -330,7 +331,7 @@ def test_a_stored_teacher_knows_what_it_was_decoded_in(make_config: Callable[...
     def identity(dtype: str) -> dict[str, object]:
         cfg = make_config(f"compute.decode.dtype={dtype}")
         assert isinstance(cfg.teacher, FrozenTeacher)
-        return _teacher_identity(cfg, cfg.teacher)
+        return teacher_identity(cfg, cfg.teacher)
 
     assert identity("float32") != identity("bfloat16")
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.build.distill import _teacher_identity
+from rats_video.build.method import teacher_identity
 from rats_video.build.plan import run_plan
 from rats_video.build.reward import build_reward, check_rewards
 from rats_video.config.distill import DistillConfig, FrozenTeacher
@@ -231,7 +231,7 @@ def test_its_code_is_part_of_what_a_stored_rollout_depends_on(here: Here, make_c
     def identity(**options: int) -> dict[str, object]:
         cfg = make_config(f"reward={{kind: custom, target: '{here.module}:brightness', options: {options}}}")
         assert isinstance(cfg.teacher, FrozenTeacher)
-        return _teacher_identity(cfg, cfg.teacher)
+        return teacher_identity(cfg, cfg.teacher)
 
     before = identity()
     assert identity() == before

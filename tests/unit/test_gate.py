@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.config.distill import ConstantGate, SigmoidGate
+from rats_video.config.method import ConstantGate, SigmoidGate
 from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.distill.gate import build_gate
 from rats_video.errors import UserError

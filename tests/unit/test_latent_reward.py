@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles, prepare_base
+from rats_video.build.distill import build_roles, prepare_base
 from rats_video.build.dry_runs import Builders, DryRuns
 from rats_video.build.guard import SEED_OFFSET, build_guard
+from rats_video.build.method import build_rats
 from rats_video.build.reward import build_judges, build_reward, check_rewards, latent_space, loss_reward
 from rats_video.build.reward import reward_folders as reward_folders_of
 from rats_video.config.distill import DistillConfig

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.build.distill import build_backbone, build_rats, build_roles, prepare_base
+from rats_video.build.distill import build_backbone, build_roles, prepare_base
 from rats_video.build.dry_runs import Builders, DryRuns
+from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts

@@ -124,9 +124,9 @@ def test_training_figure_skips_rows_without_rewards(tmp_path: Path, figures: lis
     assert [len(line.get_xdata()) for line in lines[:4]] == [38] * 4
 
 
-def test_training_figure_needs_rewards(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no student and teacher rewards"):
-        plot_training([{"step": 1.0, "loss": 0.5}], tmp_path / "training.png")
+def test_training_figure_needs_something_to_show(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="neither rewards nor a loss"):
+        plot_training([{"step": 1.0, "lr": 0.5}], tmp_path / "training.png")
     assert list(tmp_path.iterdir()) == []
 
 

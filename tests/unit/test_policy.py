@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_rats, build_roles
-from rats_video.config.distill import DistillConfig, PolicyConfig
+from rats_video.build.distill import build_roles
+from rats_video.build.method import build_rats
+from rats_video.config.distill import DistillConfig
+from rats_video.config.method import PolicyConfig
 from rats_video.diffusion.flow import euler_step, noisy_step
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
@@ -221,7 +223,7 @@ def test_gradient_of_the_parts_is_the_gradient(
     for parts in (1, 4):
         rats, cfg = make_rats(f"compute.activation_checkpointing={parts == 4}")  # a call repeated within one that is
         rats = replace(rats, reward=color_reward)  # a random network's spread is so small that rounding counts
-        accumulate_gradient(rats, draw_batch(rats.student, cfg, captions, 0), parts)
+        accumulate_gradient(rats.step, draw_batch(rats.student, cfg, captions, 0), parts)
         found.append(torch.cat([weight.grad.flatten() for weight in rats.student.weights.values()]))  # type: ignore[union-attr]
     assert float((found[1] - found[0]).norm() / found[0].norm()) < 1e-4
 

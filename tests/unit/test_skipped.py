@@ -141,7 +141,7 @@ def test_parts_agree(make_rats: Make, color_reward: Reward, captions: tuple[str,
         rats, cfg = make_rats("training.batch_size=4", student=failing, teacher=failing)
         batch = replace(draw_batch(rats.student, cfg, captions, 0), prompts=captions[:4])
         rats.student.denoiser.zero_grad()
-        rows.append(accumulate_gradient(rats, batch, parts))
+        rows.append(accumulate_gradient(rats.step, batch, parts))
         found.append(torch.cat([weight.grad.flatten() for weight in rats.student.weights.values()]))  # type: ignore[union-attr]
     assert float((found[1] - found[0]).norm() / found[0].norm()) < 1e-5
     assert rows[1] == pytest.approx(rows[0], rel=1e-4, abs=1e-6)

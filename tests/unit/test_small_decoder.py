@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.backbones.small_decoder import SmallDecoder, load_small_decoder
-from rats_video.build.distill import _teacher_identity, build_backbone, build_roles
+from rats_video.build.distill import build_backbone, build_roles
+from rats_video.build.method import teacher_identity
 from rats_video.config.compute import DecodeConfig
 from rats_video.config.distill import DistillConfig
 from rats_video.errors import UserError
@@ -183,5 +184,5 @@ def test_training_scores_what_it_decodes(folder: Path, make_config: Callable[...
 
 def test_stored_rollouts_depend_on_it(folder: Path, make_config: Callable[..., DistillConfig]) -> None:
     plain, small = make_config(), make_config(f"compute.decode.small={folder}")
-    one, other = (_teacher_identity(cfg, cfg.teacher)["weights"] for cfg in (plain, small))
+    one, other = (teacher_identity(cfg, cfg.teacher)["weights"] for cfg in (plain, small))
     assert one != other

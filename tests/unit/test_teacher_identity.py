@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rats_video import files
-from rats_video.build.distill import _teacher_identity
+from rats_video.build.method import teacher_identity
 from rats_video.config.distill import DistillConfig, FrozenTeacher
 
 MakeConfig = Callable[..., DistillConfig]
@@ -17,7 +17,7 @@ MakeConfig = Callable[..., DistillConfig]
 
 def identity(cfg: DistillConfig) -> dict[str, object]:
     assert isinstance(cfg.teacher, FrozenTeacher)
-    return _teacher_identity(cfg, cfg.teacher)
+    return teacher_identity(cfg, cfg.teacher)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,174 @@
+"""What a student is trained on: RATS, or one of the objectives that it is compared with (`method.kind`)."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from rats_video.config.schema import Config, NonNegativeFloat, NumClips, PositiveFloat, PositiveInt
+
+WITH_GRADIENT = 3
+"""Network evaluations that one with its backward pass counts as."""
+
+
+class SigmoidGate(Config):
+    """Shaping weight `floor + (1 - floor) * sigmoid((R_teacher - R_student) / tau)` (RATS, gate)."""
+
+    kind: Literal["sigmoid"]
+    tau: PositiveFloat = Field(0.15, description="reward difference that moves the weight from 0.5 to 0.73")
+    level: Literal["frame", "clip"] = Field("frame", description="one weight a latent frame, or one a clip")
+    floor: float = Field(0.0, ge=0, le=1, description="shaping that always remains; 0 is the paper's gate")
+    part: str | None = Field(
+        None, description="part of the reward that drives the gate, e.g. a term of weight 0; null = the score itself"
+    )
+
+
+class ConstantGate(Config):
+    """The same shaping weight whatever the rewards say."""
+
+    kind: Literal["constant"]
+    weight: float = Field(1.0, ge=0, le=1)
+
+
+Gate = Annotated[SigmoidGate | ConstantGate, Field(discriminator="kind")]
+
+
+class ShapingConfig(Config):
+    """How student and teacher latents are compared at the horizons."""
+
+    motion_weight: NonNegativeFloat = Field(0.5, description="weight of the motion term beside the appearance term")
+    horizon_weights: tuple[NonNegativeFloat, ...] | None = Field(
+        None, description="one weight a student step, first to last; null weighs all alike"
+    )
+
+
+class PolicyConfig(Config):
+    """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
+
+    All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
+    """
+
+    samples: NumClips = Field(
+        4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts"
+    )
+    noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
+    normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
+
+
+class RealDataConfig(Config):
+    """Real clips, prepared by `rats-video prepare`, that the student's velocity is kept close to."""
+
+    path: str = Field(description="the cache; its training clips of the run's size are used")
+    weight: NonNegativeFloat = Field(0.1, description="of the term in the loss; 0 leaves it out")
+    batch_size: NumClips | None = Field(
+        None, description="real clips an update, over all processes; null = training.batch_size"
+    )
+    prompt_dropout: float = Field(0.0, ge=0, le=1, description="share of clips with the empty prompt for their own")
+    digest: str | None = Field(None, description="of the cache's clips; the run writes it down")
+
+
+class MethodConfig(Config):
+    """What every method has."""
+
+    companions: ClassVar[bool] = False
+    """Whether other networks learn beside the student."""
+
+    drift_weight: NonNegativeFloat = Field(
+        0.0, description="pull of the weights towards where they started: half this times the squared distance"
+    )
+    real_data: RealDataConfig | None = Field(None, description="flow matching on real clips beside it; null = none")
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the reward's own gradient is in the loss."""
+        return False
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the teacher's rollouts are asked for."""
+        return False
+
+    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:
+        """Network evaluations a clip and update; one with gradient counts `WITH_GRADIENT`.
+
+        Args:
+            num_steps: the student's.
+            student: evaluations of its rollout with the gradient that `student.grad_steps` asks for.
+            teacher: evaluations of a teacher rollout.
+        """
+        raise NotImplementedError
+
+
+class RatsMethod(MethodConfig):
+    """Loss = -reward_weight * R_student + alpha * gate * shaping (+ real_data.weight * real_data)."""
+
+    kind: Literal["rats"] = "rats"
+    reward_weight: NonNegativeFloat = 1.0
+    alpha: NonNegativeFloat = 1.0
+    gate: Gate
+    shaping: ShapingConfig = ShapingConfig()
+    reward_margin: NonNegativeFloat | None = Field(
+        None, description="cap the student's reward at the teacher's plus this; null leaves it uncapped, as published"
+    )
+    policy: PolicyConfig | None = Field(
+        None, description="raise the reward by a policy gradient, as one without gradient needs; null = the direct one"
+    )
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the reward's own gradient is in the loss."""
+        return self.reward_weight > 0 and self.policy is None
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Always: the gate compares with it."""
+        return True
+
+    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:
+        """A rollout of each; a policy's noisy ones carry gradient at every step but the last."""
+        policy = 0.0
+        if self.policy is not None and self.reward_weight > 0:
+            policy = self.policy.samples * (WITH_GRADIENT * (num_steps - 1) + 1)
+        return teacher + student + policy
+
+
+class ImitationMethod(MethodConfig):
+    """Loss = shaping: the teacher's trajectory matched at every horizon, whatever the reward says."""
+
+    kind: Literal["imitation"]
+    shaping: ShapingConfig = ShapingConfig()
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Always."""
+        return True
+
+    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:  # noqa: ARG002
+        """A rollout of each."""
+        return teacher + student
+
+
+class ReflMethod(MethodConfig):
+    """Loss = -R_student, backpropagated through the last steps of the rollout alone (ReFL, DRaFT-K)."""
+
+    kind: Literal["refl"]
+    last_steps: PositiveInt = Field(1, description="K: steps of the rollout, the last ones, that carry gradient")
+    reward_weight: PositiveFloat = 1.0
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Always."""
+        return True
+
+    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:  # noqa: ARG002
+        """The student's rollout, with gradient in its last steps."""
+        return num_steps + (WITH_GRADIENT - 1) * min(self.last_steps, num_steps)
+
+
+Method = Annotated[
+    RatsMethod
+    | ImitationMethod
+    | ReflMethod,
+    Field(discriminator="kind"),
+]  # fmt: skip
