@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rats_video.config.objective import WITH_GRADIENT, MethodConfig
 from rats_video.config.schema import Config, NonNegativeFloat, NumClips, PositiveFloat, PositiveInt
-
-WITH_GRADIENT = 3
-"""Network evaluations that one with its backward pass counts as."""
 
 
 class SigmoidGate(Config):
@@ -56,50 +54,6 @@ class PolicyConfig(Config):
     normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
 
 
-class RealDataConfig(Config):
-    """Real clips, prepared by `rats-video prepare`, that the student's velocity is kept close to."""
-
-    path: str = Field(description="the cache; its training clips of the run's size are used")
-    weight: NonNegativeFloat = Field(0.1, description="of the term in the loss; 0 leaves it out")
-    batch_size: NumClips | None = Field(
-        None, description="real clips an update, over all processes; null = training.batch_size"
-    )
-    prompt_dropout: float = Field(0.0, ge=0, le=1, description="share of clips with the empty prompt for their own")
-    digest: str | None = Field(None, description="of the cache's clips; the run writes it down")
-
-
-class MethodConfig(Config):
-    """What every method has."""
-
-    companions: ClassVar[bool] = False
-    """Whether other networks learn beside the student."""
-
-    drift_weight: NonNegativeFloat = Field(
-        0.0, description="pull of the weights towards where they started: half this times the squared distance"
-    )
-    real_data: RealDataConfig | None = Field(None, description="flow matching on real clips beside it; null = none")
-
-    @property
-    def uses_gradient(self) -> bool:
-        """Whether the reward's own gradient is in the loss."""
-        return False
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether the teacher's rollouts are asked for."""
-        return False
-
-    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:
-        """Network evaluations a clip and update; one with gradient counts `WITH_GRADIENT`.
-
-        Args:
-            num_steps: the student's.
-            student: evaluations of its rollout with the gradient that `student.grad_steps` asks for.
-            teacher: evaluations of a teacher rollout.
-        """
-        raise NotImplementedError
-
-
 class RatsMethod(MethodConfig):
     """Loss = -reward_weight * R_student + alpha * gate * shaping (+ real_data.weight * real_data)."""
 
@@ -125,7 +79,7 @@ class RatsMethod(MethodConfig):
         """Always: the gate compares with it."""
         return True
 
-    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """A rollout of each; a policy's noisy ones carry gradient at every step but the last."""
         policy = 0.0
         if self.policy is not None and self.reward_weight > 0:
@@ -144,7 +98,7 @@ class ImitationMethod(MethodConfig):
         """Always."""
         return True
 
-    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:  # noqa: ARG002
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """A rollout of each."""
         return teacher + student
 
@@ -161,7 +115,7 @@ class ReflMethod(MethodConfig):
         """Always."""
         return True
 
-    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:  # noqa: ARG002
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The student's rollout, with gradient in its last steps."""
         return num_steps + (WITH_GRADIENT - 1) * min(self.last_steps, num_steps)
 
