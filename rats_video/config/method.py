@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from rats_video.config.dmd2 import Dmd2Method
 from rats_video.config.objective import WITH_GRADIENT, MethodConfig
 from rats_video.config.schema import Config, NonNegativeFloat, NumClips, PositiveFloat, PositiveInt
 
@@ -123,6 +124,7 @@ class ReflMethod(MethodConfig):
 Method = Annotated[
     RatsMethod
     | ImitationMethod
-    | ReflMethod,
+    | ReflMethod
+    | Dmd2Method,
     Field(discriminator="kind"),
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from rats_video.diffusion.schedule import shift_sigma
 from rats_video.distill.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
 from rats_video.distill.method import Companion, Row
 from rats_video.distill.teacher import TeacherSampler
-from rats_video.types import Backbone, PromptBatch
+from rats_video.types import Backbone, PromptBatch, TextCondition
 
 NAME = "fake_score"
 """Of the companion: its files in a checkpoint and its part of the log."""
@@ -49,7 +49,14 @@ class DistributionMatching:
         noise = draw_noise(batch, *stream, 1)
         return add_noise(x0, noise, sigma), noise, sigma
 
-    def loss(self, x0: Tensor, batch: PromptBatch, *stream: int) -> Tensor:
+    def loss(
+        self,
+        x0: Tensor,
+        batch: PromptBatch,
+        *stream: int,
+        text: TextCondition | None = None,
+        teacher_at: Tensor | None = None,
+    ) -> Tensor:
         """`[B]`: means over a clip's elements, so that the gradient by each of them is that of DMD's equations 7 and 8.
 
         Of the noised clip, teacher and fake score predict two clips, and
@@ -61,25 +68,27 @@ class DistributionMatching:
             x0: the student's clips `[B, C, F, H, W]`.
             batch: of these clips; noise and levels are drawn by its seeds.
             stream: tells draws apart where a step needs several.
+            text: they were made of; None = that of the batch.
+            teacher_at: clips whose noised version the teacher is asked about instead, with the same noise and level.
         """
         with torch.no_grad():
-            latents, _, sigma = self.noised(x0, batch, SCORE_LEVEL, *stream)
-            text = self.fake.encode_text(batch.prompts)
+            latents, noise, sigma = self.noised(x0, batch, SCORE_LEVEL, *stream)
+            seen = latents if teacher_at is None else add_noise(teacher_at, noise, sigma)
+            text = text or self.fake.encode_text(batch.prompts)
             away = sigma.view(-1, 1, 1, 1, 1)
-            by_teacher = latents - away * self.teacher.velocity(latents, sigma, text)
+            by_teacher = seen - away * self.teacher.velocity(seen, sigma, text)
             by_fake = latents - away * self.fake.velocity(latents, sigma, text)
             size = (x0 - by_teacher).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
             target = x0 - (by_fake - by_teacher) / size
         return (x0 - target).square().mean(dim=(1, 2, 3, 4)) / 2
 
-    def fake_loss(self, x0: Tensor, batch: PromptBatch, index: int) -> Tensor:
-        """`[B]`: flow matching of the fake score on the student's clips, `|velocity - (noise - x0)|^2`, in a round."""
-        latents, noise, sigma = self.noised(x0.detach(), batch, FAKE_SCORE, index)
-        velocity = self.fake.velocity(latents, sigma, self.fake.encode_text(batch.prompts))
-        return (velocity - (noise - x0.detach())).square().mean(dim=(1, 2, 3, 4))
+    @staticmethod
+    def flow_error(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
+        """`[B]`: mean square of `velocity - (noise - x0)`."""
+        return (velocity - (noise - x0)).square().mean(dim=(1, 2, 3, 4))
 
     def companion(self, sample: Callable[[PromptBatch, int], Tensor]) -> Companion:
-        """The fake score, as the training loop updates it.
+        """The fake score, as the training loop updates it: by flow matching on the student's clips.
 
         Args:
             sample: `(batch, round) -> clips [B, C, F, H, W]` of the student as it is; called without gradient.
@@ -88,7 +97,9 @@ class DistributionMatching:
         def loss(batch: PromptBatch, index: int) -> tuple[Tensor, Row]:
             with torch.no_grad():
                 x0 = sample(batch, index)
-            mean = self.fake_loss(x0, batch, index).mean()
+            latents, noise, sigma = self.noised(x0, batch, FAKE_SCORE, index)
+            velocity = self.fake.velocity(latents, sigma, self.fake.encode_text(batch.prompts))
+            mean = self.flow_error(velocity, x0, noise).mean()
             return mean, {"loss": float(mean.detach())}
 
         return Companion(self.fake.weights, loss, self.cfg.optimizer, self.cfg.rounds)
