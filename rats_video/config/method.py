@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
@@ -46,7 +47,7 @@ class ShapingConfig(Config):
 class PolicyConfig(Config):
     """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
 
-    All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
+    All steps but the last, which draws no noise, can learn from it, whatever `student.grad_steps`.
     """
 
     samples: NumClips = Field(
@@ -54,6 +55,18 @@ class PolicyConfig(Config):
     )
     noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
     normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
+    clip: PositiveFloat = Field(5.0, description="a lead over the group counts as this much at most, either way")
+    trained_share: float = Field(
+        1.0, gt=0, le=1, description="share of the noisy steps that learn from an update, chosen at random, rounded up"
+    )
+
+    def num_trained(self, num_steps: int) -> int:
+        """How many of `num_steps` steps learn from an update."""
+        return math.ceil(self.trained_share * (num_steps - 1) - 1e-9)
+
+    def evaluations(self, num_steps: int) -> float:
+        """Network evaluations a clip and update."""
+        return self.samples * (num_steps + (WITH_GRADIENT - 1) * self.num_trained(num_steps))
 
 
 class RealDataConfig(Config):
@@ -126,11 +139,9 @@ class RatsMethod(MethodConfig):
         return True
 
     def evaluations(self, num_steps: int, student: float, teacher: float) -> float:
-        """A rollout of each; a policy's noisy ones carry gradient at every step but the last."""
-        policy = 0.0
-        if self.policy is not None and self.reward_weight > 0:
-            policy = self.policy.samples * (WITH_GRADIENT * (num_steps - 1) + 1)
-        return teacher + student + policy
+        """A rollout of each, and the policy's noisy ones."""
+        has_policy = self.policy is not None and self.reward_weight > 0
+        return teacher + student + (self.policy.evaluations(num_steps) if has_policy else 0)
 
 
 class ImitationMethod(MethodConfig):
