@@ -15,6 +15,8 @@ from rats_video.build.reward import loss_reward, reward_folders
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.config.method import ImitationMethod, RatsMethod, ReflMethod
+from rats_video.config.policy import GrpoMethod, RtdmdMethod
+from rats_video.distill.distribution import DistributionMatching
 from rats_video.distill.gate import build_gate
 from rats_video.distill.method import Method
 from rats_video.distill.step import Rats
@@ -23,8 +25,10 @@ from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
 from rats_video.rewards.remote import Link, RemoteReward
+from rats_video.rivals.grpo import Grpo
 from rats_video.rivals.imitation import Imitation
 from rats_video.rivals.refl import Refl
+from rats_video.rivals.rtdmd import Rtdmd
 from rats_video.runtime import ALONE, Runtime
 
 NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
@@ -49,6 +53,16 @@ def build_method(
             return Imitation(**_players(cfg, student, teacher, runtime), method=method)
         case ReflMethod() as method:
             return Refl(**_players(cfg, student, teacher, runtime), method=method)
+        case GrpoMethod() as method:
+            return Grpo(**_players(cfg, student, teacher, runtime), method=method)
+        case RtdmdMethod() as method:
+            players = _players(cfg, student, teacher, runtime)
+            fake = build_fake_score(cfg, student, teacher)
+            return Rtdmd(
+                **players,
+                method=method,
+                matching=DistributionMatching(players["teacher"], fake, method.fake_score, cfg.shift),
+            )
 
 
 def build_rats(

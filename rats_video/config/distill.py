@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from rats_video.config.compute import ComputeConfig, FullWeights, ParallelConfig, Weights
 from rats_video.config.faults import FaultsConfig
 from rats_video.config.guard import GuardConfig
-from rats_video.config.method import WITH_GRADIENT, Method, RatsMethod
+from rats_video.config.method import Method, RatsMethod
+from rats_video.config.objective import WITH_GRADIENT
 from rats_video.config.reward import LatentRewardConfig, RewardConfig
 from rats_video.config.schema import (
     ClipConfig,
@@ -70,7 +71,12 @@ class FrozenTeacher(Config):
     @property
     def evaluations(self) -> float:
         """Network evaluations a clip and update; one that is found again in `cache` counts as well."""
-        return self.num_steps * (1 if self.guidance_scale == 1.0 else 2) / self.reuse
+        return self.num_steps * self.guided / self.reuse
+
+    @property
+    def guided(self) -> int:
+        """Network evaluations of one guided call."""
+        return 1 if self.guidance_scale == 1.0 else 2
 
 
 class EmaTeacher(Config):
@@ -87,7 +93,12 @@ class EmaTeacher(Config):
     @property
     def evaluations(self) -> float:
         """Network evaluations a clip and update, while guidance lasts."""
-        return self.num_steps * (1 if self.guidance_scale == self.guidance_end == 1.0 else 2) / self.reuse
+        return self.num_steps * self.guided / self.reuse
+
+    @property
+    def guided(self) -> int:
+        """Network evaluations of one guided call, while guidance lasts."""
+        return 1 if self.guidance_scale == self.guidance_end == 1.0 else 2
 
 
 Teacher = Annotated[FrozenTeacher | EmaTeacher, Field(discriminator="kind")]
@@ -208,6 +219,8 @@ class DistillConfig(Config):
             raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
         if self.method.companions and self.parallel.shard:
             raise ValueError(f"{self.method.kind} trains networks beside the student: set parallel.shard=false")
+        if min(self.student.num_steps) < self.method.least_steps:
+            raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
         return self
 
     @model_validator(mode="after")
@@ -222,7 +235,7 @@ class DistillConfig(Config):
         One call on one clip is one evaluation; with gradient it counts three, since backward is twice the work.
         """
         student = num_steps + (WITH_GRADIENT - 1) * len(self.student.gradient_steps(num_steps))
-        a_clip = self.method.evaluations(num_steps, student, self.teacher.evaluations)
+        a_clip = self.method.evaluations(num_steps, student, self.teacher.evaluations, self.teacher.guided)
         real = self.method.real_data
         num_real = 0 if real is None or real.weight == 0 else real.batch_size or self.training.batch_size
         return self.training.batch_size * a_clip + WITH_GRADIENT * num_real

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.config.method import PolicyConfig
+from rats_video.config.policy import PolicyConfig
 from rats_video.diffusion.flow import noisy_step
 from rats_video.distill.draws import draw_noise
 from rats_video.distill.finite import finite_clips, only, shield
@@ -84,6 +84,7 @@ def sample_group(
     *,
     reference: VelocityFn | None = None,
     through_last: bool = False,
+    with_gradient: bool = False,
 ) -> Group:
     """K rollouts of each prompt, all from the batch's own noise; what they draw on the way depends on its seeds alone.
 
@@ -94,18 +95,26 @@ def sample_group(
         sigmas: the student's grid `[N + 1]`.
         policy: how many rollouts, how noisy, and how many of their steps learn.
         reference: whose steps the student's are compared with.
-        through_last: whether the scores have gradient to the student, through the last step, which draws no noise.
+        through_last: whether the clips have gradient to the student, through the last step, which draws no noise.
+        with_gradient: whether the scores have gradient to the clips.
     """
     assert len(batch.seeds) == len(batch.prompts), "one seed a prompt"
     trained = trained_steps(batch.index, len(sigmas) - 1, policy)
     paths = tuple(
         noisy_rollout(
-            student, batch, sigmas, policy.noise, sample, trained=trained, reference=reference, through_last=through_last
+            student,
+            batch,
+            sigmas,
+            policy.noise,
+            sample,
+            trained=trained,
+            reference=reference,
+            through_last=through_last,
         )
         for sample in range(policy.samples)
     )
     judged = [path.x0.view_as(path.x0) for path in paths]  # gradient from pixels comes back here, no other does
-    with torch.set_grad_enabled(through_last):
+    with torch.set_grad_enabled(with_gradient):
         scores = [judge(reward, student, clips, batch.prompts, batch.grad_frames) for clips in judged]
     group = Group(paths, tuple(scores), policy)
     for clips in judged:

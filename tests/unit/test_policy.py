@@ -16,7 +16,7 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.build.distill import build_roles
 from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
-from rats_video.config.method import PolicyConfig
+from rats_video.config.policy import PolicyConfig
 from rats_video.diffusion.flow import euler_step, noisy_step
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
