@@ -18,6 +18,7 @@ from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.config.dmd2 import Dmd2Method
 from rats_video.config.method import ImitationMethod, RatsMethod, ReflMethod
+from rats_video.config.policy import GrpoMethod, RtdmdMethod
 from rats_video.config.rivals import FakeScoreConfig
 from rats_video.distill.distribution import DistributionMatching
 from rats_video.distill.ema import update_ema
@@ -31,8 +32,10 @@ from rats_video.files import weights_digest
 from rats_video.rewards.remote import Link, RemoteReward
 from rats_video.rivals.discriminator import Discriminator, build_head
 from rats_video.rivals.dmd2 import Dmd2
+from rats_video.rivals.grpo import Grpo
 from rats_video.rivals.imitation import Imitation
 from rats_video.rivals.refl import Refl
+from rats_video.rivals.rtdmd import Rtdmd
 from rats_video.runtime import ALONE, Runtime
 
 NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
@@ -59,6 +62,13 @@ def build_method(
             return Refl(**_players(cfg, student, teacher, runtime), method=method)
         case Dmd2Method() as method:
             return build_dmd2(cfg, method, student, teacher, runtime)
+        case GrpoMethod() as method:
+            return Grpo(**_players(cfg, student, teacher, runtime), method=method)
+        case RtdmdMethod() as method:
+            players = _players(cfg, student, teacher, runtime)
+            fake = build_fake_score(cfg, student, teacher)
+            matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
+            return Rtdmd(**players, method=method, matching=matching)
 
 
 def build_rats(

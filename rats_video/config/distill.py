@@ -219,6 +219,8 @@ class DistillConfig(Config):
             raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
         if self.method.companions and self.parallel.shard:
             raise ValueError(f"{self.method.kind} trains networks beside the student: set parallel.shard=false")
+        if min(self.student.num_steps) < self.method.least_steps:
+            raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from rats_video.config.dmd2 import Dmd2Method
 from rats_video.config.objective import WITH_GRADIENT, MethodConfig
-from rats_video.config.schema import Config, NonNegativeFloat, NumClips, PositiveFloat, PositiveInt
+from rats_video.config.policy import GrpoMethod, PolicyConfig, RtdmdMethod
+from rats_video.config.schema import Config, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class SigmoidGate(Config):
@@ -42,19 +43,6 @@ class ShapingConfig(Config):
     )
 
 
-class PolicyConfig(Config):
-    """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
-
-    All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
-    """
-
-    samples: NumClips = Field(
-        4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts"
-    )
-    noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
-    normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
-
-
 class RatsMethod(MethodConfig):
     """Loss = -reward_weight * R_student + alpha * gate * shaping (+ real_data.weight * real_data)."""
 
@@ -81,10 +69,8 @@ class RatsMethod(MethodConfig):
         return True
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
-        """A rollout of each; a policy's noisy ones carry gradient at every step but the last."""
-        policy = 0.0
-        if self.policy is not None and self.reward_weight > 0:
-            policy = self.policy.samples * (WITH_GRADIENT * (num_steps - 1) + 1)
+        """A rollout of each, and the policy's noisy ones."""
+        policy = self.policy.evaluations(num_steps) if self.policy is not None and self.reward_weight > 0 else 0
         return teacher + student + policy
 
 
@@ -125,6 +111,8 @@ Method = Annotated[
     RatsMethod
     | ImitationMethod
     | ReflMethod
+    | GrpoMethod
+    | RtdmdMethod
     | Dmd2Method,
     Field(discriminator="kind"),
 ]  # fmt: skip

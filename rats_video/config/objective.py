@@ -30,6 +30,9 @@ class MethodConfig(Config):
     companions: ClassVar[bool] = False
     """Whether other networks learn beside the student."""
 
+    least_steps: ClassVar[int] = 1
+    """Solver steps without which nothing would be learned."""
+
     drift_weight: NonNegativeFloat = Field(
         0.0, description="pull of the weights towards where they started: half this times the squared distance"
     )

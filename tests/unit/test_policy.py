@@ -16,7 +16,7 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.build.distill import build_roles
 from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
-from rats_video.config.method import PolicyConfig
+from rats_video.config.policy import PolicyConfig
 from rats_video.diffusion.flow import euler_step, noisy_step
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
@@ -103,9 +103,9 @@ def test_without_noise_all_samples_are_the_deterministic_path() -> None:
     student, batch = LinearStudent(4), toy_batch(4)
     path = rollout(student.velocity, batch.noise, SIGMAS, student.encode_text(batch.prompts))
     for sample in range(2):
-        x0, log_likelihood = noisy_rollout(student, batch, SIGMAS, 0.0, sample)  # type: ignore[arg-type]
-        assert torch.equal(x0, path.x0)
-        assert log_likelihood.tolist() == [0] * 4
+        noisy = noisy_rollout(student, batch, SIGMAS, 0.0, sample)  # type: ignore[arg-type]
+        assert torch.equal(noisy.x0, path.x0)
+        assert noisy.log_likelihood.tolist() == [0] * 4
 
 
 def test_moments_of_the_clips() -> None:
@@ -113,7 +113,7 @@ def test_moments_of_the_clips() -> None:
     clips = 4000
     student, batch = LinearStudent(clips), toy_batch(clips, channels=4)
     batch = replace(batch, noise=batch.noise[:1].expand_as(batch.noise))
-    x0, _ = noisy_rollout(student, batch, SIGMAS, FRESH, 0)  # type: ignore[arg-type]
+    x0 = noisy_rollout(student, batch, SIGMAS, FRESH, 0).x0  # type: ignore[arg-type]
     mean, variance = (each[0].detach().flatten() for each in moments(student, batch.noise))
     ours = x0.detach().flatten(1)
     torch.testing.assert_close(ours.var(dim=0), variance, rtol=0.1, atol=0)  # 4 standard errors
@@ -151,7 +151,7 @@ def test_advantages_know_no_shift_and_no_scale() -> None:
 def test_likelier_is_what_scored_better() -> None:
     student, batch = LinearStudent(1), toy_batch(1)
     group = sample_group(student, NearTarget(), batch, SIGMAS, PolicyConfig(samples=2))  # type: ignore[arg-type]
-    swapped = Group(group.scores[::-1], group.log_likelihood, normalize=True)
+    swapped = Group(group.paths, group.scores[::-1], group.policy)
     kept = torch.tensor([True])
     one, other = (policy_loss(each, each.rewards(kept)) for each in (group, swapped))
     assert one.item() == pytest.approx(-other.item())
