@@ -130,9 +130,6 @@ def build_dmd2(
     matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
     gan, clips = None, None
     if method.gan is not None:
-        if runtime.context > 1:
-            raise UserError("sees whole clips, which parallel.context splits", where="method.gan",
-                            fix="set parallel.context=1 or method.gan=null")  # fmt: skip
         see, width = middle_features(fake)
         gan = Discriminator(see, build_head(width, cfg.seed + 2).to(student.device), method.gan)
     if method.ida is not None:  # adapters start alike, or their factors' mean would be no adapter between the two

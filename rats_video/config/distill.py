@@ -217,8 +217,10 @@ class DistillConfig(Config):
     def _fits_the_method(self) -> Self:
         if self.guard is not None and self.guard.on_alarm == "shape" and not isinstance(self.method, RatsMethod):
             raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
-        if self.method.companions and self.parallel.shard:
-            raise ValueError(f"{self.method.kind} trains networks beside the student: set parallel.shard=false")
+        if self.method.companions and (self.parallel.shard or self.parallel.context > 1):
+            raise ValueError(
+                f"{self.method.kind} trains networks beside the student: set parallel.shard=false, parallel.context=1"
+            )
         if min(self.student.num_steps) < self.method.least_steps:
             raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
         return self

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rats_video.config.objective import WITH_GRADIENT, MethodConfig
+from rats_video.config.policy import PolicyConfig
 from rats_video.config.rivals import FakeScoreConfig
 from rats_video.config.schema import Config, NonNegativeFloat, PositiveFloat
 
@@ -21,8 +22,22 @@ class GanConfig(Config):
     fake_score_weight: PositiveFloat = Field(1e-2, description="of the discriminator's loss in the fake score's")
 
 
+class AdversarialReward(Config):
+    """The discriminator's logit as a reward that noisy rollouts are compared by (AdvDMD, arXiv 2604.28126).
+
+    As we read it: the discriminator knows clips at all levels of noise and learns along with the student, so that its
+    reward is no fixed one to be hacked. AdvDMD's schedule, more of the policy as training goes on, is not in it.
+    """
+
+    weight: PositiveFloat = Field(0.1, description="of the policy gradient in the loss")
+    policy: PolicyConfig = PolicyConfig()
+
+
 class Dmd2Method(MethodConfig):
-    """Loss = distribution matching (- reward_weight * R_student) (+ gan.weight * gan), on the student's last clip."""
+    """Loss = distribution matching (- reward_weight * R_student) (+ gan.weight * gan), on the student's last clip.
+
+    With `adversarial_reward` a policy gradient joins them.
+    """
 
     companions: ClassVar[bool] = True
 
@@ -30,6 +45,7 @@ class Dmd2Method(MethodConfig):
     fake_score: FakeScoreConfig = FakeScoreConfig()
     reward_weight: NonNegativeFloat = Field(0.0, description="of the reward's own gradient beside it; 0 leaves it out")
     gan: GanConfig | None = None
+    adversarial_reward: AdversarialReward | None = None
     ida: float | None = Field(
         None, ge=0, lt=1,
         description="implicit distribution alignment (SenseFlow, arXiv 2506.00523): after each update of the student "
@@ -42,9 +58,11 @@ class Dmd2Method(MethodConfig):
     )  # fmt: skip
 
     @model_validator(mode="after")
-    def _has_real_clips(self) -> Self:
+    def _has_what_it_needs(self) -> Self:
         if self.data_forcing and self.real_data is None:
             raise ValueError("data_forcing needs real_data, a cache; its weight may be 0")
+        if self.adversarial_reward is not None and self.gan is None:
+            raise ValueError("adversarial_reward is the logit of a discriminator: it needs gan")
         return self
 
     @property
@@ -63,4 +81,7 @@ class Dmd2Method(MethodConfig):
         found = share * student + self.fake_score.evaluations(share * num_steps, guided)
         if self.gan is not None:
             found += WITH_GRADIENT * (self.fake_score.rounds + 1) + teacher * self.uses_teacher
+        if self.adversarial_reward is not None:
+            policy = self.adversarial_reward.policy
+            found += policy.evaluations(num_steps) + policy.samples
         return found

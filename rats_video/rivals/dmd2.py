@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rats_video.config.dmd2 import Dmd2Method
+from rats_video.config.policy import PolicyConfig
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
 from rats_video.distill.distribution import NAME, DistributionMatching
@@ -22,10 +23,11 @@ from rats_video.distill.draws import DISCRIMINATOR, FAKE_SCORE, REAL, STUDENT_LE
 from rats_video.distill.ema import update_ema
 from rats_video.distill.finite import SKIPPED
 from rats_video.distill.method import Companion, Players, Row, judged_clip
+from rats_video.distill.policy import Group, noisy_rollout, policy_loss
 from rats_video.distill.real_data import RealSource
 from rats_video.rivals.discriminator import Discriminator
 from rats_video.seeds import seeded
-from rats_video.types import PromptBatch, TextCondition
+from rats_video.types import PromptBatch, RewardScores, TextCondition
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,13 @@ class Dmd2(Players):
         loss = self.matching.loss(made.x0, batch, text=made.text, teacher_at=made.real).mean()
         row = {"matching/loss": float(loss.detach()), SKIPPED: 0.0}
         if self.gan is not None:
-            latents, _, sigma = self.matching.noised(made.x0, batch, DISCRIMINATOR)
-            _, logit = self.gan(latents, sigma, made.text)
+            logit = self.logit(self.gan, made, batch)
             loss = loss + self.gan.cfg.weight * self.gan.student_loss(logit)
             row["gan/student"] = float(logit.detach().mean())
+            if self.method.adversarial_reward is not None:
+                policy = self.policy_term(self.gan, batch, self.method.adversarial_reward.policy)
+                loss = loss + self.method.adversarial_reward.weight * policy
+                row["policy/loss"] = float(policy.detach())
         if self.method.reward_weight > 0 and made.real is None:  # real clips' captions are not at hand
             scores, judged = judged_clip(self, batch, made.x0, with_gradient=True)
             loss, row = loss - self.method.reward_weight * scores.clip.mean(), row | judged
@@ -113,6 +118,21 @@ class Dmd2(Players):
         start = add_noise(real, noise, sigmas[first].to(real).expand(len(real)))
         left = [step - first for step in grad_steps if step >= first]
         return Clips(rollout(self.student.velocity, start, sigmas[first:], text, grad_steps=left).x0, text, real)
+
+    def logit(self, gan: Discriminator, made: Clips, batch: PromptBatch) -> Tensor:
+        """Of clips of a batch `[B]`, noised to a level and with noise that are the same for all clips of a prompt."""
+        latents, _, sigma = self.matching.noised(made.x0, batch, DISCRIMINATOR)
+        return gan(latents, sigma, made.text)[1]
+
+    def policy_term(self, gan: Discriminator, batch: PromptBatch, policy: PolicyConfig) -> Tensor:
+        """Noisy rollouts of each prompt, the more real ones made likelier: 0-d, with gradient to the student."""
+        sigmas, text = self.student.sigmas(batch.num_steps, self.shift), self.student.encode_text(batch.prompts)
+        paths = tuple(
+            noisy_rollout(self.student, batch, sigmas, policy.noise, sample) for sample in range(policy.samples)
+        )
+        with torch.no_grad():
+            logits = torch.stack([self.logit(gan, Clips(path.x0, text), batch) for path in paths])
+        return policy_loss(Group(paths, tuple(map(RewardScores, logits)), policy), logits).mean()
 
     def real_clips(self, batch: PromptBatch) -> tuple[Tensor, TextCondition]:
         """Clips `[B, C, F, H, W]` that count as real, and their text: a part's own of the cache, or the teacher's."""
