@@ -19,15 +19,18 @@ def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
     """Calls of a role that also give the output of its middle block, the bottleneck of a transformer; and its width D.
 
     Raises:
-        UserError: the family has no one network of repeated blocks.
+        UserError: the model has two experts.
     """
     networks = list(role.denoisers.values())
+    if len(networks) > 1:
+        raise UserError(
+            f"{role.family} has two experts, each of its own noise levels: a discriminator needs one network",
+            where="method.gan", fix="set method.gan=null",
+        )  # fmt: skip
     kinds = set(networks[0]._repeated_blocks or ())  # noqa: SLF001  # what diffusers itself reads
     blocks = [module for module in networks[0].modules() if type(module).__name__ in kinds]
-    if len(networks) > 1 or not blocks:
-        what = "two experts, each of its own noise levels" if len(networks) > 1 else "no repeated blocks"
-        raise UserError(f"{role.family} has {what}: a discriminator needs one network's features", where="method.gan",
-                        fix="set method.gan=null")  # fmt: skip
+    if not blocks:  # diffusers names none: CogVideoX
+        blocks = list(max((m for m in networks[0].modules() if isinstance(m, nn.ModuleList)), key=len))
     middle: nn.Module = blocks[len(blocks) // 2]
 
     def call(latents: Tensor, sigma: Tensor, text: TextCondition) -> tuple[Tensor, Tensor]:
