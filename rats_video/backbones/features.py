@@ -30,7 +30,7 @@ def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
     kinds = set(networks[0]._repeated_blocks or ())  # noqa: SLF001  # what diffusers itself reads
     blocks = [module for module in networks[0].modules() if type(module).__name__ in kinds]
     if not blocks:  # diffusers names none: CogVideoX
-        blocks = list(max((m for m in networks[0].modules() if isinstance(m, nn.ModuleList)), key=len))
+        blocks = list(next(child for child in networks[0].children() if isinstance(child, nn.ModuleList)))
     middle: nn.Module = blocks[len(blocks) // 2]
 
     def call(latents: Tensor, sigma: Tensor, text: TextCondition) -> tuple[Tensor, Tensor]:
