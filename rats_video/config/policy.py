@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rats_video.config.objective import WITH_GRADIENT, MethodConfig
 from rats_video.config.rivals import FakeScoreConfig
-from rats_video.config.schema import Config, NonNegativeFloat, NumClips, OptimizerConfig, PositiveFloat
+from rats_video.config.schema import Config, NonNegativeFloat, OptimizerConfig, PositiveFloat
 
 
 class PolicyConfig(Config):
@@ -18,8 +18,8 @@ class PolicyConfig(Config):
     All steps but the last, which draws no noise, can learn from it, whatever `student.grad_steps`.
     """
 
-    samples: NumClips = Field(
-        4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts"
+    samples: int = Field(
+        4, ge=2, lt=10**6, description="rollouts a prompt and update, all from the noise of its other rollouts"
     )
     noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
     normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
