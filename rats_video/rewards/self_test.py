@@ -44,7 +44,7 @@ class SelfTest:
     def require_loss(self) -> None:
         """Raise UserError unless the reward can be climbed by its gradient."""
         if not self.differentiable:
-            fix = "set method.policy, which needs no gradient, or method.reward_weight=0"
+            fix = "set method.policy of rats or method.kind=grpo, which need no gradient, or method.reward_weight=0"
             raise UserError("is not differentiable and cannot be a direct loss", where=self.where, fix=fix)
         assert self.gradient is not None
         first, second = self.gradient

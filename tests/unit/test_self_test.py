@@ -123,7 +123,7 @@ def test_clips_are_smooth_differ_and_are_the_same_each_time() -> None:
         (FirstFrame(), "reward: no gradient reaches frames 1 to 48 (say so in its looks_at(num_frames), declare it"),
         (EveryOther(), "reward: no gradient reaches frames 1, 3, 5, ..., 47 ("),
         (Cut(), "reward: no gradient reaches frames 0 to 48 ("),
-        (Judge(), "reward: is not differentiable and cannot be a direct loss (set method.policy, which needs no"),
+        (Judge(), "reward: is not differentiable and cannot be a direct loss (set method.policy of rats or"),
         (SlightLeak(), "reward: the gradient of a clip's score reaches another clip (score each clip of a batch"),
         (RootAtZero(), "reward: its gradient is not finite on smooth clips ("),
     ],
