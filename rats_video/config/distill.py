@@ -22,6 +22,7 @@ from rats_video.config.schema import (
     Seed,
     SolverSteps,
 )
+from rats_video.config.watching import TrackingConfig, ValidationConfig
 from rats_video.errors import UserError
 
 
@@ -192,6 +193,8 @@ class DistillConfig(Config):
     training: TrainingConfig
     compute: ComputeConfig = ComputeConfig()
     parallel: ParallelConfig = ParallelConfig()
+    validation: ValidationConfig | None = None
+    tracking: TrackingConfig = TrackingConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
