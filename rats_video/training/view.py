@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
@@ -28,8 +29,9 @@ SHOWN = {"reward": "reward/student", "teacher": "reward/teacher", "gate": "gate/
 """What a plain line shows of a row; one of a step that was left out has none of it."""
 
 SMOOTHED, REMEMBERED = 10, 240  # steps: a figure is the mean over, a trend shows
-LABEL, BAR, TREND = 10, (10, 40), (6, 40)  # characters of a label; least and most of a bar and of a trend
-BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#"
+LEAST_TREND, MOST_TREND = 8, 30  # characters
+BARS, ASCII_BARS, BAR, ASCII_BAR = "▁▂▃▄▅▆▇█", "_.-=+*#", "━╌", "#-"
+ALARM = "ALARM"
 REFRESHED = 4  # times a second
 
 
@@ -75,8 +77,9 @@ class View:
         rows = read_metrics(self._run.metrics) if self._run.metrics.is_file() else []
         self._skipped = {name: sum(row.get(name, 0.0) for row in rows) for name in self._skipped}
         self._rows = deque(rows, maxlen=REMEMBERED)
+        self._stopwatch = Stopwatch(self._device)
+        self._stopwatch.start()
         if self._live is None:  # else the run went back
-            self._stopwatch.start()
             self._live = Live(
                 self, console=self._console, refresh_per_second=REFRESHED, vertical_overflow="crop",
                 redirect_stdout=False,
@@ -106,35 +109,48 @@ class View:
     # --------------------------------------------------------------------------------------------------------- showing
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Each line as wide as fits, never wider; always the same number of them."""
-        ascii_only = options.ascii_only
-        for label, parts, trend in self._lines(_bar_width(options.max_width), ascii_only=ascii_only):
-            yield _line(label, parts, trend, options.max_width, ascii_only=ascii_only)
+        """One line a subject, none wider than fits: what matters least is left out."""
+        ascii_only, width = options.ascii_only, options.max_width
+        room = min(MOST_TREND, max(LEAST_TREND, width // 4))
+        lines = [("distill", self._standing(), self._bar(room, ascii_only=ascii_only)), *self._lines(room, ascii_only)]
+        indent = max(len(label) for label, *_ in lines) + 2
+        for label, parts, drawn in lines:
+            yield _line(f"{label:<{indent}}", drawn, parts, width)
 
-    def _lines(self, bar: int, *, ascii_only: bool) -> Iterator[tuple[str, Sequence[str], Sequence[float]]]:
-        passed = time.monotonic() - self._began
-        finished, to_come = self._done - self._start, self._steps - self._done
+    def _standing(self) -> list[str]:
+        passed, finished, to_come = self._passed, self._done - self._start, self._steps - self._done
         left = format_seconds(passed / finished * to_come) if finished else "?"
-        filled = round(bar * self._done / self._steps)
-        drawn = ("#" if ascii_only else "━") * filled + ("-" if ascii_only else "╌") * (bar - filled)
-        yield "distill", [f"{self._done}/{self._steps}", drawn, f"left {left}", f"passed {format_seconds(passed)}"], ()
+        return [f"{self._done}/{self._steps}", f"left {left}", f"passed {format_seconds(passed)}"]
+
+    def _bar(self, room: int, *, ascii_only: bool) -> str:
+        filled = round(room * self._done / self._steps)
+        done, to_come = ASCII_BAR if ascii_only else BAR
+        return done * filled + to_come * (room - filled)
+
+    @property
+    def _passed(self) -> float:
+        return time.monotonic() - self._began
+
+    def _lines(self, room: int, ascii_only: bool) -> Iterator[tuple[str, Sequence[str], str]]:  # noqa: FBT001
+        def trend(name: str) -> str:
+            return sparkline(self._values(name), room, ascii_only=ascii_only).ljust(room)
+
         rewards = self._figures({"student": "reward/student", "teacher": "reward/teacher"})
-        yield "reward", [*rewards, *self._figures({"gap": "reward/gap"}, "+.3g")], self._values("reward/student")
+        yield "reward", [*rewards, *self._figures({"gap": "reward/gap"}, "+.3g")], trend("reward/student")
         if self._values("gate/weight"):
-            yield "gate", self._figures({"weight": "gate/weight"}), self._values("gate/weight")
-        yield "loss", self._figures({"loss": "loss", "gradient": "grad_norm", "rate": "lr"}), self._values("loss")
+            yield "gate", self._figures({"weight": "gate/weight"}), trend("gate/weight")
+        yield "loss", self._figures({"loss": "loss", "gradient": "grad_norm", "rate": "lr"}), trend("loss")
         for name in sorted({name for row in self._rows for name in row if name.endswith("/loss")}):
-            companion = name.removesuffix("/loss")
-            yield companion.replace("_", " "), self._figures({"loss": name}), self._values(name)
-        yield "speed", self._speed(passed, finished), ()
+            yield name.removesuffix("/loss").replace("_", " "), self._figures({"loss": name}), trend(name)
+        yield "speed", self._speed(self._passed, self._done - self._start), ""
         if self._guard is not None:
-            yield "guard", self._look(self._guard), ()
+            yield "guard", self._look(self._guard), ""
         back = self._rows[-1].get(ROLLBACKS, 0) if self._rows else 0
         clips, steps = self._skipped.values()
-        yield "left out", [f"{clips:.0f} clips", f"{steps:.0f} steps", f"gone back {back:.0f}x"], ()
+        yield "left out", [f"{clips:.0f} clips", f"{steps:.0f} steps", f"gone back {back:.0f}x"], ""
         if self._device.type == "cuda":
-            yield "memory", self._memory(), ()
-        yield "next", list(self._next()), ()
+            yield "memory", self._memory(), ""
+        yield "next", list(self._next()), ""
 
     def _values(self, name: str) -> list[float]:
         """Of the steps that have it."""
@@ -157,7 +173,7 @@ class View:
         if not guard.looks:
             return ["no look yet"]
         look, best = guard.looks[-1], guard.best
-        alarm = [f"ALARM: {look.alarms[0]}"] if look.alarms else []
+        alarm = [f"{ALARM}: {look.alarms[0]}"] if look.alarms else []
         standing = "best so far" if best is look else f"best at {best.step}" if best else "none is sound"
         teacher = guard.record["teacher"]
         scores = [
@@ -183,23 +199,17 @@ class View:
                 yield f"{what} at {min(self._steps, (self._done // steps + 1) * steps)}"
 
 
-def _bar_width(width: int) -> int:
-    least, most = BAR
-    return min(most, max(least, width - 50))
-
-
-def _line(label: str, parts: Iterable[str], trend: Sequence[float], width: int, *, ascii_only: bool) -> Text:
-    """A label and as many parts as fit, then a trend in the room that is left."""
-    text = Text(f"{label:<{LABEL}.{LABEL - 1}}", style="dim", no_wrap=True, overflow="crop", end="")
-    for part in parts:
-        if text.cell_len + len(part) > width:
+def _line(label: str, drawn: str, parts: Iterable[str], width: int) -> Text:
+    """A label, what is drawn, and as many of the parts as fit."""
+    text = Text(no_wrap=True, overflow="crop")
+    text.append(label, style="dim").append(drawn, style="cyan")
+    for index, part in enumerate(parts):
+        gap = "  " if index or drawn else ""
+        if text.cell_len + cell_len(gap + part) > width:
             break
-        text.append(f"{part}  ", style="bold red" if part.startswith("ALARM") else "not dim")
-    least, most = TREND
-    if trend and width - text.cell_len >= least:
-        text.append(sparkline(trend, min(most, width - text.cell_len), ascii_only=ascii_only), style="not dim cyan")
+        text.append(gap).append(part, style="bold red" if part.startswith(ALARM) else "")
     text.truncate(width, overflow="crop")
-    return Text.assemble(text, "\n")
+    return text
 
 
 def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
