@@ -27,7 +27,8 @@ LAYERS = (
 NEIGHBOURS = LAYERS[2]  # may import one another, without a cycle
 SEES_PROTOCOLS_ONLY = {"distill": {"backbones", "rewards"}, "rivals": {"backbones", "rewards"}}
 HEAVY = {
-    "av", "decord", "diffusers", "gradio", "matplotlib", "tensorboard", "torchao", "transformers", "wandb", "xformers",
+    "av", "decord", "diffusers", "gradio", "matplotlib", "tensorboard", "torchao", "trackio", "transformers", "wandb",
+    "xformers",
 }  # fmt: skip
 MAX_FILE_LINES = 320  # aim at 300
 MAX_FUNCTION_LINES = 60

@@ -93,6 +93,7 @@ class ValidationClips:
                 if steps_done(path) > start or not start:
                     remove(path)
         self._seen = set(self._runtime.agree([steps_done(path) for path in list_checkpoints(self._folder)]))
+        self._news = [look for look in self._news if look.step in self._seen]
         if self._seen and self._runtime.is_main:
             self._write_index()
         self.after(start)
