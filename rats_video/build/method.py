@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from rats_video.build.reward import loss_reward, reward_folders
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.config.method import ImitationMethod, RatsMethod, ReflMethod
+from rats_video.config.rivals import ConsistencyMethod, DollarMethod, T2VTurboMethod
+from rats_video.distill.distribution import DistributionMatching
 from rats_video.distill.gate import build_gate
 from rats_video.distill.method import Method
 from rats_video.distill.step import Rats
@@ -23,8 +26,11 @@ from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
 from rats_video.rewards.remote import Link, RemoteReward
+from rats_video.rivals.consistency import Consistency
+from rats_video.rivals.dollar import Dollar
 from rats_video.rivals.imitation import Imitation
 from rats_video.rivals.refl import Refl
+from rats_video.rivals.t2v_turbo import T2VTurbo
 from rats_video.runtime import ALONE, Runtime
 
 NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
@@ -49,6 +55,16 @@ def build_method(
             return Imitation(**_players(cfg, student, teacher, runtime), method=method)
         case ReflMethod() as method:
             return Refl(**_players(cfg, student, teacher, runtime), method=method)
+        case ConsistencyMethod() as method:
+            num_batches = math.ceil(cfg.training.steps / cfg.teacher.reuse)
+            return Consistency(**_players(cfg, student, teacher, runtime), method=method, num_batches=num_batches)
+        case T2VTurboMethod() as method:
+            return T2VTurbo(**_players(cfg, student, teacher, runtime), method=method)
+        case DollarMethod() as method:
+            players = _players(cfg, student, teacher, runtime)
+            fake = build_fake_score(cfg, student, teacher)
+            matching = DistributionMatching(players["teacher"], fake, method.fake_score, cfg.shift)
+            return Dollar(**players, method=method, matching=matching)
 
 
 def build_rats(

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from rats_video.config.objective import WITH_GRADIENT, MethodConfig
+from rats_video.config.rivals import ConsistencyMethod, DollarMethod, T2VTurboMethod
 from rats_video.config.schema import Config, NonNegativeFloat, NumClips, PositiveFloat, PositiveInt
 
 
@@ -123,6 +124,9 @@ class ReflMethod(MethodConfig):
 Method = Annotated[
     RatsMethod
     | ImitationMethod
-    | ReflMethod,
+    | ReflMethod
+    | ConsistencyMethod
+    | T2VTurboMethod
+    | DollarMethod,
     Field(discriminator="kind"),
 ]  # fmt: skip

@@ -30,6 +30,9 @@ class MethodConfig(Config):
     companions: ClassVar[bool] = False
     """Whether other networks learn beside the student."""
 
+    uses_path: ClassVar[bool] = False
+    """Whether all points of the teacher's rollouts are asked for."""
+
     drift_weight: NonNegativeFloat = Field(
         0.0, description="pull of the weights towards where they started: half this times the squared distance"
     )
