@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -31,14 +32,14 @@ from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.update import accumulate_gradient
-from rats_video.types import ClipSpec, PromptBatch, TextCondition
+from rats_video.types import PromptBatch, TextCondition
 
 MakeConfig = Callable[..., DistillConfig]
 PAIRS = ("method.pairs.count=2", "method.pairs.huber=null")
 KINDS = {
-    "consistency": ("method={kind: consistency, reward_weight: 0.5}",),
-    "t2v_turbo": ("method={kind: t2v_turbo, video_reward: {kind: motion_smoothness}}",),
-    "dollar": ("method={kind: dollar, fake_score: {rounds: 2}}",),
+    "consistency": ("method.kind=consistency", "method.reward_weight=0.5"),
+    "t2v_turbo": ("method.kind=t2v_turbo", "method.video_reward.kind=motion_smoothness"),
+    "dollar": ("method.kind=dollar", "method.fake_score.rounds=2"),
 }
 
 
@@ -184,16 +185,16 @@ def test_converged_on_a_linear_ode_it_is_the_solution(
     latents_batch: PromptBatch, make_config: MakeConfig, num_segments: int
 ) -> None:
     """`dx / dsigma = a x` has `x(e) = x(s) exp(a (e - s))`, so `f(x, s, e) = x exp(a (e - s))` for every level s."""
-    rate, num_steps = 0.8, 64
+    rate, num_steps = 0.8, 32
     teacher = sampler(Field(rate, torch.tensor(0.0)), make_config, f"teacher.num_steps={num_steps}")
     ends = sigma_grid(num_segments, 3.0)
     grid = Grid.of(sigma_grid(num_steps, 3.0), ends)
     student = Jumps(grid.levels)
-    optimizer = torch.optim.Adam([student.rates], lr=0.05)
-    for step in range(250):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 - step / 250)
+    optimizer = torch.optim.Adam([student.rates], lr=0.1)
+    for step in range(150):
+        optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 150)
         batch = replace(latents_batch, seeds=(step, step + 1000, step + 2000))
-        loss, _ = path_loss(student, teacher, batch, ends, PairsConfig(count=12, skip=16, huber=None))  # type: ignore[arg-type]
+        loss, _ = path_loss(student, teacher, batch, ends, PairsConfig(count=6, skip=8, huber=None))  # type: ignore[arg-type]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -202,7 +203,7 @@ def test_converged_on_a_linear_ode_it_is_the_solution(
     for start in starts:
         length = float(grid.levels[grid.ends[start]] - grid.levels[start])
         jump = 1 + length * float(student.rates[start].detach())
-        assert jump == pytest.approx(math.exp(rate * length), abs=0.01)  # the teacher's own steps are 0.003 off
+        assert jump == pytest.approx(math.exp(rate * length), abs=0.015)  # the teacher's own steps are 0.006 off
 
 
 # The three methods
@@ -227,15 +228,12 @@ def pairs_by_hand(method: Any, batch: PromptBatch, ends: Tensor) -> tuple[Tensor
     """Mean square distances written out, and the first clips predicted; the levels drawn are those of `draw_pairs`."""
     student, base, total, first = method.student, method.teacher.backbone, 0.0, []
     sigmas = sigma_grid(8, 3.0)
-    text, nothing = base.encode_text(batch.prompts), base.encode_text([""])
+    text, negative = base.encode_text(batch.prompts), base.encode_text([""] * len(batch.prompts))
     points, x = [batch.noise], batch.noise
     with torch.no_grad():
-        for high, low in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for high, low in itertools.pairwise(sigmas):
             level = high.expand(len(x))
-            cond, uncond = (
-                base.velocity(x, level, text),
-                base.velocity(x, level, nothing.map(lambda t: t.expand(len(x), *t.shape[1:]))),
-            )
+            cond, uncond = base.velocity(x, level, text), base.velocity(x, level, negative)
             x = x + (low - high) * (uncond + 2.0 * (cond - uncond))
             points.append(x)
     drawn = list(draw_pairs(method.teacher, batch, ends, method.method.pairs))
@@ -314,7 +312,7 @@ def test_evaluations_are_the_calls(
     method, cfg = make_method(kind, "training.steps=1", *overrides)
     count = 0
 
-    def called(_module: nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> None:
+    def called(_module: nn.Module, _inputs: Any, output: Any) -> None:
         nonlocal count
         (velocity,) = output
         count += len(velocity) * (3 if velocity.requires_grad else 1)
@@ -323,7 +321,7 @@ def test_evaluations_are_the_calls(
     if kind == "dollar":
         networks[id(method.matching.fake.denoiser)] = method.matching.fake.denoiser
     for network in networks.values():
-        network.register_forward_hook(called, with_kwargs=True)
+        network.register_forward_hook(called)
     train_loop(method, cfg, captions, RunFolder(tmp_path))
     (row,) = read_metrics(tmp_path / "metrics.jsonl")
     assert row["evaluations"] == count
@@ -419,7 +417,7 @@ def test_what_cannot_be(make_config: MakeConfig, kind: str, overrides: list[str]
 
 
 def test_a_video_reward_that_cannot_be_climbed_is_found_before_the_run(
-    make_method: Callable[..., tuple[Any, DistillConfig]], captions: tuple[str, ...], clip: ClipSpec
+    make_method: Callable[..., tuple[Any, DistillConfig]], captions: tuple[str, ...]
 ) -> None:
     method, cfg = make_method("t2v_turbo")
     judges = check_rewards(cfg, method.reward, captions, method.student.device)
