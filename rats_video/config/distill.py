@@ -12,6 +12,7 @@ from rats_video.config.guard import GuardConfig
 from rats_video.config.method import Method, RatsMethod
 from rats_video.config.objective import WITH_GRADIENT
 from rats_video.config.reward import LatentRewardConfig, RewardConfig
+from rats_video.config.rivals import T2VTurboMethod
 from rats_video.config.schema import (
     ClipConfig,
     Config,
@@ -223,12 +224,16 @@ class DistillConfig(Config):
             )
         if min(self.student.num_steps) < self.method.least_steps:
             raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
+        if self.method.uses_path and isinstance(self.teacher, FrozenTeacher) and self.teacher.cache:
+            raise ValueError(f"{self.method.kind} uses all of the teacher's path, unstored: set teacher.cache=null")
         return self
 
     @model_validator(mode="after")
     def _latents_stay_at_home(self) -> Self:
         if self.parallel.reward_ranks and isinstance(self.reward, LatentRewardConfig):
             raise ValueError("a latent reward is small and computes beside the student: set parallel.reward_ranks=0")
+        if self.parallel.reward_ranks and isinstance(self.method, T2VTurboMethod) and self.method.video_reward:
+            raise ValueError("a reward rank has one reward, not method.video_reward too: set parallel.reward_ranks=0")
         return self
 
     def evaluations(self, num_steps: int) -> float:

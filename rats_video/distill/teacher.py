@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,6 +62,7 @@ class TeacherSampler:
         self._negative = backbone.encode_text([""])
         self._index = -1
         self._guides: dict[int, Guide] = {}  # of this batch, by part
+        self._paths: dict[int, Trajectory] = {}  # likewise
         self._updates = 0
 
     @property
@@ -76,17 +78,29 @@ class TeacherSampler:
     @torch.no_grad()
     def guide(self, batch: PromptBatch) -> Guide:
         """The rollout for a batch; one rollout serves all the updates that see the same batch."""
-        if batch.index != self._index:
-            self._index, self._guides = batch.index, {}
+        self._forget_other_batches(batch.index)
         if batch.part in self._guides:
             return self._guides[batch.part]
         guide = self._store.load(batch) if self._store else None
         if guide is None:
-            guide = self._roll_out(batch)
+            guide = self._judged_rollout(batch)
             if self._store:
                 self._store.save(batch, guide)
         self._guides[batch.part] = guide
         return guide
+
+    @torch.no_grad()
+    def path(self, batch: PromptBatch) -> Trajectory:
+        """Every point of the rollout for a batch, its noise first; kept like `guide`, never judged and never stored."""
+        self._forget_other_batches(batch.index)
+        if batch.part not in self._paths:
+            sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
+            self._paths[batch.part] = self._rollout(batch, sigmas, keep=range(len(sigmas)))
+        return self._paths[batch.part]
+
+    def _forget_other_batches(self, index: int) -> None:
+        if index != self._index:
+            self._index, self._guides, self._paths = index, {}, {}
 
     def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
         """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
@@ -94,20 +108,23 @@ class TeacherSampler:
             return self.backbone.velocity(latents, sigma, text)
         return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, text)
 
-    def _roll_out(self, batch: PromptBatch) -> Guide:
+    def _judged_rollout(self, batch: PromptBatch) -> Guide:
         sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
         horizons = match_horizons(self.backbone.sigmas(batch.num_steps, self._shift), sigmas)
-        path = rollout(
+        path = self._rollout(batch, sigmas, horizons.keep)
+        scores = judge(self._reward, self.backbone, path.x0, batch.prompts)
+        return Guide(at_horizons(path, horizons.sigmas), scores)
+
+    def _rollout(self, batch: PromptBatch, sigmas: Tensor, keep: Collection[int]) -> Trajectory:
+        return rollout(
             self.backbone.velocity,
             batch.noise,
             sigmas,
             self.backbone.encode_text(batch.prompts),
             negative=self._negative,
             guidance_scale=self.guidance_scale,
-            keep=horizons.keep,
+            keep=keep,
         )
-        scores = judge(self._reward, self.backbone, path.x0, batch.prompts)
-        return Guide(at_horizons(path, horizons.sigmas), scores)
 
     def follow(self, student: Backbone, updates: int, *, resumed: bool = False) -> None:
         """After the student's `updates`-th optimizer step: an EMA teacher moves after it, a frozen one stays.
