@@ -17,7 +17,7 @@ from rats_video.errors import BusyError, Interrupted, UserError, first_line
 from rats_video.evaluation.compared import Compared, write_compared
 from rats_video.evaluation.compared_plots import plot_cost, plot_nfe, plot_wins
 from rats_video.evaluation.compared_table import headline_metrics, markdown, metric_table
-from rats_video.evaluation.judged import method_means, win_rates
+from rats_video.evaluation.judged import curve_points, method_means, win_rates
 from rats_video.evaluation.tables import aligned, metric_title
 from rats_video.files import locked, replacing
 from rats_video.runtime import Runtime
@@ -95,7 +95,7 @@ def _do(study: Study, entrant: Entrant, runtime: Runtime, say: Callable[[str], N
         say(f"{entrant.title}: trains in {entrant.folder}")
         train(entrant, runtime)
     if missing := study.unscored(entrant):
-        say(f"{entrant.title}: judged at {', '.join(str(spec.nfe) for spec in missing)} NFE")
+        say(f"{entrant.title}: judged at {', '.join(map(str, missing))}")
         judge(study, entrant, runtime)
 
 
@@ -155,6 +155,7 @@ def gather(study: Study, runtime: Runtime) -> Compared:
         },
         rows=[each.row for each in judged],
         means=method_means(judged),
+        curve=curve_points([point for entrant in done for point in study.curve(entrant)]),
         wins=win_rates(judged),
     )  # fmt: skip
 

@@ -12,13 +12,14 @@ from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.config.explain import nearest
 from rats_video.config.load import load_config
 from rats_video.config.resume import deciding
-from rats_video.config.schema import Config, NumClips, PositiveFloat, Seed, SolverSteps
+from rats_video.config.schema import Config, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
 from rats_video.errors import UserError
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=64)]
 RESERVED = {"teacher", "base"}
 SHARED = ("model", "clip", "shift", "prompts", "embedded_guidance")
 """Keys of a distillation that all arms have from the base: without them their clips are not comparable."""
+_CHECKPOINTS = 4  # a point of the curve
 
 
 class CompareConfig(Config):
@@ -41,6 +42,8 @@ class CompareConfig(Config):
     )
     num_clips: NumClips = Field(256, description="held-out clips that every student is judged on at each NFE")
     clip_seed: Seed = Field(1, description="of the noise of those clips, the same for all")
+    curve_points: PositiveInt = Field(4, le=100, description="times that each is judged on its way, the end included")
+    curve_nfe: SolverSteps = Field(4, description="NFE that it is judged at then")
     teacher_steps: SolverSteps = Field(50, description="solver steps of the teacher that is judged beside them")
 
     @model_validator(mode="after")
@@ -87,7 +90,8 @@ class CompareConfig(Config):
                 f"{self.budget:,.0f} network evaluations are less than one update of {method}, which takes "
                 f"{mean_evaluations(cfg):,.0f}", where="budget", fix="give more with --budget",
             )  # fmt: skip
-        changes: dict[str, object] = {"training": cfg.training.model_copy(update={"steps": steps})}
+        kept = {"checkpoint_every": _cadence(steps, cfg.teacher.reuse, self.curve_points), "keep_checkpoints": 10**6}
+        changes: dict[str, object] = {"training": cfg.training.model_copy(update={"steps": steps, **kept})}
         if isinstance(cfg.teacher, FrozenTeacher):
             changes["teacher"] = cfg.teacher.model_copy(update={"cache": teacher_cache})
         return cfg.model_copy(update=changes)
@@ -122,6 +126,18 @@ def mean_evaluations(cfg: DistillConfig) -> float:
 def updates_within(budget: float, cfg: DistillConfig) -> int:
     """Updates that a budget of network evaluations allows."""
     return int(budget // mean_evaluations(cfg))
+
+
+def curve_steps(cfg: DistillConfig, points: int) -> list[int]:
+    """Updates after which an arm's student is judged on its way, the end left out: at each of them it is saved."""
+    steps = cfg.training.steps
+    every = _CHECKPOINTS * _cadence(steps, cfg.teacher.reuse, points)
+    return [step for step in range(every, steps, every)][: points - 1]
+
+
+def _cadence(steps: int, reuse: int, points: int) -> int:
+    """Steps between checkpoints: a run is saved a few times between two points of its curve, and at each of them."""
+    return reuse * max(1, round(steps / (reuse * points * _CHECKPOINTS)))
 
 
 def weights_key(cfg: DistillConfig) -> str:

@@ -49,8 +49,11 @@ def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
 
 
 def deciding(cfg: DistillConfig) -> dict[str, Any]:
-    """The configuration without the keys that decide nothing of what is learned."""
-    pruned: dict[str, Any] = _pruned(cfg.model_dump(mode="json"), "")
+    """The configuration without defaults and without the keys that decide nothing of what is learned.
+
+    A key that a later version brings, at its default, changes nothing of it.
+    """
+    pruned: dict[str, Any] = _pruned(cfg.model_dump(mode="json", exclude_defaults=True), "")
     return pruned
 
 

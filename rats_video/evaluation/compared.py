@@ -62,6 +62,12 @@ class MethodMean(_Frozen):
     metrics: dict[str, MetricValue]
 
 
+class CurvePoint(MethodMean):
+    """A method's students on their way; `cost` is the mean of what they had cost by then."""
+
+    cost: Cost
+
+
 class WinRate(_Frozen):
     """How often a method's clip scores higher than another's on the same prompt and noise; a tie is half a win.
 
@@ -83,6 +89,7 @@ class Compared(_Frozen):
     settings: dict[str, str | int | float | list[int] | list[str]]
     rows: list[ComparedRow]
     means: list[MethodMean] = []
+    curve: list[CurvePoint] = []
     wins: list[WinRate] = []
 
     def mean_of(self, method: str, nfe: int | None = None) -> MethodMean | None:

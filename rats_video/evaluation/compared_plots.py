@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rats_video.evaluation.compared import BASE, TEACHER
 from rats_video.evaluation.compared_table import counts_of, headline_metrics, methods_of
-from rats_video.evaluation.judged import costs
 from rats_video.evaluation.plots import INK, save_figure, style_axis
 from rats_video.evaluation.plots import TEACHER as TEACHER_COLOR
 from rats_video.evaluation.tables import metric_title
@@ -56,7 +55,7 @@ def plot_nfe(compared: Compared, path: Path) -> None:
                 last = means[-1]
                 labels.append(_Label(name, last.nfe * shift, last.metrics[metric].mean, style["color"]))
         _draw_teacher(axis, compared, metric, labels)
-        _limit(axis, compared, metric)
+        _limit(axis, compared.means, metric)
         _count_axis(axis, counts)
         style_axis(axis, title=_capital(metric), xlabel="network evaluations a clip (NFE)")
         _write_labels(axis, labels)
@@ -64,30 +63,30 @@ def plot_nfe(compared: Compared, path: Path) -> None:
 
 
 def plot_cost(compared: Compared, path: Path) -> None:
-    """Draw the headline metrics at 4 NFE against what training cost, in network evaluations and in seconds.
+    """Draw the headline metrics against what training had cost by then, in network evaluations and in seconds.
 
     Raises:
         UserError: the file cannot be written.
     """
     from matplotlib.figure import Figure
 
-    metrics, counts, found = headline_metrics(compared), counts_of(compared), costs(compared.rows)
-    nfe = 4 if 4 in counts else counts[0]
+    metrics = headline_metrics(compared)
     units = {"evaluations": "network evaluations of training", "seconds": "seconds of training, as it ran"}
-    figure = Figure(figsize=(4.6 * len(metrics), 7.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(4.6 * len(metrics), 7.8), layout="constrained", facecolor="white")
     for index, (unit, metric) in enumerate((unit, metric) for unit in units for metric in metrics):
         axis = figure.add_subplot(2, len(metrics), index + 1)
         labels = []
         for name, style in _styles(compared).items():
-            mean = compared.mean_of(name, nfe)
-            if name in found and mean is not None and metric in mean.metrics:
-                x = math.fsum(getattr(cost, unit) for cost in found[name]) / len(found[name])
-                _draw_line(axis, [x], [mean], metric, style)
-                labels.append(_Label(name, x, mean.metrics[metric].mean, style["color"]))
+            points = [point for point in compared.curve if point.method == name and metric in point.metrics]
+            if points:
+                costs = [getattr(point.cost, unit) for point in points]
+                _draw_line(axis, costs, points, metric, style)
+                labels.append(_Label(name, costs[-1], points[-1].metrics[metric].mean, style["color"]))
         _draw_teacher(axis, compared, metric, labels)
-        _limit(axis, compared, metric)
-        axis.margins(x=0.15)
-        style_axis(axis, title=f"{_capital(metric)} at {nfe} NFE", xlabel=units[unit])
+        _limit(axis, [*compared.curve, *_teachers(compared)], metric)
+        axis.set_xscale("log")
+        nfe = f" at {compared.curve[0].nfe} NFE" if compared.curve else ""
+        style_axis(axis, title=f"{_capital(metric)}{nfe}", xlabel=units[unit])
         _write_labels(axis, labels)
     save_figure(figure, path)
 
@@ -176,9 +175,13 @@ def _draw_teacher(axis: Any, compared: Compared, metric: str, labels: list[_Labe
     labels.append(_Label(f"teacher, {teacher.num_steps} steps", math.nan, value.mean, TEACHER_COLOR))
 
 
-def _limit(axis: Any, compared: Compared, metric: str) -> None:
+def _teachers(compared: Compared) -> list[MethodMean]:
+    return [mean for mean in compared.means if mean.method == TEACHER]
+
+
+def _limit(axis: Any, shown: Sequence[MethodMean], metric: str) -> None:
     """Show all means with a margin; an interval that is wider than all of them together runs off the panel."""
-    means = [mean.metrics[metric].mean for mean in compared.means if metric in mean.metrics]
+    means = [mean.metrics[metric].mean for mean in shown if metric in mean.metrics]
     margin = 0.6 * (max(means) - min(means)) or abs(means[0]) or 1.0
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, min(means) - margin), min(high, max(means) + margin))

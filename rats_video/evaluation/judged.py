@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rats_video.evaluation.compared import BASE, TEACHER, ComparedRow, Cost, MethodMean, WinRate
+from rats_video.evaluation.compared import BASE, TEACHER, ComparedRow, Cost, CurvePoint, MethodMean, WinRate
 from rats_video.evaluation.stats import crossed_ci95, mean_ci95
 from rats_video.evaluation.sweep import ArmScores
 from rats_video.evaluation.tables import MetricValue
@@ -46,6 +46,27 @@ def method_means(judged: Iterable[Judged]) -> list[MethodMean]:
     for each in judged:
         together.setdefault((each.method, each.scores.spec.nfe), []).append(each)
     return [_mean(group) for group in together.values()]
+
+
+def curve_points(judged: Iterable[Judged]) -> list[CurvePoint]:
+    """What each method's students had reached over their training, point by point; all of them have their cost."""
+    together: dict[tuple[str, int], list[Judged]] = {}
+    for each in judged:
+        assert each.cost is not None
+        together.setdefault((each.method, each.cost.updates), []).append(each)
+    return [CurvePoint(**_mean(group).model_dump(), cost=mean_cost(group)) for group in together.values()]
+
+
+def mean_cost(group: Sequence[Judged]) -> Cost:
+    """Of several students; memory is the most of them."""
+    found = [each.cost for each in group if each.cost is not None]
+    peaks = [cost.peak_bytes for cost in found if cost.peak_bytes is not None]
+    return Cost(
+        updates=round(sum(cost.updates for cost in found) / len(found)),
+        evaluations=math.fsum(cost.evaluations for cost in found) / len(found),
+        seconds=math.fsum(cost.seconds for cost in found) / len(found),
+        peak_bytes=max(peaks, default=None),
+    )
 
 
 def _mean(group: Sequence[Judged]) -> MethodMean:
