@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -20,10 +21,14 @@ from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, TextCo
 
 @dataclass(frozen=True)
 class Guide:
-    """A teacher rollout as the student sees it: latents at the student's noise levels, and how the clip scores."""
+    """A teacher rollout as the student sees it: latents at the student's noise levels, and how the clip scores.
+
+    `seconds` is what it took to make, where it was made for a store.
+    """
 
     trajectory: Trajectory
     scores: RewardScores
+    seconds: float = 0.0
 
 
 class GuideStore(Protocol):
@@ -64,6 +69,7 @@ class TeacherSampler:
         self._guides: dict[int, Guide] = {}  # of this batch, by part
         self._paths: dict[int, Trajectory] = {}  # likewise
         self._updates = 0
+        self._saved_seconds = 0.0
 
     @property
     def guidance_scale(self) -> float:
@@ -81,13 +87,25 @@ class TeacherSampler:
         self._forget_other_batches(batch.index)
         if batch.part in self._guides:
             return self._guides[batch.part]
-        guide = self._store.load(batch) if self._store else None
-        if guide is None:
+        if self._store is None:
             guide = self._judged_rollout(batch)
-            if self._store:
-                self._store.save(batch, guide)
+        elif (found := self._store.load(batch)) is not None:
+            guide = found
+            self._saved_seconds += found.seconds
+        else:
+            began = time.perf_counter()
+            guide = self._judged_rollout(batch)
+            if batch.noise.is_cuda:
+                torch.cuda.synchronize()
+            guide = replace(guide, seconds=time.perf_counter() - began)
+            self._store.save(batch, guide)
         self._guides[batch.part] = guide
         return guide
+
+    def take_saved_seconds(self) -> float:
+        """What the rollouts found in the store since the last call had taken to make."""
+        saved, self._saved_seconds = self._saved_seconds, 0.0
+        return saved
 
     @torch.no_grad()
     def path(self, batch: PromptBatch) -> Trajectory:

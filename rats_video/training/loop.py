@@ -101,9 +101,11 @@ def _train(
             row = updater.step(watch.guided(method), take(batch, runtime.rows(training.batch_size)), step)
             method.follow(step + 1, resumed=bool(row[LEFT_OUT]))
             seconds = time.perf_counter() - began
+            saved = method.teacher.take_saved_seconds()
             if metrics is not None and check is not None:
                 evaluations = cfg.evaluations(batch.num_steps)
-                metrics.append({"step": step + 1, **row, "evaluations": evaluations, "seconds": seconds})
+                times = {"seconds": seconds} | ({"saved_seconds": saved} if saved else {})
+                metrics.append({"step": step + 1, **row, "evaluations": evaluations, **times})
                 check.step_done(seconds)
             progress.advance(**{shown: row[name] for shown, name in SHOWN.items() if name in row})
             watch.after(method, step + 1)
