@@ -23,11 +23,8 @@ def test_downloads_and_configurations_are_the_ones_that_ship() -> None:
     downloads = re.findall(r"hf download (\S+) --local-dir (\S+?)[`\s]", text)
     assert sorted(set(downloads)) == sorted((name, f"models/{name.rpartition('/')[2]}") for name in HUB)
     named = set(re.findall(r"^\| `(\w+)` \| .* \| `hf download", text, re.MULTILINE))
-    real = {
-        path.stem
-        for path in (DOCS.parent / "configs" / "distill").glob("*.yaml")
-        if not path.stem.startswith(("_", "tiny"))
-    }
+    presets = {path.stem for path in (DOCS.parent / "configs" / "distill").glob("*.yaml")}
+    real = {name for name in presets if not name.startswith(("_", "tiny"))}
     assert named == real
 
 

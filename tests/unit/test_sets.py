@@ -58,7 +58,7 @@ def test_a_collapsed_student_is_at_zero_and_an_independent_one_at_its_teachers(
         assert student[f"{name}_share"].mean == pytest.approx(0, abs=1e-4)
     assert "fvd" in student
     assert "fvd" not in teacher  # it is the reference
-    assert set_notes(arms)[0].startswith("FVD and KVD: distance to the teacher's clips, in 5 features")
+    assert set_notes(arms)[0].startswith("FVD and KVD: distance to the teacher's clips, in 3 features")
     assert "3 prompts, with 3 more clips" in set_notes(arms)[-1]
 
 
