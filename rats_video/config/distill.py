@@ -171,6 +171,37 @@ class ComparisonConfig(Config):
     num_videos: NumClips = 6
 
 
+class ShapesFeatures(Config):
+    """Log-odds of a word reward that ships with the package (19 numbers): sees the shapes' words and damages alone."""
+
+    kind: Literal["shapes"]
+    path: str = Field("shapes-reward-heldout", description="folder of a word reward, or the name of an embedded one")
+
+
+class I3dFeatures(Config):
+    """Logits of I3D on Kinetics-400 (400 numbers): the network of the published Frechet video distances."""
+
+    kind: Literal["i3d"]
+    path: str = Field("models/I3D-Kinetics400", description="rgb_imagenet.pt as `rats-video rewards convert` leaves it")
+
+
+class VideoMaeFeatures(Config):
+    """Mean token of a VideoMAE (768 numbers for the base model): more for motion than I3D (arXiv 2404.12391)."""
+
+    kind: Literal["videomae"]
+    path: str = Field("models/videomae-base", description="folder of a hub download")
+
+
+Features = Annotated[ShapesFeatures | I3dFeatures | VideoMaeFeatures, Field(discriminator="kind")]
+
+
+class DiversityConfig(Config):
+    """More clips of the same prompts from other noise: does a prompt still give more than one clip?"""
+
+    prompts: NumClips = Field(16, description="of the held-out prompts that are evaluated, the first ones")
+    clips: int = Field(2, ge=2, le=1000, description="of each; the first is there anyway")
+
+
 class EvaluationConfig(Config):
     """`evaluate`."""
 
@@ -179,6 +210,9 @@ class EvaluationConfig(Config):
     batch_size: NumClips = 32
     teacher_steps: SolverSteps = 50
     guidance_scale: PositiveFloat = 3.0
+    features: Features | None = Field(None, description="in what Frechet video distance is taken; null leaves it out")
+    diversity: DiversityConfig | None = Field(DiversityConfig(), description="null leaves it out")
+    latency_clips: int = Field(3, ge=0, le=1000, description="clips sampled alone to time each arm; 0 leaves it out")
 
 
 class DistillConfig(Config):

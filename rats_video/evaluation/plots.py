@@ -21,6 +21,7 @@ _OTHER_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P")  # shape tells the arms apart without colour
 INK, _FAINT = "#333333", "#E3E3E3"
 _DPI = 150
+_PANELS = 4  # side by side
 _SHAPING = "shaping/"
 _SHOWN = {"reward/teacher": "teacher", "reward/student": "student"}
 
@@ -84,7 +85,8 @@ def plot_nfe_curve(
     Args:
         rows: the result table; arm "teacher" is the band, every other arm a line.
         path: the image to write; its suffix picks the format.
-        metrics: a panel each; those that no row holds are left out.
+        metrics: a panel each, four in a line; those that no row holds are left out. Titles mark what is not the higher
+            the better: ↓ the lower, ≈ the nearer to the teacher's.
 
     Raises:
         UserError: no row holds any of the metrics, or the file cannot be written.
@@ -94,8 +96,10 @@ def plot_nfe_curve(
         raise UserError(f"the table holds none of the metrics {', '.join(metrics)}", where=str(path))
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.5 * len(shown) + 0.4, 3.7), layout="constrained", facecolor="white")
-    axes = [figure.add_subplot(1, len(shown), index + 1) for index in range(len(shown))]
+    lines = -(-len(shown) // _PANELS)
+    columns = -(-len(shown) // lines)
+    figure = Figure(figsize=(3.5 * columns + 0.4, 3.3 * lines + 0.4), layout="constrained", facecolor="white")
+    axes = [figure.add_subplot(lines, columns, index + 1) for index in range(len(shown))]
     for axis, name in zip(axes, shown, strict=True):
         _draw_metric(axis, [row for row in rows if name in row.metrics], name)
     entries: dict[str, Any] = {}
@@ -217,7 +221,8 @@ def _draw_metric(axis: Any, rows: Sequence[ArmRow], name: str) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_xlim(present[0] / 1.18, present[-1] * 1.18)
-    style_axis(axis, title=metric_title(name).capitalize(), xlabel="network evaluations (NFE)")
+    title = metric_title(name)
+    style_axis(axis, title=title[0].upper() + title[1:], xlabel="network evaluations (NFE)")
 
 
 def style_axis(axis: Any, *, title: str, xlabel: str = "") -> None:
