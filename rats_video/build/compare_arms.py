@@ -169,7 +169,7 @@ class Study:
         return [Judged(entrant.method, entrant.seed, scores, cost) for scores in found]
 
     def curve(self, entrant: Entrant) -> list[Judged]:
-        """Its scores on its way and at the end, at the curve's NFE, each with its cost by then; none without a training.
+        """Its scores on its way and at the end, at the curve's NFE, each with its cost by then; none without training.
 
         Raises:
             UserError: a file of them is damaged.

@@ -132,7 +132,7 @@ def curve_steps(cfg: DistillConfig, points: int) -> list[int]:
     """Updates after which an arm's student is judged on its way, the end left out: at each of them it is saved."""
     steps = cfg.training.steps
     every = _CHECKPOINTS * _cadence(steps, cfg.teacher.reuse, points)
-    return [step for step in range(every, steps, every)][: points - 1]
+    return list(range(every, steps, every))[: points - 1]
 
 
 def _cadence(steps: int, reuse: int, points: int) -> int:
