@@ -24,6 +24,7 @@ from rats_video.config.schema import (
     Seed,
     SolverSteps,
 )
+from rats_video.config.watching import TrackingConfig, ValidationConfig
 from rats_video.errors import UserError
 
 
@@ -238,6 +239,8 @@ class DistillConfig(Config):
     training: TrainingConfig
     compute: ComputeConfig = ComputeConfig()
     parallel: ParallelConfig = ParallelConfig()
+    validation: ValidationConfig | None = None
+    tracking: TrackingConfig = TrackingConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 

@@ -12,8 +12,8 @@ from rats_video.config.distill import DistillConfig
 from rats_video.config.explain import KIND
 
 FREE = {
-    # how it is planned, shared out and judged
-    "architecture", "parallel", "comparison", "evaluation", "heldout_reward",
+    # how it is planned, shared out, looked at and judged
+    "architecture", "parallel", "validation", "tracking", "comparison", "evaluation", "heldout_reward",
     "training.checkpoint_every", "training.keep_checkpoints", "training.max_skipped", "training.faults",
     # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
     "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile",

@@ -16,6 +16,7 @@ from rats_video.diffusion.rollout import rollout
 from rats_video.distill.ema import update_ema
 from rats_video.distill.horizon import at_horizons, match_horizons
 from rats_video.distill.judge import judge
+from rats_video.timing import phase
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, TextCondition, Trajectory
 
 
@@ -81,6 +82,7 @@ class TeacherSampler:
                 progress = min(1.0, self._updates / max(1, self.cfg.guidance_fade_steps))
                 return self.cfg.guidance_scale + progress * (self.cfg.guidance_end - self.cfg.guidance_scale)
 
+    @phase("teacher")
     @torch.no_grad()
     def guide(self, batch: PromptBatch) -> Guide:
         """The rollout for a batch; one rollout serves all the updates that see the same batch."""
@@ -120,6 +122,7 @@ class TeacherSampler:
         if index != self._index:
             self._index, self._guides, self._paths = index, {}, {}
 
+    @phase("teacher")
     def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
         """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
         if self.guidance_scale == 1.0:
