@@ -53,6 +53,7 @@ class Chart:
         span: least and greatest value to show at least.
         note: below the chart.
         ticks: of the places; chosen where empty.
+        legend: even of one line.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Chart:
     span: tuple[float, float] | None = None
     note: str = ""
     ticks: Sequence[float] = ()
+    legend: bool = False
 
 
 def draw(chart: Chart) -> Element | None:
@@ -220,7 +222,7 @@ def _grid(across: _Scale, upright: _Scale, chart: Chart) -> Element:
 def _legend(chart: Chart, lines: Sequence[Line]) -> Element | None:
     looks = {line.label: line.look for line in lines if line.label}
     looks |= {label: f"dashed {look}" for label, _, _, look in chart.levels}
-    if len(looks) < 2:
+    if len(looks) < 2 and not chart.legend:
         return None
     keys = [tag("li", tag("span", class_=f"key {look}", aria_hidden="true"), label) for label, look in looks.items()]
     return tag("ul", *keys, class_="legend")

@@ -228,7 +228,7 @@ def _cell(cell: Cell, prompt: str) -> Element:
             tag("div", tag("span", class_=f"key {cell.look}", aria_hidden="true"), tag("b", cell.title)),
             tag("div", cell.cost) if cell.cost else None,
             _facts(first) if first else None,
-            details("all measures", _facts(rest)) if rest else None,
+            details("measures", _facts(rest)) if rest else None,
         ),
     )
 

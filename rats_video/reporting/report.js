@@ -108,7 +108,10 @@
     }
     for (const video of visible) {
       const late = Math.min(clock, Number(video.dataset.seconds)) - video.currentTime;
-      if (Math.abs(late) > 1.5 / fps && video.readyState > 1 && !video.seeking) video.currentTime = Math.max(0, video.currentTime + late);
+      if (video.readyState < 2 || video.seeking) continue;
+      if (Math.abs(late) > 3 / fps) video.currentTime = Math.max(0, video.currentTime + late);
+      const hurry = Math.abs(late) < 0.2 / fps ? 1 : Math.max(0.5, Math.min(2, 1 + Math.round(late * 40) / 20));
+      if (video.playbackRate !== hurry * Number(speed.value)) video.playbackRate = hurry * Number(speed.value);
     }
     tell();
     requestAnimationFrame(tick);
@@ -157,7 +160,6 @@
   document.getElementById("back").addEventListener("click", () => step(-1));
   document.getElementById("forward").addEventListener("click", () => step(1));
   scrub.addEventListener("input", () => { const frame = Number(scrub.value); if (playing) setPlaying(false); go(frame); });
-  speed.addEventListener("change", () => visible.forEach((video) => { video.playbackRate = Number(speed.value); }));
 
   // ---- filter and sort
   const filter = document.getElementById("filter"), sort = document.getElementById("sort");

@@ -50,10 +50,11 @@ def training_charts(runs: Sequence[Run], *, by_cost: bool = False) -> list[Eleme
     runs = [run for run in runs if run.rows]
     axis = "network evaluations a clip" if by_cost else "optimizer step"
     places = _evaluations if by_cost else _steps
+    several = len(runs) > 1
     overlaid = [
         _rewards(runs, axis, places),
         draw(Chart("Reward gap, student − teacher", axis, _smooth(runs, GAP, places), levels=[("even", 0, 0, "base")])),  # noqa: RUF001
-        draw(Chart("Gate: weight on shaping", axis, _smooth(runs, GATE, places), span=(0, 1))),
+        draw(Chart("Gate: weight on shaping", axis, _smooth(runs, GATE, places), span=(0, 1), legend=several)),
     ]
     known = {STUDENT, TEACHER, GAP, GATE, "step"}
     each: list[Element | None] = []
@@ -98,7 +99,8 @@ def _rewards(runs: Sequence[Run], axis: str, places: Callable[[Run, str], Series
             marks.append((step, f"{who} passes its teacher at step {short(step)}.", looks[run.group]))
     note = f"Mean of the last {max(windows)} steps." if max(windows, default=1) > 1 else ""
     note += "" if alone or len(runs) > _FEW else " Dashed: the teacher of each."
-    return draw(Chart("Reward", axis, sorted(lines, key=lambda line: "faint" not in line.look), marks=marks, note=note))
+    lines.sort(key=lambda line: "faint" not in line.look)
+    return draw(Chart("Reward", axis, lines, marks=marks, note=note, legend=True))
 
 
 def _smooth(runs: Sequence[Run], key: str, places: Callable[[Run, str], Series]) -> list[Line]:
@@ -125,7 +127,7 @@ def _ramp(
 def _other(runs: Sequence[Run], key: str, axis: str, places: Callable[[Run, str], Series]) -> Element | None:
     lines = _smooth(runs, key, places)
     is_log = key in _LOGARITHMIC and all(value > 0 for line in lines for value in line.y)
-    return draw(Chart(metric_title(key), axis, lines, log_y=is_log))
+    return draw(Chart(metric_title(key), axis, lines, log_y=is_log, legend=len(runs) > 1))
 
 
 def _steps(run: Run, key: str) -> Series:
