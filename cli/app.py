@@ -21,6 +21,7 @@ from rats_video.cli import (
     export,
     plan,
     prepare,
+    report,
     rewards,
     run,
     sample,
@@ -42,6 +43,7 @@ app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("prepare", epilog=prepare.EXAMPLE)(prepare.prepare)
 app.add_typer(train.app, name="train")
 app.add_typer(rewards.app, name="rewards")

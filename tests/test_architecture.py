@@ -18,7 +18,7 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 LAYERS = (
     {"cli"},
     {"build"},
-    {"evaluation", "export", "inference", "planning", "preparation", "rivals", "training", "distill"},
+    {"evaluation", "export", "inference", "planning", "preparation", "reporting", "rivals", "training", "distill"},
     {"backbones", "rewards", "datasets"},
     {"diffusion", "config"},
     {"assets", "files", "reading", "runtime", "seeds", "timing"},  # small tools everybody may use
