@@ -95,8 +95,14 @@ class PathWanBackbone(WanBackbone):
         return cls(**base.parts, **{PATH_ENCODER: encoder.to(device)})
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """As any model's, of the caption."""
-        return super().unknown_words(" ".join(w for w in prompt.split() if w != MARK and not is_point(w)))
+        """As any model's, of the caption; and what follows the path.
+
+        Raises:
+            UserError: what follows the caption are points, but no path.
+        """
+        caption, _, path = prompt.partition(MARK)
+        strangers = [word for word in path.split() if not is_point(word)]
+        return super().unknown_words(caption if strangers else split_path(prompt)[0]) + strangers
 
     def misread(self, prompt: str) -> str:
         """As any model's, of the caption.

@@ -177,6 +177,9 @@ def test_cached_text_keeps_the_path(tiny_wan: Path, guided: PathWanBackbone, tmp
 def test_words_and_paths_are_checked_before_anything_runs(guided: PathWanBackbone, loaded: WanBackbone) -> None:
     check_prompt(PROMPT, guided.unknown_words)
     assert guided.unknown_words(f"zebra {PROMPT}") == ["zebra"]
+    assert guided.unknown_words(f"{PROMPT} circle") == ["circle"]
+    with pytest.raises(UserError, match="lies outside the picture"):
+        check_prompt(f"{CAPTION} @ 0.1,0.2 2,0", guided.unknown_words)
     assert guided.misread(PROMPT) == ""
     with pytest.raises(UserError, match="no point of a motion path"):
         guided.misread(f"{CAPTION} @ 1,1 circle")
@@ -265,7 +268,7 @@ def test_trained_distilled_sampled_evaluated_and_exported(
     code, out, err = command("evaluate", run)
     assert code == 0, err
     assert "on the path" in out
-    code, out, err = command("export", "--format", "diffusers", "--output", tmp_path / "stock", run)
+    code, out, err = command("export", "model", run, "--format", "diffusers", "--output", tmp_path / "stock")
     assert code == 0, err
     assert isinstance(load_backbone(tmp_path / "stock"), PathWanBackbone)  # stock diffusers has just sampled it
 
