@@ -22,6 +22,7 @@ from rats_video.evaluation.sweep import (
     ArmScores,
     Measure,
     motion_measure,
+    path_measure,
     reward_measure,
     score_arm,
     shapes_measure,
@@ -69,7 +70,7 @@ def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
         heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
         measures.append(reward_measure("heldout_reward", heldout))
     if isinstance(cfg.prompts, ShapesPrompts):
-        measures.append(shapes_measure)
+        measures += [shapes_measure, path_measure] if cfg.prompts.paths else [shapes_measure]
     if cfg.clip.num_frames > 2:
         measures.append(motion_measure)
     return measures

@@ -32,6 +32,7 @@ class ShapesPrompts(Config):
     """Captions of the synthetic shapes, with their fixed split."""
 
     kind: Literal["shapes"] = "shapes"
+    paths: int = Field(0, ge=0, le=64, description="prompts of each caption, each with a motion path; 0: captions only")
 
 
 class FilePrompts(Config):

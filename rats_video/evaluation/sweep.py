@@ -12,6 +12,7 @@ from torch import Tensor
 from rats_video.evaluation.stats import mean_ci95
 from rats_video.evaluation.tables import ArmRow, MetricValue
 from rats_video.inference.sampler import SamplerSpec, Samples, sample_videos
+from rats_video.motion_path import MARK
 from rats_video.runtime import interleave
 from rats_video.types import Backbone, ClipSpec, Reward
 
@@ -115,6 +116,13 @@ def shapes_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
         "constancy": measures.constancy,
         **{name: values.float() for name, values in measures.attributes.items()},
     }
+
+
+def path_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """The share of frames on the prompts' motion paths; nothing where prompts have none."""
+    from rats_video.datasets.motion_paths import measure_paths
+
+    return {"on_path": measure_paths(videos, prompts)["on_path"]} if all(MARK in p for p in prompts) else {}
 
 
 @torch.no_grad()

@@ -22,6 +22,7 @@ METRIC_TITLES: dict[str, str] = {
     "heldout_reward": "held-out reward",
     "imitated_reward": "imitated reward",
     "adherence": "adherence",
+    "on_path": "on the path",
     "smoothness": "smoothness",
     "motion_smoothness": "motion smoothness",
     "dynamic_degree": "dynamic degree",

@@ -124,7 +124,7 @@ class View:
 
     def _bar(self, room: int, *, ascii_only: bool) -> str:
         filled = round(room * self._done / self._steps)
-        done, to_come = (ASCII_BAR if ascii_only else BAR)[0], (ASCII_BAR if ascii_only else BAR)[1]
+        done, to_come = tuple(ASCII_BAR if ascii_only else BAR)
         return done * filled + to_come * (room - filled)
 
     @property
