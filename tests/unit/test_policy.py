@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from linear_student import FRESH, SIGMAS, LinearStudent, moments, toy_batch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
@@ -19,7 +19,6 @@ from rats_video.config.distill import DistillConfig
 from rats_video.config.policy import PolicyConfig
 from rats_video.diffusion.flow import euler_step, noisy_step
 from rats_video.diffusion.rollout import rollout
-from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distill.policy import Group, advantages, noisy_rollout, policy_loss, sample_group
 from rats_video.distill.step import Rats, rats_step
 from rats_video.training.batches import draw_batch
@@ -27,26 +26,11 @@ from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.update import accumulate_gradient
-from rats_video.types import PromptBatch, Reward, RewardScores, TextCondition
+from rats_video.types import Reward, RewardScores
 
 MakeConfig = Callable[..., DistillConfig]
 POLICY = "method.policy={samples: 2, noise: 0.5}"
-FRESH, TARGET, SIGMAS = 0.6, 0.5, sigma_grid(3, 2.0)
-
-
-class LinearStudent:
-    """`velocity = slope * latents + offset`, each clip with a slope and an offset of its own."""
-
-    def __init__(self, clips: int, slope: float = 0.7, offset: float = -0.4) -> None:
-        self.slope = torch.full((clips,), slope, dtype=torch.float64, requires_grad=True)
-        self.offset = torch.full((clips,), offset, dtype=torch.float64, requires_grad=True)
-
-    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
-        return TextCondition(torch.zeros(len(prompts), 1, 1))
-
-    def velocity(self, latents: Tensor, _sigma: Tensor, _text: TextCondition) -> Tensor:
-        slope, offset = (each.view(-1, 1, 1, 1, 1) for each in (self.slope, self.offset))
-        return slope * latents + offset
+TARGET = 0.5
 
 
 class NearTarget:
@@ -55,28 +39,6 @@ class NearTarget:
     def score_latents(self, latents: Tensor, _prompts: Sequence[str]) -> RewardScores:
         assert not torch.is_grad_enabled()
         return RewardScores(-(latents - TARGET).square().sum(dim=(1, 2, 3, 4)))
-
-
-def toy_batch(clips: int, channels: int = 2) -> PromptBatch:
-    noise = torch.randn(clips, channels, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return PromptBatch(0, ("a",) * clips, noise, num_steps=3, seeds=tuple(range(clips)))
-
-
-def moments(student: LinearStudent, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the last latents given the first, by the recursion of an affine step.
-
-    With gradient to the steps that draw noise: the last one draws none.
-    """
-    slope, offset = (each.view(-1, 1, 1, 1, 1) for each in (student.slope, student.offset))
-    mean, variance = noise, torch.zeros_like(noise)
-    for sigma, after in itertools.pairwise(SIGMAS.tolist()):
-        if after == 0:
-            slope, offset = slope.detach(), offset.detach()
-        kept = math.sqrt(1 - FRESH**2)
-        clean, noisy = (1 - sigma * slope, -sigma * offset), (1 + (1 - sigma) * slope, (1 - sigma) * offset)
-        gain, shift = ((1 - after) * one + after * kept * other for one, other in zip(clean, noisy, strict=True))
-        mean, variance = gain * mean + shift, gain**2 * variance + (after * FRESH) ** 2
-    return mean, variance
 
 
 def test_a_step_keeps_the_flows_noise() -> None:
