@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +145,7 @@ def test_run_that_went_back_replaces_what_came_later(run: Run, monkeypatch: pyte
     losses = scalars(board(back), "loss")
     assert [step for step, _ in losses] == [1, 2, 3, 4]
     assert [value for _, value in losses] == pytest.approx([row["loss"] for row in rows(back)])
-    assert [event.step for event in board(back).Images("validation/0")] == [0, 1, 2, 3, 4]
+    assert [event.step for event in board(back).Images("validation")] == [0, 1, 2, 3, 4]
 
 
 def test_clip_that_is_no_picture_is_named(
@@ -185,7 +188,7 @@ def test_tensorboard_holds_the_log(run: Run) -> None:
     assert seen[1][1] == pytest.approx(sum(looks[1]["scores"]["reward"]) / 2)
     means = [sum(clip["scores"]["reward"] for clip in look["clips"]) / 2 for look in index(folder)]
     assert [value for _, value in scalars(events, "validation/reward")] == pytest.approx(means)
-    assert [event.step for event in events.Images("validation/0")] == [0, 2, 4]
+    assert [event.step for event in events.Images("validation")] == [0, 2, 4]
     config = events.Tensors("config/text_summary")[0].tensor_proto.string_val[0].decode()
     assert "    num_clips: 2" in config
 
@@ -212,3 +215,68 @@ def test_tracker_that_is_not_installed_is_refused(run: Run, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"tracking\.trackers: wandb is not installed .*rats-video\[trackers\]"):
         run("run", "tracking.trackers=[wandb]")
     assert not (tmp_path / "run").exists()
+
+
+def wandb_records(folder: Path) -> list[Any]:
+    """What an offline run has written: blocks of 32 KiB of records, each behind a header of 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = folder.glob("offline-run-*/*.wandb")
+    data, position, part, found = file.read_bytes(), 7, b"", []
+    while position + 7 <= len(data):
+        if 2**15 - position % 2**15 < 7:  # no room for a header: the next block
+            position += 2**15 - position % 2**15
+            continue
+        length, kind = int.from_bytes(data[position + 4 : position + 6], "little"), data[position + 6]
+        part += data[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in {1, 4}:  # whole, or the last part
+            found.append(wandb_internal_pb2.Record.FromString(part))
+            part = b""
+    return found
+
+
+def test_wandb_holds_the_log(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, value in {"MODE": "offline", "SILENT": "true", "CACHE_DIR": tmp_path, "DATA_DIR": tmp_path}.items():
+        monkeypatch.setenv(f"WANDB_{name}", str(value))
+    folder = run("run", "training.steps=2", CLIPS, "tracking={trackers: [wandb], project: films, name: mine}")
+    for _ in range(200):  # its own process writes
+        records = wandb_records(folder.root / "wandb")
+        if any(each.WhichOneof("record_type") == "exit" for each in records):
+            break
+        time.sleep(0.1)
+    (told,) = (each.run for each in records if each.WhichOneof("record_type") == "run")
+    assert (told.project, told.display_name) == ("films", "mine")
+    assert told.run_id == json.loads(folder.tracking.read_text())["id"]
+    history = [
+        {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in each.history.item}
+        for each in records
+        if each.WhichOneof("record_type") == "history"
+    ]
+    sent = [(row["step"], row["loss"]) for row in history if "loss" in row]
+    assert sent == [(row["step"], row["loss"]) for row in read_metrics(folder.metrics)]
+    clips = [row for row in history if "validation/clip-00/caption" in row]
+    assert [row["step"] for row in clips] == [0, 2]
+    assert clips[0]["validation/clip-00/caption"] == index(folder)[0]["clips"][0]["prompt"]
+
+
+def test_trackio_holds_the_log_of_a_run_that_goes_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from trackio import sqlite_storage, utils
+
+    for module in (sqlite_storage, utils):
+        monkeypatch.setattr(module, "TRACKIO_DIR", tmp_path / "trackio")
+    options = (CLIPS, "training.checkpoint_every=1", "tracking={trackers: [trackio], project: films}")
+    run("run", "training.steps=1", *options)
+    folder = run("run", "training.steps=2", *options)
+    assert capsys.readouterr().out == ""
+    with closing(sqlite3.connect(tmp_path / "trackio" / "films.db")) as base:
+        logged = [
+            (name, step, json.loads(row))
+            for name, step, row in base.execute("select run_name, step, metrics from metrics order by id")
+        ]
+    assert {name for name, *_ in logged} == {f"run-{json.loads(folder.tracking.read_text())['id']}"}
+    sent = [(step, row["loss"]) for _, step, row in logged if "loss" in row]
+    assert sent == [(row["step"], row["loss"]) for row in read_metrics(folder.metrics)]
+    assert [step for _, step, row in logged if "validation/clip-00" in row] == [0, 1, 2]
