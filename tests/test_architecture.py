@@ -18,10 +18,10 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 LAYERS = (
     {"cli"},
     {"build"},
-    {"evaluation", "export", "inference", "planning", "preparation", "rivals", "training", "distill"},
+    {"evaluation", "export", "inference", "planning", "preparation", "reporting", "rivals", "training", "distill"},
     {"backbones", "rewards", "datasets"},
     {"diffusion", "config"},
-    {"assets", "files", "reading", "runtime", "seeds", "timing"},  # small tools everybody may use
+    {"assets", "files", "motion_path", "reading", "runtime", "seeds", "timing"},  # small tools everybody may use
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
 )
 NEIGHBOURS = LAYERS[2]  # may import one another, without a cycle

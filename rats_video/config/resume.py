@@ -48,6 +48,26 @@ def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
     return list(_differences(before.model_dump(), after.model_dump(), "", free))
 
 
+def deciding(cfg: DistillConfig) -> dict[str, Any]:
+    """The configuration without defaults and without the keys that decide nothing of what is learned.
+
+    A key that a later version brings, at its default, changes nothing of it.
+    """
+    pruned: dict[str, Any] = _pruned(cfg.model_dump(mode="json", exclude_defaults=True), "")
+    return pruned
+
+
+def _pruned(tree: Any, path: str) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    below = {key: f"{path}.{key}".removeprefix(".") for key in tree}
+    return {
+        key: _pruned(value, below[key])
+        for key, value in tree.items()
+        if not any(fnmatchcase(below[key], pattern) for pattern in FREE)
+    }
+
+
 def _differences(old: Any, new: Any, path: str, free: set[str]) -> Iterator[str]:
     if old == new or any(fnmatchcase(path, pattern) for pattern in free):
         return

@@ -98,6 +98,8 @@ def _train(
             method.follow(step + 1, resumed=bool(row[LEFT_OUT]))
             seconds = time.perf_counter() - began
             row |= {"evaluations": cfg.evaluations(batch.num_steps), "seconds": seconds}
+            if saved := method.teacher.take_saved_seconds():
+                row["saved_seconds"] = saved
             if metrics is not None and check is not None:
                 metrics.append({"step": step + 1, **row})
                 check.step_done(seconds)

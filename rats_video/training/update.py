@@ -53,7 +53,8 @@ class Updater:
     def step(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         """Update the student on this process's rows of the batch, or leave the step out; returns the row to log.
 
-        The networks that learn beside it are updated first, on the same rows.
+        The networks that learn beside it are updated first, on the same rows. What they have learned by the time of a
+        fault stays: it is of the student as it is, and as true for the step to come.
 
         Raises:
             RollBack: the weights are not finite any more, or the step is one too many to be left out.
@@ -79,7 +80,8 @@ class Updater:
         self._runtime.average_gradients(weights)
         if self._anchor is not None and self._cfg.method.drift_weight:
             self._anchor.pull(self._cfg.method.drift_weight)
-        return {**row, "grad_norm": self._apply(weights, optimizer, training.optimizer), "lr": lr}
+        norm = self._apply("gradient", weights, optimizer, training.optimizer, training.faults.max_norm)
+        return {**row, "grad_norm": norm, "lr": lr}
 
     def _companions_row(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         """Update each companion; returns the means over its rounds."""
@@ -99,8 +101,7 @@ class Updater:
         row = self._runtime.mean(accumulate_gradient(lambda part: companion.loss(part, index), batch, parts))
         _check(f"{name}'s loss", row["loss"])
         self._runtime.average_gradients(weights)
-        self._apply(weights, optimizer, companion.optimizer)
-        return row
+        return {**row, "grad_norm": self._apply(f"{name}'s gradient", weights, optimizer, companion.optimizer)}
 
     def _begin(self, optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int) -> float:
         """Set the rate of this step, which is returned, and forget former gradients."""
@@ -109,12 +110,17 @@ class Updater:
 
     @phase("optimizer")
     def _apply(
-        self, weights: Collection[nn.Parameter], optimizer: torch.optim.Optimizer, cfg: OptimizerConfig
+        self,
+        what: str,
+        weights: Collection[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        cfg: OptimizerConfig,
+        most: float | None = None,
     ) -> float:
         """Clip the gradient, whose norm is returned, and step."""
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        _check("gradient", float(norm), self._cfg.training.faults.max_norm)
+        _check(what, float(norm), most)
         optimizer.step()
         if self._runtime.any(not _are_finite(weights)):
             raise StepFault("the updated weights are not finite", in_weights=True)

@@ -127,7 +127,7 @@ class View:
 
     def _bar(self, room: int, *, ascii_only: bool) -> str:
         filled = round(room * self._done / self._steps)
-        done, to_come = ASCII_BAR if ascii_only else BAR
+        done, to_come = tuple(ASCII_BAR if ascii_only else BAR)
         return done * filled + to_come * (room - filled)
 
     def _lines(self, room: int, ascii_only: bool) -> Iterator[tuple[str, Sequence[str], str]]:  # noqa: FBT001
