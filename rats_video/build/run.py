@@ -17,9 +17,9 @@ from rats_video.build.sample import sample_files
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
+from rats_video.evaluation.tables import read_rows
 from rats_video.files import tidy
 from rats_video.inference.requests import list_requests
-from rats_video.evaluation.tables import read_rows
 from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.trackers import Trackers
