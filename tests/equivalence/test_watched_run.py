@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from rats_video.build.distill import train_student
 from rats_video.build.run import _evaluate
@@ -33,6 +34,12 @@ from rats_video.training.validation import to_bytes
 CLIPS = "validation={every: 2, num_clips: 2}"
 BOARD = "tracking.trackers=[tensorboard]"
 Run = Callable[..., RunFolder]
+
+
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one second are read in the order of their numbers as text, where 10 comes before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture
