@@ -186,6 +186,10 @@ class Backbone(Protocol):
         """`[num_steps + 1]` noise levels, 1 ... 0, that the model can be called at."""
         ...
 
+    def nearest_levels(self, sigma: Tensor) -> Tensor:
+        """The noise levels `[B]` nearest to these that the model can be called at."""
+        ...
+
     def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
         """Predicted `noise - x0`, `[B, C, F, H, W]`, at noise levels `sigma` `[B]`."""
         ...

@@ -47,7 +47,7 @@ clip: {{num_frames: 5, height: 32, width: 32}}
 prompts: {{kind: file, train: {prompts}/train.txt, heldout: {prompts}/heldout.txt}}
 reward: {{kind: word, path: {reward}}}
 heldout_reward: {{kind: word, path: {heldout}}}
-method: {{alpha: 2.0, gate: {{kind: sigmoid, tau: 0.05, floor: 0.1}}}}
+method: {{kind: rats, alpha: 2.0, gate: {{kind: sigmoid, tau: 0.05, floor: 0.1}}}}
 teacher: {{kind: frozen, num_steps: 8, guidance_scale: 2.0}}
 student: {{num_steps: [4]}}
 guard: null

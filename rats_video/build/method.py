@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,18 @@ import torch
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.features import middle_features
 from rats_video.backbones.levers import use_levers
-from rats_video.build.real_data import build_real_data
+from rats_video.build.real_data import build_real_data, open_real_data
 from rats_video.build.reward import loss_reward, reward_folders
 from rats_video.config.compute import FullWeights, LoraWeights
 from rats_video.config.distill import DistillConfig, FrozenTeacher
+from rats_video.config.dmd2 import Dmd2Method
 from rats_video.config.method import ImitationMethod, RatsMethod, ReflMethod
+from rats_video.config.policy import GrpoMethod, RtdmdMethod
+from rats_video.config.rivals import ConsistencyMethod, DollarMethod, FakeScoreConfig, T2VTurboMethod
+from rats_video.distill.distribution import DistributionMatching
+from rats_video.distill.ema import update_ema
 from rats_video.distill.gate import build_gate
 from rats_video.distill.method import Method
 from rats_video.distill.step import Rats
@@ -23,8 +31,15 @@ from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
 from rats_video.rewards.remote import Link, RemoteReward
+from rats_video.rivals.consistency import Consistency
+from rats_video.rivals.discriminator import Discriminator, build_head
+from rats_video.rivals.dmd2 import Dmd2
+from rats_video.rivals.dollar import Dollar
+from rats_video.rivals.grpo import Grpo
 from rats_video.rivals.imitation import Imitation
 from rats_video.rivals.refl import Refl
+from rats_video.rivals.rtdmd import Rtdmd
+from rats_video.rivals.t2v_turbo import T2VTurbo
 from rats_video.runtime import ALONE, Runtime
 
 NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
@@ -34,7 +49,7 @@ DECIDES = {".safetensors", ".json", ".txt", ".model"}
 """Files of a model's or a reward's folder that decide what it computes: weights, configuration, tokenizer."""
 
 
-def build_method(
+def build_method(  # noqa: PLR0911  # one a kind
     cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
 ) -> Method:
     """The objective, on roles that are there already.
@@ -49,6 +64,25 @@ def build_method(
             return Imitation(**_players(cfg, student, teacher, runtime), method=method)
         case ReflMethod() as method:
             return Refl(**_players(cfg, student, teacher, runtime), method=method)
+        case Dmd2Method() as method:
+            return build_dmd2(cfg, method, student, teacher, runtime)
+        case GrpoMethod() as method:
+            return Grpo(**_players(cfg, student, teacher, runtime), method=method)
+        case RtdmdMethod() as method:
+            players = _players(cfg, student, teacher, runtime)
+            fake = build_fake_score(cfg, student, teacher)
+            matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
+            return Rtdmd(**players, method=method, matching=matching)
+        case ConsistencyMethod() as method:
+            num_batches = math.ceil(cfg.training.steps / cfg.teacher.reuse)
+            return Consistency(**_players(cfg, student, teacher, runtime), method=method, num_batches=num_batches)
+        case T2VTurboMethod() as method:
+            return T2VTurbo(**_players(cfg, student, teacher, runtime), method=method)
+        case DollarMethod() as method:
+            players = _players(cfg, student, teacher, runtime)
+            fake = build_fake_score(cfg, student, teacher)
+            matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
+            return Dollar(**players, method=method, matching=matching)
 
 
 def build_rats(
@@ -83,6 +117,41 @@ def build_fake_score(cfg: DistillConfig, student: PipelineBackbone, teacher: Pip
     for weight in fake.weights.values():
         weight.requires_grad = True
     return fake
+
+
+def build_matching(
+    cfg: DistillConfig, fake_score: FakeScoreConfig, teacher: TeacherSampler, fake: PipelineBackbone
+) -> DistributionMatching:
+    """The two scores of distribution matching.
+
+    Raises:
+        UserError: the teacher moves after the student: there would be nothing to match.
+    """
+    if not isinstance(cfg.teacher, FrozenTeacher):
+        raise UserError(
+            "is the student's own average: matching what it makes would change nothing", where="teacher.kind",
+            fix="set teacher.kind=frozen",
+        )  # fmt: skip
+    return DistributionMatching(teacher, fake, fake_score, cfg.shift)
+
+
+def build_dmd2(
+    cfg: DistillConfig, method: Dmd2Method, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime
+) -> Dmd2:
+    """Distribution matching with what the method asks for beside it."""
+    players = _players(cfg, student, teacher, runtime)
+    fake = build_fake_score(cfg, student, teacher)
+    matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
+    gan, clips = None, None
+    if method.gan is not None:
+        see, width = middle_features(fake)
+        gan = Discriminator(see, build_head(width, cfg.seed + 2).to(student.device), method.gan)
+    if method.ida is not None:  # adapters start alike, or their factors' mean would be no adapter between the two
+        update_ema(fake.weights, student.weights, decay=0.0)
+    if method.real_data is not None and (method.data_forcing or method.gan):
+        real = open_real_data(cfg, method.real_data, student, runtime)
+        clips = lru_cache(maxsize=1)(real.source)  # asked for in every round
+    return Dmd2(**players, method=method, matching=matching, gan=gan, clips=clips, seed=cfg.seed)
 
 
 def _players(

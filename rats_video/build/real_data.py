@@ -10,6 +10,7 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.build.prepared import check_cache
 from rats_video.config.distill import DistillConfig
+from rats_video.config.objective import RealDataConfig
 from rats_video.datasets.cache import ClipCache
 from rats_video.datasets.loader import ClipLoader, ReadAhead
 from rats_video.distill.real_data import RealData
@@ -40,15 +41,18 @@ def pinned(cfg: DistillConfig) -> DistillConfig:
 
 
 def build_real_data(cfg: DistillConfig, backbone: PipelineBackbone, runtime: Runtime) -> RealData | None:
-    """What the run's real-data term needs; None where it has none.
+    """What the run's real-data term needs; None where it has none."""
+    real = cfg.method.real_data
+    return None if real is None or real.weight == 0 else open_real_data(cfg, real, backbone, runtime)
+
+
+def open_real_data(cfg: DistillConfig, real: RealDataConfig, backbone: PipelineBackbone, runtime: Runtime) -> RealData:
+    """Clips of a prepared cache.
 
     Raises:
         UserError: the cache is of another VAE, text encoder or frame rate, has no clips of the run's size, or its
             clips cannot be shared evenly.
     """
-    real = cfg.method.real_data
-    if real is None or real.weight == 0:
-        return None
     cache, clip = ClipCache(Path(real.path)), cfg.clip.spec
     check_cache(cache, resolve_folder(cfg.model, where="model"))
     if cache.manifest.fps != clip.fps:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rats_video.config.schema import Config, NonNegativeFloat, NumClips, PositiveFloat, PositiveInt
-
-WITH_GRADIENT = 3
-"""Network evaluations that one with its backward pass counts as."""
+from rats_video.config.dmd2 import Dmd2Method
+from rats_video.config.objective import WITH_GRADIENT, MethodConfig
+from rats_video.config.policy import GrpoMethod, PolicyConfig, RtdmdMethod
+from rats_video.config.rivals import ConsistencyMethod, DollarMethod, T2VTurboMethod
+from rats_video.config.schema import Config, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
 class SigmoidGate(Config):
@@ -43,63 +44,6 @@ class ShapingConfig(Config):
     )
 
 
-class PolicyConfig(Config):
-    """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
-
-    All steps but the last, which draws no noise, learn from it, whatever `student.grad_steps`.
-    """
-
-    samples: NumClips = Field(
-        4, ge=2, description="rollouts a prompt and update, all from the noise of its other rollouts"
-    )
-    noise: float = Field(0.3, gt=0, le=1, description="share of the noise that each step but the last draws anew")
-    normalize: bool = Field(default=True, description="measure rewards in standard deviations of their group")
-
-
-class RealDataConfig(Config):
-    """Real clips, prepared by `rats-video prepare`, that the student's velocity is kept close to."""
-
-    path: str = Field(description="the cache; its training clips of the run's size are used")
-    weight: NonNegativeFloat = Field(0.1, description="of the term in the loss; 0 leaves it out")
-    batch_size: NumClips | None = Field(
-        None, description="real clips an update, over all processes; null = training.batch_size"
-    )
-    prompt_dropout: float = Field(0.0, ge=0, le=1, description="share of clips with the empty prompt for their own")
-    digest: str | None = Field(None, description="of the cache's clips; the run writes it down")
-
-
-class MethodConfig(Config):
-    """What every method has."""
-
-    companions: ClassVar[bool] = False
-    """Whether other networks learn beside the student."""
-
-    drift_weight: NonNegativeFloat = Field(
-        0.0, description="pull of the weights towards where they started: half this times the squared distance"
-    )
-    real_data: RealDataConfig | None = Field(None, description="flow matching on real clips beside it; null = none")
-
-    @property
-    def uses_gradient(self) -> bool:
-        """Whether the reward's own gradient is in the loss."""
-        return False
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Whether the teacher's rollouts are asked for."""
-        return False
-
-    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:
-        """Network evaluations a clip and update; one with gradient counts `WITH_GRADIENT`.
-
-        Args:
-            num_steps: the student's.
-            student: evaluations of its rollout with the gradient that `student.grad_steps` asks for.
-            teacher: evaluations of a teacher rollout.
-        """
-        raise NotImplementedError
-
-
 class RatsMethod(MethodConfig):
     """Loss = -reward_weight * R_student + alpha * gate * shaping (+ real_data.weight * real_data)."""
 
@@ -125,11 +69,9 @@ class RatsMethod(MethodConfig):
         """Always: the gate compares with it."""
         return True
 
-    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:
-        """A rollout of each; a policy's noisy ones carry gradient at every step but the last."""
-        policy = 0.0
-        if self.policy is not None and self.reward_weight > 0:
-            policy = self.policy.samples * (WITH_GRADIENT * (num_steps - 1) + 1)
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
+        """A rollout of each, and the policy's noisy ones."""
+        policy = self.policy.evaluations(num_steps) if self.policy is not None and self.reward_weight > 0 else 0
         return teacher + student + policy
 
 
@@ -144,7 +86,7 @@ class ImitationMethod(MethodConfig):
         """Always."""
         return True
 
-    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:  # noqa: ARG002
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """A rollout of each."""
         return teacher + student
 
@@ -161,7 +103,7 @@ class ReflMethod(MethodConfig):
         """Always."""
         return True
 
-    def evaluations(self, num_steps: int, student: float, teacher: float) -> float:  # noqa: ARG002
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The student's rollout, with gradient in its last steps."""
         return num_steps + (WITH_GRADIENT - 1) * min(self.last_steps, num_steps)
 
@@ -169,6 +111,12 @@ class ReflMethod(MethodConfig):
 Method = Annotated[
     RatsMethod
     | ImitationMethod
-    | ReflMethod,
+    | ReflMethod
+    | GrpoMethod
+    | RtdmdMethod
+    | Dmd2Method
+    | ConsistencyMethod
+    | T2VTurboMethod
+    | DollarMethod,
     Field(discriminator="kind"),
 ]  # fmt: skip

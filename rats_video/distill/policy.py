@@ -7,86 +7,174 @@ noisy, K rollouts of a prompt are judged against one another, and steps that led
 from __future__ import annotations
 
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.config.method import PolicyConfig
+from rats_video.config.policy import PolicyConfig
 from rats_video.diffusion.flow import noisy_step
 from rats_video.distill.draws import draw_noise
-from rats_video.distill.finite import only
+from rats_video.distill.finite import finite_clips, only, shield
 from rats_video.distill.judge import judge
-from rats_video.types import Backbone, PromptBatch, Reward, RewardScores
+from rats_video.seeds import seeded
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, VelocityFn
+
+TRAINED_STEPS = 10**6
+"""Second number of the stream that chooses which steps learn from a batch."""
+
+
+@dataclass(frozen=True)
+class NoisyPath:
+    """One noisy rollout of B prompts.
+
+    Args:
+        x0: the clips `[B, C, F, H, W]`, with gradient to the student through the last step alone, if any.
+        log_likelihood: `[B]`, of the trained steps given each step's latents, with gradient to the student.
+        divergence: `[B]`, Kullback-Leibler divergence of the trained steps from the reference's; 0 without one.
+    """
+
+    x0: Tensor
+    log_likelihood: Tensor
+    divergence: Tensor
 
 
 @dataclass(frozen=True)
 class Group:
-    """K noisy rollouts of each of B prompts: how they score, and how likely their steps are.
+    """K noisy rollouts of each of B prompts, and how they score.
 
     Args:
-        scores: K times the scores of B clips, without gradient.
-        log_likelihood: `[K, B]`, with gradient to the student.
-        normalize: measure rewards in standard deviations of their group.
+        paths: K rollouts of B prompts.
+        scores: K times the scores of B clips.
+        policy: what a lead over the others is worth.
     """
 
+    paths: tuple[NoisyPath, ...]
     scores: tuple[RewardScores, ...]
-    log_likelihood: Tensor
-    normalize: bool
+    policy: PolicyConfig
+
+    @property
+    def kept(self) -> Tensor:
+        """`[B]` bool: prompts all of whose clips have finite scores."""
+        return finite_clips(*self.scores)
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """`[K, B]`, with gradient to the student."""
+        return torch.stack([path.log_likelihood for path in self.paths])
+
+    @property
+    def divergence(self) -> Tensor:
+        """`[K, B]`, with gradient to the student."""
+        return torch.stack([path.divergence for path in self.paths])
 
     def rewards(self, kept: Tensor) -> Tensor:
         """`[K, B]`; 0 for clips that are not kept `[B]`, so that none of them is better than its group."""
         return torch.stack([only(scores, kept).clip for scores in self.scores])
 
 
-def sample_group(student: Backbone, reward: Reward, batch: PromptBatch, sigmas: Tensor, policy: PolicyConfig) -> Group:
+def sample_group(
+    student: Backbone,
+    reward: Reward,
+    batch: PromptBatch,
+    sigmas: Tensor,
+    policy: PolicyConfig,
+    *,
+    reference: VelocityFn | None = None,
+    through_last: bool = False,
+    with_gradient: bool = False,
+) -> Group:
     """K rollouts of each prompt, all from the batch's own noise; what they draw on the way depends on its seeds alone.
 
     Args:
         student: the policy.
-        reward: judges the clips at the end; no gradient is asked of it.
+        reward: judges the clips at the end.
         batch: B prompts.
         sigmas: the student's grid `[N + 1]`.
-        policy: how many rollouts, and how noisy.
+        policy: how many rollouts, how noisy, and how many of their steps learn.
+        reference: whose steps the student's are compared with.
+        through_last: whether the clips have gradient to the student, through the last step, which draws no noise.
+        with_gradient: whether the scores have gradient to the clips.
     """
     assert len(batch.seeds) == len(batch.prompts), "one seed a prompt"
-    scores, likelihoods = [], []
-    for sample in range(policy.samples):
-        x0, log_likelihood = noisy_rollout(student, batch, sigmas, policy.noise, sample)
-        with torch.no_grad():
-            scores.append(judge(reward, student, x0, batch.prompts))
-        likelihoods.append(log_likelihood)
-    return Group(tuple(scores), torch.stack(likelihoods), policy.normalize)
+    trained = trained_steps(batch.index, len(sigmas) - 1, policy)
+    paths = tuple(
+        noisy_rollout(
+            student,
+            batch,
+            sigmas,
+            policy.noise,
+            sample,
+            trained=trained,
+            reference=reference,
+            through_last=through_last,
+        )
+        for sample in range(policy.samples)
+    )
+    judged = [path.x0.view_as(path.x0) for path in paths]  # gradient from pixels comes back here, no other does
+    with torch.set_grad_enabled(with_gradient):
+        scores = [judge(reward, student, clips, batch.prompts, batch.grad_frames) for clips in judged]
+    group = Group(paths, tuple(scores), policy)
+    for clips in judged:
+        shield(clips, group.kept)
+    return group
+
+
+def trained_steps(index: int, num_steps: int, policy: PolicyConfig) -> Collection[int]:
+    """Which steps learn from batch `index`, of those that draw noise: chosen at random, in every process alike."""
+    chosen = torch.randperm(num_steps - 1, generator=seeded(index, TRAINED_STEPS))
+    return chosen[: policy.num_trained(num_steps)].tolist()
 
 
 def noisy_rollout(
-    student: Backbone, batch: PromptBatch, sigmas: Tensor, fresh: float, sample: int
-) -> tuple[Tensor, Tensor]:
-    """The clip `[B, C, F, H, W]` and the log-likelihood `[B]` of the steps that led to it, given each step's latents.
+    student: Backbone,
+    batch: PromptBatch,
+    sigmas: Tensor,
+    fresh: float,
+    sample: int,
+    *,
+    trained: Collection[int] | None = None,
+    reference: VelocityFn | None = None,
+    through_last: bool = False,
+) -> NoisyPath:
+    """The clips, and how likely the steps that led to them were, given each step's latents.
 
-    Gradient flows through the likelihood of every step but the last, never from step to step: a step's latents are
-    data. The last step draws nothing, so nothing about it is more or less likely: it is shaping that teaches it. Each
-    network call is repeated in backward, so that what is kept of a step is its latents, whatever the model's size.
-    Like Flow-GRPO's, the likelihood is a mean over the latents' numbers: its gradient has the size of shaping's.
+    Gradient flows through the likelihood of each trained step (None: all but the last), never from step to step: a
+    step's latents are data. The last step draws nothing, so nothing about it is more or less likely; its clips may have
+    gradient (`through_last`). Each call with gradient is repeated in backward, so that what is kept of a step is its
+    latents, whatever the model's size. Like Flow-GRPO's, likelihood and divergence are means over the latents' numbers:
+    their gradients have the size of shaping's. Steps that are not trained draw the same noise in every rollout, so
+    that what makes one better is in the others (step-subset GRPO, arXiv 2605.26108).
     """
     text = student.encode_text(batch.prompts)
     sigmas = sigmas.to(batch.noise.device)
     last = len(sigmas) - 2
-    latents, log_likelihood = batch.noise, batch.noise.new_zeros(len(batch.noise))
+    trained = range(last) if trained is None else trained
+    latents = batch.noise
+    log_likelihood = divergence = batch.noise.new_zeros(len(batch.noise))
     for step, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
-        level = sigma.expand(len(latents))
-        if step == last:  # nothing is drawn
-            with torch.no_grad():
-                slope = student.velocity(latents, level, text)
-        else:
-            slope = checkpoint(student.velocity, latents, level, text, use_reentrant=False, preserve_rng_state=False)
-        mean, std = noisy_step(latents, slope, sigma, sigma_next, fresh)
-        latents = mean.detach()
-        if step != last and fresh > 0:
-            latents = latents + std * draw_noise(batch, sample, step)
-            log_likelihood = log_likelihood - ((latents - mean) / std).square().mean(dim=(1, 2, 3, 4)) / 2
-    return latents, log_likelihood
+        before, level = latents, sigma.expand(len(latents))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (through_last if step == last else step in trained)):
+            slope = checkpoint(student.velocity, before, level, text, use_reentrant=False, preserve_rng_state=False)
+            latents, std = noisy_step(before, slope, sigma, sigma_next, fresh)
+        if step == last or fresh == 0:
+            continue
+        mean, latents = latents, latents.detach()
+        latents = latents + std * draw_noise(batch, sample if step in trained else 0, step)
+        if step in trained:
+            log_likelihood = log_likelihood - half_mean_square((latents - mean) / std)
+            if reference is not None:
+                with torch.no_grad():
+                    base, _ = noisy_step(before, reference(before, level, text), sigma, sigma_next, fresh)
+                divergence = divergence + half_mean_square((mean - base) / std)
+    return NoisyPath(latents, log_likelihood, divergence)
+
+
+def half_mean_square(latents: Tensor) -> Tensor:
+    """`[B]` of `[B, C, F, H, W]`."""
+    return latents.square().mean(dim=(1, 2, 3, 4)) / 2
 
 
 def advantages(rewards: Tensor, *, normalize: bool) -> Tensor:
@@ -108,4 +196,5 @@ def policy_loss(group: Group, rewards: Tensor) -> Tensor:
     Each group is used for one update, by the policy that drew it: the likelihood ratio of PPO and GRPO is 1, its
     clipping never acts, and the gradient is this one's.
     """
-    return -(advantages(rewards, normalize=group.normalize) * group.log_likelihood).mean(dim=0)
+    lead = advantages(rewards, normalize=group.policy.normalize).clamp(-group.policy.clip, group.policy.clip)
+    return -(lead * group.log_likelihood).mean(dim=0)

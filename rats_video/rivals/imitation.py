@@ -27,6 +27,7 @@ class Imitation(Players):
         guide, path = self.teacher.guide(batch), student_path(self, batch)
         by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=self.method.shaping.motion_weight)
         loss = weigh_horizons(by_horizon, self.method.shaping.horizon_weights).mean()
-        row = {f"shaping/{sigma:.3f}": float(d.mean()) for sigma, d in zip(path.sigmas, by_horizon, strict=True)}
+        apart = by_horizon.detach().mean(dim=(1, 2)).tolist()
+        row = {f"shaping/{sigma:.3f}": distance for sigma, distance in zip(path.sigmas, apart, strict=True)}
         teacher = float(guide.scores.clip.mean())  # finite or not: nothing learns from it
         return loss, {"loss": float(loss.detach()), "reward/teacher": teacher, SKIPPED: 0.0, **row}

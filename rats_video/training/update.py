@@ -15,6 +15,7 @@ from rats_video.config.schema import OptimizerConfig
 from rats_video.distill.method import Companion, Method
 from rats_video.distill.real_data import RealData, real_data_loss
 from rats_video.runtime import Runtime
+from rats_video.timing import phase
 from rats_video.training.anchor import Anchor, local
 from rats_video.training.batches import take
 from rats_video.training.faults import FaultPolicy, StepFault
@@ -52,7 +53,8 @@ class Updater:
     def step(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         """Update the student on this process's rows of the batch, or leave the step out; returns the row to log.
 
-        The networks that learn beside it are updated first, on the same rows.
+        The networks that learn beside it are updated first, on the same rows. What they have learned by the time of a
+        fault stays: it is of the student as it is, and as true for the step to come.
 
         Raises:
             RollBack: the weights are not finite any more, or the step is one too many to be left out.
@@ -78,7 +80,8 @@ class Updater:
         self._runtime.average_gradients(weights)
         if self._anchor is not None and self._cfg.method.drift_weight:
             self._anchor.pull(self._cfg.method.drift_weight)
-        return {**row, "grad_norm": self._apply(weights, optimizer, training.optimizer), "lr": lr}
+        norm = self._apply("gradient", weights, optimizer, training.optimizer, training.faults.max_norm)
+        return {**row, "grad_norm": norm, "lr": lr}
 
     def _companions_row(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         """Update each companion; returns the means over its rounds."""
@@ -88,6 +91,7 @@ class Updater:
             beside |= {f"{name}/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         return beside
 
+    @phase("companions")
     def _update_companion(
         self, name: str, companion: Companion, batch: PromptBatch, step: int, index: int
     ) -> dict[str, float]:
@@ -97,21 +101,26 @@ class Updater:
         row = self._runtime.mean(accumulate_gradient(lambda part: companion.loss(part, index), batch, parts))
         _check(f"{name}'s loss", row["loss"])
         self._runtime.average_gradients(weights)
-        self._apply(weights, optimizer, companion.optimizer)
-        return row
+        return {**row, "grad_norm": self._apply(f"{name}'s gradient", weights, optimizer, companion.optimizer)}
 
     def _begin(self, optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int) -> float:
         """Set the rate of this step, which is returned, and forget former gradients."""
         optimizer.zero_grad(set_to_none=True)
         return set_learning_rate(optimizer, cfg, step, self._cfg.training.steps, self._faults.lr_scale)
 
+    @phase("optimizer")
     def _apply(
-        self, weights: Collection[nn.Parameter], optimizer: torch.optim.Optimizer, cfg: OptimizerConfig
+        self,
+        what: str,
+        weights: Collection[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        cfg: OptimizerConfig,
+        most: float | None = None,
     ) -> float:
         """Clip the gradient, whose norm is returned, and step."""
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        _check("gradient", float(norm), self._cfg.training.faults.max_norm)
+        _check(what, float(norm), most)
         optimizer.step()
         if self._runtime.any(not _are_finite(weights)):
             raise StepFault("the updated weights are not finite", in_weights=True)
@@ -126,8 +135,10 @@ def accumulate_gradient(
     rows = []
     for part in range(parts):
         clips = slice(part * size, (part + 1) * size)
-        loss, row = loss_of(replace(take(batch, clips), part=part))
-        (loss / parts).backward()
+        with phase("student"):
+            loss, row = loss_of(replace(take(batch, clips), part=part))
+        with phase("backward"):
+            (loss / parts).backward()
         rows.append(row)
     return {name: sum(row[name] for row in rows) / parts for name in rows[0]}
 
@@ -139,8 +150,9 @@ def add_real_data(
     student, total = method.student, 0.0
     clips, sigmas = real.draw(step, student.device), student.sigmas(num_steps, method.shift)
     for part in clips.parts(parts):
-        loss = real_data_loss(student, part, sigmas).sum() / len(clips.latents)
-        (real.weight * loss).backward()
+        with phase("real data"):
+            loss = real_data_loss(student, part, sigmas).sum() / len(clips.latents)
+            (real.weight * loss).backward()
         total += float(loss.detach())
     return {**row, "loss": row["loss"] + real.weight * total, "real_data/loss": total}
 

@@ -6,6 +6,7 @@ A new family is a module beside this one and a line in `FAMILIES`.
 from __future__ import annotations
 
 import copy
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from wan_family import WAN
 
 from rats_video.backbones.attention import use_attention, used_attention
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.features import middle_features
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.offload import HostWeights
 from rats_video.backbones.text_cache import TextCache
@@ -369,6 +371,22 @@ def test_sigma_grids_fall_and_nest(case: Case) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- roles
+
+
+def test_middle_features_come_with_the_same_velocity(case: Case) -> None:
+    role = case.backbone
+    if len(role.denoisers) > 1:
+        with pytest.raises(UserError, match="has two experts"):
+            middle_features(role)
+        return
+    see, width = middle_features(role)
+    velocity, features = see(case.noise, case.sigma, role.encode_text(PROMPTS))
+    assert torch.equal(velocity, case.velocity(role))
+    _, _, *size = case.noise.shape
+    tokens = math.prod(each // patch for each, patch in zip(size, role.patch_size, strict=True))
+    assert features.shape == (2, tokens, width)
+    network = role.denoiser
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 def disturb(role: PipelineBackbone) -> None:

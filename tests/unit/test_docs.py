@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from rats_video.assets import HUB, PICKLED
+from rats_video.config.distill import DistillConfig
+from rats_video.config.load import load_config
+from rats_video.config.method import Method
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -19,15 +23,29 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_downloads_and_configurations_are_the_ones_that_ship() -> None:
-    text = "".join((DOCS / name).read_text() for name in ("models.md", "rewards.md"))
+    text = "".join((DOCS / name).read_text() for name in ("models.md", "rewards.md", "evaluation.md"))
     downloads = re.findall(r"hf download (\S+) --local-dir (\S+?)[`\s]", text)
     assert sorted(set(downloads)) == sorted((name, f"models/{name.rpartition('/')[2]}") for name in HUB)
     named = set(re.findall(r"^\| `(\w+)` \| .* \| `hf download", text, re.MULTILINE))
     real = {path.stem for path in (DOCS.parent / "configs" / "distill").glob("*.yaml") if path.stem[0] != "_"}
-    assert named == real - {"tiny", "tiny-ema"}
+    assert named == {name for name in real if not name.startswith("tiny")}
+
+
+def test_each_method_has_a_section_a_configuration_and_its_cost() -> None:
+    text = (DOCS / "methods.md").read_text()
+    sections = set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
+    costs = re.findall(r"^\| `(\w+)` \|.*?\| (\d+) \|", text, re.MULTILINE)
+    assert sections == {kind for kind, _ in costs}
+    union, _ = get_args(Method)
+    for method in get_args(union):
+        (kind,) = get_args(method.model_fields["kind"].annotation)
+        cfg = load_config(DistillConfig, "tiny" if kind == "rats" else f"tiny-{kind}", group="distill")
+        assert isinstance(cfg.method, method)
+        defaults = method.model_validate({"kind": kind} | ({"gate": cfg.method.gate} if kind == "rats" else {}))
+        assert defaults.evaluations(4, student=12, teacher=48, guided=2) == int(dict(costs)[kind])
 
 
 def test_conversions_are_the_ones_that_errors_name() -> None:
-    text = (DOCS / "rewards.md").read_text()
+    text = (DOCS / "rewards.md").read_text() + (DOCS / "evaluation.md").read_text()
     steps = re.findall(r"^curl -LO (\S+)\nrats-video rewards convert (\S+) models/(\S+)$", text, re.MULTILINE)
     assert steps == [(url, url.rpartition("/")[2], folder) for folder, url in PICKLED.items()]

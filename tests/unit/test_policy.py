@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -10,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from linear_student import FRESH, SIGMAS, LinearStudent, moments, toy_batch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.distill import build_roles
 from rats_video.build.method import build_rats
 from rats_video.config.distill import DistillConfig
-from rats_video.config.method import PolicyConfig
+from rats_video.config.policy import PolicyConfig
 from rats_video.diffusion.flow import euler_step, noisy_step
 from rats_video.diffusion.rollout import rollout
-from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distill.policy import Group, advantages, noisy_rollout, policy_loss, sample_group
 from rats_video.distill.step import Rats, rats_step
 from rats_video.training.batches import draw_batch
@@ -27,26 +26,11 @@ from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.update import accumulate_gradient
-from rats_video.types import PromptBatch, Reward, RewardScores, TextCondition
+from rats_video.types import Reward, RewardScores
 
 MakeConfig = Callable[..., DistillConfig]
 POLICY = "method.policy={samples: 2, noise: 0.5}"
-FRESH, TARGET, SIGMAS = 0.6, 0.5, sigma_grid(3, 2.0)
-
-
-class LinearStudent:
-    """`velocity = slope * latents + offset`, each clip with a slope and an offset of its own."""
-
-    def __init__(self, clips: int, slope: float = 0.7, offset: float = -0.4) -> None:
-        self.slope = torch.full((clips,), slope, dtype=torch.float64, requires_grad=True)
-        self.offset = torch.full((clips,), offset, dtype=torch.float64, requires_grad=True)
-
-    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
-        return TextCondition(torch.zeros(len(prompts), 1, 1))
-
-    def velocity(self, latents: Tensor, _sigma: Tensor, _text: TextCondition) -> Tensor:
-        slope, offset = (each.view(-1, 1, 1, 1, 1) for each in (self.slope, self.offset))
-        return slope * latents + offset
+TARGET = 0.5
 
 
 class NearTarget:
@@ -55,28 +39,6 @@ class NearTarget:
     def score_latents(self, latents: Tensor, _prompts: Sequence[str]) -> RewardScores:
         assert not torch.is_grad_enabled()
         return RewardScores(-(latents - TARGET).square().sum(dim=(1, 2, 3, 4)))
-
-
-def toy_batch(clips: int, channels: int = 2) -> PromptBatch:
-    noise = torch.randn(clips, channels, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return PromptBatch(0, ("a",) * clips, noise, num_steps=3, seeds=tuple(range(clips)))
-
-
-def moments(student: LinearStudent, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance of the last latents given the first, by the recursion of an affine step.
-
-    With gradient to the steps that draw noise: the last one draws none.
-    """
-    slope, offset = (each.view(-1, 1, 1, 1, 1) for each in (student.slope, student.offset))
-    mean, variance = noise, torch.zeros_like(noise)
-    for sigma, after in itertools.pairwise(SIGMAS.tolist()):
-        if after == 0:
-            slope, offset = slope.detach(), offset.detach()
-        kept = math.sqrt(1 - FRESH**2)
-        clean, noisy = (1 - sigma * slope, -sigma * offset), (1 + (1 - sigma) * slope, (1 - sigma) * offset)
-        gain, shift = ((1 - after) * one + after * kept * other for one, other in zip(clean, noisy, strict=True))
-        mean, variance = gain * mean + shift, gain**2 * variance + (after * FRESH) ** 2
-    return mean, variance
 
 
 def test_a_step_keeps_the_flows_noise() -> None:
@@ -103,9 +65,9 @@ def test_without_noise_all_samples_are_the_deterministic_path() -> None:
     student, batch = LinearStudent(4), toy_batch(4)
     path = rollout(student.velocity, batch.noise, SIGMAS, student.encode_text(batch.prompts))
     for sample in range(2):
-        x0, log_likelihood = noisy_rollout(student, batch, SIGMAS, 0.0, sample)  # type: ignore[arg-type]
-        assert torch.equal(x0, path.x0)
-        assert log_likelihood.tolist() == [0] * 4
+        noisy = noisy_rollout(student, batch, SIGMAS, 0.0, sample)  # type: ignore[arg-type]
+        assert torch.equal(noisy.x0, path.x0)
+        assert noisy.log_likelihood.tolist() == [0] * 4
 
 
 def test_moments_of_the_clips() -> None:
@@ -113,7 +75,7 @@ def test_moments_of_the_clips() -> None:
     clips = 4000
     student, batch = LinearStudent(clips), toy_batch(clips, channels=4)
     batch = replace(batch, noise=batch.noise[:1].expand_as(batch.noise))
-    x0, _ = noisy_rollout(student, batch, SIGMAS, FRESH, 0)  # type: ignore[arg-type]
+    x0 = noisy_rollout(student, batch, SIGMAS, FRESH, 0).x0  # type: ignore[arg-type]
     mean, variance = (each[0].detach().flatten() for each in moments(student, batch.noise))
     ours = x0.detach().flatten(1)
     torch.testing.assert_close(ours.var(dim=0), variance, rtol=0.1, atol=0)  # 4 standard errors
@@ -151,7 +113,7 @@ def test_advantages_know_no_shift_and_no_scale() -> None:
 def test_likelier_is_what_scored_better() -> None:
     student, batch = LinearStudent(1), toy_batch(1)
     group = sample_group(student, NearTarget(), batch, SIGMAS, PolicyConfig(samples=2))  # type: ignore[arg-type]
-    swapped = Group(group.scores[::-1], group.log_likelihood, normalize=True)
+    swapped = Group(group.paths, group.scores[::-1], group.policy)
     kept = torch.tensor([True])
     one, other = (policy_loss(each, each.rewards(kept)) for each in (group, swapped))
     assert one.item() == pytest.approx(-other.item())

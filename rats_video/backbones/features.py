@@ -1,0 +1,47 @@
+"""What a denoiser computes on its way, for a discriminator that stands on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.errors import UserError
+from rats_video.types import TextCondition
+
+VelocityAndFeatures = Callable[[Tensor, Tensor, TextCondition], tuple[Tensor, Tensor]]
+"""`(latents, sigma, text) -> velocity [B, C, F, H, W], features [B, tokens, D]` in one call of the denoiser."""
+
+
+def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
+    """Calls of a role that also give the output of its middle block, the bottleneck of a transformer; and its width D.
+
+    Raises:
+        UserError: the model has two experts.
+    """
+    networks = list(role.denoisers.values())
+    if len(networks) > 1:
+        raise UserError(
+            f"{role.family} has two experts, each of its own noise levels: a discriminator needs one network",
+            where="method.gan", fix="set method.gan=null",
+        )  # fmt: skip
+    kinds = set(networks[0]._repeated_blocks or ())  # noqa: SLF001  # what diffusers itself reads
+    blocks = [module for module in networks[0].modules() if type(module).__name__ in kinds]
+    if not blocks:  # diffusers names none: CogVideoX
+        blocks = list(next(child for child in networks[0].children() if isinstance(child, nn.ModuleList)))
+    middle: nn.Module = blocks[len(blocks) // 2]
+
+    def call(latents: Tensor, sigma: Tensor, text: TextCondition) -> tuple[Tensor, Tensor]:
+        seen: list[Any] = []
+        hook = middle.register_forward_hook(lambda _block, _inputs, output: seen.append(output))
+        try:
+            velocity = role.velocity(latents, sigma, text)
+        finally:
+            hook.remove()
+        features = seen[0][0] if isinstance(seen[0], tuple) else seen[0]  # beside the text's, in some families
+        return velocity, features.to(latents.dtype)
+
+    config = networks[0].config
+    return call, int(config.num_attention_heads * config.attention_head_dim)

@@ -1,0 +1,60 @@
+"""Group-relative policy gradient on a noisy sampler, for rewards with or without gradient.
+
+DanceGRPO (arXiv 2505.07818) and Flow-GRPO (arXiv 2505.05470): K noisy rollouts of a prompt are judged against one
+another, and the steps of those that scored above their group's mean become likelier. The noisy sampler exists in
+training alone: the student is evaluated, exported and used by Euler steps without noise, as every method's here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rats_video.config.policy import GrpoMethod
+from rats_video.distill.finite import SKIPPED, warn_skipped
+from rats_video.distill.method import Players, Row
+from rats_video.distill.policy import Group, policy_loss, sample_group
+from rats_video.types import PromptBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grpo(Players):
+    """Loss = -mean over the group of advantage * log-likelihood, + kl_weight * KL(student's steps | base's steps).
+
+    Flow-GRPO's objective (its section on GRPO on flow matching) for the one update that each group serves: the
+    likelihood ratio to the policy that drew it is 1 and its clipping never acts. The base is the teacher's own network
+    without guidance.
+    """
+
+    method: GrpoMethod
+
+    def step(self, batch: PromptBatch) -> tuple[Tensor, Row]:
+        """Loss of one batch, and what to log of it."""
+        sigmas = self.student.sigmas(batch.num_steps, self.shift)
+        base = self.teacher.backbone.velocity if self.method.kl_weight > 0 else None
+        group = sample_group(self.student, self.reward, batch, sigmas, self.method.policy, reference=base)
+        loss = policy_loss(group, group.rewards(group.kept)).mean()
+        row = group_row(group, batch)
+        if base is not None:
+            divergence = (group.divergence * group.kept).mean()
+            loss = loss + self.method.kl_weight * divergence
+            row["policy/divergence"] = float(divergence.detach())
+        return loss, {"loss": float(loss.detach()), **row}
+
+
+def group_row(group: Group, batch: PromptBatch) -> Row:
+    """What to log of a group: means over the noisy rollouts, whose rewards the student's own need not match."""
+    kept = group.kept
+    if not bool(kept.all()):
+        warn_skipped(batch.prompts, kept)
+    rewards = group.rewards(kept).detach()
+    names = group.scores[0].parts
+    parts = {name: torch.stack([scores.parts[name] for scores in group.scores])[:, kept] for name in names}
+    return {
+        "reward/student": float(rewards.mean()),
+        "reward/policy_spread": float(rewards.std(dim=0, correction=0).mean()),
+        SKIPPED: float((~kept).float().mean()),
+        **{f"reward/student/{name}": float(part.detach().sum()) / rewards.numel() for name, part in parts.items()},
+    }
