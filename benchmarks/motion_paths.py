@@ -46,6 +46,7 @@ REFL = "method={kind: refl, last_steps: 1}"
 ARMS: dict[str, tuple[str, ...]] = {
     "imitation": ("method={kind: imitation, shaping: {motion_weight: 0.5}}",),
     "rats": (),
+    "rats_x4": ("method.alpha=4",),
     "refl": (REFL,),
     "rats_pulled": (PULLED,),
     "refl_pulled": (REFL, PULLED),
@@ -185,7 +186,7 @@ def draw(prompts: Sequence[str], arms: dict[str, Judged], file: Path) -> None:
             if row == 0:
                 axis.set_title(f"{name}, {judged.nfe} calls", fontsize=7)
     figure.tight_layout(pad=0.3)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=80)
     plt.close(figure)
 
 
