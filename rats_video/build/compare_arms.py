@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
@@ -33,6 +33,7 @@ from rats_video.evaluation.compared import BASE, TEACHER, Cost
 from rats_video.evaluation.judged import Judged
 from rats_video.evaluation.stats import finite
 from rats_video.evaluation.sweep import Arm, ArmScores
+from rats_video.evaluation.tables import MetricValue
 from rats_video.files import replacing, tidy, weights_digest, write_json
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.reading import read_text
@@ -41,7 +42,17 @@ from rats_video.training.checkpoint import load_student_weights
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
-_SCORES = TypeAdapter(ArmScores)
+
+class _Kept(BaseModel):
+    """What is kept of an arm's scores: all but the features that its sets were measured from."""
+
+    arm: str
+    spec: SamplerSpec
+    prompts: list[str]
+    seconds: list[float]
+    metrics: dict[str, list[float]]
+    sets: dict[str, MetricValue]
+    reference: str
 
 
 @dataclass(frozen=True)
@@ -236,7 +247,8 @@ def judge(study: Study, entrant: Entrant, runtime: Runtime) -> None:
                 if bad := len(values) - len(finite(values)):
                     raise UserError(f"{name} of {bad} clips at {look} is no finite number", where=entrant.title)
             with replacing(study.scores_file(entrant, look), "scores") as partial:
-                partial.write_bytes(_SCORES.dump_json(scores))
+                kept = _Kept.model_validate(scores, from_attributes=True)
+                partial.write_text(kept.model_dump_json(), encoding="utf-8")
 
 
 def _backbone(study: Study, entrant: Entrant, looks: Sequence[Look], runtime: Runtime) -> PipelineBackbone:
@@ -261,7 +273,7 @@ def _backbone(study: Study, entrant: Entrant, looks: Sequence[Look], runtime: Ru
 def read_scores(path: Path) -> ArmScores:
     """The scores that `judge` kept; raises UserError if they are damaged, and removes them: they can be made again."""
     try:
-        return _SCORES.validate_json(path.read_bytes())
+        return ArmScores(**dict(_Kept.model_validate_json(path.read_bytes())))
     except ValidationError as error:
         path.unlink()
         warn(f"damaged, and removed: {first_line(error)}", where=str(path))

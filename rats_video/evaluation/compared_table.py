@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from rats_video.evaluation.compared import BASE, TEACHER, Compared
-from rats_video.evaluation.judged import NOT_WON, costs
-from rats_video.evaluation.tables import METRIC_TITLES, MetricValue, aligned, metric_title
+from rats_video.evaluation.judged import costs
+from rats_video.evaluation.tables import METRIC_TITLES, MetricValue, aligned, better, metric_title
 
 FIRST = ("heldout_reward", "adherence", "reward")
 """Headline metrics: of what no method was trained on first."""
@@ -72,7 +72,7 @@ def metric_table(compared: Compared, metric: str) -> str:
     best = [max((value.mean for value in column if value), default=math.nan) for column in columns]
     title = "teacher" if teacher is None else f"teacher ({teacher.num_steps} steps)"
     table = [["method", *(f"{nfe} NFE" for nfe in counts), title]]
-    is_better = metric not in NOT_WON
+    is_better = better(metric) == "higher"
     for name, row in values.items():
         cells = [
             cell(value, bold=is_better and value is not None and value.mean == top)

@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from rats_video.evaluation.compared import BASE, TEACHER, ComparedRow, Cost, CurvePoint, MethodMean, WinRate
 from rats_video.evaluation.stats import crossed_ci95, mean_ci95
 from rats_video.evaluation.sweep import ArmScores
-from rats_video.evaluation.tables import MetricValue
+from rats_video.evaluation.tables import MetricValue, better
 
 IMITATION = "imitation"
-NOT_WON = {"saturation"}
-"""Measures of which more is not better."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +114,7 @@ def win_rates(judged: Sequence[Judged], rival: str = IMITATION) -> list[WinRate]
 def _rates(method: str, against: str, nfe: int, pairs: Sequence[tuple[ArmScores, ArmScores]]) -> list[WinRate]:
     shared = [
         name for name in pairs[0][0].metrics
-        if name not in NOT_WON and all(name in scores.metrics for scores in itertools.chain(*pairs))
+        if better(name) == "higher" and all(name in scores.metrics for scores in itertools.chain(*pairs))
     ]  # fmt: skip
     rates = []
     for name in shared:

@@ -65,10 +65,6 @@ class ArmScores:
         def every(values: Callable[[ArmScores], list[T]]) -> list[T]:
             return interleave([part for share in shares if (part := values(share))])
 
-        def rows(name: str) -> Tensor:
-            first = every(lambda s: list(s.features[name][: len(s.prompts)]))
-            return torch.stack(first + every(lambda s: list(s.features[name][len(s.prompts) :])))
-
         first = shares[0]
         return ArmScores(
             first.arm,
@@ -76,8 +72,8 @@ class ArmScores:
             every(lambda s: s.prompts),
             every(lambda s: s.seconds),
             {name: every(lambda s: s.metrics[name]) for name in first.metrics},  # noqa: B023  # used at once
-            every(lambda s: s.again),
-            {name: rows(name) for name in first.features},
+            every(lambda s: s.prompts + s.again)[sum(len(s.prompts) for s in shares) :],  # shared out as one list
+            {name: torch.stack(every(lambda s: list(s.features[name]))) for name in first.features},  # noqa: B023
         )
 
     def row(self) -> ArmRow:
