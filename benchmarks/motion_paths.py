@@ -46,6 +46,7 @@ REFL = "method={kind: refl, last_steps: 1}"
 ARMS: dict[str, tuple[str, ...]] = {
     "imitation": ("method={kind: imitation, shaping: {motion_weight: 0.5}}",),
     "rats": (),
+    "rats_x4": ("method.alpha=4",),
     "refl": (REFL,),
     "rats_pulled": (PULLED,),
     "refl_pulled": (REFL, PULLED),
@@ -110,8 +111,9 @@ class Judge:
         self.cfg, self.clip, self.prompts, self.seed = cfg, clip, list(prompts), seed
         self.measures = build_measures(cfg, pick_device("auto"))
 
-    def judge(self, model: Backbone, spec: SamplerSpec, given: Sequence[str]) -> Judged:
-        """Clips of the prompts `given`, measured by the prompts with their paths."""
+    def judge(self, model: Backbone, spec: SamplerSpec, given: Sequence[str], keep: int = NUM_DRAWN) -> Judged:
+        """Clips of the prompts `given`, measured by the prompts with their paths; the first `keep` are kept."""
+        print(f"judging {spec.num_steps} steps", flush=True)
         judged = Judged(spec.nfe)
         asked = iter(self.prompts)
         batch = self.cfg.evaluation.batch_size
@@ -124,7 +126,7 @@ class Judge:
                 # How it moves is the path's to say: what is left of adherence is how it looks.
                 found["look"] = torch.stack([found[name] for name in ("color", "shape", "background")]).mean(0)
                 judged.add(found | measure_paths(samples.videos, prompts))
-                judged.videos += [*samples.videos]
+                judged.videos += [video.clone() for video in samples.videos[: keep - len(judged.videos)]]
         return judged
 
     def swapped(self, judged: Judged) -> Judged:
@@ -184,7 +186,7 @@ def draw(prompts: Sequence[str], arms: dict[str, Judged], file: Path) -> None:
             if row == 0:
                 axis.set_title(f"{name}, {judged.nfe} calls", fontsize=7)
     figure.tight_layout(pad=0.3)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=80)
     plt.close(figure)
 
 
@@ -217,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
     judge = Judge(cfg, first.clip, prompts, options.seed)
     arms = {
-        "teacher": judge.judge(first.base, teacher, prompts),
+        "teacher": judge.judge(first.base, teacher, prompts, keep=len(prompts)),
         "base": judge.judge(first.base, SamplerSpec(STEPS, cfg.shift), prompts),
         **{arm: judge.judge(loaded.student, loaded.spec(STEPS), prompts) for arm, loaded in students.items()},
     }
