@@ -12,7 +12,21 @@ from typing import Annotated
 import typer
 
 import rats_video
-from rats_video.cli import calibrate, demo, distill, evaluate, export, plan, prepare, rewards, run, sample, train
+from rats_video.cli import (
+    calibrate,
+    compare,
+    demo,
+    distill,
+    evaluate,
+    export,
+    plan,
+    prepare,
+    report,
+    rewards,
+    run,
+    sample,
+    train,
+)
 from rats_video.cli.launch import OneVoice, leave_ending
 from rats_video.errors import REQUEUE, Interrupted, UserError, printable
 
@@ -28,6 +42,8 @@ app.command("sample", epilog=sample.EXAMPLE)(sample.sample)
 app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("prepare", epilog=prepare.EXAMPLE)(prepare.prepare)
 app.add_typer(train.app, name="train")
 app.add_typer(rewards.app, name="rewards")

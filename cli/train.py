@@ -89,6 +89,33 @@ def teacher(
     typer.echo("\n".join(run_train_teacher(**common)))
 
 
+@app.command(epilog="Example: `rats-video train paths --config tiny --output runs/tiny-paths`")
+def paths(
+    *,
+    config: ConfigOption = "tiny",
+    output: TrainFolderOption = None,
+    seed: ConfigSeedOption = None,
+    device: DeviceOption = "auto",
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Teach a Wan model to follow motion paths, on rendered shapes whose paths are known."""
+    check_exclusive(("--resume", resume), ("--overwrite", overwrite))
+    from rats_video.build.pretrain import run_train_paths
+
+    lines = run_train_paths(
+        config=config,
+        overrides=overrides or [],
+        output=run_folder(output, f"paths-{Path(config).stem}"),
+        seed=seed,
+        device=device,
+        resume=resume,
+        overwrite=overwrite,
+    )
+    typer.echo("\n".join(lines))
+
+
 @app.command(epilog="Example: `rats-video train reward --config tiny --output runs/reward`")
 def reward(
     *,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rats_video.config.distill import FilePrompts, PreparedPrompts, Prompts, ShapesPrompts
 from rats_video.datasets.cache import ClipCache
+from rats_video.datasets.motion_paths import prompts_with_paths
 from rats_video.datasets.prompt_rows import check_plain, read_prompts
 from rats_video.datasets.shapes import split_combinations
 from rats_video.errors import UserError
@@ -40,6 +41,8 @@ def load_prompts(cfg: Prompts) -> PromptSplit:
     match cfg:
         case ShapesPrompts():
             train, heldout = split_combinations()
+            if cfg.paths:
+                return PromptSplit(prompts_with_paths(train, cfg.paths), prompts_with_paths(heldout, cfg.paths))
             return PromptSplit(tuple(a.prompt for a in train), tuple(a.prompt for a in heldout))
         case FilePrompts(heldout=str(heldout)):
             return _of_two_files(cfg.train, heldout)

@@ -15,6 +15,7 @@ import torch
 from torch import Generator, Tensor
 
 from rats_video.errors import UserError
+from rats_video.motion_path import MARK
 from rats_video.types import ClipSpec
 
 COLORS: dict[str, tuple[float, float, float]] = {
@@ -42,6 +43,7 @@ SPEEDS: dict[str, tuple[float, float]] = {
     "fast": (2.0, 2.2),
 }  # pixels a frame, uniform in the range
 RADIUS = (10.0, 11.5)  # pixels, uniform: half the extent of the circle; the others are drawn to a similar area
+TRIANGLE_DROP = 0.3  # radii from the centre of the triangle's bounding box down to its centroid
 SHAPES_CLIP = ClipSpec(num_frames=17, height=64, width=64, fps=8.0)
 
 NUM_HELDOUT = 64
@@ -76,12 +78,12 @@ VOCABULARY = ("a", "moving", "on", "background", *itertools.chain.from_iterable(
 
 
 def parse_prompt(prompt: str) -> ShapeAttributes:
-    """Read a caption back.
+    """Read a caption back; a motion path behind it is nobody's word.
 
     Raises:
         UserError: the prompt is not a caption of this data set.
     """
-    words = prompt.lower().split()
+    words = prompt.lower().partition(MARK)[0].split()
     found = {name: [word for word in words if word in choices] for name, choices in WORDS.items()}
     wrong = [name for name, hits in found.items() if len(hits) != 1]
     if not wrong:
@@ -132,10 +134,11 @@ def render(
 
     progress = torch.linspace(0, 1, clip.num_frames)[None, :, None]
     centre = start[:, None] + progress * travel[:, None]  # [B, T, 2]
-    return _draw(attributes, centre.to(device), radius.to(device), clip)
+    return draw(attributes, centre.to(device), radius.to(device), clip)
 
 
-def _draw(attributes: Sequence[ShapeAttributes], centre: Tensor, radius: Tensor, clip: ClipSpec) -> Tensor:
+def draw(attributes: Sequence[ShapeAttributes], centre: Tensor, radius: Tensor, clip: ClipSpec) -> Tensor:
+    """Clips `[B, T, 3, height, width]` of shapes of radii `[B]` around centres `[B, T, 2]` (x, y), all in pixels."""
     device = centre.device
     x = torch.arange(clip.width, device=device)[None, None, None, :] + 0.5 - centre[..., 0, None, None]
     y = torch.arange(clip.height, device=device)[None, None, :, None] + 0.5 - centre[..., 1, None, None]
@@ -151,7 +154,7 @@ def _signed_distances(x: Tensor, y: Tensor, radius: Tensor) -> tuple[Tensor, Ten
     """Distance in pixels to the outline of circle, square and triangle (in the order of SHAPES), negative inside."""
     circle = (x.square() + y.square()).sqrt() - radius
     square = torch.maximum(x.abs(), y.abs()) - 0.89 * radius
-    y = y - 0.3 * radius  # centre the bounding box, not the centroid, on the path
+    y = y - TRIANGLE_DROP * radius  # centre the bounding box, not the centroid, on the path
     half, cos, sin = 0.6 * radius, 3**0.5 / 2, 0.5
     triangle = torch.maximum(torch.maximum(cos * x - sin * y, -cos * x - sin * y), y.expand_as(x + y)) - half
     return circle, square, triangle

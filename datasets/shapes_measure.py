@@ -125,6 +125,15 @@ def read_shapes(videos: Tensor) -> ShapeReadings:
     )
 
 
+@torch.no_grad()
+def read_paths(videos: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the object of clips `[B, T, 3, height, width]`: relative x, y `[B, T, 2]`; whether it is seen `[B, T]`."""
+    scenes = [_segment(part.float(), _border(part.float())) for part in videos.split(_CHUNK)]
+    height, width = videos.shape[-2:]
+    size = videos.new_tensor([width, height]) * (SHAPES_CLIP.width / min(height, width))
+    return torch.cat([s.centroid for s in scenes]) / size, torch.cat([s.present for s in scenes])
+
+
 def _read_chunk(videos: Tensor) -> ShapeReadings:
     border = _border(videos)
     scene = _segment(videos, border)

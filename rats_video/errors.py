@@ -28,6 +28,10 @@ class UserError(Exception):
         super().__init__(printable(f"{line} ({fix})" if fix else line))
 
 
+class BusyError(UserError):
+    """Another process works where this one would."""
+
+
 REQUEUE = 75
 """Exit code of a run that was asked to stop by SIGTERM or SIGUSR1 (EX_TEMPFAIL): a scheduler may start it again."""
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from rats_video.errors import UserError, warn
+from rats_video.errors import BusyError, UserError, warn
 
 HASHED_BYTES = 2**24  # at a time
 LOCK = ".lock"
@@ -118,7 +118,8 @@ def locked(folder: Path) -> Iterator[None]:
     warning.
 
     Raises:
-        UserError: another process works there, or the folder cannot be made.
+        BusyError: another process works there.
+        UserError: the folder cannot be made.
     """
     path, is_ours = folder / LOCK, not folder.exists()
     try:
@@ -141,7 +142,7 @@ def locked(folder: Path) -> Iterator[None]:
             warn("this file system has no locks: make sure that nothing else works in it", where=str(folder))
         if not is_free:
             file.seek(0)
-            raise UserError(
+            raise BusyError(
                 f"{file.read() or 'another process'} is working in it", where=str(folder),
                 fix="wait for it, or give another --output",
             )  # fmt: skip

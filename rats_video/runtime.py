@@ -117,6 +117,19 @@ class Runtime:
         """Everybody's results of `share`, in the order of the work."""
         return interleave(self.gather(list(mine)))
 
+    def equal_share(self, count: int) -> list[int]:
+        """Which of `count` clips are this context group's: as many as any other's, so some may come twice.
+
+        All make the same calls, as they must where weights are split.
+        """
+        each = -(-count // (self.trainers // self.context))
+        first = self.rank // self.context * each
+        return [index % count for index in range(first, first + each)]
+
+    def of_groups(self, values: Sequence[T]) -> Sequence[T]:
+        """One of the values of every context group, from those of all ranks."""
+        return values[:: self.context]
+
     # ---------------------------------------------------------------------------------------------------- agreement
 
     def gather(self, value: T) -> list[T]:
@@ -126,6 +139,14 @@ class Runtime:
         values: list[T] = [value] * self.trainers
         dist.all_gather_object(values, value, group=self._group)
         return values
+
+    def at_main(self, value: T) -> list[T]:
+        """The value of every rank, by rank, on the main one; nothing elsewhere."""
+        if self.trainers == 1:
+            return [value]
+        values: list[T] | None = [value] * self.trainers if self.is_main else None
+        dist.gather_object(value, values, dst=0, group=self._group)
+        return values or []
 
     def agree(self, value: T) -> T:
         """The main rank's value on all ranks."""

@@ -18,16 +18,17 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 LAYERS = (
     {"cli"},
     {"build"},
-    {"evaluation", "export", "inference", "planning", "preparation", "rivals", "training", "distill"},
+    {"evaluation", "export", "inference", "planning", "preparation", "reporting", "rivals", "training", "distill"},
     {"backbones", "rewards", "datasets"},
     {"diffusion", "config"},
-    {"assets", "files", "reading", "runtime", "seeds"},  # small tools everybody may use
+    {"assets", "files", "motion_path", "reading", "runtime", "seeds", "timing"},  # small tools everybody may use
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
 )
 NEIGHBOURS = LAYERS[2]  # may import one another, without a cycle
 SEES_PROTOCOLS_ONLY = {"distill": {"backbones", "rewards"}, "rivals": {"backbones", "rewards"}}
 HEAVY = {
-    "av", "decord", "diffusers", "gradio", "matplotlib", "tensorboard", "torchao", "transformers", "wandb", "xformers",
+    "av", "decord", "diffusers", "gradio", "matplotlib", "tensorboard", "torchao", "trackio", "transformers", "wandb",
+    "xformers",
 }  # fmt: skip
 MAX_FILE_LINES = 320  # aim at 300
 MAX_FUNCTION_LINES = 60

@@ -12,6 +12,7 @@ from rats_video.backbones.folder import read_index
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
+from rats_video.backbones.wan_paths import PATH_ENCODER, PathWanBackbone
 
 FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone, LTXBackbone, HunyuanVideoBackbone, CogVideoXBackbone)
 
@@ -22,8 +23,10 @@ def find_family(folder: Path) -> type[PipelineBackbone]:
     Raises:
         UserError: it is no pipeline, or of no family we know.
     """
-    name = read_index(folder, [name for family in FAMILIES for name in family.pipelines])["_class_name"]
-    return next(family for family in FAMILIES if name in family.pipelines)
+    index = read_index(folder, [name for family in FAMILIES for name in family.pipelines])
+    if index.get(PATH_ENCODER):  # stock diffusers loads such a folder as well, and leaves the paths out
+        return PathWanBackbone
+    return next(family for family in FAMILIES if index["_class_name"] in family.pipelines)
 
 
 def load_backbone(

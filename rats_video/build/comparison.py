@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rats_video.build.common import explain_memory, make_folder, start_runtime
+from rats_video.build.evaluate import build_measures
 from rats_video.build.inference import LoadedStudent, checked_prompts, in_turn, load_run, load_student
-from rats_video.build.reward import build_reward
 from rats_video.config.distill import DistillConfig
 from rats_video.datasets.prompts import load_prompts
 from rats_video.evaluation.sweep import Arm
 from rats_video.files import write_json
-from rats_video.inference.comparison import Panel, compose_comparison
+from rats_video.inference.comparison import Panel, compose_comparison, panel_boxes
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.video import slugify, write_mp4
 from rats_video.runtime import Runtime
@@ -54,30 +54,43 @@ def compare_files(
     seed: int,
     output: Path,
 ) -> list[str]:
-    """Sample the three columns with paired noise, score them and write one mp4 a prompt."""
+    """Sample the three columns with paired noise, measure them as `evaluate` does and write one mp4 a prompt.
+
+    `index.json` says of each file where in the picture every panel lies, what it cost and all it was measured at.
+    """
     make_folder(output)
-    reward = build_reward(cfg.reward, loaded.base.device, where="reward", clip=loaded.clip)
+    measures = build_measures(cfg, loaded.base.device)
     teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
     arms = [Arm("teacher", loaded.base, teacher), Arm("base", loaded.base, spec), Arm("student", loaded.student, spec)]
     share = runtime.share(len(prompts))
     columns: list[list[Panel]] = []
+    scores: dict[str, dict[str, list[float]]] = {}
     with ProgressBar("comparison", sum(arm.spec.nfe for arm in arms)) as progress:
         for arm in arms:
             panels: list[Panel] = []
             for samples in sample_videos(arm.backbone, prompts, loaded.clip, arm.spec, seed=seed, share=share):
-                scores = reward(samples.videos, samples.prompts).clip.tolist()
+                for measure in measures:
+                    for metric, values in measure(samples.videos, samples.prompts).items():
+                        scores.setdefault(metric, {}).setdefault(arm.name, []).extend(values.tolist())
+                cost = (arm.spec.num_steps, arm.spec.nfe, samples.seconds_per_clip)
+                rewards = scores["reward"][arm.name][-len(samples.videos) :]
                 panels += [
-                    Panel(arm.name, frames.cpu(), arm.spec.num_steps, arm.spec.nfe, samples.seconds_per_clip, score)
-                    for frames, score in zip(samples.videos, scores, strict=True)
+                    Panel(arm.name, frames.cpu(), *cost, score)
+                    for frames, score in zip(samples.videos, rewards, strict=True)
                 ]
             columns.append(panels)
             progress.advance(arm.spec.nfe)
     mine: list[dict[str, object]] = []
-    for index, *panels in zip(share, *columns, strict=True):
+    for place, (index, *panels) in enumerate(zip(share, *columns, strict=True)):
         prompt = prompts[index]
         name = f"{index:03d}-{slugify(prompt)}.mp4"
         write_mp4(compose_comparison(panels, prompt=prompt), output / name, fps=loaded.clip.fps)
-        mine.append({"file": name, "prompt": prompt, "seed": seed, "reward": {p.title: p.reward for p in panels}})
+        measured = {metric: {arm: values[place] for arm, values in arms.items()} for metric, arms in scores.items()}
+        shown = [
+            {"title": panel.title, "num_steps": panel.num_steps, "nfe": panel.nfe, "seconds": panel.seconds, "box": box}
+            for panel, box in zip(panels, panel_boxes(panels), strict=True)
+        ]
+        mine.append({"file": name, "prompt": prompt, "seed": seed, **measured, "panels": shown})
     rows = runtime.collect(mine)
     if runtime.is_main:
         write_json(output / "index.json", rows)

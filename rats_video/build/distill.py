@@ -26,6 +26,7 @@ from rats_video.build.compute import (
 from rats_video.build.dry_runs import Builders, can_plan, plan_of_run
 from rats_video.build.guard import SEED_OFFSET, build_guard
 from rats_video.build.method import build_method
+from rats_video.build.observers import build_observers
 from rats_video.build.parallel import serve_rewards, split_roles
 from rats_video.build.reward import build_judges, check_rewards
 from rats_video.config.compute import FullWeights, LoraWeights
@@ -41,6 +42,7 @@ from rats_video.rewards.remote import RemoteReward
 from rats_video.runtime import Runtime
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.trackers import check_trackers
 
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
@@ -163,6 +165,7 @@ def train_student(
     if cfg.parallel.shard and runtime.trainers == 1:
         raise UserError("one process has nobody to share the weights with", where="parallel.shard",
                         fix="start more with --gpus and --nodes, or set parallel.shard=false")  # fmt: skip
+    check_trackers(cfg.tracking.trackers)
     rows = runtime.rows(cfg.training.batch_size)
     cfg.training.parts(rows.stop - rows.start)
     # No name for the base: where both roles have weights of their own, its memory is free again.
@@ -176,10 +179,12 @@ def train_student(
         if not isinstance(method.reward, RemoteReward):  # whose own process has checked it
             everything = (*prompts.train, *prompts.heldout)
             judges = check_rewards(cfg, method.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
-        guard = None
-        if cfg.guard is not None:
+        if cfg.guard is not None or cfg.validation is not None:
             judges = judges or build_judges(cfg, method.reward, runtime.device)
+        guard = None
+        if cfg.guard is not None and judges is not None:
             guard = build_guard(cfg, cfg.guard, judges, prompts.heldout, run, runtime)
+        observers = build_observers(cfg, judges, student, prompts.heldout, run, guard, runtime)
         del judges  # what nobody needs any more makes room
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:
@@ -190,7 +195,7 @@ def train_student(
                 write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
             _record(cfg, run, student, runtime)
         runtime.wait()
-        train_loop(method, cfg, prompts.train, run, runtime, guard)
+        train_loop(method, cfg, prompts.train, run, runtime, guard, observers)
     finally:
         if isinstance(method.reward, RemoteReward):
             method.reward.close()

@@ -7,26 +7,42 @@ from pathlib import Path
 
 import torch
 
+from rats_video.backbones.base import PipelineBackbone
 from rats_video.build.common import explain_memory, make_folder, start_runtime
+from rats_video.build.features import build_looks, build_reference, once_more
 from rats_video.build.inference import LoadedStudent, in_turn, load_run, load_student
 from rats_video.build.reward import build_reward
 from rats_video.config.distill import DistillConfig, ShapesPrompts
 from rats_video.datasets.prompts import load_prompts
+from rats_video.evaluation.latency import latency_table, measure_latency
 from rats_video.evaluation.plots import plot_nfe_curve
+from rats_video.evaluation.sets import fill_sets, set_notes
 from rats_video.evaluation.sweep import (
     Arm,
     ArmScores,
     Measure,
     motion_measure,
+    path_measure,
     reward_measure,
     score_arm,
     shapes_measure,
 )
-from rats_video.evaluation.tables import headline, markdown_table, write_rows
+from rats_video.evaluation.tables import (
+    BESIDE,
+    DIRECTIONS_NOTE,
+    TEACHER,
+    ArmRow,
+    headline,
+    markdown_table,
+    only,
+    write_rows,
+)
 from rats_video.inference.sampler import SamplerSpec
-from rats_video.runtime import Runtime
+from rats_video.runtime import ALONE, Runtime
 from rats_video.training.progress import ProgressBar
 from rats_video.types import ClipSpec
+
+REFERENCE = "reference.safetensors"
 
 
 def run_evaluate(
@@ -54,7 +70,7 @@ def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
         heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
         measures.append(reward_measure("heldout_reward", heldout))
     if isinstance(cfg.prompts, ShapesPrompts):
-        measures.append(shapes_measure)
+        measures += [shapes_measure, path_measure] if cfg.prompts.paths else [shapes_measure]
     if cfg.clip.num_frames > 2:
         measures.append(motion_measure)
     return measures
@@ -63,25 +79,40 @@ def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
 def evaluate_files(
     cfg: DistillConfig, loaded: LoadedStudent, runtime: Runtime, *, seed: int, output: Path
 ) -> list[str]:
-    """Write evaluation.json, evaluation.md and nfe.png."""
+    """Write evaluation.json, evaluation.md and nfe.png, and keep the real clips' features in reference.safetensors."""
     make_folder(output)
     options = cfg.evaluation
     teacher = SamplerSpec(options.teacher_steps, cfg.shift, options.guidance_scale)
-    arms = [Arm("teacher", loaded.base, teacher)]
+    arms = [Arm(TEACHER, loaded.base, teacher)]
     arms += [Arm("base", loaded.base, SamplerSpec(nfe, cfg.shift)) for nfe in options.nfe]
     arms += [Arm("student", loaded.student, loaded.spec(nfe)) for nfe in options.nfe]
     prompts = in_turn(load_prompts(cfg.prompts).heldout, options.num_clips)
-    share = runtime.share(len(prompts))
-    scores = score_arms(cfg, arms, prompts, loaded.clip, seed=seed, share=share)
-    rows = [ArmScores.together(runtime.gather(arm)).row() for arm in scores]
+    scores = score_arms(cfg, arms, prompts, loaded.clip, seed=seed, runtime=runtime, reference=output / REFERENCE)
     if not runtime.is_main:
         return []
-    write_rows(rows, output / "evaluation.json")
+    rows = [score.row() for score in scores]
+    if options.latency_clips:
+        repeats = options.latency_clips
+        latencies = [measure_latency(arm, prompts[0], loaded.clip, repeats=repeats) for arm in arms]
+        rows = [row.model_copy(update={"latency": found}) for row, found in zip(rows, latencies, strict=True)]
+    return _write(rows, set_notes(scores), output, f"{len(prompts)} held-out clips an arm, seed {seed}; 95% intervals")
+
+
+def _write(rows: Sequence[ArmRow], notes: Sequence[str], output: Path, summary: str) -> list[str]:
+    """Write what was measured; returns the lines to show."""
+    notes = [DIRECTIONS_NOTE, *notes]
+    write_rows(rows, output / "evaluation.json", [summary, *notes])
     shown = [headline(row) for row in rows]
-    table = markdown_table(shown)
-    (output / "evaluation.md").write_text(table + "\n", encoding="utf-8")
-    plot_nfe_curve(rows, output / "nfe.png", metrics=list(shown[0].metrics))
-    return [*table.splitlines(), f"{len(prompts)} held-out clips an arm, seed {seed}; 95% intervals: {output}"]
+    tables = [markdown_table(shown)]
+    beside = [only(row, BESIDE) for row in rows]
+    if any(row.metrics for row in beside):
+        tables.append(markdown_table(beside))
+    tables += latency_table(rows)
+    text = "\n\n".join([*tables, "\n".join(f"- {note}" for note in [summary, *notes])])
+    (output / "evaluation.md").write_text(text + "\n", encoding="utf-8")
+    panels = (*shown[0].metrics, "fvd", "diversity_share", "pixel_diversity_share")
+    plot_nfe_curve(rows, output / "nfe.png", metrics=list(dict.fromkeys(panels)))
+    return ["\n\n".join(tables), "", *notes, f"{summary}: {output}"]
 
 
 def score_arms(
@@ -91,16 +122,35 @@ def score_arms(
     clip: ClipSpec,
     *,
     seed: int,
-    share: Sequence[int] | None = None,
+    runtime: Runtime = ALONE,
+    reference: Path | None = None,
 ) -> list[ArmScores]:
-    """Score all arms under one progress bar that counts network evaluations, which is what takes the time."""
-    measures = build_measures(cfg, arms[0].backbone.device)
-    batch_size = cfg.evaluation.batch_size
-    count = len(prompts if share is None else share)
-    with ProgressBar("evaluate", sum(arm.spec.nfe for arm in arms) * count) as progress:
-        return [
+    """Score all arms under one progress bar that counts network evaluations, which is what takes the time.
+
+    Args:
+        cfg: what is measured.
+        arms: at least one.
+        prompts: of the clips.
+        clip: their size.
+        seed: of the noise.
+        runtime: whose processes share the clips; all get every clip's scores, and the main one the metrics of sets.
+        reference: file that keeps the real clips' features, see `build_reference`; None keeps none.
+    """
+    backbone = arms[0].backbone
+    assert isinstance(backbone, PipelineBackbone)
+    measures, looks = build_measures(cfg, backbone.device), build_looks(cfg, backbone.device)
+    again = once_more(cfg, prompts)
+    share = runtime.share(len(prompts) + len(again))
+    with ProgressBar("evaluate", sum(arm.spec.nfe for arm in arms) * len(share)) as progress:
+        scores = [
             score_arm(
-                arm, prompts, clip, measures, seed=seed, batch_size=batch_size, share=share, advance=progress.advance
+                arm, prompts, clip, measures, seed=seed, batch_size=cfg.evaluation.batch_size, looks=looks,
+                again=again, share=share, advance=progress.advance,
             )
             for arm in arms
-        ]
+        ]  # fmt: skip
+    scores = [ArmScores.together(runtime.gather(arm)) for arm in scores]
+    if runtime.is_main:
+        real = "features" in looks and build_reference(cfg, looks["features"], backbone, clip, prompts, reference)
+        fill_sets(scores, real or None)
+    return scores

@@ -14,6 +14,7 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.load import FAMILIES
 from rats_video.backbones.lora import LORA_FILE
+from rats_video.backbones.wan_paths import PathWanBackbone
 from rats_video.build.common import check_free, explain_memory, pick_device
 from rats_video.build.evaluate import build_measures
 from rats_video.build.inference import load_run, load_student
@@ -35,6 +36,7 @@ from rats_video.export.verify import Difference, check
 from rats_video.files import replacing
 from rats_video.inference.sampler import clip_noise, sample_videos
 from rats_video.inference.student import CARD, StudentCard, load_card
+from rats_video.motion_path import split_path
 from rats_video.training.run_folder import RunFolder
 
 Format = Literal["diffusers", "lora", "comfyui", "merged", "int8", "fp8"]
@@ -157,6 +159,8 @@ def _write(
     if order.scale != 1:
         rescale(student, loaded.base, order.scale)
     prompts = _prompts(cfg, order.num_clips if order.kind in QUANTIZED else 1)
+    if isinstance(student, PathWanBackbone):  # stock pipelines know nothing of motion paths
+        prompts = tuple(split_path(prompt)[0] for prompt in prompts)
     videos = None
     if order.verify:
         batches = sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1)

@@ -25,18 +25,24 @@ def build_guard(
     cfg: DistillConfig, options: GuardConfig, judges: Judges, prompts: Sequence[str], run: RunFolder, runtime: Runtime
 ) -> Guard:
     """The guard with these options, on the first of the held-out prompts."""
+    return Guard(options, guard_clips(cfg, judges, prompts[: options.num_clips], runtime), run, runtime)
+
+
+def guard_clips(
+    cfg: DistillConfig, judges: Judges, prompts: Sequence[str], runtime: Runtime, num_steps: int | None = None
+) -> GuardClips:
+    """One clip a prompt, in `num_steps` student steps, else the first count it is trained for."""
     teacher = cfg.teacher
-    clips = GuardClips(
-        prompts=prompts[: options.num_clips],
+    return GuardClips(
+        prompts=prompts,
         clip=cfg.clip.spec,
-        spec=SamplerSpec(cfg.student.num_steps[0], cfg.shift),
+        spec=SamplerSpec(num_steps or cfg.student.num_steps[0], cfg.shift),
         teacher=SamplerSpec(teacher.num_steps, cfg.shift, teacher.guidance_scale),
         measures=guard_measures(cfg, judges, runtime.device),
         seed=cfg.seed + SEED_OFFSET,
         batch_size=cfg.evaluation.batch_size,
         latent_measures=[] if judges.latent is None else [_latent_measure(judges.latent)],
     )
-    return Guard(options, clips, run, runtime)
 
 
 def guard_measures(cfg: DistillConfig, judges: Judges, device: torch.device) -> list[Measure]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rats_video.config.distill import DistillConfig, FrozenTeacher
 from rats_video.config.dmd2 import Dmd2Method
 from rats_video.config.method import ImitationMethod, RatsMethod, ReflMethod
 from rats_video.config.policy import GrpoMethod, RtdmdMethod
-from rats_video.config.rivals import FakeScoreConfig
+from rats_video.config.rivals import ConsistencyMethod, DollarMethod, FakeScoreConfig, T2VTurboMethod
 from rats_video.distill.distribution import DistributionMatching
 from rats_video.distill.ema import update_ema
 from rats_video.distill.gate import build_gate
@@ -30,12 +31,15 @@ from rats_video.distill.teacher import TeacherSampler
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
 from rats_video.rewards.remote import Link, RemoteReward
+from rats_video.rivals.consistency import Consistency
 from rats_video.rivals.discriminator import Discriminator, build_head
 from rats_video.rivals.dmd2 import Dmd2
+from rats_video.rivals.dollar import Dollar
 from rats_video.rivals.grpo import Grpo
 from rats_video.rivals.imitation import Imitation
 from rats_video.rivals.refl import Refl
 from rats_video.rivals.rtdmd import Rtdmd
+from rats_video.rivals.t2v_turbo import T2VTurbo
 from rats_video.runtime import ALONE, Runtime
 
 NOT_SCORED = {"path": True, "head": True, "tokenizer": True, "chunk": True}
@@ -45,7 +49,7 @@ DECIDES = {".safetensors", ".json", ".txt", ".model"}
 """Files of a model's or a reward's folder that decide what it computes: weights, configuration, tokenizer."""
 
 
-def build_method(
+def build_method(  # noqa: PLR0911  # one a kind
     cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
 ) -> Method:
     """The objective, on roles that are there already.
@@ -69,6 +73,16 @@ def build_method(
             fake = build_fake_score(cfg, student, teacher)
             matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
             return Rtdmd(**players, method=method, matching=matching)
+        case ConsistencyMethod() as method:
+            num_batches = math.ceil(cfg.training.steps / cfg.teacher.reuse)
+            return Consistency(**_players(cfg, student, teacher, runtime), method=method, num_batches=num_batches)
+        case T2VTurboMethod() as method:
+            return T2VTurbo(**_players(cfg, student, teacher, runtime), method=method)
+        case DollarMethod() as method:
+            players = _players(cfg, student, teacher, runtime)
+            fake = build_fake_score(cfg, student, teacher)
+            matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
+            return Dollar(**players, method=method, matching=matching)
 
 
 def build_rats(

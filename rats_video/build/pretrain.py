@@ -1,4 +1,4 @@
-"""`train vae | teacher | reward`: how the embedded default is made."""
+"""`train vae | teacher | paths | reward`: how the embedded default is made."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.folder import load_parts
 from rats_video.backbones.load import load_backbone
 from rats_video.backbones.wan import WanBackbone
+from rats_video.backbones.wan_paths import PATH_ENCODER, PathWanBackbone, save_path_encoder
 from rats_video.build.common import claim_run, environment, load_seeded, pick_device, refuse_changes, working_in
 from rats_video.build.reward import build_reward, check_reward_prompts, latent_space
 from rats_video.config.distill import ShapesPrompts
 from rats_video.config.load import load_config, write_resolved
-from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.config.pretrain import (
+    LatentRewardTrainConfig,
+    PathTrainConfig,
+    RewardTrainConfig,
+    TeacherTrainConfig,
+    VaeConfig,
+)
 from rats_video.config.resume import changed_training
 from rats_video.config.schema import Config
 from rats_video.datasets.prompts import load_prompts
@@ -28,6 +35,7 @@ from rats_video.files import tidy, write_json
 from rats_video.inference.student import load_card
 from rats_video.training.latent_pool import Studio
 from rats_video.training.latent_reward import evaluate_latent_reward, train_latent_reward
+from rats_video.training.paths import train_paths
 from rats_video.training.resumable import forget
 from rats_video.training.reward import train_reward
 from rats_video.training.run_folder import CONFIG
@@ -118,6 +126,23 @@ def run_train_teacher(
             if record.is_file():
                 shutil.copy(record, output / "vae" / record.name)
                 break
+        return record_training(output, cfg, time.monotonic() - began, where, metrics)
+
+
+def run_train_paths(
+    *, config: str, output: Path, seed: int | None, device: str, overrides: Sequence[str], resume: bool, overwrite: bool
+) -> list[str]:
+    """`train paths`: a folder that `diffusers.WanPipeline` loads, and that follows motion paths where we load it."""
+    cfg = load_seeded(PathTrainConfig, config, group="paths", overrides=overrides, seed=seed)
+    where, began = pick_device(device), time.monotonic()
+    backbone = PathWanBackbone.from_base(resolve_folder(cfg.model, where="model"), where, cfg.seed)
+    backbone.latent_shape(cfg.clip.spec)
+    with training_in(cfg, output, "paths", resume=resume, overwrite=overwrite) as is_done:
+        if is_done:
+            return done_before(output)
+        learned, metrics = train_paths(cfg, backbone, output)
+        save_pipeline(learned, output, shift=cfg.shift)
+        save_path_encoder(learned.parts[PATH_ENCODER], output)
         return record_training(output, cfg, time.monotonic() - began, where, metrics)
 
 

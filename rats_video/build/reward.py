@@ -34,6 +34,8 @@ from rats_video.config.reward import (
     WordRewardConfig,
     single_rewards,
 )
+from rats_video.config.rivals import T2VTurboMethod
+from rats_video.errors import UserError
 from rats_video.files import weights_digest
 from rats_video.rewards.aesthetic_reward import AestheticReward
 from rats_video.rewards.clip_reward import ClipReward
@@ -44,12 +46,14 @@ from rats_video.rewards.image_reward import ImageReward
 from rats_video.rewards.latent_reward import LatentReward, LatentSpace, read_imitated
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.subject_reward import SubjectConsistency
-from rats_video.rewards.sum_reward import SumReward, terms_of
+from rats_video.rewards.sum_reward import SumReward, Term, terms_of
 from rats_video.rewards.temporal_reward import TemporalReward
 from rats_video.rewards.viclip_reward import ViClipReward
 from rats_video.rewards.video_align import VideoAlignReward, clip_fps
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import ClipSpec, LatentScorer, PromptChecker, Reward
+
+VIDEO_REWARD = "method.video_reward"
 
 
 def build_reward(  # noqa: C901, PLR0911, PLR0912  # one a kind
@@ -102,13 +106,22 @@ def _tokenizer(cfg: ClipScorer | ImageRewardConfig | ViClipConfig, where: str) -
 
 
 def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
-    """What a run trains on: the reward of pixels, or a latent reward.
+    """What a run trains on: the reward of pixels, alone or with T2V-Turbo's of the video, or a latent reward.
 
     Raises:
         UserError: it cannot be loaded, or was trained for other latents than this run's.
     """
     if not isinstance(cfg.reward, LatentRewardConfig):
-        return build_reward(cfg.reward, backbone.device, where="reward", clip=cfg.clip.spec)
+        reward = build_reward(cfg.reward, backbone.device, where="reward", clip=cfg.clip.spec)
+        if not isinstance(cfg.method, T2VTurboMethod) or cfg.method.video_reward is None:
+            return reward
+        video = build_reward(cfg.method.video_reward, backbone.device, where=VIDEO_REWARD, clip=cfg.clip.spec)
+        return SumReward({"image": Term(reward), "video": Term(video, cfg.method.video_weight)})
+    if isinstance(cfg.method, T2VTurboMethod) and cfg.method.video_reward is not None:
+        raise UserError(
+            "judges pixels, which a latent reward does not see", where=VIDEO_REWARD,
+            fix="set it to null, or choose a reward of pixels",
+        )  # fmt: skip
     here = latent_space(resolve_folder(cfg.model, where="model"), backbone, cfg.clip.spec)
     folder = resolve_folder(cfg.reward.path, where="reward.path")
 
@@ -198,7 +211,7 @@ def check_rewards(
     check_reward_prompts(reward, prompts)
     if judges.trained is not reward:
         check_reward_prompts(judges.trained, prompts)
-    for key, term in terms_of(reward, "reward").items():
+    for key, term in _loss_terms(cfg, reward).items():
         in_loss = cfg.method.uses_gradient and term.weight != 0
         found = self_test(
             term.reward, cfg.clip.spec, prompts,
@@ -211,3 +224,12 @@ def check_rewards(
         for key, term in terms_of(judges.heldout, "heldout_reward").items():
             self_test(term.reward, cfg.clip.spec, prompts, where=key, device=device, with_gradient=False)
     return judges
+
+
+def _loss_terms(cfg: DistillConfig, reward: Reward) -> dict[str, Term]:
+    """The terms of what a run trains on by their keys in its configuration."""
+    if isinstance(cfg.method, T2VTurboMethod) and cfg.method.video_reward is not None:
+        assert isinstance(reward, SumReward)
+        image, video = reward.terms.values()
+        return terms_of(image.reward, "reward") | terms_of(video.reward, VIDEO_REWARD)
+    return terms_of(reward, "reward")

@@ -12,6 +12,7 @@ from rats_video.config.guard import GuardConfig
 from rats_video.config.method import Method, RatsMethod
 from rats_video.config.objective import WITH_GRADIENT
 from rats_video.config.reward import LatentRewardConfig, RewardConfig
+from rats_video.config.rivals import T2VTurboMethod
 from rats_video.config.schema import (
     ClipConfig,
     Config,
@@ -23,6 +24,7 @@ from rats_video.config.schema import (
     Seed,
     SolverSteps,
 )
+from rats_video.config.watching import TrackingConfig, ValidationConfig
 from rats_video.errors import UserError
 
 
@@ -30,6 +32,7 @@ class ShapesPrompts(Config):
     """Captions of the synthetic shapes, with their fixed split."""
 
     kind: Literal["shapes"] = "shapes"
+    paths: int = Field(0, ge=0, le=64, description="prompts of each caption, each with a motion path; 0: captions only")
 
 
 class FilePrompts(Config):
@@ -170,6 +173,37 @@ class ComparisonConfig(Config):
     num_videos: NumClips = 6
 
 
+class ShapesFeatures(Config):
+    """Log-odds of a word reward that ships with the package (19 numbers): sees the shapes' words and damages alone."""
+
+    kind: Literal["shapes"]
+    path: str = Field("shapes-reward-heldout", description="folder of a word reward, or the name of an embedded one")
+
+
+class I3dFeatures(Config):
+    """Logits of I3D on Kinetics-400 (400 numbers): the network of the published Frechet video distances."""
+
+    kind: Literal["i3d"]
+    path: str = Field("models/I3D-Kinetics400", description="rgb_imagenet.pt as `rats-video rewards convert` leaves it")
+
+
+class VideoMaeFeatures(Config):
+    """Mean token of a VideoMAE (768 numbers for the base model): more for motion than I3D (arXiv 2404.12391)."""
+
+    kind: Literal["videomae"]
+    path: str = Field("models/videomae-base", description="folder of a hub download")
+
+
+Features = Annotated[ShapesFeatures | I3dFeatures | VideoMaeFeatures, Field(discriminator="kind")]
+
+
+class DiversityConfig(Config):
+    """More clips of the same prompts from other noise: does a prompt still give more than one clip?"""
+
+    prompts: NumClips = Field(16, description="of the held-out prompts that are evaluated, the first ones")
+    clips: int = Field(2, ge=2, le=1000, description="of each; the first is there anyway")
+
+
 class EvaluationConfig(Config):
     """`evaluate`."""
 
@@ -178,6 +212,9 @@ class EvaluationConfig(Config):
     batch_size: NumClips = 32
     teacher_steps: SolverSteps = 50
     guidance_scale: PositiveFloat = 3.0
+    features: Features | None = Field(None, description="in what Frechet video distance is taken; null leaves it out")
+    diversity: DiversityConfig | None = Field(DiversityConfig(), description="null leaves it out")
+    latency_clips: int = Field(3, ge=0, le=1000, description="clips sampled alone to time each arm; 0 leaves it out")
 
 
 class DistillConfig(Config):
@@ -203,6 +240,8 @@ class DistillConfig(Config):
     training: TrainingConfig
     compute: ComputeConfig = ComputeConfig()
     parallel: ParallelConfig = ParallelConfig()
+    validation: ValidationConfig | None = None
+    tracking: TrackingConfig = TrackingConfig()
     comparison: ComparisonConfig = ComparisonConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
@@ -223,12 +262,16 @@ class DistillConfig(Config):
             )
         if min(self.student.num_steps) < self.method.least_steps:
             raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
+        if self.method.uses_path and isinstance(self.teacher, FrozenTeacher) and self.teacher.cache:
+            raise ValueError(f"{self.method.kind} uses all of the teacher's path, unstored: set teacher.cache=null")
         return self
 
     @model_validator(mode="after")
     def _latents_stay_at_home(self) -> Self:
         if self.parallel.reward_ranks and isinstance(self.reward, LatentRewardConfig):
             raise ValueError("a latent reward is small and computes beside the student: set parallel.reward_ranks=0")
+        if self.parallel.reward_ranks and isinstance(self.method, T2VTurboMethod) and self.method.video_reward:
+            raise ValueError("a reward rank has one reward, not method.video_reward too: set parallel.reward_ranks=0")
         return self
 
     def evaluations(self, num_steps: int) -> float:

@@ -55,6 +55,15 @@ def load_config(model: type[ModelT], name_or_path: str, *, group: str, overrides
         raise explain(error, model, merged, [*layers, *changes]) from None
 
 
+def read_tree(path: Path) -> Tree:
+    """What a config file says itself: checked against no model, and what it extends is not read.
+
+    Raises:
+        UserError: it cannot be read, or holds no YAML mapping.
+    """
+    return _read_mapping(path, str(path), asked_by="")
+
+
 def dump_config(config: BaseModel) -> str:
     """YAML of every value, defaults included; loads back to an equal config."""
     return yaml.dump(config.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, width=120)

@@ -9,6 +9,7 @@ from pydantic import Field
 from rats_video.config.dmd2 import Dmd2Method
 from rats_video.config.objective import WITH_GRADIENT, MethodConfig
 from rats_video.config.policy import GrpoMethod, PolicyConfig, RtdmdMethod
+from rats_video.config.rivals import ConsistencyMethod, DollarMethod, T2VTurboMethod
 from rats_video.config.schema import Config, NonNegativeFloat, PositiveFloat, PositiveInt
 
 
@@ -113,6 +114,9 @@ Method = Annotated[
     | ReflMethod
     | GrpoMethod
     | RtdmdMethod
-    | Dmd2Method,
+    | Dmd2Method
+    | ConsistencyMethod
+    | T2VTurboMethod
+    | DollarMethod,
     Field(discriminator="kind"),
 ]  # fmt: skip

@@ -33,6 +33,9 @@ class MethodConfig(Config):
     least_steps: ClassVar[int] = 1
     """Solver steps without which nothing would be learned."""
 
+    uses_path: ClassVar[bool] = False
+    """Whether all points of the teacher's rollouts are asked for."""
+
     drift_weight: NonNegativeFloat = Field(
         0.0, description="pull of the weights towards where they started: half this times the squared distance"
     )

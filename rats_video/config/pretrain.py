@@ -1,4 +1,4 @@
-"""Configuration of `rats-video train vae | teacher | reward`."""
+"""Configuration of `rats-video train vae | teacher | paths | reward`."""
 
 from __future__ import annotations
 
@@ -104,6 +104,26 @@ class TeacherTrainConfig(Config):
     eval_clips: NumClips = 64
     eval_steps: SolverSteps = 50
     guidance_scale: PositiveFloat = 3.0
+
+
+class PathTrainConfig(Config):
+    """Root of `train paths`: flow matching on rendered shapes that move along given paths."""
+
+    seed: Seed = 0
+    clip: ClipConfig = ClipConfig()
+    model: str = Field("tiny-wan", description="pipeline folder or embedded name that learns to follow paths")
+    num_clips: NumClips = Field(4096, description="clips rendered and encoded once")
+    batch_size: NumClips = 32
+    steps: PositiveInt = 3000
+    checkpoint_every: PositiveInt = Field(300, description="steps")
+    optimizer: OptimizerConfig
+    shift: PositiveFloat = Field(3.0, description="sigma grid shift, in training and in the saved scheduler")
+    prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of clips trained on the empty prompt, no path")
+    path_dropout: float = Field(0.1, ge=0, lt=1, description="share of the others trained on their caption alone")
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    eval_clips: NumClips = 64
+    eval_steps: SolverSteps = 50
+    guidance_scale: PositiveFloat = 2.0
 
 
 class RewardTrainConfig(Config):

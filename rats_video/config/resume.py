@@ -12,8 +12,8 @@ from rats_video.config.distill import DistillConfig
 from rats_video.config.explain import KIND
 
 FREE = {
-    # how it is planned, shared out and judged
-    "architecture", "parallel", "comparison", "evaluation", "heldout_reward",
+    # how it is planned, shared out, looked at and judged
+    "architecture", "parallel", "validation", "tracking", "comparison", "evaluation", "heldout_reward",
     "training.checkpoint_every", "training.keep_checkpoints", "training.max_skipped", "training.faults",
     # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
     "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile",
@@ -46,6 +46,26 @@ def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
         free = free - {"heldout_reward"}
         free = free | WATCH if {before.guard.on_alarm, after.guard.on_alarm} == {"warn"} else free
     return list(_differences(before.model_dump(), after.model_dump(), "", free))
+
+
+def deciding(cfg: DistillConfig) -> dict[str, Any]:
+    """The configuration without defaults and without the keys that decide nothing of what is learned.
+
+    A key that a later version brings, at its default, changes nothing of it.
+    """
+    pruned: dict[str, Any] = _pruned(cfg.model_dump(mode="json", exclude_defaults=True), "")
+    return pruned
+
+
+def _pruned(tree: Any, path: str) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    below = {key: f"{path}.{key}".removeprefix(".") for key in tree}
+    return {
+        key: _pruned(value, below[key])
+        for key, value in tree.items()
+        if not any(fnmatchcase(below[key], pattern) for pattern in FREE)
+    }
 
 
 def _differences(old: Any, new: Any, path: str, free: set[str]) -> Iterator[str]:

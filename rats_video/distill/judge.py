@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from rats_video.timing import phase
 from rats_video.types import Backbone, LatentScorer, Reward, RewardScores
 
 
+@phase("reward")
 def judge(
     reward: Reward, backbone: Backbone, latents: Tensor, prompts: Sequence[str], grad_frames: range | None = None
 ) -> RewardScores:

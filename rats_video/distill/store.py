@@ -70,7 +70,9 @@ class DiskGuideStore:
         tensors |= {f"part.{name}": part for name, part in scores.parts.items()} | {"clip": scores.clip}
         if scores.frames is not None:
             tensors["frames"] = scores.frames
-        header = {"sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts)}
+        header = {
+            "sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts), "seconds": guide.seconds
+        }  # fmt: skip
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in host.values()):
             return  # what went wrong once must not come back for ever
@@ -92,4 +94,5 @@ def _guide(tensors: dict[str, Tensor], header: dict[str, Any]) -> Guide:
     latents = tuple(tensors[f"latents.{k}"] for k in range(len(header["sigmas"])))
     parts = {name: tensors[f"part.{name}"] for name in header["parts"]}
     scores = RewardScores(tensors["clip"], tensors.get("frames"), parts)
-    return Guide(Trajectory(tuple(header["sigmas"]), latents, header["nfe"]), scores)
+    path = Trajectory(tuple(header["sigmas"]), latents, header["nfe"])
+    return Guide(path, scores, header.get("seconds", 0.0))  # rollouts of before do not say

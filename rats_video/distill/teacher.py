@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,15 +16,20 @@ from rats_video.diffusion.rollout import rollout
 from rats_video.distill.ema import update_ema
 from rats_video.distill.horizon import at_horizons, match_horizons
 from rats_video.distill.judge import judge
+from rats_video.timing import phase
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, TextCondition, Trajectory
 
 
 @dataclass(frozen=True)
 class Guide:
-    """A teacher rollout as the student sees it: latents at the student's noise levels, and how the clip scores."""
+    """A teacher rollout as the student sees it: latents at the student's noise levels, and how the clip scores.
+
+    `seconds` is what it took to make, where it was made for a store.
+    """
 
     trajectory: Trajectory
     scores: RewardScores
+    seconds: float = 0.0
 
 
 class GuideStore(Protocol):
@@ -61,7 +68,9 @@ class TeacherSampler:
         self._negative = backbone.encode_text([""])
         self._index = -1
         self._guides: dict[int, Guide] = {}  # of this batch, by part
+        self._paths: dict[int, Trajectory] = {}  # likewise
         self._updates = 0
+        self._saved_seconds = 0.0
 
     @property
     def guidance_scale(self) -> float:
@@ -73,41 +82,70 @@ class TeacherSampler:
                 progress = min(1.0, self._updates / max(1, self.cfg.guidance_fade_steps))
                 return self.cfg.guidance_scale + progress * (self.cfg.guidance_end - self.cfg.guidance_scale)
 
+    @phase("teacher")
     @torch.no_grad()
     def guide(self, batch: PromptBatch) -> Guide:
         """The rollout for a batch; one rollout serves all the updates that see the same batch."""
-        if batch.index != self._index:
-            self._index, self._guides = batch.index, {}
+        self._forget_other_batches(batch.index)
         if batch.part in self._guides:
             return self._guides[batch.part]
-        guide = self._store.load(batch) if self._store else None
-        if guide is None:
-            guide = self._roll_out(batch)
-            if self._store:
-                self._store.save(batch, guide)
+        if self._store is None:
+            guide = self._judged_rollout(batch)
+        elif (found := self._store.load(batch)) is not None:
+            guide = found
+            self._saved_seconds += found.seconds
+        else:
+            began = time.perf_counter()
+            guide = self._judged_rollout(batch)
+            if batch.noise.is_cuda:
+                torch.cuda.synchronize()
+            guide = replace(guide, seconds=time.perf_counter() - began)
+            self._store.save(batch, guide)
         self._guides[batch.part] = guide
         return guide
 
+    def take_saved_seconds(self) -> float:
+        """What the rollouts found in the store since the last call had taken to make."""
+        saved, self._saved_seconds = self._saved_seconds, 0.0
+        return saved
+
+    @torch.no_grad()
+    def path(self, batch: PromptBatch) -> Trajectory:
+        """Every point of the rollout for a batch, its noise first; kept like `guide`, never judged and never stored."""
+        self._forget_other_batches(batch.index)
+        if batch.part not in self._paths:
+            sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
+            self._paths[batch.part] = self._rollout(batch, sigmas, keep=range(len(sigmas)))
+        return self._paths[batch.part]
+
+    def _forget_other_batches(self, index: int) -> None:
+        if index != self._index:
+            self._index, self._guides, self._paths = index, {}, {}
+
+    @phase("teacher")
     def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
         """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
         if self.guidance_scale == 1.0:
             return self.backbone.velocity(latents, sigma, text)
         return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, text)
 
-    def _roll_out(self, batch: PromptBatch) -> Guide:
+    def _judged_rollout(self, batch: PromptBatch) -> Guide:
         sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
         horizons = match_horizons(self.backbone.sigmas(batch.num_steps, self._shift), sigmas)
-        path = rollout(
+        path = self._rollout(batch, sigmas, horizons.keep)
+        scores = judge(self._reward, self.backbone, path.x0, batch.prompts)
+        return Guide(at_horizons(path, horizons.sigmas), scores)
+
+    def _rollout(self, batch: PromptBatch, sigmas: Tensor, keep: Collection[int]) -> Trajectory:
+        return rollout(
             self.backbone.velocity,
             batch.noise,
             sigmas,
             self.backbone.encode_text(batch.prompts),
             negative=self._negative,
             guidance_scale=self.guidance_scale,
-            keep=horizons.keep,
+            keep=keep,
         )
-        scores = judge(self._reward, self.backbone, path.x0, batch.prompts)
-        return Guide(at_horizons(path, horizons.sigmas), scores)
 
     def follow(self, student: Backbone, updates: int, *, resumed: bool = False) -> None:
         """After the student's `updates`-th optimizer step: an EMA teacher moves after it, a frozen one stays.

@@ -27,7 +27,8 @@ class Cost(_Frozen):
     Args:
         updates: of the student.
         evaluations: network evaluations of all updates and clips; one with gradient counts three.
-        seconds: wall time of all updates, on the machine and under the load that it happened to have.
+        seconds: wall time of all updates, on the machine and under the load that it happened to have; of a teacher
+            rollout that was found stored, what it had taken to make.
         peak_bytes: of device memory; None where it is not counted (CPU).
     """
 
@@ -48,10 +49,30 @@ class ComparedRow(_Frozen):
     cost: Cost | None
 
 
+class MethodMean(_Frozen):
+    """One method at one NFE over its seeds, with 95% intervals over prompts and seeds (`stats.crossed_ci95`).
+
+    `num_seeds` is 0 for teacher and base, and their intervals are over prompts alone, as with one seed.
+    """
+
+    method: str
+    nfe: int = Field(ge=1)
+    num_steps: int = Field(ge=1)
+    num_seeds: int = Field(ge=0)
+    metrics: dict[str, MetricValue]
+
+
+class CurvePoint(MethodMean):
+    """A method's students on their way; `cost` is the mean of what they had cost by then."""
+
+    cost: Cost
+
+
 class WinRate(_Frozen):
     """How often a method's clip scores higher than another's on the same prompt and noise; a tie is half a win.
 
-    `rate` is the mean over all seeds' clips, `ci95` its half-width over prompts.
+    `rate` is the mean over all seeds' clips, `ci95` its half-width over prompts and seeds; None where it is unknown. Of
+    two methods, students of the same seed meet.
     """
 
     method: str
@@ -67,7 +88,13 @@ class Compared(_Frozen):
 
     settings: dict[str, str | int | float | list[int] | list[str]]
     rows: list[ComparedRow]
+    means: list[MethodMean] = []
+    curve: list[CurvePoint] = []
     wins: list[WinRate] = []
+
+    def mean_of(self, method: str, nfe: int | None = None) -> MethodMean | None:
+        """A method's mean at an NFE, or its first; None where it is missing."""
+        return next((each for each in self.means if each.method == method and nfe in {None, each.nfe}), None)
 
 
 def write_compared(compared: Compared, path: Path) -> None:

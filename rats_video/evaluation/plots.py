@@ -21,6 +21,7 @@ _OTHER_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P")  # shape tells the arms apart without colour
 INK, _FAINT = "#333333", "#E3E3E3"
 _DPI = 150
+_PANELS = 4  # side by side
 _SHAPING = "shaping/"
 _SHOWN = {"reward/teacher": "teacher", "reward/student": "student"}
 
@@ -41,7 +42,7 @@ def crossing_step(student: Sequence[float], teacher: Sequence[float], window: in
     """
     if len(student) != len(teacher):
         raise ValueError(f"rewards must pair up: got {len(student)} and {len(teacher)}")
-    pairs = zip(_trailing_mean(student, window), _trailing_mean(teacher, window), strict=True)
+    pairs = zip(trailing_mean(student, window), trailing_mean(teacher, window), strict=True)
     first_full = min(window, len(student)) - 1
     return next((index for index, (ours, theirs) in enumerate(pairs) if index >= first_full and ours > theirs), None)
 
@@ -84,7 +85,8 @@ def plot_nfe_curve(
     Args:
         rows: the result table; arm "teacher" is the band, every other arm a line.
         path: the image to write; its suffix picks the format.
-        metrics: a panel each; those that no row holds are left out.
+        metrics: a panel each, four in a line; those that no row holds are left out. Titles mark what is not the higher
+            the better: ↓ the lower, ≈ the nearer to the teacher's.
 
     Raises:
         UserError: no row holds any of the metrics, or the file cannot be written.
@@ -94,8 +96,10 @@ def plot_nfe_curve(
         raise UserError(f"the table holds none of the metrics {', '.join(metrics)}", where=str(path))
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.5 * len(shown) + 0.4, 3.7), layout="constrained", facecolor="white")
-    axes = [figure.add_subplot(1, len(shown), index + 1) for index in range(len(shown))]
+    lines = -(-len(shown) // _PANELS)
+    columns = -(-len(shown) // lines)
+    figure = Figure(figsize=(3.5 * columns + 0.4, 3.3 * lines + 0.4), layout="constrained", facecolor="white")
+    axes = [figure.add_subplot(lines, columns, index + 1) for index in range(len(shown))]
     for axis, name in zip(axes, shown, strict=True):
         _draw_metric(axis, [row for row in rows if name in row.metrics], name)
     entries: dict[str, Any] = {}
@@ -117,11 +121,11 @@ def plot_nfe_curve(
 def _draw_rewards(axis: Any, rows: Sequence[Mapping[str, float]], shown: Mapping[str, str]) -> None:
     """Raw traces faint, smoothed ones on top, the crossing marked."""
     steps, series = _series(rows, *shown)
-    window = _smoothing_window(len(steps))
+    window = smoothing_window(len(steps))
     for values, label in zip(series, shown.values(), strict=True):
         color = TEACHER if label == "teacher" else STUDENT
         axis.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
-        axis.plot(steps, _trailing_mean(values, window), color=color, linewidth=2.0, label=label)
+        axis.plot(steps, trailing_mean(values, window), color=color, linewidth=2.0, label=label)
     crossing = crossing_step(series[1], series[0], window) if len(series) > 1 else None
     if crossing is not None:
         step = steps[crossing]
@@ -148,7 +152,7 @@ def _draw_gate(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
     """The mean gate weight, 1 = full guidance by the teacher."""
     steps, (weight,) = _series(rows, "gate/weight")
     axis.plot(steps, weight, color=_GATE, alpha=0.25, linewidth=0.8)
-    axis.plot(steps, _trailing_mean(weight, _smoothing_window(len(steps))), color=_GATE, linewidth=2.0)
+    axis.plot(steps, trailing_mean(weight, smoothing_window(len(steps))), color=_GATE, linewidth=2.0)
     axis.set_ylim(-0.03, 1.03)
     axis.set_yticks((0, 0.5, 1))
     style_axis(axis, title="Gate weight on shaping")
@@ -161,7 +165,7 @@ def _draw_shaping(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
     horizons = _horizons(rows)
     for index, key in enumerate(horizons):
         steps, (loss,) = _series(rows, key)
-        smooth = _trailing_mean(loss, _smoothing_window(len(steps)))
+        smooth = trailing_mean(loss, smoothing_window(len(steps)))
         positive = [value if value > 0 else math.nan for value in smooth]
         color = colormaps["viridis"](0.05 + 0.8 * index / max(1, len(horizons) - 1))
         label = f"σ = {float(key.removeprefix(_SHAPING)):.3g}"  # noqa: RUF001
@@ -217,7 +221,8 @@ def _draw_metric(axis: Any, rows: Sequence[ArmRow], name: str) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_xlim(present[0] / 1.18, present[-1] * 1.18)
-    style_axis(axis, title=metric_title(name).capitalize(), xlabel="network evaluations (NFE)")
+    title = metric_title(name)
+    style_axis(axis, title=title[0].upper() + title[1:], xlabel="network evaluations (NFE)")
 
 
 def style_axis(axis: Any, *, title: str, xlabel: str = "") -> None:
@@ -255,12 +260,12 @@ def _horizons(rows: Sequence[Mapping[str, float]]) -> list[str]:
     return sorted(numbers, key=lambda key: numbers[key], reverse=True)
 
 
-def _smoothing_window(num_values: int) -> int:
+def smoothing_window(num_values: int) -> int:
     """A twentieth of the run: short enough to follow the curve, long enough to see it."""
     return min(max(1, num_values // 20), 50)
 
 
-def _trailing_mean(values: Sequence[float], window: int) -> list[float]:
+def trailing_mean(values: Sequence[float], window: int) -> list[float]:
     """Mean of the last `window` values at each place, of fewer at the start."""
     if window < 1:
         raise ValueError(f"window must be at least 1, got {window}")

@@ -80,6 +80,51 @@ def paired_difference(
     return mean_ci95([a - b for a, b in zip(a_numbers, b_numbers, strict=True)], groups)
 
 
+def crossed_ci95(runs: Sequence[Sequence[float] | Tensor], groups: Sequence[Hashable] | None = None) -> Estimate:
+    """Mean over runs that were all scored on the same clips, with its 95% interval over both prompts and runs.
+
+    Another set of prompts would give another mean, and so would another training: the two-way layout without
+    replication, both factors random. With the mean squares of prompts, runs and their interaction the variance of the
+    grand mean is `(MS_prompts + MS_runs - MS_interaction) / (runs * prompts)`, here at least that of either factor
+    alone; degrees of freedom by Satterthwaite. A single run says nothing of others: then as `mean_ci95`.
+
+    Args:
+        runs: S times N scores, clip by clip in the same order: one row a training seed.
+        groups: as in `mean_ci95`.
+
+    Raises:
+        ValueError: as `mean_ci95`, or the rows differ in length.
+    """
+    rows = [_finite_floats(run) for run in runs]
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError(f"runs must be scored on the same clips: got {[len(row) for row in rows]}")
+    if groups is not None:
+        rows = [_group_means(row, groups) for row in rows]
+    if len(rows) == 1:
+        return mean_ci95(rows[0])
+    num_runs, num_prompts = len(rows), len(rows[0])
+    of_runs = [math.fsum(row) / num_prompts for row in rows]
+    of_prompts = [math.fsum(column) / num_runs for column in zip(*rows, strict=True)]
+    mean = math.fsum(of_runs) / num_runs
+    if num_prompts == 1:
+        return Estimate(mean=mean, ci95=math.inf, num=1)
+    runs_ms = num_prompts * math.fsum((value - mean) ** 2 for value in of_runs) / (num_runs - 1)
+    prompts_ms = num_runs * math.fsum((value - mean) ** 2 for value in of_prompts) / (num_prompts - 1)
+    both = (num_runs - 1) * (num_prompts - 1)
+    both_ms = math.fsum(
+        (row[i] - of_run - of_prompts[i] + mean) ** 2
+        for row, of_run in zip(rows, of_runs, strict=True)
+        for i in range(num_prompts)
+    ) / both  # fmt: skip
+    total = max(prompts_ms + runs_ms - both_ms, prompts_ms, runs_ms)
+    if total == 0:
+        return Estimate(mean=mean, ci95=0.0, num=num_prompts)
+    spread = prompts_ms**2 / (num_prompts - 1) + runs_ms**2 / (num_runs - 1) + both_ms**2 / both
+    degrees = max(1, int(total**2 / spread))
+    half = t_quantile95(degrees) * math.sqrt(total / (num_runs * num_prompts))
+    return Estimate(mean=mean, ci95=half, num=num_prompts)
+
+
 def share_ci95(share: float, num: int) -> tuple[float, float]:
     """The 95% interval of a share seen in `num` independent units (Wilson, 1927): of some width even at 0 and 1."""
     z = NormalDist().inv_cdf((1 + _LEVEL) / 2)

@@ -11,13 +11,16 @@ from torch import Tensor
 
 from rats_video.evaluation.stats import mean_ci95
 from rats_video.evaluation.tables import ArmRow, MetricValue
-from rats_video.inference.sampler import SamplerSpec, sample_videos
+from rats_video.inference.sampler import SamplerSpec, Samples, sample_videos
+from rats_video.motion_path import MARK
 from rats_video.runtime import interleave
 from rats_video.types import Backbone, ClipSpec, Reward
 
 T = TypeVar("T")
 Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""`(videos, prompts) -> named scores [B]`, higher is better; of saturation what is near the teacher's."""
+"""`(videos, prompts) -> named scores [B]`; `tables.better` says which of them are to be high."""
+Look = Callable[[Tensor], Tensor]
+"""`videos -> features [B, D]`, by which clips are compared."""
 
 
 @dataclass(frozen=True)
@@ -31,34 +34,57 @@ class Arm:
 
 @dataclass
 class ArmScores:
-    """Raw scores of an arm, clip by clip: `metrics` maps a name to N values."""
+    """Raw scores of an arm, clip by clip.
+
+    Args:
+        arm: its name.
+        spec: how it was sampled.
+        prompts: of the N clips.
+        seconds: wall time of each.
+        metrics: N values a name.
+        again: prompts of M more clips, of which only features are kept.
+        features: `[N + M, D]` a name.
+        sets: what only the clips together tell (see `sets.fill_sets`).
+        reference: what the set is held against, for people.
+    """
 
     arm: str
     spec: SamplerSpec
     prompts: list[str] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     metrics: dict[str, list[float]] = field(default_factory=dict)
+    again: list[str] = field(default_factory=list)
+    features: dict[str, Tensor] = field(default_factory=dict)
+    sets: dict[str, MetricValue] = field(default_factory=dict)
+    reference: str = ""
 
     @staticmethod
     def together(shares: Sequence[ArmScores]) -> ArmScores:
         """The scores of all clips from those that each process has of its share, the first clip in the first."""
 
         def every(values: Callable[[ArmScores], list[T]]) -> list[T]:
-            return interleave([values(share) for share in shares if share.prompts])
+            return interleave([part for share in shares if (part := values(share))])
 
         first = shares[0]
-        metrics = {name: every(lambda share: share.metrics[name]) for name in first.metrics}  # noqa: B023  # used at once
-        return ArmScores(first.arm, first.spec, every(lambda s: s.prompts), every(lambda s: s.seconds), metrics)
+        return ArmScores(
+            first.arm,
+            first.spec,
+            every(lambda s: s.prompts),
+            every(lambda s: s.seconds),
+            {name: every(lambda s: s.metrics[name]) for name in first.metrics},  # noqa: B023  # used at once
+            every(lambda s: s.prompts + s.again)[sum(len(s.prompts) for s in shares) :],  # shared out as one list
+            {name: torch.stack(every(lambda s: list(s.features[name]))) for name in first.features},  # noqa: B023
+        )
 
     def row(self) -> ArmRow:
-        """Means with 95% intervals over prompts."""
+        """Means with 95% intervals over prompts, then what the clips together tell."""
         return ArmRow(
             arm=self.arm,
             num_steps=self.spec.num_steps,
             nfe=self.spec.nfe,
             num_clips=len(self.prompts),
             seconds_per_clip=sum(self.seconds) / len(self.seconds),
-            metrics={name: MetricValue.of(mean_ci95(v, self.prompts)) for name, v in self.metrics.items()},
+            metrics={name: MetricValue.of(mean_ci95(v, self.prompts)) for name, v in self.metrics.items()} | self.sets,
         )
 
 
@@ -88,6 +114,13 @@ def shapes_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     }
 
 
+def path_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    """The share of frames on the prompts' motion paths; nothing where prompts have none."""
+    from rats_video.datasets.motion_paths import measure_paths
+
+    return {"on_path": measure_paths(videos, prompts)["on_path"]} if all(MARK in p for p in prompts) else {}
+
+
 @torch.no_grad()
 def score_arm(
     arm: Arm,
@@ -98,22 +131,43 @@ def score_arm(
     seed: int,
     batch_size: int,
     latent_measures: Sequence[Measure] = (),
+    looks: Mapping[str, Look] | None = None,
+    again: Sequence[str] = (),
     share: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda _: None,
 ) -> ArmScores:
     """Sample one clip a prompt and measure it; `advance` is told of each finished batch's network evaluations.
 
-    `latent_measures` are given clean latents in place of videos. With `share` only the clips of those indices.
+    `latent_measures` are given clean latents in place of videos. The features of `looks` are kept, also of one more
+    clip for each prompt in `again`. With `share` only the clips of those indices: first of `prompts`, then of `again`.
     """
     scores = ArmScores(arm.name, arm.spec)
-    batches = sample_videos(arm.backbone, prompts, clip, arm.spec, seed=seed, batch_size=batch_size, share=share)
-    for samples in batches:
-        scores.prompts += samples.prompts
-        scores.seconds += [samples.seconds_per_clip] * len(samples.prompts)
-        looks = [*((measure, samples.videos) for measure in measures),
-                 *((measure, samples.latents) for measure in latent_measures)]  # fmt: skip
-        for measure, seen in looks:
-            for name, values in measure(seen, samples.prompts).items():
-                scores.metrics.setdefault(name, []).extend(values.tolist())
-        advance(arm.spec.nfe * len(samples.prompts))
+    features: dict[str, list[Tensor]] = {name: [] for name in looks or {}}
+    everything = [*prompts, *again]
+    share = range(len(everything)) if share is None else share
+    for is_measured in (True, False):
+        part = [index for index in share if (index < len(prompts)) is is_measured]
+        batches = sample_videos(arm.backbone, everything, clip, arm.spec, seed=seed, batch_size=batch_size, share=part)
+        for samples in batches:
+            if is_measured:
+                _measure(scores, samples, measures, latent_measures)
+            else:
+                scores.again += samples.prompts
+            for name, rows in features.items():
+                rows.append((looks or {})[name](samples.videos).cpu())
+            advance(arm.spec.nfe * len(samples.prompts))
+    scores.features = {name: torch.cat(rows) for name, rows in features.items() if rows}
     return scores
+
+
+def _measure(
+    scores: ArmScores, samples: Samples, measures: Sequence[Measure], latent_measures: Sequence[Measure]
+) -> None:
+    """Add a batch's scores."""
+    scores.prompts += samples.prompts
+    scores.seconds += [samples.seconds_per_clip] * len(samples.prompts)
+    seen = [*((measure, samples.videos) for measure in measures),
+            *((measure, samples.latents) for measure in latent_measures)]  # fmt: skip
+    for measure, clips in seen:
+        for name, values in measure(clips, samples.prompts).items():
+            scores.metrics.setdefault(name, []).extend(values.tolist())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -16,16 +16,41 @@ if TYPE_CHECKING:
 
     from rats_video.evaluation.stats import Estimate
 
+TEACHER = "teacher"
 METRIC_TITLES: dict[str, str] = {
     "reward": "trained reward",
     "heldout_reward": "held-out reward",
     "imitated_reward": "imitated reward",
     "adherence": "adherence",
+    "on_path": "on the path",
     "smoothness": "smoothness",
     "motion_smoothness": "motion smoothness",
     "dynamic_degree": "dynamic degree",
+    "fvd": "FVD",
+    "kvd": "KVD x 1000",
+    "diversity_share": "diversity / teacher's",
+    "pixel_diversity_share": "diversity of pixels / teacher's",
 }
 _HEADLINE = 4  # metrics that fit a page
+BESIDE = (
+    "fvd", "kvd", "diversity_share", "pixel_diversity_share", "flicker", "motion_smoothness", "dynamic_degree",
+    "saturation",
+)  # fmt: skip
+"""What a second table shows: no reward, and nothing that a reward is trained for."""
+Direction = Literal["higher", "lower", "near teacher"]
+_DIRECTIONS: dict[str, Direction] = {
+    "fvd": "lower",
+    "kvd": "lower",
+    **dict.fromkeys(
+        (
+            "diversity", "diversity_share", "pixel_diversity", "pixel_diversity_share", "dynamic_degree", "saturation",
+            "contrast", "clipped",
+        ),
+        "near teacher",
+    ),
+}  # fmt: skip
+_MARKS: dict[Direction, str] = {"higher": "", "lower": " ↓", "near teacher": " ≈"}
+DIRECTIONS_NOTE = "Best in bold: the highest; where marked ↓ the lowest, where marked ≈ the nearest to the teacher's."
 
 
 def _unknown_to_inf(value: object) -> object:
@@ -47,11 +72,36 @@ class MetricValue(BaseModel):
         return cls(mean=estimate.mean, ci95=estimate.ci95)
 
 
+class Latency(BaseModel):
+    """What one clip takes on its own: medians of wall seconds, and the peak of device memory.
+
+    Args:
+        seconds: from prompt to pixels.
+        text: of it encoding the prompt, and the empty one where there is guidance.
+        denoiser: of it all network evaluations.
+        decode: of it latents to pixels.
+        peak_bytes: allocated on the GPU, weights included; None on a CPU, where only a process of its own could tell.
+        repeats: clips that the medians are of, after one to warm up.
+        load_average: of the machine over the last minute: far above its share, the seconds mean little.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seconds: float = Field(ge=0)
+    text: float = Field(ge=0)
+    denoiser: float = Field(ge=0)
+    decode: float = Field(ge=0)
+    peak_bytes: int | None = None
+    repeats: int = Field(ge=1)
+    load_average: float = Field(ge=0)
+
+
 class ArmRow(BaseModel):
     """One arm of a comparison.
 
     `arm` names it ("teacher", "base", "student"); `num_steps` solver steps cost `nfe` network evaluations a clip;
-    `seconds_per_clip` is wall time; `metrics` keeps its order, which is the order of the columns.
+    `seconds_per_clip` is wall time in batches; `metrics` keeps its order, which is the order of the columns; `latency`
+    is of one clip alone, where it was measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,35 +112,45 @@ class ArmRow(BaseModel):
     num_clips: int = Field(ge=1)
     seconds_per_clip: float = Field(ge=0, allow_inf_nan=False)
     metrics: dict[str, MetricValue]
+    latency: Latency | None = None
 
 
 class _Table(BaseModel):
-    """The JSON document."""
+    """The JSON document; `notes` say in words what the numbers cannot: the reference, how many clips, what to doubt."""
 
     model_config = ConfigDict(extra="forbid")
 
     rows: list[ArmRow]
+    notes: list[str] | None = None
 
 
-def write_rows(rows: Sequence[ArmRow], path: Path) -> None:
-    """Write `{"rows": [...]}` to `path`, complete or not at all; missing parent folders are made.
+def write_rows(rows: Sequence[ArmRow], path: Path, notes: Sequence[str] = ()) -> None:
+    """Write `{"rows": [...], "notes": [...]}` to `path`, complete or not at all; missing parent folders are made.
+
+    What is None is left out.
 
     Raises:
         UserError: the file cannot be written.
     """
+    document = _Table(rows=list(rows), notes=list(notes) or None)
     with replacing(path, "table") as partial:
-        partial.write_text(_Table(rows=list(rows)).model_dump_json(indent=2) + "\n", encoding="utf-8")
+        partial.write_text(document.model_dump_json(indent=2, exclude_none=True) + "\n", encoding="utf-8")
 
 
 def read_rows(path: Path) -> list[ArmRow]:
-    """Read what `write_rows` wrote.
+    """The rows that `write_rows` wrote; raises UserError as `read_table`."""
+    return read_table(path)[0]
+
+
+def read_table(path: Path) -> tuple[list[ArmRow], list[str]]:
+    """The rows and notes that `write_rows` wrote.
 
     Raises:
         UserError: the file is missing, is not JSON or does not fit the schema.
     """
     fix = "give a file that `rats-video evaluate` wrote"
     try:
-        return _Table.model_validate_json(path.read_bytes()).rows
+        table = _Table.model_validate_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read the table: {error.strerror or error}", where=str(path), fix=fix) from error
     except ValidationError as error:
@@ -98,31 +158,54 @@ def read_rows(path: Path) -> list[ArmRow]:
         place = ".".join(str(part) for part in first["loc"])
         what = f"{place}: {first['msg']}" if place else first["msg"]
         raise UserError(what, where=str(path), fix=fix) from error
+    return table.rows, table.notes or []
+
+
+def better(name: str) -> Direction:
+    """Which of two values of a metric is the better one; "higher" for one that is not known to be otherwise."""
+    return _DIRECTIONS.get(name, "higher")
+
+
+def best_mean(name: str, rows: Sequence[ArmRow]) -> float | None:
+    """The best mean of a metric; None where a teacher to be near to is not there."""
+    means = [row.metrics[name].mean for row in rows if name in row.metrics]
+    if better(name) != "near teacher":
+        return (max if better(name) == "higher" else min)(means, default=None)
+    goal = next((row.metrics[name].mean for row in rows if row.arm == TEACHER and name in row.metrics), None)
+    others = [row.metrics[name].mean for row in rows if row.arm != TEACHER and name in row.metrics]
+    return None if goal is None else min(others, key=lambda mean: abs(mean - goal), default=None)
 
 
 def metric_title(name: str) -> str:
-    """A metric's name for people: known ones by `METRIC_TITLES`, others with blanks for underscores."""
-    return METRIC_TITLES.get(name, name.replace("_", " "))
+    """A metric's name for people: known ones by `METRIC_TITLES`, others with blanks for underscores.
+
+    It ends in ↓ where lower is better, in ≈ where near the teacher's is.
+    """
+    return METRIC_TITLES.get(name, name.replace("_", " ")) + _MARKS[better(name)]
 
 
 def headline(row: ArmRow) -> ArmRow:
     """The row with only the first four metrics of `METRIC_TITLES` that it has, for a table that fits a page."""
-    names = [name for name in METRIC_TITLES if name in row.metrics][:_HEADLINE]
-    return row.model_copy(update={"metrics": {name: row.metrics[name] for name in names}})
+    return only(row, [name for name in METRIC_TITLES if name in row.metrics][:_HEADLINE])
+
+
+def only(row: ArmRow, names: Sequence[str]) -> ArmRow:
+    """The row with those of its metrics alone."""
+    return row.model_copy(update={"metrics": {name: row.metrics[name] for name in names if name in row.metrics}})
 
 
 def markdown_table(rows: Sequence[ArmRow]) -> str:
     """The rows as an aligned Markdown table, without a final newline; the best mean of each metric is bold.
 
     Columns: arm, steps, NFE, s/clip, then the metrics in order of first appearance, as `mean ± 95% half-width`. A
-    metric that an arm lacks reads "-". Higher is better for every metric.
+    metric that an arm lacks reads "-". `better` says what is best; titles mark what is not the higher the better.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
-    best = {name: max(row.metrics[name].mean for row in rows if name in row.metrics) for name in names}
+    best = {name: best_mean(name, rows) for name in names}
     table = [["arm", "steps", "NFE", "s/clip", *(metric_title(name) for name in names)]]
     for row in rows:
         cells = [row.arm, str(row.num_steps), str(row.nfe), f"{row.seconds_per_clip:.2f}"]
-        cells += [_metric_cell(row.metrics.get(name), best[name]) for name in names]
+        cells += [_metric_cell(row.metrics.get(name), None if _is_goal(row, name) else best[name]) for name in names]
         table.append(cells)
     return "\n".join(aligned(table))
 
@@ -135,7 +218,12 @@ def aligned(table: Sequence[Sequence[str]], *, num_texts: int = 1) -> list[str]:
     return [_line(cells, widths, num_texts) for cells in (table[0], rules, *table[1:])]
 
 
-def _metric_cell(value: MetricValue | None, best: float) -> str:
+def _is_goal(row: ArmRow, name: str) -> bool:
+    """Whether the row says what the others are to be near to."""
+    return row.arm == TEACHER and better(name) == "near teacher"
+
+
+def _metric_cell(value: MetricValue | None, best: float | None) -> str:
     """E.g. "0.812 ± 0.013", in bold if it is the best."""
     if value is None:
         return "-"

@@ -142,6 +142,13 @@ def compose_comparison(panels: Sequence[Panel], *, prompt: str, min_height: int 
     return canvas
 
 
+def panel_boxes(panels: Sequence[Panel], *, min_height: int = 256) -> list[tuple[int, int, int, int]]:
+    """Where `compose_comparison` lays each clip: left, top, width and height in pixels."""
+    height, width = panels[0].frames.shape[2:]
+    layout = _plan(panels, height=height, width=width, min_height=min_height)
+    return [(layout.left(index), layout.top, layout.panel[1], layout.panel[0]) for index in range(len(panels))]
+
+
 def _plan(panels: Sequence[Panel], *, height: int, width: int, min_height: int) -> _Layout:
     """Choose sizes for the panels' width, the same for all of them so that the labels line up."""
     scale = max(1, math.ceil(min_height / height))

@@ -56,23 +56,45 @@ def sample_batch(
 
     `advance` is called before every solver step; what it raises ends the sampling.
     """
+    videos, latents, _ = timed_batch(backbone, prompts, noise, spec, advance)
+    return videos, latents
+
+
+@torch.no_grad()
+def timed_batch(
+    backbone: Backbone,
+    prompts: Sequence[str],
+    noise: Tensor,
+    spec: SamplerSpec,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
+    """As `sample_batch`, and the wall seconds of text, denoiser and decoder; a GPU is waited for after each."""
+    times = [time.perf_counter()]
+
+    def lap() -> None:
+        if noise.is_cuda:
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
 
     def velocity(latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
         advance()
         return backbone.velocity(latents, sigma, text)
 
+    text = backbone.encode_text(prompts)
+    negative = None if spec.guidance_scale == 1.0 else backbone.encode_text([""])
+    lap()
     path = rollout(
         velocity,
         noise,
         backbone.sigmas(spec.num_steps, spec.shift),
-        backbone.encode_text(prompts),
-        negative=None if spec.guidance_scale == 1.0 else backbone.encode_text([""]),
+        text,
+        negative=negative,
         guidance_scale=spec.guidance_scale,
     )
+    lap()
     videos = backbone.decode(path.x0)
-    if videos.is_cuda:
-        torch.cuda.synchronize()
-    return videos, path.x0
+    lap()
+    return videos, path.x0, (times[1] - times[0], times[2] - times[1], times[3] - times[2])
 
 
 def sample_videos(

@@ -191,17 +191,12 @@ class Guard:
 
     def _score(self, arm: Arm) -> Scores:
         clips, runtime = self._clips, self._runtime
-        count, shares = len(clips.prompts), runtime.trainers // runtime.context
-        each = -(
-            -count // shares
-        )  # all make the same calls, or split weights would wait for ever: some clips come twice
-        first = runtime.rank // runtime.context * each
-        mine = [index % count for index in range(first, first + each)]
+        count = len(clips.prompts)
         scored = score_arm(
             arm, clips.prompts, clips.clip, clips.measures, latent_measures=clips.latent_measures,
-            seed=clips.seed, batch_size=clips.batch_size, share=mine,
+            seed=clips.seed, batch_size=clips.batch_size, share=runtime.equal_share(count),
         )  # fmt: skip
-        found = runtime.gather(scored.metrics)[:: runtime.context]
+        found = runtime.of_groups(runtime.gather(scored.metrics))
         return {name: [value for share in found for value in share[name]][:count] for name in found[0]}
 
     # ------------------------------------------------------------------------------------------------------ reporting

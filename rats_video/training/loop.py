@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from rats_video.config.distill import DistillConfig, EmaTeacher, TrainingConfig
 from rats_video.distill.finite import SKIPPED
 from rats_video.distill.method import Method
-from rats_video.distill.step import Rats
 from rats_video.runtime import ALONE, Runtime
+from rats_video.timing import phase
 from rats_video.training.anchor import Anchor
 from rats_video.training.batches import draw_batch, take
 from rats_video.training.checkpoint import CheckpointWriter, resume
@@ -20,14 +18,11 @@ from rats_video.training.first_step import PlanCheck
 from rats_video.training.guard import Guard
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
+from rats_video.training.observers import GuardWatch, Observer, Observers
 from rats_video.training.optim import build_optimizer
-from rats_video.training.progress import ProgressBar
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.skipped import SkippedClips
 from rats_video.training.update import Updater
-
-SHOWN = {"reward": "reward/student", "teacher": "reward/teacher", "gate": "gate/weight", "loss": "loss"}
-"""What the progress bar shows of a row; one of a step that was left out has none of it."""
 
 
 def train_loop(
@@ -37,12 +32,14 @@ def train_loop(
     run: RunFolder,
     runtime: Runtime = ALONE,
     guard: Guard | None = None,
+    observers: Sequence[Observer] = (),
 ) -> None:
     """Train `method.student` in place for `cfg.training.steps` steps, continuing from the newest checkpoint if any.
 
     A step with a fault is left out; after too many the run continues from an earlier checkpoint (`training.faults`).
 
-    The guard looks before the first step, every few steps and after the last; it may end the run before that.
+    The guard looks before the first step, every few steps and after the last; it may end the run before that. Others
+    only look on: `observers` are told of each step.
 
     All processes of `runtime` call it together. Each works on its rows of the same global batch, and whatever is
     decided on the way is decided on values that are the same on all of them.
@@ -53,11 +50,11 @@ def train_loop(
     """
     faults = FaultPolicy(cfg.training.faults, runtime)
     anchor = Anchor(method.student.weights) if guard is not None or cfg.method.drift_weight else None
-    watch = _Watch(guard, anchor, cfg.training.steps, runtime)
-    with StopRequest() as stop:
+    watch = GuardWatch(guard, anchor, method, cfg.training.steps, runtime)
+    with StopRequest() as stop, Observers(observers) as everybody:
         while True:  # going back is resuming from an earlier checkpoint
             try:
-                return _train(method, cfg, prompts, run, runtime, watch, faults, stop)
+                return _train(method, cfg, prompts, run, runtime, watch, everybody, faults, stop)
             except RollBack as back:
                 faults.go_back(run.checkpoints, back)
 
@@ -68,7 +65,8 @@ def _train(
     prompts: Sequence[str],
     run: RunFolder,
     runtime: Runtime,
-    watch: _Watch,
+    watch: GuardWatch,
+    observers: Observers,
     faults: FaultPolicy,
     stop: StopRequest,
 ) -> None:
@@ -88,29 +86,31 @@ def _train(
     skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))
     check = PlanCheck(run.plan, method.student.device, training.steps - start) if runtime.is_main else None
     updater = Updater(cfg, optimizer, companions, runtime, skipped, watch.anchor, faults)
-    watch.begin(method, state)
+    watch.begin(state)
+    observers.begin(state)
     if start < training.steps and runtime.any(stop.requested):  # meanwhile
         stop.end(f"stopped before step {start + 1}", runtime)
-    with (
-        ProgressBar("distill", training.steps, start) as progress,
-        CheckpointWriter(run.checkpoints, _num_kept(training, reuse), writes=runtime.is_main) as writer,
-    ):
+    with CheckpointWriter(run.checkpoints, _num_kept(training, reuse), writes=runtime.is_main) as writer:
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
             batch = draw_batch(method.student, cfg, prompts, step)
-            row = updater.step(watch.guided(method), take(batch, runtime.rows(training.batch_size)), step)
+            row = updater.step(watch.guided, take(batch, runtime.rows(training.batch_size)), step)
             method.follow(step + 1, resumed=bool(row[LEFT_OUT]))
             seconds = time.perf_counter() - began
+            row |= {"evaluations": cfg.evaluations(batch.num_steps), "seconds": seconds}
+            if saved := method.teacher.take_saved_seconds():
+                row["saved_seconds"] = saved
             if metrics is not None and check is not None:
-                evaluations = cfg.evaluations(batch.num_steps)
-                metrics.append({"step": step + 1, **row, "evaluations": evaluations, "seconds": seconds})
+                metrics.append({"step": step + 1, **row})
                 check.step_done(seconds)
-            progress.advance(**{shown: row[name] for shown, name in SHOWN.items() if name in row})
-            watch.after(method, step + 1)
+            observers.after(step + 1, row)
+            watch.after(step + 1)
             is_last = step + 1 == training.steps or watch.stops
             is_stop = (step + 1) % reuse == 0 and runtime.any(stop.requested)
             if is_last or is_stop or _is_due(step + 1, training, reuse):
-                writer.save(step + 1, student, ema, optimizer, watch.state | faults.state, beside)
+                with phase("saving"):
+                    observers.settle()
+                    writer.save(step + 1, student, ema, optimizer, watch.state | faults.state, beside)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
                     writer.wait()
                     runtime.wait()
@@ -137,37 +137,3 @@ def _is_exact(last: int, reuse: int) -> Callable[[int], bool]:
 
 def _num_kept(cfg: TrainingConfig, reuse: int) -> int:
     return cfg.keep_checkpoints + (cfg.steps % reuse > 0)
-
-
-@dataclass(frozen=True)
-class _Watch:
-    """The guard, if there is one."""
-
-    guard: Guard | None
-    anchor: Anchor | None
-    steps: int
-    runtime: Runtime
-
-    def begin(self, method: Method, state: Mapping[str, Any]) -> None:
-        if self.guard is not None:
-            if "guard" in state:
-                self.guard.recall(state["guard"])
-            self.after(method, state["step"])
-
-    def after(self, method: Method, step: int) -> None:
-        if self.guard is not None and self.anchor is not None and self.guard.is_due(step, self.steps):
-            self.guard.look(method, step, self.anchor.drift(self.runtime))
-
-    @property
-    def state(self) -> dict[str, Any]:
-        return {} if self.guard is None else {"guard": self.guard.record}
-
-    def guided(self, method: Method) -> Method:
-        """RATS with its shaping as strong as the guard wants it."""
-        if self.guard is None or not isinstance(method, Rats):
-            return method
-        return replace(method, shaping_strength=self.guard.shaping)
-
-    @property
-    def stops(self) -> bool:
-        return self.guard is not None and self.guard.stops

@@ -42,7 +42,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """All whole rows; a line that was damaged, or cut off by a crash, is left out."""
     rows = []
     for line in path.read_text(errors="replace").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
+        with contextlib.suppress(ValueError, RecursionError):  # a stranger's may hold more digits or brackets than fit
             row = json.loads(line)
             if isinstance(row, dict) and isinstance(row.get("step"), int):
                 rows.append(row)

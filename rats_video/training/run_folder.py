@@ -104,12 +104,28 @@ class RunFolder:
         """The training figure."""
         return self.root / "training.png"
 
+    @property
+    def validation(self) -> Path:
+        """The student's clips while it trained, one folder a look."""
+        return self.root / "validation"
+
+    @property
+    def tracking(self) -> Path:
+        """By which names the trackers know the run."""
+        return self.root / "tracking.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.root / "tensorboard"
+
     def tidy(self) -> None:
         """Undo what a killed training left half-written; for who holds the folder's lock."""
         files = (self.config, self.environment, self.text, self.plan, self.metrics, self.guard, self.guard_figure)
-        tidy(self.root, {path.name for path in (*files, self.student, self.curves)})
+        tidy(self.root, {path.name for path in (*files, self.tracking, self.student, self.curves)})
         tidy(self.checkpoints)
         tidy(self.best)
+        tidy(self.validation)
 
     @property
     def samples(self) -> Path:

@@ -15,6 +15,7 @@ from rats_video.config.schema import OptimizerConfig
 from rats_video.distill.method import Companion, Method
 from rats_video.distill.real_data import RealData, real_data_loss
 from rats_video.runtime import Runtime
+from rats_video.timing import phase
 from rats_video.training.anchor import Anchor, local
 from rats_video.training.batches import take
 from rats_video.training.faults import FaultPolicy, StepFault
@@ -90,6 +91,7 @@ class Updater:
             beside |= {f"{name}/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         return beside
 
+    @phase("companions")
     def _update_companion(
         self, name: str, companion: Companion, batch: PromptBatch, step: int, index: int
     ) -> dict[str, float]:
@@ -106,6 +108,7 @@ class Updater:
         optimizer.zero_grad(set_to_none=True)
         return set_learning_rate(optimizer, cfg, step, self._cfg.training.steps, self._faults.lr_scale)
 
+    @phase("optimizer")
     def _apply(
         self,
         what: str,
@@ -132,8 +135,10 @@ def accumulate_gradient(
     rows = []
     for part in range(parts):
         clips = slice(part * size, (part + 1) * size)
-        loss, row = loss_of(replace(take(batch, clips), part=part))
-        (loss / parts).backward()
+        with phase("student"):
+            loss, row = loss_of(replace(take(batch, clips), part=part))
+        with phase("backward"):
+            (loss / parts).backward()
         rows.append(row)
     return {name: sum(row[name] for row in rows) / parts for name in rows[0]}
 
@@ -145,8 +150,9 @@ def add_real_data(
     student, total = method.student, 0.0
     clips, sigmas = real.draw(step, student.device), student.sigmas(num_steps, method.shift)
     for part in clips.parts(parts):
-        loss = real_data_loss(student, part, sigmas).sum() / len(clips.latents)
-        (real.weight * loss).backward()
+        with phase("real data"):
+            loss = real_data_loss(student, part, sigmas).sum() / len(clips.latents)
+            (real.weight * loss).backward()
         total += float(loss.detach())
     return {**row, "loss": row["loss"] + real.weight * total, "real_data/loss": total}
 

@@ -110,7 +110,7 @@ def test_run_writes_everything(finished: Path) -> None:
         "guard.png", "metrics.jsonl", "plan.json", "samples", "student", "training.png",
     ]  # fmt: skip
     assert names(finished / "student") == ["rats.json", "transformer"]
-    assert names(finished / "evaluation") == ["evaluation.json", "evaluation.md", "nfe.png"]
+    assert names(finished / "evaluation") == ["evaluation.json", "evaluation.md", "nfe.png", "reference.safetensors"]
     assert names(finished / "checkpoints") == ["step-000002"]
     (clip,) = (finished / "samples").glob("*.mp4")
     (pair,) = (finished / "comparison").glob("*.mp4")
@@ -321,18 +321,23 @@ def test_evaluate(command: Command, finished: Path, tmp_path: Path, calls: list[
     assert found == [
         ("teacher", 4, 8, 3), ("base", 2, 2, 3), ("base", 4, 4, 3), ("student", 2, 2, 3), ("student", 4, 4, 3)
     ]  # fmt: skip
-    assert sum(calls) == 3 * (8 + 2 + 4 + 2 + 4)
+    # Three clips, one more of each for diversity, three alone for latency, each arm warmed up with a step.
+    assert sum(calls) == (3 + 3 + 3) * (8 + 2 + 4 + 2 + 4) + (2 + 1 + 1 + 1 + 1)
+    assert {"fvd", "kvd", "diversity_share", "pixel_diversity_share", "saturation"} <= set(rows[-1]["metrics"])
+    assert all(0 < row["latency"]["denoiser"] < row["latency"]["seconds"] for row in rows)
     assert {"reward", "heldout_reward", "adherence", "smoothness", "constancy"} <= set(rows[0]["metrics"])
     assert all(row["metrics"]["reward"]["mean"] < 0 for row in rows)
-    assert out.count("student") == 2
-    assert names(tmp_path / "e") == ["evaluation.json", "evaluation.md", "nfe.png"]
+    assert out.count("| student") == 3 * 2  # rewards, beside them, latency
+    assert "12 rendered clips of the held-out prompts" in out
+    assert names(tmp_path / "e") == ["evaluation.json", "evaluation.md", "nfe.png", "reference.safetensors"]
 
 
 def test_evaluate_as_the_run_was(command: Command, finished: Path, tmp_path: Path) -> None:
     code, _, err = command("evaluate", finished, "--output", tmp_path / "e")
     assert code == 0, err
     files = [run / "evaluation.json" for run in (tmp_path / "e", finished / "evaluation")]
-    again, before = ([{**row, "seconds_per_clip": 0} for row in json.loads(file.read_text())["rows"]] for file in files)
+    timed = {"seconds_per_clip": 0, "latency": None}
+    again, before = ([{**row, **timed} for row in json.loads(file.read_text())["rows"]] for file in files)
     assert again == before
 
 

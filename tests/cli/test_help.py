@@ -45,6 +45,7 @@ OPTIONS = {
     "prepare": ["--config", "--output", "--device", "--set", "--overwrite", *SHARED],
     "train vae": TRAIN,
     "train teacher": [*TRAIN, *SHARED, "--restarts", "--data"],
+    "train paths": TRAIN,
     "calibrate": ["--config", "--set", "--num-prompts", "--output", "--device", "--overwrite"],
     "rewards list": ["--config"],
     "rewards check": ["--config", "--set", "--device"],
@@ -54,7 +55,7 @@ OPTIONS = {
 SUBCOMMANDS = {
     "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "prepare", "train", "rewards", "calibrate"],
     "export": ["comparison"],
-    "train": ["vae", "teacher", "reward"],
+    "train": ["vae", "teacher", "paths", "reward"],
     "rewards": ["list", "check", "convert"],
 }
 BUILDERS = {
@@ -64,7 +65,13 @@ BUILDERS = {
     "evaluate": ["run_evaluate"],
     "vbench": ["run_vbench"],
     "demo": ["run_demo"],
-    "pretrain": ["run_train_vae", "run_train_teacher", "run_train_reward", "run_train_latent_reward"],
+    "pretrain": [
+        "run_train_vae",
+        "run_train_teacher",
+        "run_train_paths",
+        "run_train_reward",
+        "run_train_latent_reward",
+    ],
     "finetune": ["run_finetune"],
     "preference": ["run_train_preference"],
     "rewards": ["run_list_rewards", "run_check_reward"],

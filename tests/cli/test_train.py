@@ -35,6 +35,16 @@ optimizer: {{lr: 1.0e-3}}
 eval_clips: 2
 eval_steps: 5
 """
+PATHS = """
+clip: {{num_frames: 5, height: 32, width: 32}}
+model: {model}
+num_clips: 8
+batch_size: 4
+steps: 3
+optimizer: {{lr: 1.0e-3}}
+eval_clips: 2
+eval_steps: 5
+"""
 REWARD = """
 clip: {{num_frames: 5, height: 32, width: 32}}
 model: {model}
@@ -126,13 +136,14 @@ eval_clips: 4
 """
 
 
-@pytest.mark.parametrize("kind", ["vae", "teacher", "reward", "reward --latent"])
+@pytest.mark.parametrize("kind", ["vae", "teacher", "paths", "reward", "reward --latent"])
 def test_killed_again_and_again_it_is_the_same(
     command: Command, tiny_wan: Path, reward_folders: tuple[Path, Path], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, kind: str,
 ) -> None:  # fmt: skip
     text = {
         "vae": VAE, "teacher": TEACHER.format(model=tiny_wan) + "checkpoint_every: 1\n",
+        "paths": PATHS.format(model=tiny_wan) + "checkpoint_every: 1\n",
         "reward": REWARD.format(model=tiny_wan, word_steps=1, steps=3),
         "reward --latent": LATENT.format(model=tiny_wan, reward=reward_folders[0]),
     }[kind]  # fmt: skip

@@ -23,7 +23,7 @@ from rats_video.config.load import load_config
 from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
 
-COMMON = ("training.keep_checkpoints=1", "guard={every: 2, num_clips: 3}")
+COMMON = ("training.keep_checkpoints=1", "guard={every: 2, num_clips: 3}", "validation={every: 2, num_clips: 3}")
 PLAN = {"seconds_per_step": 1.0, "peak_bytes": 1}
 
 

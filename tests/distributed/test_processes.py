@@ -85,6 +85,14 @@ def flat(record: dict[str, Any]) -> dict[str, float]:
     return numbers | {f"drift {look['step']}": look["drift"] for look in record["looks"]} | {"best": record["best"]}
 
 
+def clip_scores(run: Path) -> dict[str, float]:
+    """Of all validation clips that there are, by file and name."""
+    clips = [clip for look in json.loads((run / "validation" / "index.json").read_text()) for clip in look["clips"]]
+    assert all((run / "validation" / clip["file"]).is_file() for clip in clips)
+    assert len(clips) == 3 * 3  # before, after two, and after the last step
+    return {f"{clip['file']} {name}": score for clip in clips for name, score in clip["scores"].items()}
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     ours, theirs = (read_metrics(run / "metrics.jsonl") for run in (one, other))
     assert len(ours) == len(theirs) == STEPS
@@ -92,6 +100,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert {**row, "seconds": 0} == pytest.approx({**expected, "seconds": 0}, rel=1e-5, abs=1e-6)
     seen, expected_seen = (flat(json.loads((run / "guard.json").read_text())) for run in (one, other))
     assert seen == pytest.approx(expected_seen, rel=1e-4, abs=1e-5)
+    assert clip_scores(one) == pytest.approx(clip_scores(other), rel=1e-4, abs=1e-5)
     files = sorted(path.relative_to(one) for path in one.rglob("*.safetensors"))
     assert files == sorted(path.relative_to(other) for path in other.rglob("*.safetensors"))
     assert len(files) == 5  # student, teacher and optimizer of the last checkpoint, the best and the finished student

@@ -23,7 +23,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_downloads_and_configurations_are_the_ones_that_ship() -> None:
-    text = "".join((DOCS / name).read_text() for name in ("models.md", "rewards.md"))
+    text = "".join((DOCS / name).read_text() for name in ("models.md", "rewards.md", "evaluation.md"))
     downloads = re.findall(r"hf download (\S+) --local-dir (\S+?)[`\s]", text)
     assert sorted(set(downloads)) == sorted((name, f"models/{name.rpartition('/')[2]}") for name in HUB)
     named = set(re.findall(r"^\| `(\w+)` \| .* \| `hf download", text, re.MULTILINE))
@@ -46,6 +46,6 @@ def test_each_method_has_a_section_a_configuration_and_its_cost() -> None:
 
 
 def test_conversions_are_the_ones_that_errors_name() -> None:
-    text = (DOCS / "rewards.md").read_text()
+    text = (DOCS / "rewards.md").read_text() + (DOCS / "evaluation.md").read_text()
     steps = re.findall(r"^curl -LO (\S+)\nrats-video rewards convert (\S+) models/(\S+)$", text, re.MULTILINE)
     assert steps == [(url, url.rpartition("/")[2], folder) for folder, url in PICKLED.items()]

@@ -18,7 +18,13 @@ from rats_video.config.finetune import FinetuneConfig
 from rats_video.config.load import load_config
 from rats_video.config.preference import PreferenceTrainConfig
 from rats_video.config.prepare import PrepareConfig
-from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.config.pretrain import (
+    LatentRewardTrainConfig,
+    PathTrainConfig,
+    RewardTrainConfig,
+    TeacherTrainConfig,
+    VaeConfig,
+)
 from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
 from rats_video.config.reward import WordRewardConfig
 from rats_video.diffusion.schedule import sigma_grid
@@ -30,7 +36,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 ROOTS: dict[str, type[BaseModel]] = {
     "distill": DistillConfig, "vae": VaeConfig, "teacher": TeacherTrainConfig, "reward": RewardTrainConfig,
     "latent_reward": LatentRewardTrainConfig, "finetune": FinetuneConfig, "preference": PreferenceTrainConfig,
-    "prepare": PrepareConfig,
+    "prepare": PrepareConfig, "paths": PathTrainConfig,
 }  # fmt: skip
 # pixels a token is wide, pixel frames a latent frame, what num_frames - 1 must be a multiple of
 STRIDES = {

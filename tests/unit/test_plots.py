@@ -214,5 +214,5 @@ def test_the_global_state_of_matplotlib_is_left_alone(tmp_path: Path) -> None:
     assert dict(mpl.rcParams) == before
 
 
-def test_smoothing_window_grows_with_the_run() -> None:
-    assert [plots._smoothing_window(count) for count in (0, 1, 39, 40, 400, 10_000)] == [1, 1, 1, 2, 20, 50]
+def testsmoothing_window_grows_with_the_run() -> None:
+    assert [plots.smoothing_window(count) for count in (0, 1, 39, 40, 400, 10_000)] == [1, 1, 1, 2, 20, 50]

@@ -10,14 +10,18 @@ import pytest
 from pydantic import ValidationError
 
 from rats_video.errors import UserError
+from rats_video.evaluation.latency import latency_table
 from rats_video.evaluation.stats import Estimate
 from rats_video.evaluation.tables import (
     ArmRow,
+    Latency,
     MetricValue,
+    better,
     headline,
     markdown_table,
     metric_title,
     read_rows,
+    read_table,
     write_rows,
 )
 
@@ -59,9 +63,42 @@ def test_no_rows_is_an_empty_table() -> None:
     assert markdown_table([]) == "| arm | steps | NFE | s/clip |\n| --- | ----: | --: | -----: |"
 
 
+def test_each_metric_is_bold_by_its_own_direction() -> None:
+    rows = [
+        make_row("teacher", 50, 100, 0.0, fvd=(0.3, 0.1), saturation=(0.10, 0.0), flicker=(0.9, 0.0)),
+        make_row("base", 4, 4, 0.0, fvd=(0.5, 0.1), saturation=(0.05, 0.0), flicker=(0.8, 0.0)),
+        make_row("student", 4, 4, 0.0, fvd=(0.1, 0.1), saturation=(0.12, 0.0), flicker=(0.7, 0.0)),
+    ]
+    title, _, teacher, base, student = markdown_table(rows).splitlines()
+    assert [title.count(mark) for mark in ("FVD ↓", "saturation ≈", "flicker |")] == [1, 1, 1]
+    assert [line.count("**") // 2 for line in (teacher, base, student)] == [1, 0, 2]
+    assert "**0.900 ± 0.000**" in teacher
+    assert "**0.100 ± 0.100**" in student
+    assert "**0.120 ± 0.000**" in student
+    without = markdown_table(rows[1:]).splitlines()[2:]
+    assert not any("**0.050" in line or "**0.120" in line for line in without)  # no teacher to be near to
+    assert [better(name) for name in ("fvd", "diversity_share", "reward", "a rival's own")] == [
+        "lower", "near teacher", "higher", "higher"
+    ]  # fmt: skip
+
+
+def test_notes_and_latency_come_back(tmp_path: Path) -> None:
+    latency = Latency(seconds=1.0, text=0.1, denoiser=0.6, decode=0.3, repeats=3, load_average=0.5)
+    rows = [ROWS[0].model_copy(update={"latency": latency}), ROWS[1]]
+    write_rows(rows, tmp_path / "table.json", ["N = 64", "≈"])
+    assert read_table(tmp_path / "table.json") == (rows, ["N = 64", "≈"])
+    table, how = latency_table(rows)
+    assert table.splitlines()[2:] == ["| teacher | 100 |       1.000 | 0.100 |    0.600 |  0.300 |"]
+    assert "3 clips" in how
+    assert "0.5" in how
+    on_gpu = [ROWS[0].model_copy(update={"latency": latency.model_copy(update={"peak_bytes": 3 * 2**29})})]
+    assert latency_table(on_gpu)[0].splitlines()[2].endswith("|     1.50 |")
+    assert latency_table(ROWS) == []
+
+
 def test_titles() -> None:
     assert metric_title("heldout_reward") == "held-out reward"
-    assert metric_title("dynamic_degree") == "dynamic degree"
+    assert metric_title("dynamic_degree") == "dynamic degree ≈"
 
 
 def test_headline_keeps_the_titled_metrics_in_title_order() -> None:

@@ -1,0 +1,151 @@
+"""The comparison for people: the paper's table in our terms, as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rats_video.evaluation.compared import BASE, TEACHER, Compared
+from rats_video.evaluation.judged import costs
+from rats_video.evaluation.tables import METRIC_TITLES, MetricValue, aligned, better, metric_title
+
+FIRST = ("heldout_reward", "adherence", "reward")
+"""Headline metrics: of what no method was trained on first."""
+
+
+_INTERVALS = (
+    "Means with 95% intervals over prompts and seeds: both are taken as drawn at random and crossed, so that an "
+    "interval says what other prompts and another training would give; with one seed, and of teacher and base, over "
+    "prompts alone. Seconds are of the machine and under the load that it had; of a teacher rollout that another arm "
+    "had computed, those it took there."
+)
+_WINS = (
+    "Share of clips that score higher than the opponent's on the same prompt and noise, a tie being half a win; the "
+    "base model at the same NFE. Other NFE and metrics: wins.png and compare.json."
+)
+
+
+def headline_metrics(compared: Compared) -> list[str]:
+    """The headline metrics that it has, or else its first."""
+    found = metric_names(compared)
+    return [name for name in FIRST if name in found] or found[:1]
+
+
+def metric_names(compared: Compared) -> list[str]:
+    """All metrics, headline ones first."""
+    found = list(dict.fromkeys(name for mean in compared.means for name in mean.metrics))
+    order = list(dict.fromkeys((*FIRST, *METRIC_TITLES, *found)))
+    return [name for name in order if name in found]
+
+
+def methods_of(compared: Compared) -> list[str]:
+    """The methods, in order, without teacher and base."""
+    return [name for name in dict.fromkeys(mean.method for mean in compared.means) if name not in {TEACHER, BASE}]
+
+
+def counts_of(compared: Compared) -> list[int]:
+    """The NFE that students and base were judged at, rising."""
+    return sorted({mean.nfe for mean in compared.means if mean.method != TEACHER})
+
+
+def markdown(compared: Compared) -> str:
+    """All tables; one that quotes the first finds it under the first metric's title."""
+    settings, headline = compared.settings, headline_metrics(compared)
+    parts = ["# Methods compared", _settings_text(compared)]
+    if isinstance(missing := settings.get("missing"), list) and missing:
+        parts.append(f"**Missing:** {'; '.join(map(str, missing))}.")
+    parts += [f"## {_capital(name)}\n\n{metric_table(compared, name)}" for name in headline]
+    parts.append(f"## What training cost, a student\n\n{cost_table(compared)}")
+    if compared.wins:
+        parts.append(_wins_text(compared, headline))
+    others = [name for name in metric_names(compared) if name not in headline]
+    parts += [f"## {_capital(name)}\n\n{metric_table(compared, name)}" for name in others]
+    return "\n\n".join(parts) + "\n"
+
+
+def metric_table(compared: Compared, metric: str) -> str:
+    """A metric's table: a row a method, a column an NFE, and the teacher; the best mean of each NFE is bold."""
+    counts, teacher = counts_of(compared), compared.mean_of(TEACHER)
+    names = [BASE, *methods_of(compared)]
+    values = {name: [_value(compared, name, nfe, metric) for nfe in counts] for name in names}
+    columns = zip(*values.values(), strict=True)
+    best = [max((value.mean for value in column if value), default=math.nan) for column in columns]
+    title = "teacher" if teacher is None else f"teacher ({teacher.num_steps} steps)"
+    table = [["method", *(f"{nfe} NFE" for nfe in counts), title]]
+    is_better = better(metric) == "higher"
+    for name, row in values.items():
+        cells = [
+            cell(value, bold=is_better and value is not None and value.mean == top)
+            for value, top in zip(row, best, strict=True)
+        ]
+        table.append([name, *cells, ""])
+    table.append([TEACHER, *[""] * len(counts), cell(teacher.metrics.get(metric) if teacher else None)])
+    return "\n".join(aligned(table))
+
+
+def cost_table(compared: Compared) -> str:
+    """What a student of each method cost, the mean over its seeds."""
+    table = [["method", "students", "updates", "evaluations", "seconds", "peak GiB"]]
+    for method, found in costs(compared.rows).items():
+        peaks = [each.peak_bytes for each in found if each.peak_bytes is not None]
+        table.append(
+            [
+                method, str(len(found)), f"{_mean([each.updates for each in found]):,.0f}",
+                f"{_mean([each.evaluations for each in found]):,.0f}",
+                f"{_mean([each.seconds for each in found]):,.0f}",
+                f"{max(peaks) / 2**30:.2f}" if peaks else "-",
+            ]
+        )  # fmt: skip
+    return "\n".join(aligned(table))
+
+
+def wins_table(compared: Compared, metric: str, nfe: int) -> str:
+    """How often each method wins by a metric at an NFE, a column an opponent."""
+    rates = {(win.method, win.against): win for win in compared.wins if (win.metric, win.nfe) == (metric, nfe)}
+    opponents = list(dict.fromkeys(against for _, against in rates))
+    table = [["method", *(f"against {name}" for name in opponents)]]
+    for method in dict.fromkeys(method for method, _ in rates):
+        found = [rates.get((method, name)) for name in opponents]
+        shown = [None if win is None else MetricValue(mean=win.rate, ci95=win.ci95) for win in found]
+        table.append([method, *map(cell, shown)])
+    return "\n".join(aligned(table))
+
+
+def cell(value: MetricValue | None, *, bold: bool = False) -> str:
+    """E.g. "0.812 ± 0.013"."""
+    if value is None:
+        return "-"
+    interval = f"{value.ci95:.3f}" if math.isfinite(value.ci95) else "n/a"
+    text = f"{value.mean:z.3f} ± {interval}"
+    return f"**{text}**" if bold else text
+
+
+def _wins_text(compared: Compared, headline: Sequence[str]) -> str:
+    counts = counts_of(compared)
+    nfe = 4 if 4 in counts else counts[0]
+    tables = [f"{_capital(name)}:\n\n{wins_table(compared, name, nfe)}" for name in headline]
+    title = f"## Win rates at {nfe} NFE"
+    return "\n\n".join([title, _WINS, *tables])
+
+
+def _settings_text(compared: Compared) -> str:
+    s = compared.settings
+    what = (
+        f"Base {s['base']}; {s['budget']:,.0f} network evaluations a student, one with gradient counting three; seeds "
+        f"{s['seeds']}; {s['num_clips']} held-out clips at each NFE, the same prompts and noise for all."
+    )
+    return f"{what} {_INTERVALS}"
+
+
+def _value(compared: Compared, method: str, nfe: int, metric: str) -> MetricValue | None:
+    mean = compared.mean_of(method, nfe)
+    return None if mean is None else mean.metrics.get(metric)
+
+
+def _capital(metric: str) -> str:
+    title = metric_title(metric)
+    return title[:1].upper() + title[1:]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

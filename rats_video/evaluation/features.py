@@ -1,0 +1,80 @@
+"""What a clip is like, as a few numbers: the networks in which sets of clips are compared."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rats_video.rewards.clip_reward import normalize
+from rats_video.rewards.files import load_transformers_model
+from rats_video.rewards.word_reward import WordReward
+
+_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red, green, blue
+_STD = (0.229, 0.224, 0.225)
+_LOG_ODDS = 10.0  # those of a clear clip are about as large: features of order 1 suit the kernel
+_CELLS = (8, 16, 16)  # frames, height and width that pixels are averaged to
+
+
+class WordFeatures(nn.Module):
+    """A word reward's log-odds of each word and of being undamaged, in units of ten: D = 19 for the shapes.
+
+    It sees what its words name (speed, colour, shape, direction, background) and the damages that it was trained on
+    (datasets/corruptions.py), and is blind to all else: where a shape is, how large, whether it keeps its exact hue,
+    and to detail finer than two pixels. So few numbers have a covariance that 64 clips can tell.
+    """
+
+    def __init__(self, reward: WordReward) -> None:
+        super().__init__()
+        self.reward = reward
+
+    def forward(self, videos: Tensor) -> Tensor:
+        """Encode."""
+        clip: Tensor = self.reward.logits(videos)[0]
+        return clip / _LOG_ODDS
+
+
+class VideoMae(nn.Module):
+    """Mean of VideoMAE's last tokens, D = 768 for the base model (arXiv 2203.12602).
+
+    Features learnt without labels weigh motion more than I3D's do (arXiv 2404.12391). Theirs are of a ViT-g fine-tuned
+    on Something-Something v2, which transformers has not: the figures are not comparable, the idea is.
+
+    Args:
+        model: transformers' `VideoMAEModel`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(requires_grad=False).eval()
+
+    def forward(self, videos: Tensor) -> Tensor:
+        """Encode as many frames as it was trained with, spread over the clip; squeezed to its square, bilinear."""
+        config = self.model.config
+        index = torch.linspace(0, videos.shape[1] - 1, config.num_frames, device=videos.device).round().long()
+        frames = videos[:, index].float().flatten(0, 1)
+        size = (config.image_size, config.image_size)
+        frames = F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
+        pixels = normalize(frames, _MEAN, _STD).unflatten(0, (len(videos), len(index)))
+        tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state
+        return tokens.mean(dim=1)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> VideoMae:
+        """Load frozen; raises UserError if the folder does not hold a VideoMAE, whole and in safetensors."""
+        from transformers import VideoMAEModel
+
+        return cls(load_transformers_model(VideoMAEModel, folder, "videomae", torch.float32).to(device))
+
+
+def pixel_features(videos: Tensor) -> Tensor:
+    """The clip in coarse cells, `[B, D]`, such that the distance of two clips is the root mean square of their cells'.
+
+    Cells of an eighth of the frames and a sixteenth of each side: grain averages out, what is where does not.
+    """
+    cells = F.adaptive_avg_pool3d(videos.float().transpose(1, 2), _CELLS).flatten(1)
+    return cells / math.sqrt(cells.shape[1])

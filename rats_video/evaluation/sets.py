@@ -1,0 +1,144 @@
+"""What only a set of clips tells: how far it is from real ones, and whether clips of one prompt differ."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rats_video.evaluation.frechet import Gaussian, frechet_distance, jackknife, kernel_distance
+from rats_video.evaluation.stats import Estimate, mean_ci95
+from rats_video.evaluation.sweep import ArmScores
+from rats_video.evaluation.tables import TEACHER, MetricValue
+
+_KERNEL_UNITS = 1000.0  # as KID is mostly given
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the arms' clips are held against.
+
+    Args:
+        features: `[M, D]`.
+        prompts: M, what each clip shows.
+        name: for people.
+    """
+
+    features: Tensor
+    prompts: tuple[str, ...]
+    name: str
+
+
+def distances(features: Tensor, prompts: Sequence[str], reference: Reference) -> dict[str, Estimate]:
+    """Frechet (`fvd`) and kernel distance (`kvd`, times 1000) to a reference, with intervals over prompts.
+
+    The reference counts as given: it is the same for every arm. Of fewer than two clips, or two prompts on either side,
+    there is nothing to tell.
+
+    Args:
+        features: `[N, D]`.
+        prompts: N.
+        reference: the set to be near to.
+    """
+    if min(len(set(prompts)), len(set(reference.prompts))) < 2:
+        return {}
+    rows, real, whole = (
+        features.double().cpu(),
+        reference.features.double().cpu(),
+        Gaussian.of(reference.features.cpu()),
+    )
+
+    def frechet(index: Tensor) -> float:
+        return frechet_distance(Gaussian.of(rows[index]), whole)
+
+    def kernel(index: Tensor) -> float:
+        return _KERNEL_UNITS * kernel_distance(rows[index], real, [prompts[i] for i in index], reference.prompts)
+
+    return {"fvd": jackknife(frechet, prompts), "kvd": jackknife(kernel, prompts)}
+
+
+def spreads(features: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+    """Mean distance of two clips of a prompt, by prompt, from features `[N, D]`; prompts with one clip are left out."""
+    members: defaultdict[str, list[int]] = defaultdict(list)
+    for index, prompt in enumerate(prompts):
+        members[prompt].append(index)
+    rows = features.double()
+    return {
+        prompt: float(torch.nn.functional.pdist(rows[index]).mean())
+        for prompt, index in members.items()
+        if len(index) > 1
+    }
+
+
+def diversity(ours: dict[str, float], theirs: dict[str, float]) -> Estimate | None:
+    """Mean spread as a share of another model's on the same prompts, with its interval; None if the other has none.
+
+    The interval is that of a ratio of paired means (the delta method): a prompt that leaves both little room counts for
+    neither.
+    """
+    base = math.fsum(theirs.values()) / len(theirs)
+    if base == 0:
+        return None
+    ratio = math.fsum(ours.values()) / len(ours) / base
+    rest = mean_ci95([(ours[prompt] - ratio * theirs[prompt]) / base for prompt in theirs])
+    return Estimate(ratio, rest.ci95, rest.num)
+
+
+def fill_sets(scores: Sequence[ArmScores], reference: Reference | None) -> None:
+    """Give every arm its metrics of sets, in place.
+
+    Without a reference the teacher's clips are one, if it is among the arms; it is then not held against itself.
+    `diversity` and `pixel_diversity` are mean distances of two clips of a prompt; `diversity_share` and
+    `pixel_diversity_share` the same as a share of the teacher's.
+    """
+    teacher = next((arm for arm in scores if arm.arm == TEACHER), None)
+    if reference is None and teacher is not None and "features" in teacher.features:
+        mine = teacher.features["features"][: len(teacher.prompts)]
+        reference = Reference(mine, tuple(teacher.prompts), "the teacher's clips")
+        held_against = [arm for arm in scores if arm is not teacher]
+    else:
+        held_against = list(scores)
+    for arm in held_against:
+        if reference is not None and "features" in arm.features:
+            rows, arm.reference = arm.features["features"][: len(arm.prompts)], reference.name
+            arm.sets |= {name: MetricValue.of(value) for name, value in distances(rows, arm.prompts, reference).items()}
+    for arm in scores:
+        _fill_diversity(arm, teacher)
+
+
+def _fill_diversity(arm: ArmScores, teacher: ArmScores | None) -> None:
+    for kind, name in (("features", "diversity"), ("pixels", "pixel_diversity")):
+        ours = _spreads_of(arm, kind)
+        if ours:
+            arm.sets[name] = MetricValue.of(mean_ci95(list(ours.values())))
+        theirs = _spreads_of(teacher, kind) if teacher else {}
+        if ours and theirs and (share := diversity(ours, theirs)):
+            arm.sets[f"{name}_share"] = MetricValue.of(share)
+
+
+def _spreads_of(arm: ArmScores, kind: str) -> dict[str, float]:
+    return spreads(arm.features[kind], [*arm.prompts, *arm.again]) if kind in arm.features else {}
+
+
+def set_notes(scores: Sequence[ArmScores]) -> list[str]:
+    """What to know beside the metrics of sets of some arms."""
+    arm, notes = scores[-1], []
+    if "fvd" in arm.sets:
+        num, width = len(arm.prompts), arm.features["features"].shape[1]
+        notes.append(
+            f"FVD and KVD: distance to {arm.reference}, in {width} features a clip, N = {num} clips an arm;"
+            " FVD of few clips is too high by an amount that depends on N, KVD is not"
+        )
+        if num <= 2 * width:
+            notes.append(f"N = {num} is too few for a covariance of {width} features: trust KVD, or take more clips")
+    if "pixel_diversity" in arm.sets:
+        count = len(_spreads_of(arm, "pixels"))
+        notes.append(
+            "Diversity: mean distance of two clips of a prompt, in features and in pixels, as a share of the teacher's;"
+            f" over {count} prompts, with {len(arm.again)} more clips an arm"
+        )
+    return notes

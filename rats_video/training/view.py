@@ -1,0 +1,227 @@
+"""A training as it is seen on a terminal while it runs; in a log file it is a plain line now and then."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from rats_video.config.distill import DistillConfig
+from rats_video.distill.finite import SKIPPED
+from rats_video.distill.method import Row
+from rats_video.timing import Stopwatch
+from rats_video.training.faults import LEFT_OUT, ROLLBACKS
+from rats_video.training.guard import Guard, finite_mean
+from rats_video.training.metrics import read_metrics
+from rats_video.training.progress import ProgressBar, format_seconds
+from rats_video.training.run_folder import RunFolder
+
+SHOWN = {"reward": "reward/student", "teacher": "reward/teacher", "gate": "gate/weight", "loss": "loss"}
+"""What a plain line shows of a row; one of a step that was left out has none of it."""
+
+SMOOTHED, REMEMBERED = 10, 240  # steps: a figure is the mean over, a trend shows
+LEAST_TREND, MOST_TREND = 8, 30  # characters
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#"
+BAR, ASCII_BAR = ("━", "╌"), ("#", "-")
+ALARM = "ALARM"
+REFRESHED = 4  # times a second
+
+
+class View:
+    """What the main process shows of a training, whatever its method logs.
+
+    Args:
+        cfg: the run's.
+        run: whose log fills the trends of a run that goes on.
+        device: whose memory and time are told.
+        guard: whose last look is shown, if there is one.
+        console: where to; stderr.
+    """
+
+    def __init__(
+        self,
+        cfg: DistillConfig,
+        run: RunFolder,
+        device: torch.device,
+        guard: Guard | None = None,
+        console: Console | None = None,
+    ) -> None:
+        self._cfg, self._run, self._device, self._guard = cfg, run, device, guard
+        self._console = console or Console(file=sys.stderr)
+        self._steps, self._start, self._done = cfg.training.steps, 0, 0
+        self._began, self._taken = time.monotonic(), 0.0  # the second one by the steps that are done
+        self._rows: deque[Row] = deque(maxlen=REMEMBERED)
+        self._skipped = {SKIPPED: 0.0, LEFT_OUT: 0.0}
+        self._stopwatch = Stopwatch(device)
+        self._phases: dict[str, float] = {}
+        self._plain: ProgressBar | None = None
+        self._live: Live | None = None
+
+    # ------------------------------------------------------------------------------------------------------- observing
+
+    def begin(self, state: Mapping[str, Any]) -> None:
+        """Show what is there."""
+        self._start = self._done = state["step"]
+        self._began, self._taken = time.monotonic(), 0.0
+        if not self._console.is_terminal:
+            self._plain = ProgressBar("distill", self._steps, self._start)
+            return
+        rows = read_metrics(self._run.metrics) if self._run.metrics.is_file() else []
+        self._skipped = {name: sum(row.get(name, 0.0) for row in rows) for name in self._skipped}
+        self._rows = deque(rows, maxlen=REMEMBERED)
+        self._stopwatch = Stopwatch(self._device)
+        self._stopwatch.start()
+        if self._live is None:  # else the run went back
+            self._live = Live(
+                self, console=self._console, refresh_per_second=REFRESHED, vertical_overflow="crop",
+                redirect_stdout=False,
+            )  # fmt: skip
+            self._live.start()
+
+    def after(self, step: int, row: Row) -> None:
+        """Count a step."""
+        self._done = step
+        if self._plain is not None:
+            self._plain.advance(**{shown: row[name] for shown, name in SHOWN.items() if name in row})
+        else:
+            self._taken = time.monotonic() - self._began
+            self._rows.append(row)
+            self._skipped = {name: total + row.get(name, 0.0) for name, total in self._skipped.items()}
+            self._phases = self._stopwatch.read()
+
+    def settle(self) -> None:
+        """Nothing is kept."""
+
+    def end(self) -> None:
+        """Leave what was shown last, and the cursor below it."""
+        if self._live is not None:
+            self._live.stop()
+            self._stopwatch.stop()
+            self._live = None
+
+    # --------------------------------------------------------------------------------------------------------- showing
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """One line a subject, none wider than fits: what matters least is left out."""
+        ascii_only, width = options.ascii_only, options.max_width
+        room = min(MOST_TREND, max(LEAST_TREND, width // 4))
+        lines = [("distill", self._standing(), self._bar(room, ascii_only=ascii_only)), *self._lines(room, ascii_only)]
+        indent = max(len(label) for label, *_ in lines) + 2
+        for label, parts, drawn in lines:
+            yield _line(f"{label:<{indent}}", drawn, parts, width)
+
+    def _standing(self) -> list[str]:
+        passed, finished, to_come = time.monotonic() - self._began, self._done - self._start, self._steps - self._done
+        left = self._taken / finished * to_come - (passed - self._taken) if finished else None  # it counts down
+        told = "?" if left is None else format_seconds(max(0.0, left))
+        return [f"{self._done}/{self._steps}", f"left {told}", f"passed {format_seconds(passed)}"]
+
+    def _bar(self, room: int, *, ascii_only: bool) -> str:
+        filled = round(room * self._done / self._steps)
+        done, to_come = tuple(ASCII_BAR if ascii_only else BAR)
+        return done * filled + to_come * (room - filled)
+
+    def _lines(self, room: int, ascii_only: bool) -> Iterator[tuple[str, Sequence[str], str]]:  # noqa: FBT001
+        def trend(name: str) -> str:
+            return sparkline(self._values(name), room, ascii_only=ascii_only).ljust(room)
+
+        rewards = self._figures({"student": "reward/student", "teacher": "reward/teacher"})
+        yield "reward", [*rewards, *self._figures({"gap": "reward/gap"}, "+.3g")], trend("reward/student")
+        if self._values("gate/weight"):
+            yield "gate", self._figures({"weight": "gate/weight"}), trend("gate/weight")
+        yield "loss", self._figures({"loss": "loss", "gradient": "grad_norm", "rate": "lr"}), trend("loss")
+        for name in sorted({name for row in self._rows for name in row if name.endswith("/loss")}):
+            yield name.removesuffix("/loss").replace("_", " "), self._figures({"loss": name}), trend(name)
+        yield "speed", self._speed(self._taken, self._done - self._start), ""
+        if self._guard is not None:
+            yield "guard", self._look(self._guard), ""
+        back = self._rows[-1].get(ROLLBACKS, 0) if self._rows else 0
+        clips, steps = self._skipped.values()
+        yield "left out", [f"{clips:.0f} clips", f"{steps:.0f} steps", f"gone back {back:.0f}x"], ""
+        if self._device.type == "cuda":
+            yield "memory", self._memory(), ""
+        yield "next", list(self._next()), ""
+
+    def _values(self, name: str) -> list[float]:
+        """Of the steps that have it."""
+        return [row[name] for row in self._rows if name in row]
+
+    def _figures(self, names: Mapping[str, str], form: str = ".3g") -> list[str]:
+        """The mean of the last steps of each that there is."""
+        lasts = {shown: self._values(name)[-SMOOTHED:] for shown, name in names.items()}
+        return [f"{shown} {finite_mean(values):{form}}" for shown, values in lasts.items() if values]
+
+    def _speed(self, taken: float, finished: int) -> list[str]:
+        if not finished:
+            return ["the first step is the slowest"]
+        each = taken / finished
+        phases = sorted(self._phases.items(), key=lambda phase: -phase[1])
+        told = [f"{name} {seconds / finished:.2g}" for name, seconds in phases if seconds > 0.005 * taken]
+        return [f"{each:.3g} s/step", f"{self._cfg.training.batch_size / each:.3g} clips/s", *told]
+
+    def _look(self, guard: Guard) -> list[str]:
+        if not guard.looks:
+            return ["no look yet"]
+        look, best = guard.looks[-1], guard.best
+        alarm = [f"{ALARM}: {look.alarms[0]}"] if look.alarms else []
+        standing = "best so far" if best is look else f"best at {best.step}" if best else "none is sound"
+        teacher = guard.record["teacher"]
+        scores = [
+            f"{name.replace('_', ' ')} {look.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
+            for name in look.scores
+            if "/" not in name
+        ]
+        return [f"at {look.step}", *alarm, standing, *scores, f"drift {look.drift:.2g}"]
+
+    def _memory(self) -> list[str]:
+        held, most = torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
+        total = torch.cuda.get_device_properties(self._device).total_memory
+        return [f"{held / 2**30:.1f} GiB", f"most {most / 2**30:.1f} of {total / 2**30:.1f}"]
+
+    def _next(self) -> Iterator[str]:
+        every = {"checkpoint": self._cfg.training.checkpoint_every}
+        if self._guard is not None:
+            every["guard"] = self._guard.cfg.every
+        if self._cfg.validation is not None:
+            every["clips"] = self._cfg.validation.every
+        for what, steps in every.items():
+            if self._done < self._steps:
+                yield f"{what} at {min(self._steps, (self._done // steps + 1) * steps)}"
+
+
+def _line(label: str, drawn: str, parts: Iterable[str], width: int) -> Text:
+    """A label, what is drawn, and as many of the parts as fit."""
+    text = Text(no_wrap=True, overflow="crop")
+    text.append(label, style="dim").append(drawn, style="cyan")
+    for index, part in enumerate(parts):
+        gap = "  " if index or drawn else ""
+        if text.cell_len + cell_len(gap + part) > width:
+            break
+        text.append(gap).append(part, style="bold red" if part.startswith(ALARM) else "")
+    text.truncate(width, overflow="crop")
+    return text
+
+
+def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
+    """Values as bars from the lowest to the highest, one a character; more than `width` are averaged in groups.
+
+    What is not finite is a blank.
+    """
+    count = min(width, len(values))
+    groups = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
+    means = [finite_mean(group) for group in groups]
+    known = [mean for mean in means if math.isfinite(mean)]
+    if not known:
+        return " " * count
+    bars, low, high = ASCII_BARS if ascii_only else BARS, min(known), max(known)
+    scale = (len(bars) - 1) / (high - low) if high > low else 0.0
+    return "".join(bars[round((mean - low) * scale)] if math.isfinite(mean) else " " for mean in means)
