@@ -17,10 +17,12 @@ from rats_video.build.sample import sample_files
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts import load_prompts
+from rats_video.evaluation.tables import read_rows
 from rats_video.files import tidy
 from rats_video.inference.requests import list_requests
 from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.trackers import Trackers
 
 
 def run_distill(
@@ -125,6 +127,19 @@ def _steps(
         (
             "4/4 evaluate",
             run.evaluation / "evaluation.json",
-            lambda: evaluate_files(cfg, loaded, runtime, seed=cfg.seed, output=run.evaluation),
+            lambda: _evaluate(cfg, loaded, run, runtime),
         ),
     ]
+
+
+def _evaluate(cfg: DistillConfig, loaded: LoadedStudent, run: RunFolder, runtime: Runtime) -> list[str]:
+    """Evaluate, and let the trackers know."""
+    lines = evaluate_files(cfg, loaded, runtime, seed=cfg.seed, output=run.evaluation)
+    if runtime.is_main and cfg.tracking.trackers:
+        trackers = Trackers(cfg, run)
+        trackers.begin({"step": cfg.training.steps})
+        for row in read_rows(run.evaluation / "evaluation.json"):
+            means = {f"evaluation/{row.arm}-{row.nfe}/{name}": value.mean for name, value in row.metrics.items()}
+            trackers.log(means, cfg.training.steps)
+        trackers.end()
+    return lines

@@ -31,7 +31,7 @@ video { display: block; width: 160px; background: #0f172a; border-radius: 6px; }
 small { display: block; color: var(--dim); font-variant-numeric: tabular-nums; }
 """
 JS = """
-for (const each of document.querySelectorAll("video")) each.addEventListener("mouseenter", () => {
+for (const each of document.querySelectorAll("video")) each.addEventListener("pointerenter", () => {
   for (const other of each.closest("tr").querySelectorAll("video")) { other.currentTime = 0; other.play(); }
 });
 """
@@ -104,7 +104,7 @@ def _cell(row: Mapping[str, Any], prompt: str) -> str:
         if value is not None and "/" not in name
     )
     source = escape(clip["file"] or "", quote=True)
-    video = f'<video src="{source}" muted loop playsinline controls preload="metadata"></video>'
+    video = f'<video src="{source}" muted loop playsinline preload="metadata"></video>'
     return f"<td>{video if source else 'not finite'}{scores}"
 
 

@@ -30,7 +30,8 @@ SHOWN = {"reward": "reward/student", "teacher": "reward/teacher", "gate": "gate/
 
 SMOOTHED, REMEMBERED = 10, 240  # steps: a figure is the mean over, a trend shows
 LEAST_TREND, MOST_TREND = 8, 30  # characters
-BARS, ASCII_BARS, BAR, ASCII_BAR = "▁▂▃▄▅▆▇█", "_.-=+*#", "━╌", "#-"
+BARS, ASCII_BARS = "▁▂▃▄▅▆▇█", "_.-=+*#"
+BAR, ASCII_BAR = ("━", "╌"), ("#", "-")
 ALARM = "ALARM"
 REFRESHED = 4  # times a second
 
@@ -57,7 +58,7 @@ class View:
         self._cfg, self._run, self._device, self._guard = cfg, run, device, guard
         self._console = console or Console(file=sys.stderr)
         self._steps, self._start, self._done = cfg.training.steps, 0, 0
-        self._began = time.monotonic()
+        self._began, self._taken = time.monotonic(), 0.0  # the second one by the steps that are done
         self._rows: deque[Row] = deque(maxlen=REMEMBERED)
         self._skipped = {SKIPPED: 0.0, LEFT_OUT: 0.0}
         self._stopwatch = Stopwatch(device)
@@ -70,7 +71,7 @@ class View:
     def begin(self, state: Mapping[str, Any]) -> None:
         """Show what is there."""
         self._start = self._done = state["step"]
-        self._began = time.monotonic()
+        self._began, self._taken = time.monotonic(), 0.0
         if not self._console.is_terminal:
             self._plain = ProgressBar("distill", self._steps, self._start)
             return
@@ -92,6 +93,7 @@ class View:
         if self._plain is not None:
             self._plain.advance(**{shown: row[name] for shown, name in SHOWN.items() if name in row})
         else:
+            self._taken = time.monotonic() - self._began
             self._rows.append(row)
             self._skipped = {name: total + row.get(name, 0.0) for name, total in self._skipped.items()}
             self._phases = self._stopwatch.read()
@@ -118,18 +120,15 @@ class View:
             yield _line(f"{label:<{indent}}", drawn, parts, width)
 
     def _standing(self) -> list[str]:
-        passed, finished, to_come = self._passed, self._done - self._start, self._steps - self._done
-        left = format_seconds(passed / finished * to_come) if finished else "?"
-        return [f"{self._done}/{self._steps}", f"left {left}", f"passed {format_seconds(passed)}"]
+        passed, finished, to_come = time.monotonic() - self._began, self._done - self._start, self._steps - self._done
+        left = self._taken / finished * to_come - (passed - self._taken) if finished else None  # it counts down
+        told = "?" if left is None else format_seconds(max(0.0, left))
+        return [f"{self._done}/{self._steps}", f"left {told}", f"passed {format_seconds(passed)}"]
 
     def _bar(self, room: int, *, ascii_only: bool) -> str:
         filled = round(room * self._done / self._steps)
         done, to_come = tuple(ASCII_BAR if ascii_only else BAR)
         return done * filled + to_come * (room - filled)
-
-    @property
-    def _passed(self) -> float:
-        return time.monotonic() - self._began
 
     def _lines(self, room: int, ascii_only: bool) -> Iterator[tuple[str, Sequence[str], str]]:  # noqa: FBT001
         def trend(name: str) -> str:
@@ -142,7 +141,7 @@ class View:
         yield "loss", self._figures({"loss": "loss", "gradient": "grad_norm", "rate": "lr"}), trend("loss")
         for name in sorted({name for row in self._rows for name in row if name.endswith("/loss")}):
             yield name.removesuffix("/loss").replace("_", " "), self._figures({"loss": name}), trend(name)
-        yield "speed", self._speed(self._passed, self._done - self._start), ""
+        yield "speed", self._speed(self._taken, self._done - self._start), ""
         if self._guard is not None:
             yield "guard", self._look(self._guard), ""
         back = self._rows[-1].get(ROLLBACKS, 0) if self._rows else 0
@@ -161,12 +160,12 @@ class View:
         lasts = {shown: self._values(name)[-SMOOTHED:] for shown, name in names.items()}
         return [f"{shown} {finite_mean(values):{form}}" for shown, values in lasts.items() if values]
 
-    def _speed(self, passed: float, finished: int) -> list[str]:
+    def _speed(self, taken: float, finished: int) -> list[str]:
         if not finished:
             return ["the first step is the slowest"]
-        each = passed / finished
+        each = taken / finished
         phases = sorted(self._phases.items(), key=lambda phase: -phase[1])
-        told = [f"{name} {seconds / finished:.2g}" for name, seconds in phases if seconds > 0.005 * passed]
+        told = [f"{name} {seconds / finished:.2g}" for name, seconds in phases if seconds > 0.005 * taken]
         return [f"{each:.3g} s/step", f"{self._cfg.training.batch_size / each:.3g} clips/s", *told]
 
     def _look(self, guard: Guard) -> list[str]:

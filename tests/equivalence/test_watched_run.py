@@ -15,10 +15,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from rats_video.build.distill import train_student
+from rats_video.build.run import _evaluate
 from rats_video.config.distill import DistillConfig
 from rats_video.errors import UserError
+from rats_video.evaluation.tables import ArmRow, MetricValue, write_rows
 from rats_video.inference.video import read_mp4
 from rats_video.runtime import ALONE
 from rats_video.training.faults import StepFault
@@ -31,6 +34,12 @@ from rats_video.training.validation import to_bytes
 CLIPS = "validation={every: 2, num_clips: 2}"
 BOARD = "tracking.trackers=[tensorboard]"
 Run = Callable[..., RunFolder]
+
+
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of one second are read in the order of their numbers as text, where 10 comes before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 @pytest.fixture
@@ -280,3 +289,18 @@ def test_trackio_holds_the_log_of_a_run_that_goes_on(
     sent = [(step, row["loss"]) for _, step, row in logged if "loss" in row]
     assert sent == [(row["step"], row["loss"]) for row in read_metrics(folder.metrics)]
     assert [step for _, step, row in logged if "validation/clip-00" in row] == [0, 1, 2]
+
+
+def test_evaluation_is_sent_too(
+    make_config: Callable[..., DistillConfig], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("training.steps=1", BOARD)
+    folder = run("run", *options)
+    row = ArmRow(arm="student", num_steps=4, nfe=4, num_clips=2, seconds_per_clip=1.0,
+                 metrics={"reward": MetricValue(mean=0.75, ci95=0.5)})  # fmt: skip
+    monkeypatch.setattr(
+        "rats_video.build.run.evaluate_files", lambda *_, output, **__: write_rows([row], output / "evaluation.json")
+    )
+    _evaluate(make_config(*options), None, folder, ALONE)  # type: ignore[arg-type]  # nothing is sampled
+    assert scalars(board(folder), "evaluation/student-4/reward") == [(1, 0.75)]
+    assert [step for step, _ in scalars(board(folder), "loss")] == [1]  # and nothing is hidden by it
