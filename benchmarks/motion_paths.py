@@ -51,9 +51,12 @@ ARMS: dict[str, tuple[str, ...]] = {
     "rats_pulled": (PULLED,),
     "refl_pulled": (REFL, PULLED),
 }
-PAIRS = (("rats", "teacher"), ("rats", "base"), ("rats", "imitation"), ("rats", "refl"), ("rats_pulled", "refl_pulled"))
+PAIRS = (
+    ("rats", "teacher"), ("rats", "imitation"), ("rats", "refl"), ("rats_x4", "rats"), ("rats_x4", "refl"),
+    ("rats_pulled", "refl_pulled"),
+)  # fmt: skip
 SHOWN = ("path_distance", "on_path", "look", "reward", "heldout_reward")
-DRAWN = ("teacher", "base", "imitation", "rats", "refl", "refl_pulled")
+DRAWN = ("teacher", "base", "imitation", "rats", "rats_x4", "refl")
 NUM_DRAWN = 5
 PICTURE = Path(__file__).parents[1] / "docs" / "motion_paths.png"
 

@@ -277,3 +277,26 @@ def test_the_packaged_distillation_follows_paths() -> None:
     cfg = load_config(DistillConfig, "tiny-paths", group="distill")
     assert cfg.prompts == ShapesPrompts(paths=4)
     assert set(cfg.reward.blind_to) == {"slow", "fast", "left", "right", "up", "down"}  # type: ignore[union-attr]
+
+
+# ------------------------------------------------------------------------------------------------------- as committed
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_committed_students_keep_the_control_and_the_docs_quote_it() -> None:
+    study = json.loads((ROOT / "benchmarks" / "results" / "motion_paths.json").read_text())
+    arms, pairs = study["arms"], study["pairs"]
+    text = (ROOT / "docs" / "motion_paths.md").read_text(encoding="utf-8")
+    for name, row in arms.items():
+        cells = [f"{row[key]['mean']:.3f} ± {row[key]['ci95']:.3f}" for key in ("path_distance", "on_path")]
+        assert f"| {name} | {row['nfe']} | {' | '.join(cells)} |" in text
+    for pair in ("rats - refl", "rats_x4 - rats"):
+        assert f"{pairs[pair]['on_path']['mean']:.3f} ± {pairs[pair]['on_path']['ci95']:.3f}" in text
+    without = arms["teacher, no path"]["path_distance"]
+    for name in ("teacher", "base", "imitation", "rats", "rats_x4", "refl", "rats_pulled", "refl_pulled"):
+        found = arms[name]["path_distance"]
+        assert found["mean"] + found["ci95"] < without["mean"] - without["ci95"]
+        assert arms[name]["clips without a shape"] == 0
+    assert abs(arms["imitation"]["on_path"]["mean"] - arms["teacher"]["on_path"]["mean"]) < 0.02
+    assert pairs["rats - refl"]["on_path"]["mean"] > pairs["rats - refl"]["on_path"]["ci95"]
