@@ -182,6 +182,8 @@ def _teachers(compared: Compared) -> list[MethodMean]:
 def _limit(axis: Any, shown: Sequence[MethodMean], metric: str) -> None:
     """Show all means with a margin; an interval that is wider than all of them together runs off the panel."""
     means = [mean.metrics[metric].mean for mean in shown if metric in mean.metrics]
+    if not means:
+        return
     margin = 0.6 * (max(means) - min(means)) or abs(means[0]) or 1.0
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, min(means) - margin), min(high, max(means) + margin))
