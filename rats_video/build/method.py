@@ -69,20 +69,14 @@ def build_method(  # noqa: PLR0911  # one a kind
         case GrpoMethod() as method:
             return Grpo(**_players(cfg, student, teacher, runtime), method=method)
         case RtdmdMethod() as method:
-            players = _players(cfg, student, teacher, runtime)
-            fake = build_fake_score(cfg, student, teacher)
-            matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
-            return Rtdmd(**players, method=method, matching=matching)
+            return Rtdmd(**_with_scores(cfg, method.fake_score, student, teacher, runtime), method=method)
         case ConsistencyMethod() as method:
             num_batches = math.ceil(cfg.training.steps / cfg.teacher.reuse)
             return Consistency(**_players(cfg, student, teacher, runtime), method=method, num_batches=num_batches)
         case T2VTurboMethod() as method:
             return T2VTurbo(**_players(cfg, student, teacher, runtime), method=method)
         case DollarMethod() as method:
-            players = _players(cfg, student, teacher, runtime)
-            fake = build_fake_score(cfg, student, teacher)
-            matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
-            return Dollar(**players, method=method, matching=matching)
+            return Dollar(**_with_scores(cfg, method.fake_score, student, teacher, runtime), method=method)
 
 
 def build_rats(
@@ -139,10 +133,8 @@ def build_dmd2(
     cfg: DistillConfig, method: Dmd2Method, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime
 ) -> Dmd2:
     """Distribution matching with what the method asks for beside it."""
-    players = _players(cfg, student, teacher, runtime)
-    fake = build_fake_score(cfg, student, teacher)
-    matching = build_matching(cfg, method.fake_score, players["teacher"], fake)
-    gan, clips = None, None
+    players = _with_scores(cfg, method.fake_score, student, teacher, runtime)
+    fake, gan, clips = players["matching"].fake, None, None
     if method.gan is not None:
         see, width = middle_features(fake)
         gan = Discriminator(see, build_head(width, cfg.seed + 2).to(student.device), method.gan)
@@ -151,7 +143,7 @@ def build_dmd2(
     if method.real_data is not None and (method.data_forcing or method.gan):
         real = open_real_data(cfg, method.real_data, student, runtime)
         clips = lru_cache(maxsize=1)(real.source)  # asked for in every round
-    return Dmd2(**players, method=method, matching=matching, gan=gan, clips=clips, seed=cfg.seed)
+    return Dmd2(**players, method=method, gan=gan, clips=clips, seed=cfg.seed)
 
 
 def _players(
@@ -171,6 +163,18 @@ def _players(
         "shift": cfg.shift,
         "real_data": build_real_data(cfg, student, runtime),
     }
+
+
+def _with_scores(
+    cfg: DistillConfig,
+    fake_score: FakeScoreConfig,
+    student: PipelineBackbone,
+    teacher: PipelineBackbone,
+    runtime: Runtime,
+) -> dict[str, Any]:
+    """The same with the two scores of distribution matching."""
+    players, fake = _players(cfg, student, teacher, runtime), build_fake_score(cfg, student, teacher)
+    return players | {"matching": build_matching(cfg, fake_score, players["teacher"], fake)}
 
 
 def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacher) -> dict[str, object]:

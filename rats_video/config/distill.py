@@ -72,11 +72,6 @@ class FrozenTeacher(Config):
     cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
 
     @property
-    def evaluations(self) -> float:
-        """Network evaluations a clip and update; one that is found again in `cache` counts as well."""
-        return self.num_steps * self.guided / self.reuse
-
-    @property
     def guided(self) -> int:
         """Network evaluations of one guided call."""
         return 1 if self.guidance_scale == 1.0 else 2
@@ -92,11 +87,6 @@ class EmaTeacher(Config):
     guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
     guidance_fade_steps: NonNegativeInt = 0
     reuse: PositiveInt = 1
-
-    @property
-    def evaluations(self) -> float:
-        """Network evaluations a clip and update, while guidance lasts."""
-        return self.num_steps * self.guided / self.reuse
 
     @property
     def guided(self) -> int:
@@ -277,10 +267,12 @@ class DistillConfig(Config):
     def evaluations(self, num_steps: int) -> float:
         """Network evaluations of an update at that many student steps, over all clips and processes.
 
-        One call on one clip is one evaluation; with gradient it counts three, since backward is twice the work.
+        One call on one clip is one evaluation; with gradient it counts three, since backward is twice the work. A
+        teacher's rollout that is found again in `teacher.cache` counts as well.
         """
         student = num_steps + (WITH_GRADIENT - 1) * len(self.student.gradient_steps(num_steps))
-        a_clip = self.method.evaluations(num_steps, student, self.teacher.evaluations, self.teacher.guided)
+        teacher = self.teacher.num_steps * self.teacher.guided / self.teacher.reuse
+        a_clip = self.method.evaluations(num_steps, student, teacher, self.teacher.guided)
         real = self.method.real_data
         num_real = 0 if real is None or real.weight == 0 else real.batch_size or self.training.batch_size
         return self.training.batch_size * a_clip + WITH_GRADIENT * num_real

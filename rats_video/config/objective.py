@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 from pydantic import Field
@@ -51,6 +52,7 @@ class MethodConfig(Config):
         """Whether the teacher's rollouts are asked for."""
         return False
 
+    @abstractmethod
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
         """Network evaluations a clip and update; one with gradient counts `WITH_GRADIENT`.
 
@@ -60,4 +62,3 @@ class MethodConfig(Config):
             teacher: evaluations of a teacher rollout.
             guided: evaluations of one call of the guided teacher.
         """
-        raise NotImplementedError

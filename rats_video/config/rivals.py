@@ -59,13 +59,29 @@ class PairsConfig(Config):
         return teacher + self.count * (WITH_GRADIENT + 1 + (guided if self.source == "noised" else 0))
 
 
-class ConsistencyMethod(MethodConfig):
-    """Loss = consistency of the student's steps along the teacher's path - reward_weight * R_student (Hyper-SD)."""
+class PathMethod(MethodConfig):
+    """What methods have that send points of the teacher's path to one place, and may raise a reward beside it."""
 
     uses_path: ClassVar[bool] = True
 
-    kind: Literal["consistency"]
     pairs: PairsConfig = PairsConfig()
+    reward_weight: NonNegativeFloat = Field(1.0, description="of the reward in the loss; 0 leaves it out")
+
+    @property
+    def uses_gradient(self) -> bool:
+        """With a weight on the reward."""
+        return self.reward_weight > 0
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Always: its path."""
+        return True
+
+
+class ConsistencyMethod(PathMethod):
+    """Loss = consistency of the student's steps along the teacher's path - reward_weight * R_student (Hyper-SD)."""
+
+    kind: Literal["consistency"]
     stages: tuple[PositiveInt, ...] = Field(
         (1,), min_length=1,
         description="in how many segments each of the student's intervals is cut, one equal share of the run after "
@@ -80,75 +96,39 @@ class ConsistencyMethod(MethodConfig):
             raise ValueError(f"the last of the stages {list(stages)} must be 1: the student's own steps")
         return stages
 
-    @property
-    def uses_gradient(self) -> bool:
-        """With a weight on the reward."""
-        return self.reward_weight > 0
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Always: its path."""
-        return True
-
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The pairs; the reward's rollout has gradient in its last step."""
         return self.pairs.evaluations(teacher, guided) + self.uses_gradient * (num_steps + WITH_GRADIENT - 1)
 
 
-class T2VTurboMethod(MethodConfig):
+class T2VTurboMethod(PathMethod):
     """Loss = consistency with the clip - reward_weight * (R + video_weight * R_video) of the clip that is predicted.
 
     R is the run's reward, in the paper one that scores frames; both judge what the student predicts in one step.
     """
 
-    uses_path: ClassVar[bool] = True
-
     kind: Literal["t2v_turbo"]
-    pairs: PairsConfig = PairsConfig()
     reward_weight: NonNegativeFloat = Field(1.0, description="of both rewards in the loss")
     video_reward: RewardConfig | None = Field(None, description="judges the same clips; null = none")
     video_weight: PositiveFloat = Field(1.0, description="of `video_reward` beside the run's reward")
-
-    @property
-    def uses_gradient(self) -> bool:
-        """With a weight on the rewards."""
-        return self.reward_weight > 0
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Always: its path."""
-        return True
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The pairs; the rewards judge what they predict."""
         return self.pairs.evaluations(teacher, guided)
 
 
-class DollarMethod(MethodConfig):
+class DollarMethod(PathMethod):
     """Loss = score_weight * distribution matching + consistency_weight * consistency - reward_weight * R (DOLLAR).
 
     In the paper the reward is a latent one (`reward.kind=latent`), which needs no decoder; any other works as well.
     """
 
     companions: ClassVar[bool] = True
-    uses_path: ClassVar[bool] = True
 
     kind: Literal["dollar"]
     fake_score: FakeScoreConfig = FakeScoreConfig(rounds=2)
-    pairs: PairsConfig = PairsConfig()
     score_weight: NonNegativeFloat = Field(1.0, description="of distribution matching")
     consistency_weight: NonNegativeFloat = 1.0
-    reward_weight: NonNegativeFloat = 1.0
-
-    @property
-    def uses_gradient(self) -> bool:
-        """With a weight on the reward."""
-        return self.reward_weight > 0
-
-    @property
-    def uses_teacher(self) -> bool:
-        """Always: its path."""
-        return True
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
         """The student's rollout, which both scores and the reward judge; the fake score's own; the pairs."""

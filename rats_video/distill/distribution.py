@@ -87,6 +87,12 @@ class DistributionMatching:
         """`[B]`: mean square of `velocity - (noise - x0)`."""
         return (velocity - (noise - x0)).square().mean(dim=(1, 2, 3, 4))
 
+    def fake_loss(self, x0: Tensor, text: TextCondition, batch: PromptBatch, index: int) -> tuple[Tensor, Row]:
+        """The fake score's loss of a round, 0-d, on the student's clips of a text, and its row."""
+        latents, noise, sigma = self.noised(x0, batch, FAKE_SCORE, index)
+        mean = self.flow_error(self.fake.velocity(latents, sigma, text), x0, noise).mean()
+        return mean, {"loss": float(mean.detach())}
+
     def companion(self, sample: Callable[[PromptBatch, int], Tensor]) -> Companion:
         """The fake score, as the training loop updates it: by flow matching on the student's clips.
 
@@ -97,9 +103,6 @@ class DistributionMatching:
         def loss(batch: PromptBatch, index: int) -> tuple[Tensor, Row]:
             with torch.no_grad():
                 x0 = sample(batch, index)
-            latents, noise, sigma = self.noised(x0, batch, FAKE_SCORE, index)
-            velocity = self.fake.velocity(latents, sigma, self.fake.encode_text(batch.prompts))
-            mean = self.flow_error(velocity, x0, noise).mean()
-            return mean, {"loss": float(mean.detach())}
+            return self.fake_loss(x0, self.fake.encode_text(batch.prompts), batch, index)
 
         return Companion(self.fake.weights, loss, self.cfg.optimizer, self.cfg.rounds)

@@ -90,8 +90,24 @@ class Method(Protocol):
         ...
 
 
+class TeacherAndStudent:
+    """What holds of a method where nobody else learns."""
+
+    student: Backbone
+    teacher: TeacherSampler
+
+    @property
+    def companions(self) -> Mapping[str, Companion]:
+        """None."""
+        return {}
+
+    def follow(self, updates: int, *, resumed: bool = False) -> None:
+        """An EMA teacher moves after the student."""
+        self.teacher.follow(self.student, updates, resumed=resumed)
+
+
 @dataclass(frozen=True)
-class Players:
+class Players(TeacherAndStudent):
     """Who takes part in every method; a rival is a subclass that has a `step`."""
 
     student: Backbone
@@ -100,15 +116,6 @@ class Players:
     student_config: StudentConfig
     shift: float
     real_data: RealData | None = None
-
-    @property
-    def companions(self) -> Mapping[str, Companion]:
-        """None, for most."""
-        return {}
-
-    def follow(self, updates: int, *, resumed: bool = False) -> None:
-        """An EMA teacher moves after the student."""
-        self.teacher.follow(self.student, updates, resumed=resumed)
 
 
 def student_path(

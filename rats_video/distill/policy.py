@@ -99,20 +99,7 @@ def sample_group(
         with_gradient: whether the scores have gradient to the clips.
     """
     assert len(batch.seeds) == len(batch.prompts), "one seed a prompt"
-    trained = trained_steps(batch.index, len(sigmas) - 1, policy)
-    paths = tuple(
-        noisy_rollout(
-            student,
-            batch,
-            sigmas,
-            policy.noise,
-            sample,
-            trained=trained,
-            reference=reference,
-            through_last=through_last,
-        )
-        for sample in range(policy.samples)
-    )
+    paths = noisy_paths(student, batch, sigmas, policy, reference=reference, through_last=through_last)
     judged = [path.x0.view_as(path.x0) for path in paths]  # gradient from pixels comes back here, no other does
     with torch.set_grad_enabled(with_gradient):
         scores = [judge(reward, student, clips, batch.prompts, batch.grad_frames) for clips in judged]
@@ -120,6 +107,26 @@ def sample_group(
     for clips in judged:
         shield(clips, group.kept)
     return group
+
+
+def noisy_paths(
+    student: Backbone,
+    batch: PromptBatch,
+    sigmas: Tensor,
+    policy: PolicyConfig,
+    *,
+    reference: VelocityFn | None = None,
+    through_last: bool = False,
+) -> tuple[NoisyPath, ...]:
+    """K rollouts of each prompt, with the policy's share of steps trained; arguments as of `sample_group`."""
+    trained = trained_steps(batch.index, len(sigmas) - 1, policy)
+    return tuple(
+        noisy_rollout(
+            student, batch, sigmas, policy.noise, sample,
+            trained=trained, reference=reference, through_last=through_last,
+        )
+        for sample in range(policy.samples)
+    )  # fmt: skip
 
 
 def trained_steps(index: int, num_steps: int, policy: PolicyConfig) -> Collection[int]:

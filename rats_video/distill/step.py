@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from rats_video.config.method import RatsMethod
 from rats_video.distill.finite import SKIPPED, finite_clips, only, shield, warn_skipped
 from rats_video.distill.gate import GateFn
 from rats_video.distill.judge import judge
-from rats_video.distill.method import Companion, student_path
+from rats_video.distill.method import TeacherAndStudent, student_path
 from rats_video.distill.policy import Group, policy_loss, sample_group
 from rats_video.distill.real_data import RealData
 from rats_video.distill.shaping import shaping_by_horizon, weigh_horizons
@@ -22,7 +21,7 @@ from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajec
 
 
 @dataclass(frozen=True)
-class Rats:
+class Rats(TeacherAndStudent):
     """The parts that a step puts together, and what may stand beside it; the guard may strengthen shaping."""
 
     student: Backbone
@@ -35,18 +34,9 @@ class Rats:
     shaping_strength: float = 1.0
     real_data: RealData | None = None
 
-    @property
-    def companions(self) -> Mapping[str, Companion]:
-        """None: teacher and student are all there is."""
-        return {}
-
     def step(self, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]:
         """`rats_step`."""
         return rats_step(self, batch)
-
-    def follow(self, updates: int, *, resumed: bool = False) -> None:
-        """An EMA teacher moves after the student."""
-        self.teacher.follow(self.student, updates, resumed=resumed)
 
 
 def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, dict[str, float]]:

@@ -23,7 +23,7 @@ from rats_video.distill.draws import DISCRIMINATOR, FAKE_SCORE, REAL, STUDENT_LE
 from rats_video.distill.ema import update_ema
 from rats_video.distill.finite import SKIPPED
 from rats_video.distill.method import Companion, Players, Row, judged_clip
-from rats_video.distill.policy import Group, noisy_rollout, policy_loss
+from rats_video.distill.policy import Group, noisy_paths, policy_loss
 from rats_video.distill.real_data import RealSource
 from rats_video.rivals.discriminator import Discriminator
 from rats_video.seeds import seeded
@@ -87,11 +87,9 @@ class Dmd2(Players):
         """Flow matching on clips that the student makes of new noise in a round; the discriminator learns along."""
         with torch.no_grad():
             made = self.make(batch, FAKE_SCORE, index)
-        latents, noise, sigma = self.matching.noised(made.x0, batch, FAKE_SCORE, index)
         if self.gan is None:
-            velocity = self.matching.fake.velocity(latents, sigma, made.text)
-            loss = self.matching.flow_error(velocity, made.x0, noise).mean()
-            return loss, {"loss": float(loss.detach())}
+            return self.matching.fake_loss(made.x0, made.text, batch, index)
+        latents, noise, sigma = self.matching.noised(made.x0, batch, FAKE_SCORE, index)
         velocity, student = self.gan(latents, sigma, made.text)
         real, text = self.real_clips(batch)
         _, logit = self.gan(add_noise(real, draw_noise(batch, DISCRIMINATOR, index), sigma), sigma, text)
@@ -127,9 +125,7 @@ class Dmd2(Players):
     def policy_term(self, gan: Discriminator, batch: PromptBatch, policy: PolicyConfig) -> Tensor:
         """Noisy rollouts of each prompt, the more real ones made likelier: 0-d, with gradient to the student."""
         sigmas, text = self.student.sigmas(batch.num_steps, self.shift), self.student.encode_text(batch.prompts)
-        paths = tuple(
-            noisy_rollout(self.student, batch, sigmas, policy.noise, sample) for sample in range(policy.samples)
-        )
+        paths = noisy_paths(self.student, batch, sigmas, policy)
         with torch.no_grad():
             logits = torch.stack([self.logit(gan, Clips(path.x0, text), batch) for path in paths])
         return policy_loss(Group(paths, tuple(map(RewardScores, logits)), policy), logits).mean()
