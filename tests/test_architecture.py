@@ -21,7 +21,7 @@ LAYERS = (
     {"evaluation", "export", "inference", "planning", "preparation", "reporting", "rivals", "training", "distill"},
     {"backbones", "rewards", "datasets"},
     {"diffusion", "config"},
-    {"assets", "files", "motion_path", "reading", "runtime", "seeds", "timing"},  # small tools everybody may use
+    {"assets", "files", "motion_path", "reading", "runtime", "seeds", "timing", "web"},  # small tools everybody may use
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
 )
 NEIGHBOURS = LAYERS[2]  # may import one another, without a cycle

@@ -18,7 +18,7 @@ from rats_video.backbones.load import load_backbone
 from rats_video.build.common import explain_memory
 from rats_video.build.compute import memory_advice
 from rats_video.build.distill import build_roles, train_student
-from rats_video.build.evaluate import score_arms
+from rats_video.build.evaluate import REFERENCE, score_arms
 from rats_video.build.finish import finish, is_finished
 from rats_video.build.inference import in_turn, load_student
 from rats_video.build.method import DECIDES, NOT_SCORED
@@ -29,11 +29,11 @@ from rats_video.config.compute import ComputeConfig
 from rats_video.config.distill import DistillConfig
 from rats_video.datasets.prompts import load_prompts
 from rats_video.errors import UserError, first_line, warn
-from rats_video.evaluation.compared import BASE, TEACHER, Cost
+from rats_video.evaluation.compared import BASE, Cost
 from rats_video.evaluation.judged import Judged
 from rats_video.evaluation.stats import finite
 from rats_video.evaluation.sweep import Arm, ArmScores
-from rats_video.evaluation.tables import MetricValue
+from rats_video.evaluation.tables import TEACHER, MetricValue
 from rats_video.files import replacing, tidy, weights_digest, write_json
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.reading import read_text
@@ -147,6 +147,7 @@ class Study:
             "dtype": base.compute.dtype,
             "prompts": self.prompts,
             "seed": self.cfg.clip_seed,
+            "sets": base.evaluation.model_dump(mode="json", include={"features", "diversity"}),
         }
 
     def looks(self, entrant: Entrant) -> list[Look]:
@@ -241,7 +242,10 @@ def judge(study: Study, entrant: Entrant, runtime: Runtime) -> None:
         backbone = _backbone(study, entrant, looks, runtime)
         arms = [Arm(entrant.method, backbone, look.spec) for look in looks]
         with explain_memory(lambda: f"set evaluation.batch_size below {study.base.evaluation.batch_size}"):
-            found = score_arms(study.base, arms, study.prompts, study.base.clip.spec, seed=study.cfg.clip_seed)
+            found = score_arms(
+                study.base, arms, study.prompts, study.base.clip.spec,
+                seed=study.cfg.clip_seed, reference=entrant.folder / REFERENCE,  # here alone nobody else writes
+            )  # fmt: skip
         for look, scores in zip(looks, found, strict=True):
             for name, values in scores.metrics.items():
                 if bad := len(values) - len(finite(values)):

@@ -13,8 +13,8 @@ from rats_video.files import replacing
 if TYPE_CHECKING:
     from pathlib import Path
 
-TEACHER, BASE = "teacher", "base"
-"""Rows of these are not trained by us: no seed, no cost."""
+BASE = "base"
+"""Rows of this and of the teacher are not trained by us: no seed, no cost."""
 
 
 class _Frozen(BaseModel):
@@ -91,6 +91,17 @@ class Compared(_Frozen):
     means: list[MethodMean] = []
     curve: list[CurvePoint] = []
     wins: list[WinRate] = []
+
+    def rates(self, metric: str, nfe: int) -> tuple[list[str], dict[str, list[MetricValue | None]]]:
+        """The opponents, and each method's win rates against them by a metric at an NFE; None where there is none."""
+        found = {
+            (win.method, win.against): MetricValue(mean=win.rate, ci95=win.ci95)
+            for win in self.wins
+            if (win.metric, win.nfe) == (metric, nfe)
+        }
+        opponents = list(dict.fromkeys(against for _, against in found))
+        methods = dict.fromkeys(method for method, _ in found)
+        return opponents, {method: [found.get((method, name)) for name in opponents] for method in methods}
 
     def mean_of(self, method: str, nfe: int | None = None) -> MethodMean | None:
         """A method's mean at an NFE, or its first; None where it is missing."""

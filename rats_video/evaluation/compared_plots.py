@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rats_video.evaluation.compared import BASE, TEACHER
+from rats_video.evaluation.compared import BASE
 from rats_video.evaluation.compared_table import counts_of, headline_metrics, methods_of
 from rats_video.evaluation.plots import INK, save_figure, style_axis
 from rats_video.evaluation.plots import TEACHER as TEACHER_COLOR
-from rats_video.evaluation.tables import metric_title
+from rats_video.evaluation.tables import TEACHER, metric_title
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from rats_video.evaluation.compared import BASE, TEACHER, Compared
+from rats_video.evaluation.compared import BASE, Compared
 from rats_video.evaluation.judged import costs
-from rats_video.evaluation.tables import METRIC_TITLES, MetricValue, aligned, better, metric_title
+from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, MetricValue, aligned, better, metric_cell, metric_title
 
 FIRST = ("heldout_reward", "adherence", "reward")
 """Headline metrics: of what no method was trained on first."""
@@ -69,17 +69,13 @@ def metric_table(compared: Compared, metric: str) -> str:
     names = [BASE, *methods_of(compared)]
     values = {name: [_value(compared, name, nfe, metric) for nfe in counts] for name in names}
     columns = zip(*values.values(), strict=True)
-    best = [max((value.mean for value in column if value), default=math.nan) for column in columns]
+    is_better = better(metric) == "higher"
+    best = [max((value.mean for value in column if value), default=None) if is_better else None for column in columns]
     title = "teacher" if teacher is None else f"teacher ({teacher.num_steps} steps)"
     table = [["method", *(f"{nfe} NFE" for nfe in counts), title]]
-    is_better = better(metric) == "higher"
     for name, row in values.items():
-        cells = [
-            cell(value, bold=is_better and value is not None and value.mean == top)
-            for value, top in zip(row, best, strict=True)
-        ]
-        table.append([name, *cells, ""])
-    table.append([TEACHER, *[""] * len(counts), cell(teacher.metrics.get(metric) if teacher else None)])
+        table.append([name, *map(metric_cell, row, best), ""])
+    table.append([TEACHER, *[""] * len(counts), metric_cell(teacher.metrics.get(metric) if teacher else None)])
     return "\n".join(aligned(table))
 
 
@@ -101,23 +97,10 @@ def cost_table(compared: Compared) -> str:
 
 def wins_table(compared: Compared, metric: str, nfe: int) -> str:
     """How often each method wins by a metric at an NFE, a column an opponent."""
-    rates = {(win.method, win.against): win for win in compared.wins if (win.metric, win.nfe) == (metric, nfe)}
-    opponents = list(dict.fromkeys(against for _, against in rates))
+    opponents, rates = compared.rates(metric, nfe)
     table = [["method", *(f"against {name}" for name in opponents)]]
-    for method in dict.fromkeys(method for method, _ in rates):
-        found = [rates.get((method, name)) for name in opponents]
-        shown = [None if win is None else MetricValue(mean=win.rate, ci95=win.ci95) for win in found]
-        table.append([method, *map(cell, shown)])
+    table += [[method, *map(metric_cell, row)] for method, row in rates.items()]
     return "\n".join(aligned(table))
-
-
-def cell(value: MetricValue | None, *, bold: bool = False) -> str:
-    """E.g. "0.812 ± 0.013"."""
-    if value is None:
-        return "-"
-    interval = f"{value.ci95:.3f}" if math.isfinite(value.ci95) else "n/a"
-    text = f"{value.mean:z.3f} ± {interval}"
-    return f"**{text}**" if bold else text
 
 
 def _wins_text(compared: Compared, headline: Sequence[str]) -> str:

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rats_video.evaluation.compared import BASE, TEACHER, ComparedRow, Cost, CurvePoint, MethodMean, WinRate
+from rats_video.evaluation.compared import BASE, ComparedRow, Cost, CurvePoint, MethodMean, WinRate
 from rats_video.evaluation.stats import crossed_ci95, mean_ci95
 from rats_video.evaluation.sweep import ArmScores
-from rats_video.evaluation.tables import MetricValue, better
+from rats_video.evaluation.tables import TEACHER, MetricValue, better
 
 IMITATION = "imitation"
 

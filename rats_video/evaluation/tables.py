@@ -168,11 +168,15 @@ def better(name: str) -> Direction:
 
 def best_mean(name: str, rows: Sequence[ArmRow]) -> float | None:
     """The best mean of a metric; None where a teacher to be near to is not there."""
-    means = [row.metrics[name].mean for row in rows if name in row.metrics]
+    return best_of(name, [(row.arm == TEACHER, row.metrics[name].mean) for row in rows if name in row.metrics])
+
+
+def best_of(name: str, means: Sequence[tuple[bool, float]]) -> float | None:
+    """The same of means, each with whether it is the teacher's."""
     if better(name) != "near teacher":
-        return (max if better(name) == "higher" else min)(means, default=None)
-    goal = next((row.metrics[name].mean for row in rows if row.arm == TEACHER and name in row.metrics), None)
-    others = [row.metrics[name].mean for row in rows if row.arm != TEACHER and name in row.metrics]
+        return (max if better(name) == "higher" else min)((mean for _, mean in means), default=None)
+    goal = next((mean for is_teacher, mean in means if is_teacher), None)
+    others = [mean for is_teacher, mean in means if not is_teacher]
     return None if goal is None else min(others, key=lambda mean: abs(mean - goal), default=None)
 
 
@@ -205,7 +209,7 @@ def markdown_table(rows: Sequence[ArmRow]) -> str:
     table = [["arm", "steps", "NFE", "s/clip", *(metric_title(name) for name in names)]]
     for row in rows:
         cells = [row.arm, str(row.num_steps), str(row.nfe), f"{row.seconds_per_clip:.2f}"]
-        cells += [_metric_cell(row.metrics.get(name), None if _is_goal(row, name) else best[name]) for name in names]
+        cells += [metric_cell(row.metrics.get(name), None if _is_goal(row, name) else best[name]) for name in names]
         table.append(cells)
     return "\n".join(aligned(table))
 
@@ -223,7 +227,7 @@ def _is_goal(row: ArmRow, name: str) -> bool:
     return row.arm == TEACHER and better(name) == "near teacher"
 
 
-def _metric_cell(value: MetricValue | None, best: float | None) -> str:
+def metric_cell(value: MetricValue | None, best: float | None = None) -> str:
     """E.g. "0.812 ± 0.013", in bold if it is the best."""
     if value is None:
         return "-"

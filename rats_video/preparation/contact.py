@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
 from rats_video.datasets.cache import CONTACT, ClipRecord
 from rats_video.datasets.records import Skipped
-from rats_video.errors import printable
 from rats_video.files import replacing
 from rats_video.preparation.units import thumbs_path
 from rats_video.training.progress import format_seconds
+from rats_video.web import as_text, policy_source
 
 MOST_CLIPS = 200  # 1 MB of thumbnails
 EXAMPLES = 5  # of each reason
@@ -66,16 +64,15 @@ def write_contact(
     chosen = [records[index * len(records) // count] for index in range(count)]
     figures = "\n".join(_figure(record, _thumb(folder, record)) for record in chosen)
     shown = f"{count} of them" if count < len(records) else "All of them"
-    code = base64.b64encode(hashlib.sha256(JS.encode()).digest()).decode()
     page = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{code}'">
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {policy_source(JS)}">
 <title>Prepared clips</title>
 <style>{CSS}</style>
-<h1>{_text(headline[:1].upper() + headline[1:])}</h1>
+<h1>{as_text(headline[:1].upper() + headline[1:])}</h1>
 <p>{shown}: first, middle and last frame, as the model will see them.</p>
 <input type="search" placeholder="Filter by caption, file or size" aria-label="Filter">
 <main>
@@ -98,8 +95,8 @@ def _figure(record: ClipRecord, jpeg: bytes | None) -> str:
         span = f"{format_seconds(record.start)} + {record.end - record.start:.2f} s"
         facts += [span, f"{record.num_frames} x {record.height} x {record.width}"]
     facts += [record.split] if record.split == "heldout" else []
-    told = " \N{MIDDLE DOT} ".join(map(_text, facts))
-    caption = _text(record.caption) or "<i>no caption</i>"
+    told = " \N{MIDDLE DOT} ".join(map(as_text, facts))
+    caption = as_text(record.caption) or "<i>no caption</i>"
     return f"<figure>{image}<figcaption>{caption}<small>{told}</small></figcaption></figure>"
 
 
@@ -117,7 +114,7 @@ def _table(reasons: Mapping[str, Sequence[Skipped]]) -> str:
     if not reasons:
         return "<h2>Nothing was skipped</h2>"
     rows = "\n".join(
-        f"<tr><td>{len(found)}<td>{_text(reason)}<td>{'<br>'.join(_examples(found))}"
+        f"<tr><td>{len(found)}<td>{as_text(reason)}<td>{'<br>'.join(_examples(found))}"
         for reason, found in reasons.items()
     )
     total = sum(map(len, reasons.values()))
@@ -129,9 +126,4 @@ def _table(reasons: Mapping[str, Sequence[Skipped]]) -> str:
 
 def _examples(found: Sequence[Skipped]) -> Iterator[str]:
     for each in found[:EXAMPLES]:
-        yield _text(each.name) + (f"<small>{_text(each.detail)}</small>" if each.detail else "")
-
-
-def _text(text: str) -> str:
-    """Text of strangers, as text."""
-    return escape(printable(text))
+        yield as_text(each.name) + (f"<small>{as_text(each.detail)}</small>" if each.detail else "")

@@ -9,6 +9,7 @@ from statistics import fmean, median
 from typing import Any
 from xml.etree.ElementTree import Element
 
+from rats_video.evaluation.judged import costs
 from rats_video.reporting.markup import DASH, Child, cut, details, short, table, tag, unknown
 from rats_video.reporting.sources import Methods, Run, method_kind, number
 
@@ -42,18 +43,15 @@ def methods_cost(methods: Methods) -> Element:
     """What a student of each method took, the mean over its seeds."""
     head = ["method", "students", "updates", "evaluations", "hours", "peak GiB"]
     rows: list[list[Child]] = []
-    for method in dict.fromkeys(row.method for row in methods.compared.rows):
-        costs = {row.seed: row.cost for row in methods.compared.rows if row.method == method and row.cost}
-        found = list(costs.values())
+    for method, found in costs(methods.compared.rows).items():
         peaks = [cost.peak_bytes for cost in found if cost.peak_bytes is not None]
-        if found:
-            rows.append([
-                method, str(len(found)),
-                f"{fmean(cost.updates for cost in found):,.0f}",
-                f"{fmean(cost.evaluations for cost in found):,.0f}",
-                short(fmean(cost.seconds for cost in found) / 3600),
-                short(max(peaks) / _GIB) if peaks else unknown("torch counts no peak on a CPU"),
-            ])  # fmt: skip
+        rows.append([
+            method, str(len(found)),
+            f"{fmean(cost.updates for cost in found):,.0f}",
+            f"{fmean(cost.evaluations for cost in found):,.0f}",
+            short(fmean(cost.seconds for cost in found) / 3600),
+            short(max(peaks) / _GIB) if peaks else unknown("torch counts no peak on a CPU"),
+        ])  # fmt: skip
     return table(head, rows, label=f"Cost of training, {methods.name}")
 
 

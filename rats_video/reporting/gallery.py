@@ -10,8 +10,8 @@ from xml.etree.ElementTree import Element
 from torch import Tensor
 
 from rats_video.errors import UserError, warn
-from rats_video.evaluation.compared import BASE, TEACHER
-from rats_video.evaluation.tables import METRIC_TITLES, metric_title
+from rats_video.evaluation.compared import BASE
+from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, metric_title
 from rats_video.inference.video import read_mp4
 from rats_video.reporting.clips import WebClip, crop, encode_clip
 from rats_video.reporting.markup import cut, details, short, tag

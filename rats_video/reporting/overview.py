@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from rats_video.evaluation.compared import BASE, TEACHER
-from rats_video.evaluation.tables import METRIC_TITLES, ArmRow, metric_title
+from rats_video.evaluation.compared import BASE
+from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, ArmRow, metric_title
 from rats_video.reporting.costs import device
 from rats_video.reporting.markup import Child, cut, tag
 from rats_video.reporting.sources import Methods, Run, method_kind

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from xml.etree.ElementTree import Element
@@ -17,6 +15,7 @@ from rats_video.reporting.overview import overview
 from rats_video.reporting.results import method_arms, nfe_charts, results_table, run_arms, wins
 from rats_video.reporting.sources import Methods, Run
 from rats_video.reporting.training import training_charts
+from rats_video.web import policy_source
 
 
 def make_page(runs: Sequence[Run], methods: Sequence[Methods], gallery: Gallery) -> str:
@@ -109,13 +108,9 @@ def _raw(name: str, text: str) -> Element:
 
 def _policy(style: str, script: str) -> str:
     """Nothing but this page's own style and script, and pictures and clips that are in it."""
-
-    def digest(text: str) -> str:
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
     return (
-        f"default-src 'none'; script-src {digest(script)}; style-src {digest(style)}; img-src data:; media-src data:; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; script-src {policy_source(script)}; style-src {policy_source(style)}; "
+        "img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
     )
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
-from rats_video.evaluation.compared import BASE, TEACHER, Compared
-from rats_video.evaluation.tables import METRIC_TITLES, Direction, MetricValue, better, metric_title
+from rats_video.evaluation.compared import BASE, Compared
+from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, Direction, MetricValue, best_of, better, metric_title
 from rats_video.reporting.chart import Chart, Line, draw
 from rats_video.reporting.markup import Child, details, table, tag, unknown
 from rats_video.reporting.sources import Methods, Run
@@ -83,7 +83,10 @@ def results_table(arms: Sequence[Arm], *, label: str, count: str = "clips") -> E
         _sortable(count),
         *(_sortable(METRIC_TITLES.get(name, name.replace("_", " ")), better(name)) for name in names),
     ]
-    best = {name: _best(name, arms) for name in names}
+    best = {
+        name: best_of(name, [(arm.look == TEACHER, arm.metrics[name].mean) for arm in arms if name in arm.metrics])
+        for name in names
+    }
     rows = []
     for arm in arms:
         cells: list[Child] = [
@@ -115,13 +118,10 @@ def wins(methods: Methods) -> Element | None:
     parts = []
     for metric in names[:HEADLINE]:
         for nfe in sorted({win.nfe for win in found}):
-            rates = {(win.method, win.against): win for win in found if (win.metric, win.nfe) == (metric, nfe)}
-            against = list(dict.fromkeys(name for _, name in rates))
-            rows: list[list[Child]] = []
-            for method in dict.fromkeys(name for name, _ in rates):
-                cells = [rates.get((method, name)) for name in against]
-                shown = [None if win is None else MetricValue(mean=win.rate, ci95=win.ci95) for win in cells]
-                rows.append([tag("th", method, scope="row"), *(_metric(value, math.nan) for value in shown)])
+            against, rates = methods.compared.rates(metric, nfe)
+            rows: list[list[Child]] = [
+                [tag("th", method, scope="row"), *map(_metric, values)] for method, values in rates.items()
+            ]
             title = f"{metric_title(metric)} at {nfe} NFE"
             if rows:
                 head = ["method", *(f"against {name}" for name in against)]
@@ -130,17 +130,6 @@ def wins(methods: Methods) -> Element | None:
 
 
 _WINS = "Share of clips that score higher than the opponent's on the same prompt and noise; a tie is half a win."
-
-
-def _best(name: str, arms: Sequence[Arm]) -> float:
-    """The best mean of a metric; NaN where nothing is there to be near to, or near to it."""
-    goal = next((arm.metrics[name].mean for arm in arms if arm.look == TEACHER and name in arm.metrics), math.nan)
-    far: dict[Direction, Callable[[float], float]] = {
-        "higher": lambda mean: -mean, "lower": lambda mean: mean, "near teacher": lambda mean: abs(mean - goal),
-    }  # fmt: skip
-    is_near = better(name) == "near teacher"
-    means = [arm.metrics[name].mean for arm in arms if name in arm.metrics and not (is_near and arm.look == TEACHER)]
-    return math.nan if is_near and math.isnan(goal) else min(means, key=far[better(name)], default=math.nan)
 
 
 def _sortable(title: str, direction: Direction | None = None) -> Element:
@@ -158,7 +147,7 @@ def _number(value: float, text: str) -> Element:
     return tag("td", text, data_v=value)
 
 
-def _metric(value: MetricValue | None, best: float) -> Element:
+def _metric(value: MetricValue | None, best: float | None = None) -> Element:
     if value is None:
         return unknown("not measured")
     mean = f"{value.mean:z.3f}"

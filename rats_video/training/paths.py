@@ -17,17 +17,14 @@ from rats_video.datasets.motion_paths import draw_path, measure_paths, prompts_w
 from rats_video.datasets.shapes import split_combinations
 from rats_video.datasets.shapes_measure import measure_shapes
 from rats_video.diffusion.flow import add_noise
-from rats_video.diffusion.rollout import rollout
-from rats_video.diffusion.schedule import shift_sigma, sigma_grid
-from rats_video.distill.ema import update_ema
+from rats_video.diffusion.schedule import shift_sigma
 from rats_video.motion_path import resample
 from rats_video.seeds import seeded
-from rats_video.training.optim import build_optimizer, set_learning_rate
 from rats_video.training.progress import ProgressBar
-from rats_video.training.resumable import resumable
+from rats_video.training.teacher import fit, sampled_twice
 from rats_video.types import TextCondition
 
-_CHUNK = 64  # clips rendered, encoded or decoded at a time
+_CHUNK = 64  # clips rendered and encoded at a time
 
 
 @dataclass(frozen=True)
@@ -59,19 +56,10 @@ def train_paths(
     average = _copy_of(backbone)
     backbone.parts[PATH_ENCODER].requires_grad_(requires_grad=True)
     weights, averages = trained_weights(backbone), trained_weights(average)
-    optimizer = build_optimizer(cfg.optimizer, weights.values())
-    for step, progress in resumable(
-        "train paths", cfg.steps, folder / "checkpoints", weights, optimizer,
-        average=averages, every=cfg.checkpoint_every,
-    ):  # fmt: skip
-        set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
-        loss = guided_loss(backbone, clips, cfg, step)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(weights.values(), cfg.optimizer.max_grad_norm)
-        optimizer.step()
-        update_ema(averages, weights, min(cfg.ema_decay, (1 + step) / (10 + step)))
-        progress.advance(loss=float(loss.detach()))
+    fit(
+        "train paths", cfg, folder / "checkpoints", weights, averages,
+        lambda step: guided_loss(backbone, clips, cfg, step),
+    )  # fmt: skip
     return average, evaluate_paths(average, cfg)
 
 
@@ -126,13 +114,8 @@ def evaluate_paths(backbone: PathWanBackbone, cfg: PathTrainConfig) -> dict[str,
     """Adherence and frames on the path, on held-out captions and paths: guided at `eval_steps`, unguided at 4."""
     combinations = split_combinations()[1]
     prompts = prompts_with_paths(combinations, -(-cfg.eval_clips // len(combinations)))[: cfg.eval_clips]
-    text, negative = backbone.encode_text(prompts), backbone.encode_text([""])
-    noise = backbone.sample_noise(len(prompts), cfg.clip.spec, seeded(cfg.seed, 3))
     metrics: dict[str, float] = {}
-    for num_steps, scale in ((cfg.eval_steps, cfg.guidance_scale), (4, 1.0)):
-        sigmas = sigma_grid(num_steps, cfg.shift)
-        clips = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale)
-        videos = torch.cat([backbone.decode(latents) for latents in clips.x0.split(_CHUNK)])
+    for num_steps, videos in sampled_twice(backbone, cfg, prompts):
         metrics[f"adherence_{num_steps}_steps"] = float(measure_shapes(videos, prompts).adherence.mean())
         metrics[f"on_path_{num_steps}_steps"] = float(measure_paths(videos, prompts)["on_path"].mean())
     return metrics

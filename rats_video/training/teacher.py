@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.pretrain import TeacherTrainConfig, TextEncoderConfig, TransformerConfig
+from rats_video.config.pretrain import PathTrainConfig, TeacherTrainConfig, TextEncoderConfig, TransformerConfig
 from rats_video.datasets.shapes import VOCABULARY, ShapeAttributes, split_combinations
 from rats_video.datasets.shapes_measure import measure_shapes
 from rats_video.diffusion.flow import add_noise
@@ -101,7 +102,10 @@ def train_teacher(
     train, heldout = split_combinations()
     cache = encode_clips(backbone, cfg, train)
     average = copy.deepcopy(backbone.denoiser).eval()
-    _fit(backbone, average, cache, cfg, folder / "checkpoints")
+    fit(
+        "train teacher", cfg, folder / "checkpoints", backbone.weights, dict(average.named_parameters()),
+        lambda step: flow_matching_loss(backbone, cache, cfg, step),
+    )  # fmt: skip
     backbone = WanBackbone(transformer=average, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     return backbone, evaluate_teacher(backbone, cfg, heldout)
 
@@ -124,20 +128,35 @@ def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: l
     return LatentCache(torch.cat(rows), torch.tensor(index, device=backbone.device), text)
 
 
-def _fit(backbone: WanBackbone, average: Any, cache: LatentCache, cfg: TeacherTrainConfig, checkpoints: Path) -> None:
-    optimizer = build_optimizer(cfg.optimizer, backbone.denoiser.parameters())
-    averages = dict(average.named_parameters())
+def fit(
+    title: str,
+    cfg: TeacherTrainConfig | PathTrainConfig,
+    checkpoints: Path,
+    weights: Mapping[str, nn.Parameter],
+    averages: Mapping[str, Tensor],
+    loss_of: Callable[[int], Tensor],
+) -> None:
+    """Train weights, and their running averages, by the loss of each step; an interrupted training goes on.
+
+    Args:
+        title: for the progress bar.
+        cfg: steps, optimizer and the averages' decay, which starts low.
+        checkpoints: folder that they are kept in.
+        weights: what trains.
+        averages: of the same names; changed in place.
+        loss_of: 0-d, a pure function of the step and the weights.
+    """
+    optimizer = build_optimizer(cfg.optimizer, weights.values())
     for step, progress in resumable(
-        "train teacher", cfg.steps, checkpoints, backbone.weights, optimizer,
-        average=averages, every=cfg.checkpoint_every,
-    ):  # fmt: skip
+        title, cfg.steps, checkpoints, weights, optimizer, average=averages, every=cfg.checkpoint_every
+    ):
         set_learning_rate(optimizer, cfg.optimizer, step, cfg.steps)
-        loss = flow_matching_loss(backbone, cache, cfg, step)
+        loss = loss_of(step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(backbone.denoiser.parameters(), cfg.optimizer.max_grad_norm)
+        nn.utils.clip_grad_norm_(weights.values(), cfg.optimizer.max_grad_norm)
         optimizer.step()
-        update_ema(averages, backbone.weights, min(cfg.ema_decay, (1 + step) / (10 + step)))
+        update_ema(averages, weights, min(cfg.ema_decay, (1 + step) / (10 + step)))
         progress.advance(loss=float(loss.detach()))
 
 
@@ -160,18 +179,30 @@ def evaluate_teacher(
 ) -> dict[str, float]:
     """Measured adherence on held-out combinations: with guidance at `eval_steps`, without it at 4 steps."""
     prompts = [combinations[i % len(combinations)].prompt for i in range(cfg.eval_clips)]
-    text, negative = backbone.encode_text(prompts), backbone.encode_text([""])
-    noise = backbone.sample_noise(len(prompts), cfg.clip.spec, seeded(cfg.seed, 3))
     metrics: dict[str, float] = {}
-    for num_steps, scale in ((cfg.eval_steps, cfg.guidance_scale), (4, 1.0)):
-        sigmas = sigma_grid(num_steps, cfg.shift)
-        clips = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale)
-        videos = torch.cat([backbone.decode(latents) for latents in clips.x0.split(32)])
+    for num_steps, videos in sampled_twice(backbone, cfg, prompts):
         measures = measure_shapes(videos, prompts)
         metrics[f"adherence_{num_steps}_steps"] = float(measures.adherence.mean())
         for name, values in measures.attributes.items():
             metrics[f"{name}_{num_steps}_steps"] = float(values.float().mean())
     return metrics
+
+
+@torch.no_grad()
+def sampled_twice(
+    backbone: WanBackbone, cfg: TeacherTrainConfig | PathTrainConfig, prompts: Sequence[str]
+) -> Iterator[tuple[int, Tensor]]:
+    """Clips `[B, T, 3, height, width]` of the prompts from the same noise: in `eval_steps` with guidance, in 4 without.
+
+    Yields:
+        The step count and the clips.
+    """
+    text, negative = backbone.encode_text(prompts), backbone.encode_text([""])
+    noise = backbone.sample_noise(len(prompts), cfg.clip.spec, seeded(cfg.seed, 3))
+    for num_steps, scale in ((cfg.eval_steps, cfg.guidance_scale), (4, 1.0)):
+        sigmas = sigma_grid(num_steps, cfg.shift)
+        clips = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale)
+        yield num_steps, torch.cat([backbone.decode(latents) for latents in clips.x0.split(32)])
 
 
 def save_pipeline(backbone: WanBackbone, folder: Path, *, shift: float) -> None:

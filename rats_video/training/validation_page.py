@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -12,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rats_video.errors import printable
 from rats_video.files import replacing
+from rats_video.web import as_text, policy_source
 
 FRAMES, LEAST_WIDTH, GAP = 6, 96, 2  # of a sheet: a clip's frames, pixels of the smallest one
 
@@ -72,15 +70,14 @@ def write_page(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     prompts = list(dict.fromkeys(clip["prompt"] for row in rows for clip in row["clips"]))
     heads = "".join(f'<th scope="col">step {row["step"]}' for row in rows)
     lines = "\n".join(
-        f'<tr><th scope="row">{_text(prompt)}' + "".join(_cell(row, prompt) for row in rows) for prompt in prompts
+        f'<tr><th scope="row">{as_text(prompt)}' + "".join(_cell(row, prompt) for row in rows) for prompt in prompts
     )
-    code = base64.b64encode(hashlib.sha256(JS.encode()).digest()).decode()
     page = f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; media-src 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{code}'">
+  content="default-src 'none'; media-src 'self' file:; style-src 'unsafe-inline'; script-src {policy_source(JS)}">
 <title>Clips while training</title>
 <style>{CSS}</style>
 <h1>The student's clips while it trained</h1>
@@ -99,15 +96,10 @@ def _cell(row: Mapping[str, Any], prompt: str) -> str:
     if clip is None:
         return "<td>"
     scores = "".join(
-        f"<small>{_text(name.replace('_', ' '))} {value:.3g}</small>"
+        f"<small>{as_text(name.replace('_', ' '))} {value:.3g}</small>"
         for name, value in clip["scores"].items()
         if value is not None and "/" not in name
     )
     source = escape(clip["file"] or "", quote=True)
     video = f'<video src="{source}" muted loop playsinline preload="metadata"></video>'
     return f"<td>{video if source else 'not finite'}{scores}"
-
-
-def _text(text: str) -> str:
-    """Text of strangers, as text."""
-    return escape(printable(text))

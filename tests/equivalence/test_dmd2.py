@@ -38,6 +38,7 @@ METHODS = {
     "reward": ", reward_weight: 1.0",
     "gan": f", {GAN}",
     "policy": f", {GAN}, {POLICY}",
+    "policy on a share of the steps": f", {GAN}, {POLICY.replace('samples: 2', 'samples: 2, trained_share: 0.5')}",
     "forced": ", data_forcing: 1.0, real_data: {path: CACHE, weight: 0}",
     "gan on real clips": f", {GAN}, real_data: {{path: CACHE, weight: 0}}",
 }
