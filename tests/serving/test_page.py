@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.demo import load_studio
@@ -29,11 +29,6 @@ from rats_video.inference.studio import MAX_PROMPT, MAX_SEED, Made, Role, Studio
 from rats_video.rewards.word_reward import WordReward
 from rats_video.types import ClipSpec
 
-CHROMIUM = Path("/usr/bin/chromium")
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 PROMPT = "a slow blue square moving up on a white background"
 EXAMPLES = (PROMPT, "a red circle")
 
@@ -81,16 +76,6 @@ def fresh(studio: Watched) -> None:
 
 
 # --------------------------------------------------------------------------------------------------- in the browser
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    if not CHROMIUM.exists() and "CI" not in os.environ:
-        pytest.skip("chromium is not here")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
