@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from commands import run_all, sets
 
 RESULTS = Path(__file__).parent / "results"
 ATTRIBUTES = ("speed", "color", "shape", "direction", "background")
@@ -68,33 +67,15 @@ def run_folder(options: argparse.Namespace, arm: str, seed: int) -> Path:
 
 def distill_all(options: argparse.Namespace) -> None:
     """Distill all that is not done, `jobs` at a time."""
-    threads = {**os.environ, "OMP_NUM_THREADS": "1"}
-    waiting = [(arm, seed) for seed in options.seeds for arm in options.arms]
-    running: dict[Path, subprocess.Popen[bytes]] = {}
-    while waiting or running:
-        while waiting and len(running) < options.jobs:
-            arm, seed = waiting.pop(0)
-            folder = run_folder(options, arm, seed)
-            if (folder / "student" / "rats.json").is_file():
-                continue
-            sets = [f"teacher.cache={Path(options.work) / 'teacher'}", *options.set, *overrides(arm, options.judge)]
-            command = [
-                "rats-video",
-                "distill",
-                "--config",
-                options.config,
-                "--seed",
-                str(seed),
-                "--output",
-                str(folder),
-            ]
-            command += [item for each in sets for item in ("--set", each)] + (["--resume"] if folder.exists() else [])
-            print("+", *command, flush=True)
-            running[folder] = subprocess.Popen(command, env=threads)  # noqa: S603  # our own command
-        for folder in [folder for folder, process in running.items() if process.wait() == 0]:
-            del running[folder]
-        if running:
-            sys.exit(f"distilling {', '.join(map(str, running))} failed")
+    folders = {(arm, seed): run_folder(options, arm, seed) for seed in options.seeds for arm in options.arms}
+    cache = f"teacher.cache={Path(options.work) / 'teacher'}"
+    commands = [
+        ["distill", "--config", options.config, "--seed", str(seed), "--output", str(folder),
+         *sets([cache, *options.set, *overrides(arm, options.judge)])]
+        for (arm, seed), folder in folders.items()
+        if not (folder / "student" / "rats.json").is_file()
+    ]  # fmt: skip
+    run_all(commands, options.jobs)
 
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from commands import run_all, sets
 from measure import write_result
 from torch import Tensor
 
@@ -71,26 +69,11 @@ def make_models(options: argparse.Namespace) -> None:
     shared = [f"model={base}", f"teacher.cache={options.work / 'teacher'}", "guard=null", *options.set]
     run_all(
         [
-            ["distill", "--config", CONFIG, "--output", str(options.work / arm)]
-            + [item for each in (*shared, *ARMS[arm]) for item in ("--set", each)]
+            ["distill", "--config", CONFIG, "--output", str(options.work / arm), *sets((*shared, *ARMS[arm]))]
             for arm in missing
         ],
         jobs=options.jobs,
     )
-
-
-def run_all(commands: Sequence[list[str]], jobs: int) -> None:
-    """Run commands of rats-video, `jobs` at a time; one whose folder is there goes on."""
-    waiting, running = list(commands), []
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            command = ["rats-video", *waiting.pop(0)]
-            output = Path(command[command.index("--output") + 1])
-            command += ["--resume"] if output.exists() else []
-            print("+", *command, flush=True)
-            running.append(subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}))  # noqa: S603
-        if running.pop(0).wait() != 0:
-            sys.exit("a run failed")
 
 
 @dataclass

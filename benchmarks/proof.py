@@ -15,10 +15,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from commands import run_all, sets
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -77,27 +77,15 @@ def distill_command(arm: str, options: argparse.Namespace) -> list[str]:
     """The command that a user would type for this arm."""
     changes = STUDIES[options.study][arm]
     cache = [] if "teacher.kind=ema" in changes else [f"teacher.cache={options.work / 'teacher'}"]
-    overrides = [NO_GUARD, *cache, *options.set, *changes]
-    flags = [item for override in overrides for item in ("--set", override)]
-    return ["rats-video", "distill", "--config", options.config, "--output", str(options.work / arm), *flags]
+    overrides = sets([NO_GUARD, *cache, *options.set, *changes])
+    return ["distill", "--config", options.config, "--output", str(options.work / arm), *overrides]
 
 
 def distill_arms(options: argparse.Namespace) -> None:
     """Distill all arms that are not done, `jobs` at a time."""
-    waiting = [arm for arm in STUDIES[options.study] if not (options.work / arm / "student" / "rats.json").is_file()]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "RATS_VIDEO_TRUST_CODE": "1"}  # the code is our own example
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    while waiting or running:
-        while waiting and len(running) < options.jobs:
-            arm = waiting.pop(0)
-            command = distill_command(arm, options)
-            if (options.work / arm).exists():
-                command.append("--resume")
-            print("+", *command, flush=True)
-            running[arm] = subprocess.Popen(command, env=environment)  # noqa: S603  # our own command
-        arm = next(iter(running))
-        if running.pop(arm).wait() != 0:
-            sys.exit(f"distilling {arm} failed")
+    missing = [arm for arm in STUDIES[options.study] if not (options.work / arm / "student" / "rats.json").is_file()]
+    commands = [distill_command(arm, options) for arm in missing]
+    run_all(commands, options.jobs, RATS_VIDEO_TRUST_CODE="1")  # the code is our own example
 
 
 def judge(options: argparse.Namespace) -> None:
