@@ -18,7 +18,8 @@ from rats_video.evaluation.compared import Compared, write_compared
 from rats_video.evaluation.compared_plots import plot_cost, plot_nfe, plot_wins
 from rats_video.evaluation.compared_table import headline_metrics, markdown, metric_table
 from rats_video.evaluation.judged import curve_points, method_means, win_rates
-from rats_video.evaluation.tables import aligned, metric_title
+from rats_video.evaluation.sets import fill_shares
+from rats_video.evaluation.tables import TEACHER, aligned, metric_title
 from rats_video.files import locked, replacing
 from rats_video.runtime import Runtime
 
@@ -144,6 +145,10 @@ def gather(study: Study, runtime: Runtime) -> Compared:
     """What is there of a comparison."""
     done = [entrant for entrant in study.entrants if study.is_done(entrant)]
     judged = [each for entrant in done for each in study.judged(entrant)]
+    curve = [point for entrant in done for point in study.curve(entrant)]
+    for teacher in [each.scores for each in judged if each.method == TEACHER]:
+        for each in (*judged, *curve):
+            fill_shares(each.scores, teacher)
     cfg, here = study.cfg, environment(runtime.device)
     return Compared(
         settings={
@@ -155,7 +160,7 @@ def gather(study: Study, runtime: Runtime) -> Compared:
         },
         rows=[each.row for each in judged],
         means=method_means(judged),
-        curve=curve_points([point for entrant in done for point in study.curve(entrant)]),
+        curve=curve_points(curve),
         wins=win_rates(judged),
     )  # fmt: skip
 

@@ -52,6 +52,7 @@ class _Kept(BaseModel):
     seconds: list[float]
     metrics: dict[str, list[float]]
     sets: dict[str, MetricValue]
+    spreads: dict[str, dict[str, float]]
     reference: str
 
 

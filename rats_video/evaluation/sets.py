@@ -16,6 +16,7 @@ from rats_video.evaluation.sweep import ArmScores
 from rats_video.evaluation.tables import TEACHER, MetricValue
 
 _KERNEL_UNITS = 1000.0  # as KID is mostly given
+_DIVERSITIES = {"features": "diversity", "pixels": "pixel_diversity"}
 
 
 @dataclass(frozen=True)
@@ -107,21 +108,20 @@ def fill_sets(scores: Sequence[ArmScores], reference: Reference | None) -> None:
             rows, arm.reference = arm.features["features"][: len(arm.prompts)], reference.name
             arm.sets |= {name: MetricValue.of(value) for name, value in distances(rows, arm.prompts, reference).items()}
     for arm in scores:
-        _fill_diversity(arm, teacher)
+        for kind, name in _DIVERSITIES.items():
+            if kind in arm.features and (found := spreads(arm.features[kind], [*arm.prompts, *arm.again])):
+                arm.spreads[name] = found
+                arm.sets[name] = MetricValue.of(mean_ci95(list(found.values())))
+    if teacher is not None:
+        for arm in scores:
+            fill_shares(arm, teacher)
 
 
-def _fill_diversity(arm: ArmScores, teacher: ArmScores | None) -> None:
-    for kind, name in (("features", "diversity"), ("pixels", "pixel_diversity")):
-        ours = _spreads_of(arm, kind)
-        if ours:
-            arm.sets[name] = MetricValue.of(mean_ci95(list(ours.values())))
-        theirs = _spreads_of(teacher, kind) if teacher else {}
-        if ours and theirs and (share := diversity(ours, theirs)):
+def fill_shares(arm: ArmScores, teacher: ArmScores) -> None:
+    """Give an arm its diversity as a share of the teacher's, in place; both have their `spreads` already."""
+    for name, theirs in teacher.spreads.items():
+        if name in arm.spreads and (share := diversity(arm.spreads[name], theirs)):
             arm.sets[f"{name}_share"] = MetricValue.of(share)
-
-
-def _spreads_of(arm: ArmScores, kind: str) -> dict[str, float]:
-    return spreads(arm.features[kind], [*arm.prompts, *arm.again]) if kind in arm.features else {}
 
 
 def set_notes(scores: Sequence[ArmScores]) -> list[str]:
@@ -136,7 +136,7 @@ def set_notes(scores: Sequence[ArmScores]) -> list[str]:
         if num <= 2 * width:
             notes.append(f"N = {num} is too few for a covariance of {width} features: trust KVD, or take more clips")
     if "pixel_diversity" in arm.sets:
-        count = len(_spreads_of(arm, "pixels"))
+        count = len(arm.spreads["pixel_diversity"])
         notes.append(
             "Diversity: mean distance of two clips of a prompt, in features and in pixels, as a share of the teacher's;"
             f" over {count} prompts, with {len(arm.again)} more clips an arm"

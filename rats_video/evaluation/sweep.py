@@ -45,6 +45,7 @@ class ArmScores:
         again: prompts of M more clips, of which only features are kept.
         features: `[N + M, D]` a name.
         sets: what only the clips together tell (see `sets.fill_sets`).
+        spreads: by measure of diversity, how far clips of each prompt are apart.
         reference: what the set is held against, for people.
     """
 
@@ -56,6 +57,7 @@ class ArmScores:
     again: list[str] = field(default_factory=list)
     features: dict[str, Tensor] = field(default_factory=dict)
     sets: dict[str, MetricValue] = field(default_factory=dict)
+    spreads: dict[str, dict[str, float]] = field(default_factory=dict)
     reference: str = ""
 
     @staticmethod
