@@ -94,7 +94,7 @@ def work(study: Study, runtime: Runtime, say: Callable[[str], None]) -> tuple[di
 def _do(study: Study, entrant: Entrant, runtime: Runtime, say: Callable[[str], None]) -> None:
     if not is_trained(entrant):
         say(f"{entrant.title}: trains in {entrant.folder}")
-        train(entrant, runtime)
+        train(entrant, runtime, study.milestones(entrant))
     if missing := study.unscored(entrant):
         say(f"{entrant.title}: judged at {', '.join(map(str, missing))}")
         judge(study, entrant, runtime)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,7 +157,13 @@ class Study:
             return [Look(spec) for spec in entrant.specs]
         on_the_way = SamplerSpec(self.cfg.curve_nfe, self.base.shift)
         ends = [Look(spec) for spec in dict.fromkeys((*entrant.specs, on_the_way))]
-        return ends + [Look(on_the_way, step) for step in curve_steps(entrant.cfg, self.cfg.curve_points)]
+        return ends + [Look(on_the_way, step) for step in self.milestones(entrant)]
+
+    def milestones(self, entrant: Entrant) -> list[int]:
+        """Updates after which it is judged on its way; one that was trained before can only be where it was kept."""
+        steps = [] if entrant.cfg is None else curve_steps(entrant.cfg, self.cfg.curve_points)
+        run = RunFolder(entrant.folder)
+        return [step for step in steps if not is_trained(entrant) or run.milestone(step).is_dir()]
 
     def scores_file(self, entrant: Entrant, look: Look) -> Path:
         """Where the scores of a look lie, clip by clip; its name tells all they depend on."""
@@ -208,8 +214,11 @@ def is_trained(entrant: Entrant) -> bool:
     return run.config.is_file() and entrant.cost_file.is_file() and is_finished(entrant.cfg, run)
 
 
-def train(entrant: Entrant, runtime: Runtime) -> None:
-    """Train its student, or go on where that was stopped; for who holds the folder's lock."""
+def train(entrant: Entrant, runtime: Runtime, milestones: Collection[int]) -> None:
+    """Train its student, or go on where that was stopped; for who holds the folder's lock.
+
+    It is kept after each of the `milestones` too.
+    """
     assert entrant.cfg is not None
     cfg, run = entrant.cfg, RunFolder(entrant.folder)
     goes_on = run.config.is_file()
@@ -217,7 +226,7 @@ def train(entrant: Entrant, runtime: Runtime) -> None:
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(runtime.device)
     with explain_memory(lambda: memory_advice(cfg)):
-        student = train_student(cfg, run, runtime, resume=goes_on, overwrite=not goes_on)
+        student = train_student(cfg, run, runtime, resume=goes_on, overwrite=not goes_on, milestones=milestones)
     assert student is not None
     cost = cost_of(read_metrics(run.metrics), torch.cuda.max_memory_allocated(runtime.device) if is_cuda else None)
     write_json(entrant.cost_file, cost.model_dump())
@@ -271,7 +280,7 @@ def _backbone(study: Study, entrant: Entrant, looks: Sequence[Look], runtime: Ru
     student, _ = build_roles(
         entrant.cfg.model_copy(update={"compute": ComputeConfig(dtype=base.compute.dtype)}), backbone
     )
-    load_student_weights(RunFolder(entrant.folder).checkpoints / f"step-{looks[0].step:06d}", student.weights)
+    load_student_weights(RunFolder(entrant.folder).milestone(looks[0].step), student.weights)
     return student
 
 

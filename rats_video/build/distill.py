@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -41,6 +42,7 @@ from rats_video.files import write_json
 from rats_video.rewards.remote import RemoteReward
 from rats_video.runtime import Runtime
 from rats_video.training.loop import train_loop
+from rats_video.training.milestones import Milestones
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.trackers import check_trackers
 
@@ -150,9 +152,17 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
 
 
 def train_student(
-    cfg: DistillConfig, run: RunFolder, runtime: Runtime, *, resume: bool, overwrite: bool
+    cfg: DistillConfig,
+    run: RunFolder,
+    runtime: Runtime,
+    *,
+    resume: bool,
+    overwrite: bool,
+    milestones: Collection[int] = (),
 ) -> PipelineBackbone | None:
     """Train a student; everything that can be wrong with the configuration is found before the folder is touched.
+
+    It is kept on its way as well, after each of the `milestones`.
 
     Returns:
         The student, which only its checkpoints hold whole if its weights are split; None on a reward rank.
@@ -185,6 +195,7 @@ def train_student(
         if cfg.guard is not None and judges is not None:
             guard = build_guard(cfg, cfg.guard, judges, prompts.heldout, run, runtime)
         observers = build_observers(cfg, judges, student, prompts.heldout, run, guard, runtime)
+        observers.append(Milestones(milestones, student.weights, run, runtime))
         del judges  # what nobody needs any more makes room
         runtime.wait()  # all have looked at the folder before one changes it
         if runtime.is_main:

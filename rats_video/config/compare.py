@@ -19,7 +19,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*$", max_len
 RESERVED = {"teacher", "base"}
 SHARED = ("model", "clip", "shift", "prompts", "embedded_guidance")
 """Keys of a distillation that all arms have from the base: without them their clips are not comparable."""
-_CHECKPOINTS = 4  # a point of the curve
 
 
 class CompareConfig(Config):
@@ -90,8 +89,7 @@ class CompareConfig(Config):
                 f"{self.budget:,.0f} network evaluations are less than one update of {method}, which takes "
                 f"{mean_evaluations(cfg):,.0f}", where="budget", fix="give more with --budget",
             )  # fmt: skip
-        kept = {"checkpoint_every": _cadence(steps, cfg.teacher.reuse, self.curve_points), "keep_checkpoints": 10**6}
-        changes: dict[str, object] = {"training": cfg.training.model_copy(update={"steps": steps, **kept})}
+        changes: dict[str, object] = {"training": cfg.training.model_copy(update={"steps": steps})}
         if isinstance(cfg.teacher, FrozenTeacher) and not cfg.method.uses_path:
             changes["teacher"] = cfg.teacher.model_copy(update={"cache": teacher_cache})
         return cfg.model_copy(update=changes)
@@ -129,15 +127,9 @@ def updates_within(budget: float, cfg: DistillConfig) -> int:
 
 
 def curve_steps(cfg: DistillConfig, points: int) -> list[int]:
-    """Updates after which an arm's student is judged on its way, the end left out: at each of them it is saved."""
+    """Updates after which an arm's student is kept and judged on its way, the end left out."""
     steps = cfg.training.steps
-    every = _CHECKPOINTS * _cadence(steps, cfg.teacher.reuse, points)
-    return list(range(every, steps, every))[: points - 1]
-
-
-def _cadence(steps: int, reuse: int, points: int) -> int:
-    """Steps between checkpoints: a run is saved a few times between two points of its curve, and at each of them."""
-    return reuse * max(1, round(steps / (reuse * points * _CHECKPOINTS)))
+    return sorted({steps * point // points for point in range(1, points)} - {0})
 
 
 def weights_key(cfg: DistillConfig) -> str:

@@ -76,6 +76,15 @@ class RunFolder:
         return self.root / "checkpoints"
 
     @property
+    def milestones(self) -> Path:
+        """Weights of the student on its way, one folder each: what `compare` draws its curves from."""
+        return self.root / "milestones"
+
+    def milestone(self, step: int) -> Path:
+        """The student after that many updates."""
+        return self.milestones / f"step-{step:06d}"
+
+    @property
     def guard(self) -> Path:
         """What the guard has seen."""
         return self.root / "guard.json"
