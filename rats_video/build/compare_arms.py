@@ -267,7 +267,8 @@ def judge(study: Study, entrant: Entrant, runtime: Runtime) -> None:
 
 def _backbone(study: Study, entrant: Entrant, looks: Sequence[Look], runtime: Runtime) -> PipelineBackbone:
     """What these looks, which are all at the same step, look at."""
-    if entrant.cfg is not None and looks[0].step is None:
+    step = looks[0].step
+    if entrant.cfg is not None and step is None:
         loaded = load_student(entrant.folder, runtime.device)
         for look in looks:
             loaded.spec(look.spec.nfe)  # warns of one that it was not trained for
@@ -275,12 +276,12 @@ def _backbone(study: Study, entrant: Entrant, looks: Sequence[Look], runtime: Ru
     base, dtype = study.base, getattr(torch, study.base.compute.dtype)
     backbone = load_backbone(resolve_folder(base.model, where="model"), runtime.device, dtype)
     backbone.fps, backbone.embedded_guidance = base.clip.fps, base.embedded_guidance
-    if entrant.cfg is None:
+    if entrant.cfg is None or step is None:
         return backbone
     student, _ = build_roles(
         entrant.cfg.model_copy(update={"compute": ComputeConfig(dtype=base.compute.dtype)}), backbone
     )
-    load_student_weights(RunFolder(entrant.folder).milestone(looks[0].step), student.weights)
+    load_student_weights(RunFolder(entrant.folder).milestone(step), student.weights)
     return student
 
 
