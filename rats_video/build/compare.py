@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from rats_video.build.common import environment, make_folder, start_runtime, stoppable
-from rats_video.build.compare_arms import Entrant, Study, is_trained, judge, train
+from rats_video.build.compare_arms import Entrant, Study, is_trained, judge, show, train
 from rats_video.config.compare import CompareConfig, mean_evaluations
 from rats_video.config.load import load_config
 from rats_video.errors import BusyError, Interrupted, UserError, first_line
@@ -98,6 +98,8 @@ def _do(study: Study, entrant: Entrant, runtime: Runtime, say: Callable[[str], N
     if missing := study.unscored(entrant):
         say(f"{entrant.title}: judged at {', '.join(map(str, missing))}")
         judge(study, entrant, runtime)
+    if study.unshown(entrant):
+        show(study, entrant, runtime)
 
 
 class _Attempt(contextlib.AbstractContextManager[None]):

@@ -16,6 +16,7 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.load import load_backbone
 from rats_video.build.common import explain_memory
+from rats_video.build.comparison import compare_files
 from rats_video.build.compute import memory_advice
 from rats_video.build.distill import build_roles, train_student
 from rats_video.build.evaluate import REFERENCE, score_arms
@@ -36,7 +37,7 @@ from rats_video.evaluation.sweep import Arm, ArmScores
 from rats_video.evaluation.tables import TEACHER, MetricValue
 from rats_video.files import replacing, tidy, weights_digest, write_json
 from rats_video.inference.sampler import SamplerSpec
-from rats_video.reading import read_text
+from rats_video.reading import read_json, read_text
 from rats_video.runtime import Runtime
 from rats_video.training.checkpoint import load_student_weights
 from rats_video.training.metrics import read_metrics
@@ -177,9 +178,18 @@ class Study:
         """What of it is not judged yet."""
         return [look for look in self.looks(entrant) if not self.scores_file(entrant, look).is_file()]
 
+    def unshown(self, entrant: Entrant) -> list[str]:
+        """Prompts whose clips are to be laid beside the teacher's; only of the first student of each method."""
+        if entrant.cfg is None or entrant.seed != self.cfg.seeds[0]:
+            return []
+        index = RunFolder(entrant.folder).comparison / "index.json"
+        prompts = self.prompts[: self.base.comparison.num_videos]
+        shown = [(row["prompt"], row["seed"]) for row in read_json(index)] if index.is_file() else []
+        return [] if shown == [(prompt, self.cfg.clip_seed) for prompt in prompts] else prompts
+
     def is_done(self, entrant: Entrant) -> bool:
-        """Whether it is trained and judged."""
-        return is_trained(entrant) and not self.unscored(entrant)
+        """Whether it is trained, judged and shown."""
+        return is_trained(entrant) and not self.unscored(entrant) and not self.unshown(entrant)
 
     def judged(self, entrant: Entrant) -> list[Judged]:
         """Its scores at the end, and cost; raises UserError if a file of them is damaged."""
@@ -263,6 +273,16 @@ def judge(study: Study, entrant: Entrant, runtime: Runtime) -> None:
             with replacing(study.scores_file(entrant, look), "scores") as partial:
                 kept = _Kept.model_validate(scores, from_attributes=True)
                 partial.write_text(kept.model_dump_json(), encoding="utf-8")
+
+
+def show(study: Study, entrant: Entrant, runtime: Runtime) -> None:
+    """Lay its clips beside the teacher's and the base model's; for who holds the folder's lock."""
+    loaded, cfg = load_student(entrant.folder, runtime.device), study.cfg
+    evaluation = study.base.evaluation.model_copy(update={"teacher_steps": cfg.teacher_steps})
+    compare_files(
+        study.base.model_copy(update={"evaluation": evaluation}), loaded, study.unshown(entrant),
+        loaded.spec(cfg.curve_nfe), runtime, seed=cfg.clip_seed, output=RunFolder(entrant.folder).comparison,
+    )  # fmt: skip
 
 
 def _backbone(study: Study, entrant: Entrant, looks: Sequence[Look], runtime: Runtime) -> PipelineBackbone:

@@ -43,14 +43,17 @@ def _run_panel(run: Run, look: str) -> Element:
 def _methods_panel(methods: Methods) -> Element:
     found = methods.compared.settings
     facts = [
-        tag("div", tag("dt", key.replace("_", " ")), tag("dd", cut(_text(value), 300))) for key, value in found.items()
-    ]
+        tag("div", tag("dt", key.replace("_", " ")), tag("dd", cut(_text(value), 300)))
+        for key, value in found.items() if value != []
+    ]  # fmt: skip
     path = tag("p", tag("code", str(methods.path)), class_="note path")
     return tag("article", tag("h3", f"Methods compared: {methods.name}"), tag("dl", *facts), path, class_="panel wide")
 
 
 def _text(value: object) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,g}" if isinstance(value, float) else str(value)
 
 
 def _kind(run: Run) -> str:

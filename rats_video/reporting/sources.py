@@ -191,17 +191,24 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _read_methods(path: Path, name: str) -> Methods:
     check_size(path / COMPARED)
     compared = read_compared(path / COMPARED)
-    known = {row.method for row in compared.rows}
+    known = list(dict.fromkeys(row.method for row in compared.rows))
     arms = [arm for arm in sorted(path.glob(f"{ARMS}/*")) if arm.is_dir() and _method(arm) in known]
+    arms.sort(key=lambda arm: known.index(_method(arm)))  # a method has one colour everywhere
     if len(arms) > _MOST_ARMS:
         warn(f"only the first {_MOST_ARMS} of {len(arms)} arms are shown", where=str(path / ARMS))
-    runs = [read_run(arm, arm.name) for arm in arms[:_MOST_ARMS]]
-    return Methods(name, path, compared, [replace(run, group=_method(run.path)) for run in runs])
+    runs = [replace(read_run(arm, _title(arm)), group=_method(arm)) for arm in arms[:_MOST_ARMS]]
+    return Methods(name, path, compared, runs)
 
 
 def _method(arm: Path) -> str:
     """The method whose student a folder `METHOD-seedN-DIGEST` holds."""
     return arm.name.rpartition("-seed")[0]
+
+
+def _title(arm: Path) -> str:
+    """E.g. "rats, seed 0"."""
+    method, _, rest = arm.name.rpartition("-seed")
+    return f"{method}, seed {rest.partition('-')[0]}"
 
 
 # ----------------------------------------------------------------------------------------------------------- parts
