@@ -16,10 +16,10 @@ from rats_video.config.load import load_config
 from rats_video.errors import BusyError, Interrupted, UserError, first_line
 from rats_video.evaluation.compared import Compared, write_compared
 from rats_video.evaluation.compared_plots import plot_cost, plot_nfe, plot_wins
-from rats_video.evaluation.compared_table import headline_metrics, markdown, metric_table
+from rats_video.evaluation.compared_table import markdown, nfe_of, summary_table
 from rats_video.evaluation.judged import curve_points, method_means, win_rates
 from rats_video.evaluation.sets import fill_shares
-from rats_video.evaluation.tables import TEACHER, aligned, metric_title
+from rats_video.evaluation.tables import TEACHER, aligned
 from rats_video.files import locked, replacing
 from rats_video.runtime import Runtime
 
@@ -178,10 +178,10 @@ def write(study: Study, runtime: Runtime) -> list[str]:
     plot_nfe(compared, output / "nfe.png")
     plot_cost(compared, output / "cost.png")
     plot_wins(compared, output / "wins.png")
-    first = headline_metrics(compared)[0]
+    nfe = nfe_of(compared)
     return [
         "",
-        f"{metric_title(first)}:",
-        *metric_table(compared, first).splitlines(),
+        f"All methods at {nfe} NFE:",
+        *summary_table(compared, nfe).splitlines(),
         f"All tables and figures: {output}",
     ]

@@ -7,11 +7,21 @@ from collections.abc import Sequence
 
 from rats_video.evaluation.compared import BASE, Compared
 from rats_video.evaluation.judged import costs
-from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, MetricValue, aligned, better, metric_cell, metric_title
+from rats_video.evaluation.tables import (
+    METRIC_TITLES,
+    TEACHER,
+    MetricValue,
+    aligned,
+    best_of,
+    better,
+    metric_cell,
+    metric_title,
+)
 
 FIRST = ("heldout_reward", "adherence", "reward")
 """Headline metrics: of what no method was trained on first."""
-
+_UNSEEN = ("fvd", "diversity_share", "pixel_diversity_share")
+"""What no reward is trained for."""
 
 _INTERVALS = (
     "Means with 95% intervals over prompts and seeds: both are taken as drawn at random and crossed, so that an "
@@ -48,12 +58,19 @@ def counts_of(compared: Compared) -> list[int]:
     return sorted({mean.nfe for mean in compared.means if mean.method != TEACHER})
 
 
+def nfe_of(compared: Compared) -> int:
+    """The NFE at which methods are shown where there is room for one: 4, or the lowest."""
+    counts = counts_of(compared)
+    return 4 if 4 in counts else counts[0]
+
+
 def markdown(compared: Compared) -> str:
     """All tables; one that quotes the first finds it under the first metric's title."""
     settings, headline = compared.settings, headline_metrics(compared)
     parts = ["# Methods compared", _settings_text(compared)]
     if isinstance(missing := settings.get("missing"), list) and missing:
         parts.append(f"**Missing:** {'; '.join(map(str, missing))}.")
+    parts.append(f"## All methods at {nfe_of(compared)} NFE\n\n{summary_table(compared, nfe_of(compared))}")
     parts += [f"## {_capital(name)}\n\n{metric_table(compared, name)}" for name in headline]
     parts.append(f"## What training cost, a student\n\n{cost_table(compared)}")
     if compared.wins:
@@ -76,6 +93,30 @@ def metric_table(compared: Compared, metric: str) -> str:
     for name, row in values.items():
         table.append([name, *map(metric_cell, row, best), ""])
     table.append([TEACHER, *[""] * len(counts), metric_cell(teacher.metrics.get(metric) if teacher else None)])
+    return "\n".join(aligned(table))
+
+
+def summary_table(compared: Compared, nfe: int) -> str:
+    """All methods at an NFE: the headline metrics, what no reward sees, and what training took; the best are bold."""
+    names = [name for name in (*headline_metrics(compared), *_UNSEEN) if name in metric_names(compared)]
+    means = {
+        name: mean for name in [TEACHER, BASE] if (mean := compared.mean_of(name, None if name == TEACHER else nfe))
+    }
+    means |= {name: mean for name in methods_of(compared) if (mean := compared.mean_of(name, nfe))}
+    found = {
+        name: [(who, mean.metrics[name].mean) for who, mean in means.items() if name in mean.metrics] for name in names
+    }
+    best = {name: best_of(name, [(who == TEACHER, value) for who, value in values]) for name, values in found.items()}
+    table = [["method", "NFE", *map(metric_title, names), "updates", "seconds"]]
+    for who, mean in means.items():
+        took = costs(compared.rows).get(who)
+        cells = [metric_cell(mean.metrics.get(name), best[name]) for name in names]
+        cost = (
+            [f"{_mean([c.updates for c in took]):,.0f}", f"{_mean([c.seconds for c in took]):,.0f}"]
+            if took
+            else ["-"] * 2
+        )
+        table.append([who, str(mean.nfe), *cells, *cost])
     return "\n".join(aligned(table))
 
 
@@ -104,8 +145,7 @@ def wins_table(compared: Compared, metric: str, nfe: int) -> str:
 
 
 def _wins_text(compared: Compared, headline: Sequence[str]) -> str:
-    counts = counts_of(compared)
-    nfe = 4 if 4 in counts else counts[0]
+    nfe = nfe_of(compared)
     tables = [f"{_capital(name)}:\n\n{wins_table(compared, name, nfe)}" for name in headline]
     title = f"## Win rates at {nfe} NFE"
     return "\n\n".join([title, _WINS, *tables])
