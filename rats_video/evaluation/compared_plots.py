@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rats_video.evaluation.compared import Compared, MethodMean
 
 # Okabe and Ito's, but for the vermilion, which is the teacher's, and the yellow, which nobody can read on white.
-_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#000000", "#7B3294", "#8C510A", "#4D9221")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+_COLORS = ("#0072B2", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#000000", "#7B3294", "#8C510A", "#4D9221", "#B30059")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
 _BASE_STYLE: dict[str, Any] = {"color": "#8A8A8A", "marker": "x", "linestyle": (0, (2, 2))}
 _LABEL_GAP = 0.062  # of an axis' height
@@ -84,7 +84,7 @@ def plot_cost(compared: Compared, path: Path) -> None:
                 labels.append(_Label(name, costs[-1], points[-1].metrics[metric].mean, style["color"]))
         _draw_teacher(axis, compared, metric, labels)
         _limit(axis, [*compared.curve, *_teachers(compared)], metric)
-        axis.set_xscale("log")
+        _cost_axis(axis)
         nfe = f" at {compared.curve[0].nfe} NFE" if compared.curve else ""
         style_axis(axis, title=f"{_capital(metric)}{nfe}", xlabel=units[unit])
         _write_labels(axis, labels)
@@ -187,6 +187,15 @@ def _limit(axis: Any, shown: Sequence[MethodMean], metric: str) -> None:
     margin = 0.6 * (max(means) - min(means)) or abs(means[0]) or 1.0
     low, high = axis.get_ylim()
     axis.set_ylim(max(low, min(means) - margin), min(high, max(means) + margin))
+
+
+def _cost_axis(axis: Any) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def _count_axis(axis: Any, counts: Sequence[int]) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
+from rats_video.evaluation.compared import read_compared
+from rats_video.evaluation.compared_table import markdown, summary_table
 from rats_video.planning.architecture import preset_names
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -139,3 +141,37 @@ def test_memory_stays_bounded_over_many_opens() -> None:
     memory = read("reader")["memory"]
     assert memory["opens"] >= 100
     assert memory["most"] < memory["resident after the first"] + 2**27
+
+
+def test_readme_quotes_the_committed_comparison_of_methods() -> None:
+    compared = read_compared(RESULTS / "compare.json")
+    assert (compared.settings["missing"], compared.settings["budget"]) == ([], 50_400)
+    assert {row.seed for row in compared.rows} == {None, 0, 1, 2}
+    assert (RESULTS / "compare.md").read_text(encoding="utf-8") == markdown(compared)
+    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert summary_table(compared, 4) in readme
+
+    text = " ".join(readme.split())
+    rats, refl = compared.mean_of("rats", 4), compared.mean_of("refl", 4)
+    early = next(point for point in compared.curve if point.method == "refl")
+    assert rats is not None
+    assert refl is not None
+    heldout, adherence = ((early.metrics[n].mean, rats.metrics[n].mean) for n in ("heldout_reward", "adherence"))
+    assert early.cost.updates == 225
+    assert f"the held-out reward ({heldout[0]:.3f} against {heldout[1]:.3f})" in text
+    assert f"adherence ({adherence[0]:.3f} against {adherence[1]:.3f})" in text
+    others = [mean.metrics for mean in compared.means if mean.nfe == 4]
+    for name in ("reward", "heldout_reward", "adherence"):
+        assert refl.metrics[name].mean == max(metrics[name].mean for metrics in others), name
+    assert refl.metrics["diversity_share"].mean == min(metrics["diversity_share"].mean for metrics in others)
+    won = {w.against: w for w in compared.wins if (w.method, w.nfe, w.metric) == ("rats", 4, "heldout_reward")}
+    for against, words in (("teacher", "of clips against the 50-step teacher"), ("imitation", "against imitation")):
+        rate, ci95 = won[against].rate, won[against].ci95
+        assert ci95 is not None
+        assert rate - ci95 > 0.5
+        after = " on the held-out reward" if against == "teacher" else ""
+        assert f"{rate:.0%} ± {ci95:.0%} {words}{after}" in text
+    kept = {name: compared.mean_of(name, 4).metrics["diversity_share"].mean for name in ("rats", "rats_floor", "rtdmd")}  # type: ignore[union-attr]  # all are there
+    assert f"loses {1 - kept['rats']:.0%} of the teacher's diversity" in text
+    assert f"loses {1 - kept['rats_floor']:.0%} at no lower adherence" in text
+    assert f"which keeps {kept['rtdmd']:.0%}" in text
