@@ -21,7 +21,7 @@ def run_report(*, folders: Sequence[Path], output: Path, max_clips: int) -> list
     if output.suffix.lower() not in {".html", ".htm"}:  # a slip must not replace a run's own file
         raise UserError("a report's name ends in .html", where=f"--output {output}")
     runs, methods = read_sources(folders)
-    gallery = make_gallery([*runs, *(arm for each in methods for arm in each.arms)], max_clips)
+    gallery = make_gallery(runs, [arm for each in methods for arm in each.arms], max_clips)
     page = make_page(runs, methods, gallery).encode()
     with replacing(output, "report") as partial:
         partial.write_bytes(page)

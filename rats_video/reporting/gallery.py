@@ -59,8 +59,15 @@ class Gallery:
         return [cell.clip for card in self.cards for cell in card.cells if cell.clip is not None]
 
 
-def make_gallery(runs: Sequence[Run], most: int) -> Gallery:
-    """Encode the clips of at most `most` prompts; runs that share prompt, noise and teacher share a card."""
+def make_gallery(alone: Sequence[Run], arms: Sequence[Run], most: int) -> Gallery:
+    """Encode the clips of at most `most` prompts; runs that share prompt, noise and teacher share a card.
+
+    Args:
+        alone: runs whose clips their own reward has judged.
+        arms: runs of comparisons, whose clips one reward has judged.
+        most: cards.
+    """
+    runs = [*alone, *arms]
     cards: dict[object, Card] = {}
     keys = {_key(run, clip) for run in runs for clip in run.clips}
     looks = colors(runs)
@@ -75,7 +82,7 @@ def make_gallery(runs: Sequence[Run], most: int) -> Gallery:
             _add_cells(card, run, clip, looks[run.group], alone=len(runs) == 1)
     if len(keys) > len(cards):
         warn(f"the gallery shows {len(cards)} of {len(keys)} prompts: give more by --max-clips")
-    judges = {json.dumps(run.config.get("reward"), sort_keys=True, default=str) for run in runs if run.clips}
+    judges = {json.dumps(run.config.get("reward"), sort_keys=True, default=str) for run in alone if run.clips}
     note = "The runs were trained on different rewards: each gap is by its own run's." if len(judges) > 1 else ""
     return Gallery(list(cards.values()), len(keys), note)
 
