@@ -181,3 +181,15 @@ def test_a_finer_curve_than_was_kept_has_the_points_that_there_are(compare: Run,
     shutil.copytree(whole, tmp_path / "runs")
     assert compare("runs", "--set", "curve_points=4").code == 0  # after 1, 2 and 3 updates, and at the end
     assert content(tmp_path / "runs")["curve"] == content(whole)["curve"]
+
+
+def test_a_report_plays_the_first_student_of_each_method_beside_the_teacher(
+    command: Run, whole: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "methods.html"
+    outcome = command("report", whole, "--output", page)
+    assert outcome.out.splitlines()[-1].endswith("1 prompts, 4 clips)")  # teacher, base and two methods
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<video ") == 4
+    assert all(f"{method}, seed 0" in text for method in METHODS)
+    assert "trained on different rewards" not in text
