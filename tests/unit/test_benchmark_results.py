@@ -156,10 +156,10 @@ def test_readme_quotes_the_committed_comparison_of_methods() -> None:
     early = next(point for point in compared.curve if point.method == "refl")
     assert rats is not None
     assert refl is not None
-    heldout, adherence = ((early.metrics[n].mean, rats.metrics[n].mean) for n in ("heldout_reward", "adherence"))
     assert early.cost.updates == 225
-    assert f"the held-out reward ({heldout[0]:.3f} against {heldout[1]:.3f})" in text
-    assert f"adherence ({adherence[0]:.3f} against {adherence[1]:.3f})" in text
+    for name in ("heldout_reward", "adherence"):
+        theirs, ours = (f"{point.metrics[name].mean:.3f} ± {point.metrics[name].ci95:.3f}" for point in (early, rats))
+        assert f"({theirs} against {ours})" in text
     others = [mean.metrics for mean in compared.means if mean.nfe == 4]
     for name in ("reward", "heldout_reward", "adherence"):
         assert refl.metrics[name].mean == max(metrics[name].mean for metrics in others), name
