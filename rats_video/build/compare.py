@@ -98,8 +98,8 @@ def _do(study: Study, entrant: Entrant, runtime: Runtime, say: Callable[[str], N
     if missing := study.unscored(entrant):
         say(f"{entrant.title}: judged at {', '.join(map(str, missing))}")
         judge(study, entrant, runtime)
-    if study.unshown(entrant):
-        show(study, entrant, runtime)
+    if prompts := study.unshown(entrant):
+        show(study, entrant, prompts, runtime)
 
 
 class _Attempt(contextlib.AbstractContextManager[None]):
@@ -148,7 +148,8 @@ def gather(study: Study, runtime: Runtime) -> Compared:
     done = [entrant for entrant in study.entrants if study.is_done(entrant)]
     judged = [each for entrant in done for each in study.judged(entrant)]
     curve = [point for entrant in done for point in study.curve(entrant)]
-    for teacher in [each.scores for each in judged if each.method == TEACHER]:
+    teacher = next((each.scores for each in judged if each.method == TEACHER), None)
+    if teacher is not None:
         for each in (*judged, *curve):
             fill_shares(each.scores, teacher)
     cfg, here = study.cfg, environment(runtime.device)

@@ -163,8 +163,9 @@ class Study:
     def milestones(self, entrant: Entrant) -> list[int]:
         """Updates after which it is judged on its way; one that was trained before can only be where it was kept."""
         steps = [] if entrant.cfg is None else curve_steps(entrant.cfg, self.cfg.curve_points)
-        run = RunFolder(entrant.folder)
-        return [step for step in steps if not is_trained(entrant) or run.milestone(step).is_dir()]
+        if not is_trained(entrant):
+            return steps
+        return [step for step in steps if RunFolder(entrant.folder).milestone(step).is_dir()]
 
     def scores_file(self, entrant: Entrant, look: Look) -> Path:
         """Where the scores of a look lie, clip by clip; its name tells all they depend on."""
@@ -275,12 +276,12 @@ def judge(study: Study, entrant: Entrant, runtime: Runtime) -> None:
                 partial.write_text(kept.model_dump_json(), encoding="utf-8")
 
 
-def show(study: Study, entrant: Entrant, runtime: Runtime) -> None:
-    """Lay its clips beside the teacher's and the base model's; for who holds the folder's lock."""
+def show(study: Study, entrant: Entrant, prompts: Sequence[str], runtime: Runtime) -> None:
+    """Lay its clips of some prompts beside the teacher's and the base model's; for who holds the folder's lock."""
     loaded, cfg = load_student(entrant.folder, runtime.device), study.cfg
     evaluation = study.base.evaluation.model_copy(update={"teacher_steps": cfg.teacher_steps})
     compare_files(
-        study.base.model_copy(update={"evaluation": evaluation}), loaded, study.unshown(entrant),
+        study.base.model_copy(update={"evaluation": evaluation}), loaded, prompts,
         loaded.spec(cfg.curve_nfe), runtime, seed=cfg.clip_seed, output=RunFolder(entrant.folder).comparison,
     )  # fmt: skip
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from rats_video.evaluation.compared import BASE, Compared
-from rats_video.evaluation.judged import costs
+from rats_video.evaluation.judged import costs, mean_cost
 from rats_video.evaluation.tables import (
     METRIC_TITLES,
     TEACHER,
@@ -99,24 +98,17 @@ def metric_table(compared: Compared, metric: str) -> str:
 def summary_table(compared: Compared, nfe: int) -> str:
     """All methods at an NFE: the headline metrics, what no reward sees, and what training took; the best are bold."""
     names = [name for name in (*headline_metrics(compared), *_UNSEEN) if name in metric_names(compared)]
-    means = {
-        name: mean for name in [TEACHER, BASE] if (mean := compared.mean_of(name, None if name == TEACHER else nfe))
-    }
-    means |= {name: mean for name in methods_of(compared) if (mean := compared.mean_of(name, nfe))}
-    found = {
-        name: [(who, mean.metrics[name].mean) for who, mean in means.items() if name in mean.metrics] for name in names
-    }
-    best = {name: best_of(name, [(who == TEACHER, value) for who, value in values]) for name, values in found.items()}
-    table = [["method", "NFE", *map(metric_title, names), "updates", "seconds"]]
+    asked = {TEACHER: None, BASE: nfe} | dict.fromkeys(methods_of(compared), nfe)
+    means = {who: mean for who, count in asked.items() if (mean := compared.mean_of(who, count))}
+    best = {}
+    for name in names:
+        found = [(who == TEACHER, mean.metrics[name].mean) for who, mean in means.items() if name in mean.metrics]
+        best[name] = best_of(name, found)
+    table, paid = [["method", "NFE", *map(metric_title, names), "updates", "seconds"]], costs(compared.rows)
     for who, mean in means.items():
-        took = costs(compared.rows).get(who)
-        cells = [metric_cell(mean.metrics.get(name), best[name]) for name in names]
-        cost = (
-            [f"{_mean([c.updates for c in took]):,.0f}", f"{_mean([c.seconds for c in took]):,.0f}"]
-            if took
-            else ["-"] * 2
-        )
-        table.append([who, str(mean.nfe), *cells, *cost])
+        cost = mean_cost(paid[who]) if who in paid else None
+        took = ["-", "-"] if cost is None else [f"{cost.updates:,}", f"{cost.seconds:,.0f}"]
+        table.append([who, str(mean.nfe), *(metric_cell(mean.metrics.get(name), best[name]) for name in names), *took])
     return "\n".join(aligned(table))
 
 
@@ -124,15 +116,10 @@ def cost_table(compared: Compared) -> str:
     """What a student of each method cost, the mean over its seeds."""
     table = [["method", "students", "updates", "evaluations", "seconds", "peak GiB"]]
     for method, found in costs(compared.rows).items():
-        peaks = [each.peak_bytes for each in found if each.peak_bytes is not None]
-        table.append(
-            [
-                method, str(len(found)), f"{_mean([each.updates for each in found]):,.0f}",
-                f"{_mean([each.evaluations for each in found]):,.0f}",
-                f"{_mean([each.seconds for each in found]):,.0f}",
-                f"{max(peaks) / 2**30:.2f}" if peaks else "-",
-            ]
-        )  # fmt: skip
+        cost = mean_cost(found)
+        peak = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f}"
+        row = [f"{cost.updates:,}", f"{cost.evaluations:,.0f}", f"{cost.seconds:,.0f}", peak]
+        table.append([method, str(len(found)), *row])
     return "\n".join(aligned(table))
 
 
@@ -168,7 +155,3 @@ def _value(compared: Compared, method: str, nfe: int, metric: str) -> MetricValu
 def _capital(metric: str) -> str:
     title = metric_title(metric)
     return title[:1].upper() + title[1:]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -52,12 +52,15 @@ def curve_points(judged: Iterable[Judged]) -> list[CurvePoint]:
     for each in judged:
         assert each.cost is not None
         together.setdefault((each.method, each.cost.updates), []).append(each)
-    return [CurvePoint(**_mean(group).model_dump(), cost=mean_cost(group)) for group in together.values()]
+    return [CurvePoint(**_mean(group).model_dump(), cost=mean_cost(_costs_of(group))) for group in together.values()]
 
 
-def mean_cost(group: Sequence[Judged]) -> Cost:
-    """Of several students; memory is the most of them."""
-    found = [each.cost for each in group if each.cost is not None]
+def _costs_of(group: Sequence[Judged]) -> list[Cost]:
+    return [each.cost for each in group if each.cost is not None]
+
+
+def mean_cost(found: Sequence[Cost]) -> Cost:
+    """Of one student or more; memory is the most of them."""
     peaks = [cost.peak_bytes for cost in found if cost.peak_bytes is not None]
     return Cost(
         updates=round(sum(cost.updates for cost in found) / len(found)),

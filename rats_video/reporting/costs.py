@@ -9,7 +9,7 @@ from statistics import fmean, median
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from rats_video.evaluation.judged import costs
+from rats_video.evaluation.judged import costs, mean_cost
 from rats_video.reporting.markup import DASH, Child, cut, details, short, table, tag, unknown
 from rats_video.reporting.sources import Methods, Run, method_kind, number
 
@@ -44,13 +44,13 @@ def methods_cost(methods: Methods) -> Element:
     head = ["method", "students", "updates", "evaluations", "hours", "peak GiB"]
     rows: list[list[Child]] = []
     for method, found in costs(methods.compared.rows).items():
-        peaks = [cost.peak_bytes for cost in found if cost.peak_bytes is not None]
+        cost = mean_cost(found)
         rows.append([
             method, str(len(found)),
-            f"{fmean(cost.updates for cost in found):,.0f}",
-            f"{fmean(cost.evaluations for cost in found):,.0f}",
-            short(fmean(cost.seconds for cost in found) / 3600),
-            short(max(peaks) / _GIB) if peaks else unknown("torch counts no peak on a CPU"),
+            f"{cost.updates:,}",
+            f"{cost.evaluations:,.0f}",
+            short(cost.seconds / 3600),
+            unknown("torch counts no peak on a CPU") if cost.peak_bytes is None else short(cost.peak_bytes / _GIB),
         ])  # fmt: skip
     return table(head, rows, label=f"Cost of training, {methods.name}")
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.build.demo import load_studio
@@ -79,19 +79,11 @@ def fresh(studio: Watched) -> None:
 
 
 @pytest.fixture
-def page(browser: Browser, url: str) -> Iterator[Page]:
+def page(watched: Callable[..., Any], url: str) -> Iterator[Page]:
     """The page, loaded; it must not ask anybody else for anything, nor complain."""
-    page = browser.new_page(viewport={"width": 1000, "height": 900})
-    asked, complaints = list[str](), list[str]()
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.goto(url)
-    expect(page.get_by_role("button", name="Generate")).to_be_visible(timeout=60_000)
-    yield page
-    assert [link for link in asked if not link.startswith((url, "data:", "blob:"))] == []
-    assert complaints == []
-    page.close()
+    with watched(url, "data:", "blob:") as page:
+        expect(page.get_by_role("button", name="Generate")).to_be_visible(timeout=60_000)
+        yield page
 
 
 def facts(page: Page, role: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Page
 
 Command = Callable[..., Any]
 HOSTILE = '</script><script>alert(1)</script> & "quoted" \u2028 prompt'
@@ -120,18 +120,10 @@ def test_mistakes_are_one_line(command: Command, run: Path, tmp_path: Path, argu
 
 
 @pytest.fixture
-def page(browser: Browser, report: Path) -> Iterator[Page]:
+def page(watched: Callable[..., Any], report: Path) -> Iterator[Page]:
     """The report, loaded; it must not ask anybody for anything, nor complain."""
-    page = browser.new_page(viewport={"width": 1000, "height": 900})
-    asked, complaints = list[str](), list[str]()
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.goto(report.as_uri())
-    yield page
-    assert [link for link in asked if not link.startswith((report.as_uri(), "data:"))] == []
-    assert complaints == []
-    page.close()
+    with watched(report.as_uri(), "data:") as page:
+        yield page
 
 
 def until(page: Page, expression: str, seconds: float = 20) -> None:
