@@ -14,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch.utils._pytree import tree_map
+
+from rats_video.planning.operators import attention, run_operator
 
 aten = torch.ops.aten
-_attention = aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001  # the one with a meta kernel and a mask
-_attention_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward  # noqa: SLF001
 
 Workspace = Callable[[Any, Sequence[Any], Any], int]
 """`(operator, its arguments, its output) -> bytes` that it takes while it runs, beside its inputs and outputs."""
@@ -103,14 +102,17 @@ class Ledger(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operator and book it."""
-        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunction():  # noqa: SLF001  # asking a tensor its shape would call `MetaKernels`
+            return self._book(func, args, kwargs or {})
+
+    def _book(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is aten._local_scalar_dense.default and args[0].is_meta:  # noqa: SLF001  # `.item()` of what has no value
             return 0.0
         if func is aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # to the host, which is not counted
             return args[0]
-        out = func(*args, **kwargs)
-        self.phase.flops += count_flops(func, args, kwargs, out)
-        for leaf in tree_leaves(out):
+        out, flops = run_operator(func, args, kwargs)
+        self.phase.flops += flops
+        for leaf in out if isinstance(out, list | tuple) else (out,):
             if isinstance(leaf, Tensor):
                 self._see(leaf, self.now)
         extra = self._workspace(func, args, out)
@@ -138,17 +140,6 @@ class Ledger(TorchDispatchMode):
         self.live[owner] += size
 
 
-def count_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> float:
-    """FLOPs of one operator; 0 for those that are not matrix products."""
-    packet = getattr(func, "overloadpacket", func)
-    if packet is _attention:
-        return float(4 * math.prod(args[0].shape) * args[1].shape[2])
-    if packet is _attention_backward:  # one product is computed again
-        return float(10 * math.prod(args[1].shape) * args[2].shape[2])
-    counter = flop_registry.get(packet)
-    return 0.0 if counter is None else float(counter(*args, **kwargs, out_val=out))
-
-
 class MetaKernels(TorchFunctionMode):
     """What torch does otherwise for meta tensors than on a GPU.
 
@@ -173,7 +164,7 @@ class MetaKernels(TorchFunctionMode):
                 heads = query.shape[1] // key.shape[1]  # grouped queries share keys
                 if heads > 1:
                     key, value = (part.repeat_interleave(heads, dim=1) for part in (key, value))
-                return _attention(query, key, value, 0.0, False, attn_mask=given.get("attn_mask"))[0]  # noqa: FBT003
+                return attention(query, key, value, 0.0, False, attn_mask=given.get("attn_mask"))[0]  # noqa: FBT003
         return func(*args, **kwargs)
 
     def _cast(self, value: Any) -> Any:
