@@ -58,6 +58,10 @@ class Ledger(TorchDispatchMode):
         self.phases: dict[str, Phase] = {}
         self.enter_phase("start")
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled, and keeping Dynamo away costs more than most operators
+
     def __enter__(self) -> Self:
         self._kernels.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +63,8 @@ class Outcome(NamedTuple):
 
 def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, float]:
     """The output of an operator and its FLOPs."""
+    if _is_view(func):
+        return func(*args, **kwargs), 0.0
     try:
         known = _outcome(func, _freeze(args), tuple((name, _freeze(value)) for name, value in kwargs.items()))
     except TypeError:  # an argument that no key can hold
@@ -72,6 +74,13 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
         return out, count_flops(func, args, kwargs, out)
     made = tuple(args[0] if shape is None else shape.build() for shape in known.made)
     return (made[0] if known.is_single else made or None), known.flops
+
+
+@cache
+def _is_view(func: Any) -> bool:
+    """Whether it returns a part of an argument, without changing it."""
+    returns = (each.alias_info for each in func._schema.returns)  # noqa: SLF001
+    return any(alias is not None and not alias.is_write for alias in returns)
 
 
 def _freeze(value: Any) -> Any:
@@ -95,9 +104,9 @@ def _thaw(frozen: Any) -> Any:
     return [_thaw(each) for each in frozen]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _outcome(func: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> Outcome | None:
-    """None where the output is a view or a value, or where an argument changes its shape."""
+    """None where the output shares memory or is a value, or where an argument changes its shape."""
     given, named = _thaw(args), {name: _thaw(value) for name, value in kwargs}
     tensors = [each for each in tree_leaves([given, named]) if isinstance(each, Tensor)]
     before = [(Shape.of(each), _storage(each)) for each in tensors]
