@@ -132,7 +132,7 @@ def _outcome(func: Any, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ..
 
 
 def _storage(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # noqa: SLF001
+    return int(tensor.untyped_storage()._cdata)  # noqa: SLF001
 
 
 def count_flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> float:
