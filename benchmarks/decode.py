@@ -33,10 +33,11 @@ from torch.utils._pytree import tree_leaves
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.cogvideox_decode import decode_cogvideox
+from rats_video.backbones.compute import DecodeConfig
 from rats_video.backbones.wan import use_fast_norms
 from rats_video.backbones.wan_decode import decode_unclamped
-from rats_video.build.common import environment, pick_device
-from rats_video.config.compute import DecodeConfig
+from rats_video.commands.device import pick_device
+from rats_video.commands.record import environment
 from rats_video.files import write_json
 
 RESULTS = Path(__file__).parent / "results" / "decode.json"

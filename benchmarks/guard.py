@@ -80,11 +80,11 @@ def distill_all(options: argparse.Namespace) -> None:
 
 def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The teacher's means, and a row for each run's best and last student; what is measured already is read again."""
-    from rats_video.build.common import pick_device
-    from rats_video.build.evaluate import score_arms
-    from rats_video.build.inference import load_run, load_student
-    from rats_video.datasets.prompts import load_prompts
-    from rats_video.evaluation.sweep import Arm
+    from rats_video.commands.device import pick_device
+    from rats_video.commands.evaluate import score_arms
+    from rats_video.commands.students import load_run, load_student
+    from rats_video.datasets.prompts.split import load_prompts
+    from rats_video.evaluation.sweep import EvaluatedModel
     from rats_video.inference.sampler import SamplerSpec
     from rats_video.training.checkpoint import list_checkpoints, load_student_weights, steps_done
 
@@ -99,19 +99,22 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[st
                 heldout = load_prompts(cfg.prompts).heldout
                 prompts = [heldout[i % len(heldout)] for i in range(options.clips)]
 
-                def scores(name: str, backbone: Any, spec: SamplerSpec) -> dict[str, float]:
-                    (scored,) = score_arms(cfg, [Arm(name, backbone, spec)], prompts, loaded.clip, seed=options.seed)  # noqa: B023
+                def scores(arm: EvaluatedModel) -> dict[str, float]:
+                    (scored,) = score_arms(cfg, [arm], prompts, loaded.clip, seed=options.seed)  # noqa: B023
                     return {name: value.mean for name, value in scored.row().metrics.items()}
 
                 if not teacher_file.is_file():
                     guided = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
-                    teacher_file.write_text(json.dumps(scores("teacher", loaded.base, guided)))
-                best = {"step": loaded.card.steps, **scores("best", loaded.student, loaded.spec(STUDENT_NFE))}
+                    teacher_file.write_text(json.dumps(scores(EvaluatedModel("teacher", loaded.base, guided))))
+                best = {
+                    "step": loaded.card.steps,
+                    **scores(EvaluatedModel("best", loaded.student, loaded.spec(STUDENT_NFE))),
+                }
                 newest = list_checkpoints(folder / "checkpoints")[-1]
                 last = {**best, "step": steps_done(newest)}
                 if last["step"] != best["step"]:
                     load_student_weights(newest, loaded.student.weights)
-                    last |= scores("last", loaded.student, loaded.spec(STUDENT_NFE))
+                    last |= scores(EvaluatedModel("last", loaded.student, loaded.spec(STUDENT_NFE)))
                 measured.write_text(json.dumps({"best": best, "last": last}))
             for which, metrics in json.loads(measured.read_text()).items():
                 step = metrics.pop("step")

@@ -52,11 +52,17 @@ def prepare(work: Path, steps: int) -> None:
     import torch
 
     from rats_video.backbones.wan import WanBackbone
-    from rats_video.config.pretrain import TextEncoderConfig, TransformerConfig, VaeConfig
-    from rats_video.datasets.shapes import WORDS
-    from rats_video.rewards.word_reward import WordReward
-    from rats_video.training.teacher import build_text_encoder, build_tokenizer, build_transformer, save_pipeline
-    from rats_video.training.vae import build_vae
+    from rats_video.datasets.shapes.render import WORDS
+    from rats_video.pretraining.flow import save_pipeline
+    from rats_video.pretraining.teacher import (
+        TextEncoderConfig,
+        TransformerConfig,
+        build_text_encoder,
+        build_tokenizer,
+        build_transformer,
+    )
+    from rats_video.pretraining.vae import VaeConfig, build_vae
+    from rats_video.rewards.word import WordReward
 
     torch.manual_seed(0)
     vae_cfg = VaeConfig.model_validate({

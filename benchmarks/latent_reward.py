@@ -28,17 +28,17 @@ from measure import peak_bytes, write_result
 from speed import machine, step_call
 
 from rats_video.assets import resolve_folder
-from rats_video.build.distill import build_backbone, build_roles
-from rats_video.build.evaluate import score_arms
-from rats_video.build.inference import load_student
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.evaluate import score_arms
+from rats_video.commands.students import load_student
 from rats_video.config.load import load_config
-from rats_video.datasets.prompts import load_prompts
-from rats_video.distill.step import Rats, rats_step
+from rats_video.datasets.prompts.split import load_prompts
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_backbone, build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.stats import paired_difference
-from rats_video.evaluation.sweep import Arm
+from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.inference.sampler import SamplerSpec
+from rats_video.methods.rats import Rats, rats_step
 from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch
 
@@ -131,10 +131,10 @@ def measure_adherence(cfg: DistillConfig, options: argparse.Namespace) -> dict[s
     students = {name: load_student(folder, torch.device("cpu")) for name, folder in folders.items()}
     heldout = load_prompts(cfg.prompts).heldout
     prompts = [heldout[i % len(heldout)] for i in range(options.clips)]
-    scored = score_arms(
-        cfg, [Arm(name, loaded.student, SamplerSpec(NFE, loaded.card.shift)) for name, loaded in students.items()],
-        prompts, students["pixel"].clip, seed=options.seed,
-    )  # fmt: skip
+    models = [
+        EvaluatedModel(name, loaded.student, SamplerSpec(NFE, loaded.card.shift)) for name, loaded in students.items()
+    ]
+    scored = score_arms(cfg, models, prompts, students["pixel"].clip, seed=options.seed)
     by_name = {arm.arm: arm for arm in scored}
     pixel, latent = by_name["pixel"], by_name["latent"]
     pairs = {

@@ -29,20 +29,21 @@ from torch import Tensor
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.load import load_backbone
-from rats_video.build.compute import check_compute, describe, place
-from rats_video.build.distill import build_backbone, build_roles
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
+from rats_video.backbones.kinds import load_backbone
 from rats_video.config.load import load_config
-from rats_video.datasets.prompts import load_prompts
-from rats_video.distill.gate import build_gate
-from rats_video.distill.step import Rats
-from rats_video.distill.teacher import TeacherSampler
+from rats_video.datasets.prompts.split import load_prompts
+from rats_video.distillation.checks import check_compute
+from rats_video.distillation.compute import describe, move_to_device
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_backbone, build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.methods.gate import build_gate
+from rats_video.methods.rats import Rats
+from rats_video.methods.teacher import TeacherSampler
+from rats_video.optim import build_optimizer
+from rats_video.pretraining.flow import save_pipeline
 from rats_video.training.batches import draw_batch
-from rats_video.training.optim import build_optimizer
-from rats_video.training.teacher import save_pipeline
 from rats_video.training.update import accumulate_gradient
 
 LEVERS: dict[str, tuple[str, ...]] = {
@@ -82,10 +83,12 @@ def training_step(rats: Rats, cfg: DistillConfig, prompts: Sequence[str]) -> tup
     def step() -> None:
         nonlocal updates
         optimizer.zero_grad(set_to_none=True)
-        accumulate_gradient(rats.step, replace(batch, index=updates), cfg.training.parts(len(batch.prompts)))
+        accumulate_gradient(
+            rats.step, replace(batch, index=updates), cfg.training.num_micro_batches(len(batch.prompts))
+        )
         optimizer.step()
         updates += 1
-        rats.teacher.follow(rats.student, updates)
+        rats.teacher.update_ema(rats.student, updates)
         optimizer.zero_grad(set_to_none=True)
 
     step()
@@ -179,7 +182,7 @@ def wan21_1b(options: argparse.Namespace) -> None:
 
     def build(cfg: DistillConfig) -> tuple[Rats, Sequence[str]]:
         base = random_wan(cfg, torch.device("cpu") if cfg.compute.offload != "none" else device)
-        place(cfg, base, device)
+        move_to_device(cfg, base, device)
         student, teacher = build_roles(cfg, base)
         reward = RandomClipReward(device)
         sampler = TeacherSampler(teacher, reward, cfg.teacher, cfg.shift)

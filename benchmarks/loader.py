@@ -21,10 +21,9 @@ from safetensors import safe_open
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.load import load_backbone
-from rats_video.config.finetune import FinetuneConfig
+from rats_video.backbones.kinds import load_backbone
 from rats_video.config.load import load_config
-from rats_video.datasets.cache import (
+from rats_video.datasets.prepared.cache import (
     CLIPS,
     EMPTY,
     FORMAT,
@@ -35,10 +34,9 @@ from rats_video.datasets.cache import (
     save_shard,
     write_lines,
 )
-from rats_video.datasets.loader import ClipBatch, ClipLoader
-from rats_video.distill.ema import update_ema
-from rats_video.training.finetune import flow_matching_losses
-from rats_video.training.optim import build_optimizer
+from rats_video.datasets.prepared.loader import ClipBatch, ClipLoader
+from rats_video.optim import build_optimizer, ema_update_
+from rats_video.pretraining.finetune import FinetuneConfig, flow_matching_losses
 from rats_video.types import ClipSpec, TextCondition
 
 BAR, SHARD_CLIPS, NUM_SHARDS = 0.01, 256, 8
@@ -78,7 +76,7 @@ def wait_share(backbone: PipelineBackbone, next_batch: Callable[[], ClipBatch], 
         flow_matching_losses(backbone, batch.latents, noise, sigma, batch.text).mean().backward()
         torch.nn.utils.clip_grad_norm_(backbone.denoiser.parameters(), CFG.optimizer.max_grad_norm)
         optimizer.step()
-        update_ema(average, backbone.weights, CFG.ema_decay)
+        ema_update_(average, backbone.weights, CFG.ema_decay)
         shares.append(waited / (time.perf_counter() - began))
     return statistics.median(shares[2:])
 

@@ -25,13 +25,13 @@ from commands import run_all, sets
 from measure import write_result
 from torch import Tensor
 
-from rats_video.build.common import pick_device
-from rats_video.build.evaluate import build_measures
-from rats_video.build.inference import LoadedStudent, load_run, load_student
-from rats_video.config.distill import DistillConfig
-from rats_video.datasets.motion_paths import measure_paths
-from rats_video.datasets.prompts import load_prompts
-from rats_video.datasets.shapes_measure import read_paths
+from rats_video.commands.device import pick_device
+from rats_video.commands.students import LoadedStudent, load_run, load_student
+from rats_video.datasets.prompts.split import load_prompts
+from rats_video.datasets.shapes.measure import read_paths
+from rats_video.datasets.shapes.paths import measure_paths
+from rats_video.distillation.measures import build_measures
+from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.stats import mean_ci95, paired_difference
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.motion_path import split_path

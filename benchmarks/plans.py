@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from rats_video.build.plan import run_plan
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.plan import run_plan
 from rats_video.config.load import load_config
+from rats_video.distillation.settings import DistillConfig
 from rats_video.planning.estimate import GIB
 
 RESULTS = Path(__file__).parent / "results"

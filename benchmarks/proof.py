@@ -90,12 +90,12 @@ def distill_arms(options: argparse.Namespace) -> None:
 
 def judge(options: argparse.Namespace) -> None:
     """Score teacher, base and all students on the same prompts and noise; write the table and the raw rows."""
-    from rats_video.build.common import pick_device
-    from rats_video.build.evaluate import score_arms
-    from rats_video.build.inference import load_run, load_student
-    from rats_video.datasets.prompts import load_prompts
+    from rats_video.commands.device import pick_device
+    from rats_video.commands.evaluate import score_arms
+    from rats_video.commands.students import load_run, load_student
+    from rats_video.datasets.prompts.split import load_prompts
     from rats_video.evaluation.stats import paired_difference
-    from rats_video.evaluation.sweep import Arm
+    from rats_video.evaluation.sweep import EvaluatedModel
     from rats_video.evaluation.tables import headline, markdown_table, write_rows
     from rats_video.inference.sampler import SamplerSpec
 
@@ -104,9 +104,9 @@ def judge(options: argparse.Namespace) -> None:
     name, first = next(iter(students.items()))
     _, cfg = load_run(options.work / name)
     teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
-    arms = [Arm("teacher", first.base, teacher)]
-    arms += [Arm("base", first.base, SamplerSpec(nfe, cfg.shift)) for nfe in BASE_NFE]
-    arms += [Arm(name, loaded.student, loaded.spec(STUDENT_NFE)) for name, loaded in students.items()]
+    arms = [EvaluatedModel("teacher", first.base, teacher)]
+    arms += [EvaluatedModel("base", first.base, SamplerSpec(nfe, cfg.shift)) for nfe in BASE_NFE]
+    arms += [EvaluatedModel(name, loaded.student, loaded.spec(STUDENT_NFE)) for name, loaded in students.items()]
     heldout = load_prompts(cfg.prompts).heldout
     prompts = [heldout[i % len(heldout)] for i in range(options.clips)]
     scores = score_arms(cfg, arms, prompts, first.clip, seed=options.seed)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from rats_video.backbones.text_cache import TextCache
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.settings import DistillConfig
 from rats_video.types import RewardScores, TextCondition
 
 PROMPTS = ("a cat walks on the grass", "")

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from measure import median_ratio, write_result
 
-from rats_video.datasets.isolated import IsolatedPool
-from rats_video.datasets.video_reader import open_video
+from rats_video.datasets.video.isolated import IsolatedPool
+from rats_video.datasets.video.reader import open_video
 from rats_video.inference.video import write_mp4
 
 FRAMES = 16

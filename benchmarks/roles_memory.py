@@ -17,11 +17,11 @@ from measure import peak_bytes
 from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.compute import LoraWeights
 from rats_video.diffusion.rollout import rollout
-from rats_video.distill.ema import update_ema
-from rats_video.distill.shaping import shaping_by_horizon, weigh_horizons
+from rats_video.methods.shaping import shaping_by_horizon, weigh_horizons
+from rats_video.optim import ema_update_
 from rats_video.types import TextCondition, Trajectory
 
 NUM_STEPS, SHIFT = 4, 3.0
@@ -42,7 +42,7 @@ def wide(backbone: WanBackbone, num_layers: int = 4, ffn_dim: int = 1024) -> Wan
 
 def compare(base: PipelineBackbone, noise: Tensor, *, grad_steps: int, rank: int = 16) -> tuple[int, int]:
     """Peak bytes `(rats, plain)` of a training step on clips of this noise `[B, C, F, H, W]`."""
-    lora = LoraWeights(kind="lora", rank=rank, alpha=rank)
+    lora = LoraConfig(kind="lora", rank=rank, alpha=rank)
     text = base.encode_text(["a red circle"] * len(noise))
     return _rats(_fresh(base), noise, text, lora, grad_steps), _plain(_fresh(base), noise, text, lora, grad_steps)
 
@@ -54,8 +54,8 @@ def _fresh(base: PipelineBackbone) -> PipelineBackbone:
     return other
 
 
-def _plain(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: LoraWeights, grad_steps: int) -> int:
-    student = base.adapted("student", lora)
+def _plain(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: LoraConfig, grad_steps: int) -> int:
+    student = base.with_adapter("student", lora)
     x0 = torch.zeros_like(noise)
 
     def loss() -> Tensor:
@@ -68,9 +68,9 @@ def _plain(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: Lor
     return _step_bytes(base, student, loss, lambda: None)
 
 
-def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: LoraWeights, grad_steps: int) -> int:
-    student, teacher = base.adapted("student", lora), base.adapted("teacher", lora)
-    update_ema(teacher.weights, student.weights, decay=0.0)
+def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: LoraConfig, grad_steps: int) -> int:
+    student, teacher = base.with_adapter("student", lora), base.with_adapter("teacher", lora)
+    ema_update_(teacher.weights, student.weights, decay=0.0)
     for weight in teacher.weights.values():
         weight.requires_grad = False
     horizons = range(1, NUM_STEPS + 1)
@@ -88,7 +88,7 @@ def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: Lora
         )  # fmt: skip
         return _shaping(path, guide)
 
-    return _step_bytes(base, student, loss, lambda: update_ema(teacher.weights, student.weights, decay=0.99))
+    return _step_bytes(base, student, loss, lambda: ema_update_(teacher.weights, student.weights, decay=0.99))
 
 
 def _shaping(path: Trajectory, guide: Trajectory) -> Tensor:

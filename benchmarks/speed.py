@@ -25,19 +25,19 @@ from torch import Tensor
 from rats_video.assets import resolve_folder
 from rats_video.backbones.attention import check_attention, used_attention
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.load import load_backbone
-from rats_video.build.distill import build_backbone, build_roles
-from rats_video.build.method import build_rats
-from rats_video.config.compute import LoraWeights
-from rats_video.config.distill import DistillConfig
+from rats_video.backbones.compute import LoraConfig
+from rats_video.backbones.kinds import load_backbone
 from rats_video.config.load import load_config
-from rats_video.datasets.prompts import load_prompts
+from rats_video.datasets.prompts.split import load_prompts
 from rats_video.diffusion.rollout import rollout
-from rats_video.distill.gate import build_gate
-from rats_video.distill.step import Rats, rats_step
-from rats_video.distill.teacher import TeacherSampler
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_backbone, build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
+from rats_video.methods.gate import build_gate
+from rats_video.methods.rats import Rats, rats_step
+from rats_video.methods.teacher import TeacherSampler
 from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, TextCondition
 
@@ -181,8 +181,8 @@ def measure_sampling(cfg: DistillConfig, backbone: PipelineBackbone, prompts: li
 
 def measure_switch(backbone: PipelineBackbone, repeats: int) -> dict[str, object]:
     """Milliseconds to go from student to teacher and back, ours and peft's."""
-    lora = LoraWeights(kind="lora", rank=8, alpha=8)
-    student, teacher = backbone.adapted("student", lora), backbone.adapted("teacher", lora)
+    lora = LoraConfig(kind="lora", rank=8, alpha=8)
+    student, teacher = backbone.with_adapter("student", lora), backbone.with_adapter("teacher", lora)
     network, adapters = student.denoiser, student.adapters
     assert adapters is not None
     assert teacher.adapters is adapters

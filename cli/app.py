@@ -27,7 +27,7 @@ from rats_video.cli import (
     sample,
     train,
 )
-from rats_video.cli.launch import OneVoice, leave_ending
+from rats_video.cli.launch import RankZeroOutput, record_exit
 from rats_video.errors import REQUEUE, Interrupted, UserError, printable
 
 # torchao, where it is installed, warns at every start of kernels and classes that nothing here uses.
@@ -74,12 +74,12 @@ def main() -> None:
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        with _orderly_end(), OneVoice((UserError, Interrupted, SystemExit, typer.TyperException, OSError)):
+        with _orderly_end(), RankZeroOutput((UserError, Interrupted, SystemExit, typer.TyperException, OSError)):
             code = app(prog_name="rats-video", standalone_mode=False)
     except UserError as error:
         _fail(str(error), 2)
     except Interrupted as stop:
-        leave_ending(str(stop), stop.code)
+        record_exit(str(stop), stop.code)
         typer.echo(str(stop), err=True)
         sys.exit(stop.code)
     except typer.TyperException as error:
@@ -109,7 +109,7 @@ def _orderly_end() -> Iterator[None]:
 
 
 def _fail(line: str, code: int) -> None:
-    leave_ending(line, code)
+    record_exit(line, code)
     from rich.console import Console
     from rich.text import Text
 

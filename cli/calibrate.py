@@ -27,7 +27,7 @@ def calibrate(
 
     Writes a config that extends the given one: the scale of a sum's terms, method.gate.tau, method.reward_weight.
     """
-    from rats_video.build.calibrate import run_calibrate
+    from rats_video.commands.calibrate import run_calibrate
 
     lines = run_calibrate(
         config=config,

@@ -52,7 +52,7 @@ def compare(
         "num_clips": num_clips,
     }
     changes = [f"{key}={value}" for key, value in given.items() if value is not None]
-    from rats_video.build.compare import run_compare
+    from rats_video.commands.compare import run_compare
 
     run_compare(
         config=config,
@@ -60,7 +60,7 @@ def compare(
         methods=None if methods is None else _names(methods),
         output=output or Path("runs") / f"compare-{Path(config).stem}",
         device=device,
-        say=typer.echo,
+        echo=typer.echo,
     )
 
 

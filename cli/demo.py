@@ -25,6 +25,6 @@ def demo(
 
     Only a browser on this machine can see it; nothing is kept or sent anywhere. Needs `pip install 'rats-video[demo]'`.
     """
-    from rats_video.build.demo import run_demo
+    from rats_video.commands.demo import run_demo
 
-    run_demo(model=model, port=port, device=device, say=typer.echo)
+    run_demo(model=model, port=port, device=device, echo=typer.echo)

@@ -34,7 +34,7 @@ def distill(
     Writes `config.resolved.yaml`, the log, checkpoints and the student's weights.
     """
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    from rats_video.build.run import run_distill
+    from rats_video.commands.distill import run_distill
 
     lines = run_distill(
         config=config,

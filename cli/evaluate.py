@@ -61,7 +61,7 @@ def evaluate(
     counts = None if nfe is None else parse_nfe_list(nfe)
     if vbench_layout is not None:
         _check_vbench(prompts, counts, {"--num-clips": num_clips, "--output": output})
-        from rats_video.build.vbench import run_vbench
+        from rats_video.commands.vbench import run_vbench
 
         lines = run_vbench(
             run=run, prompts=prompts or Path(), dimensions=_names(dimensions), nfe=counts[0] if counts else None,
@@ -72,7 +72,7 @@ def evaluate(
     for option, given in {"--prompts": prompts, "--dimensions": dimensions, "--teacher": teacher}.items():
         if given:
             raise UserError("is only for clips that VBench scores", where=option, fix="add --vbench-layout DIR")
-    from rats_video.build.evaluate import run_evaluate
+    from rats_video.commands.evaluate import run_evaluate
 
     lines = run_evaluate(run=run, nfe=counts, num_clips=num_clips, seed=seed, output=output, device=device)
     typer.echo("\n".join(lines))

@@ -46,7 +46,7 @@ def comparison(
     Writes one MP4 a prompt. Without prompts it uses the run's validation prompts.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
-    from rats_video.build.comparison import run_export_comparison
+    from rats_video.commands.export_comparison import run_export_comparison
 
     lines = run_export_comparison(
         run=run,
@@ -96,9 +96,9 @@ def model(
     What is written is loaded with the target's own code and sampled from the same noise as ours; where the clips
     differ, nothing is kept.
     """
-    from rats_video.build.export import Order, run_export_model
+    from rats_video.commands.export_model import ExportRequest, run_export_model
 
-    order = Order(
+    order = ExportRequest(
         kind=kind, source=run, scale=scale, nfe=nfe, num_clips=num_clips, verify=verify, output=output,
         overwrite=overwrite,
     )  # fmt: skip

@@ -77,7 +77,7 @@ def _launch(device: str, gpus: int, nodes: int, node_rank: int | None, rendezvou
             f"{nodes} nodes must know where to meet, got {rendezvous or 'nothing'}", where="--rendezvous",
             fix="give HOST:PORT of one of them, the same on all",
         )  # fmt: skip
-    from rats_video.build.common import check_processes
+    from rats_video.commands.device import check_processes
 
     check_processes(device, gpus, where="--gpus")
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -152,7 +152,7 @@ def _check_restart(restarts: int) -> None:
     warn(f"a process was lost: going on from the last checkpoint, restart {count} of {restarts}")
 
 
-class OneVoice:
+class RankZeroOutput:
     """Context of a command: only the first of its processes prints, and a bug's traceback is left to the launcher."""
 
     def __init__(self, known: tuple[type[BaseException], ...]) -> None:
@@ -170,10 +170,10 @@ class OneVoice:
     ) -> None:
         self._redirected.close()  # what ends a process is said even if it is not the first
         if error is not None and not isinstance(error, self._known):
-            leave_ending("".join(traceback.format_exception(error)), 1)
+            record_exit("".join(traceback.format_exception(error)), 1)
 
 
-def leave_ending(text: str, code: int) -> None:
+def record_exit(text: str, code: int) -> None:
     """Tell the launcher, where we are one of its processes, how this one ended, and end."""
     if folder := os.environ.get(_ENDINGS):
         ending = {"text": text, "code": code, "time": time.monotonic()}

@@ -30,7 +30,7 @@ def plan(
 
     Works without a GPU and before the model is downloaded, where the config names an `architecture`.
     """
-    from rats_video.build.plan import run_plan
+    from rats_video.commands.plan import run_plan
 
     lines = run_plan(
         config=config,

@@ -33,7 +33,7 @@ def prepare(
 
     Stopped or called again, it goes on where it was: only new and changed videos are read.
     """
-    from rats_video.build.prepare import run_prepare
+    from rats_video.commands.prepare import run_prepare
 
     lines = run_prepare(
         source=source, config=config, output=output, device=device, overrides=overrides or [], overwrite=overwrite

@@ -20,6 +20,6 @@ def report(
 
     The file holds everything and asks no network for anything. What a run lacks is said with the command that makes it.
     """
-    from rats_video.build.report import run_report
+    from rats_video.commands.report import run_report
 
     typer.echo("\n".join(run_report(folders=runs, output=output, max_clips=max_clips)))

@@ -19,7 +19,7 @@ def list_rewards(
     ] = None,
 ) -> None:
     """List every reward: what it scores, per frame or clip, with gradient or not, and whether its weights are here."""
-    from rats_video.build.rewards import run_list_rewards
+    from rats_video.commands.rewards import run_list_rewards
 
     typer.echo("\n".join(run_list_rewards(config=config)))
 
@@ -38,7 +38,7 @@ def check(
 
     A run does the same before it starts.
     """
-    from rats_video.build.rewards import run_check_reward
+    from rats_video.commands.rewards import run_check_reward
 
     lines = run_check_reward(name=name, config=config, overrides=overrides or [], device=device)
     typer.echo("\n".join(lines))

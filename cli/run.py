@@ -34,7 +34,7 @@ def run(
     Steps already done in the folder are skipped.
     """
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    from rats_video.build.run import run_all
+    from rats_video.commands.run import run_all
 
     run_all(
         config=config,
@@ -44,5 +44,5 @@ def run(
         device=device,
         resume=resume,
         overwrite=overwrite,
-        say=typer.echo,
+        echo=typer.echo,
     )

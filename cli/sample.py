@@ -52,7 +52,7 @@ def sample(
     The same command again makes what is missing.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
-    from rats_video.build.sample import run_sample
+    from rats_video.commands.sample import run_sample
 
     run_sample(
         model=model,
@@ -65,5 +65,5 @@ def sample(
         device=device,
         batch_size=batch_size,
         overwrite=overwrite,
-        say=typer.echo,
+        echo=typer.echo,
     )

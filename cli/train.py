@@ -36,7 +36,7 @@ def vae(
 ) -> None:
     """Train a video VAE: the codec between pixels and latents."""
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    from rats_video.build.pretrain import run_train_vae
+    from rats_video.commands.train import run_train_vae
 
     lines = run_train_vae(
         config=config,
@@ -78,13 +78,13 @@ def teacher(
         "overwrite": overwrite,
     }
     if data is not None:
-        from rats_video.build.finetune import run_finetune
+        from rats_video.commands.finetune import run_finetune
 
-        run_finetune(data=data, say=typer.echo, **common)
+        run_finetune(data=data, echo=typer.echo, **common)
         return
     if "WORLD_SIZE" in os.environ:
         raise UserError("on rendered shapes one process trains", where="--gpus", fix="leave it out, or give --data")
-    from rats_video.build.pretrain import run_train_teacher
+    from rats_video.commands.train import run_train_teacher
 
     typer.echo("\n".join(run_train_teacher(**common)))
 
@@ -102,7 +102,7 @@ def paths(
 ) -> None:
     """Teach a Wan model to follow motion paths, on rendered shapes whose paths are known."""
     check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    from rats_video.build.pretrain import run_train_paths
+    from rats_video.commands.train import run_train_paths
 
     lines = run_train_paths(
         config=config,
@@ -157,11 +157,11 @@ def reward(
         "overwrite": overwrite,
     }
     if data is not None:
-        from rats_video.build.preference import run_train_preference
+        from rats_video.commands.train_preference import run_train_preference
 
         lines = run_train_preference(data=data, preferences=preferences, **common)
     else:
-        from rats_video.build.pretrain import run_train_latent_reward, run_train_reward
+        from rats_video.commands.train_reward import run_train_latent_reward, run_train_reward
 
         lines = (run_train_latent_reward if latent else run_train_reward)(**common)
     typer.echo("\n".join(lines))

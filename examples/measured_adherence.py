@@ -5,7 +5,7 @@ rats-video distill --config tiny --set 'reward={kind: custom, target: "examples.
                    --set 'method.policy={samples: 8, noise: 0.5}' --output runs/measured
 """
 
-from rats_video.datasets.shapes_measure import measure_shapes
+from rats_video.datasets.shapes.measure import measure_shapes
 
 
 def adherence(videos, prompts):

@@ -17,8 +17,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rats_video.assets import resolve_folder
-from rats_video.config.prepare import BucketConfig, PrepareConfig
-from rats_video.datasets.sources import find_sources
+from rats_video.datasets.video.settings import BucketConfig, PrepareConfig
+from rats_video.datasets.video.sources import find_sources
 from rats_video.seeds import seeded
 
 

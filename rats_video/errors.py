@@ -49,7 +49,7 @@ class Interrupted(BaseException):  # no error, and no library's `except Exceptio
         super().__init__(what)
 
 
-class Explained(AbstractContextManager[None]):
+class AsUserError(AbstractContextManager[None]):
     """Turns whatever a library raises at a stranger's files into a `UserError` that ends with what it said.
 
     Tokenizers raise a bare `Exception`; which others are raised depends on where a damaged value is first used.

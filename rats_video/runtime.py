@@ -109,12 +109,12 @@ class Runtime:
         first = self.rank // self.context * size
         return slice(first, first + size)
 
-    def share(self, count: int) -> range:
+    def shard(self, count: int) -> range:
         """Which of `count` independent pieces of work are this rank's."""
         return range(self.rank, count, self.trainers)
 
-    def collect(self, mine: Sequence[T]) -> list[T]:
-        """Everybody's results of `share`, in the order of the work."""
+    def gather_shards(self, mine: Sequence[T]) -> list[T]:
+        """Everybody's results of `shard`, in the order of the work."""
         return interleave(self.gather(list(mine)))
 
     def equal_share(self, count: int) -> list[int]:
@@ -140,7 +140,7 @@ class Runtime:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def at_main(self, value: T) -> list[T]:
+    def gather_to_main(self, value: T) -> list[T]:
         """The value of every rank, by rank, on the main one; nothing elsewhere."""
         if self.trainers == 1:
             return [value]
@@ -148,20 +148,20 @@ class Runtime:
         dist.gather_object(value, values, dst=0, group=self._group)
         return values or []
 
-    def agree(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The main rank's value on all ranks."""
         return self.gather(value)[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until all are here."""
         if self.trainers > 1:
             dist.barrier(group=self._group)
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001
         """Whether it is so on any rank."""
-        return self.mean({"flag": float(flag)})["flag"] > 0
+        return self.all_reduce_mean({"flag": float(flag)})["flag"] > 0
 
-    def mean(self, row: Mapping[str, float]) -> dict[str, float]:
+    def all_reduce_mean(self, row: Mapping[str, float]) -> dict[str, float]:
         """The mean over ranks of every value; NaN if any of them is."""
         if self.trainers == 1:
             return dict(row)

@@ -118,7 +118,7 @@ class PromptBatch:
     noise: Tensor
     num_steps: int
     grad_frames: range | None = None
-    part: int = 0
+    micro_batch: int = 0
     seeds: tuple[int, ...] = ()
 
 

@@ -22,11 +22,11 @@ import wan_family
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
-from rats_video.config.pretrain import VaeConfig
-from rats_video.datasets.shapes import WORDS, split_combinations
-from rats_video.rewards.word_reward import WordReward
+from rats_video.datasets.shapes.render import WORDS, split_combinations
+from rats_video.distillation.settings import DistillConfig
+from rats_video.pretraining.vae import VaeConfig
+from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, PromptBatch, RewardScores
 
@@ -104,7 +104,7 @@ def loaded(tiny_wan: Path) -> WanBackbone:
 @pytest.fixture
 def backbone(loaded: WanBackbone) -> WanBackbone:
     """The tiny model with a denoiser of the test's own."""
-    return loaded.twin()
+    return loaded.with_own_denoiser()
 
 
 class ColorReward:

@@ -11,13 +11,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Generator, Tensor, nn
 
+from rats_video.backbones.compute import DecodeConfig, LoraConfig
 from rats_video.backbones.folder import load_parts, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
 from rats_video.backbones.sizes import divide_clip
 from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.backbones.words import misread, unknown_words
-from rats_video.config.compute import DecodeConfig, LoraWeights
+from rats_video.backbones.words import truncation_note, unknown_words
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.types import ClipSpec, TextCondition
 
@@ -177,7 +177,7 @@ class PipelineBackbone(ABC):
         """What makes pixels of latents: the small decoder, where there is one, or the VAE."""
         return self.parts["vae"] if self.small_decoder is None else self.small_decoder
 
-    def twin(self) -> Self:
+    def with_own_denoiser(self) -> Self:
         """The same model with its own copy of the denoiser; VAE and text encoder are shared.
 
         The copy's weights are float32, which training and averages need; it computes in the base's precision.
@@ -193,7 +193,7 @@ class PipelineBackbone(ABC):
             setattr(other, name, getattr(self, name))
         return other
 
-    def adapted(self, name: str, cfg: LoraWeights) -> Self:
+    def with_adapter(self, name: str, cfg: LoraConfig) -> Self:
         """A role on the same denoiser: a new adapter of that name, which changes nothing until it is trained."""
         if self.adapters is None:
             self.adapters = Adapters(self.denoisers)
@@ -219,7 +219,7 @@ class PipelineBackbone(ABC):
         if not (folder / LORA_FILE).is_file():
             return self.load_denoiser(folder)
         cfg, tensors = read_lora(folder / LORA_FILE)
-        role = self.adapted(name, cfg)
+        role = self.with_adapter(name, cfg)
         assert role.adapters is not None
         role.adapters.load(name, tensors, where=folder / LORA_FILE)
         return role
@@ -267,9 +267,9 @@ class PipelineBackbone(ABC):
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
         return unknown_words(self.parts["tokenizer"], prompt)
 
-    def misread(self, prompt: str) -> str:
+    def truncation_note(self, prompt: str) -> str:
         """What of a prompt goes lost before the text encoder sees it, as a clause for a message; or nothing."""
-        return misread(self.parts["tokenizer"], prompt, self.text_limit)
+        return truncation_note(self.parts["tokenizer"], prompt, self.text_limit)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:

@@ -12,7 +12,7 @@ from torch.autograd.graph import save_on_cpu
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.config.compute import DecodeConfig
+from rats_video.backbones.compute import DecodeConfig
 
 Caches = Any
 """What a decoder remembers of the chunks before: tensors, None and constants in lists, tuples or dicts; None is the

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rats_video.backbones.chunked import Caches, Step, chunk_sizes, decode_chunks, recomputed
-from rats_video.config.compute import DecodeConfig
+from rats_video.backbones.compute import DecodeConfig
 
 
 def decode_cogvideox(

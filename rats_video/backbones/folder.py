@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rats_video.errors import Explained, UserError
+from rats_video.errors import AsUserError, UserError
 from rats_video.reading import DAMAGED, read_json, read_sizes
 
 
@@ -71,7 +71,7 @@ def load_parts(
 
 def _load_shapes(kind: Any, folder: Path, dtype: torch.dtype, *, family: str) -> Any:
     """A diffusers model of class `kind` on the meta device: all but its weights."""
-    with Explained(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
+    with AsUserError(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
         config = read_sizes(folder / "config.json")
         with torch.device("meta"):
             return torch.nn.Module.to(kind.from_config(config), dtype).eval()  # diffusers' own warns of rounding
@@ -86,7 +86,7 @@ def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch
         if is_model
         else {"trust_remote_code": False}
     )
-    with Explained(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
+    with AsUserError(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
         if is_model:
             read_sizes(folder / "config.json")
         loaded = kind.from_pretrained(folder, local_files_only=True, **options)

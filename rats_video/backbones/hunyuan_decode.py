@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.backbones.chunked import Caches, chunk_sizes, decode_chunks, recomputed
-from rats_video.config.compute import DecodeConfig
+from rats_video.backbones.compute import DecodeConfig
 
 FRAMES_AT_ONCE = 2  # that a convolution takes in; two before them are seen again
 

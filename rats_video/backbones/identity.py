@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from rats_video.errors import Explained
+from rats_video.errors import AsUserError
 from rats_video.files import weights_digest
 from rats_video.reading import read_json
 
@@ -37,7 +37,7 @@ def text_digest(folder: Path) -> str:
 def _digest(parts: list[Path]) -> str:
     digest = hashlib.sha256(weights_digest(parts, _WEIGHTS).encode())
     for path in (path for part in parts for path in (part / "config.json", part / "tokenizer.json") if path.is_file()):
-        with Explained("cannot read it", where=str(path)):
+        with AsUserError("cannot read it", where=str(path)):
             content = {key: value for key, value in read_json(path).items() if not key.startswith(_REMARKS)}
         digest.update(json.dumps(content, sort_keys=True).encode())
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.config.compute import LoraWeights
+from rats_video.backbones.compute import LoraConfig
 from rats_video.errors import UserError, first_line
 from rats_video.reading import DAMAGED, check_plain_file
 
@@ -36,13 +36,13 @@ class Adapters:
 
     def __init__(self, networks: Mapping[str, Any]) -> None:
         self.networks = dict(networks)
-        self.configs: dict[str, LoraWeights] = {}
+        self.configs: dict[str, LoraConfig] = {}
         self.active: str | None = None
         self._layers: list[Any] = []
         for network in self.networks.values():
             network.requires_grad_(requires_grad=False)
 
-    def add(self, name: str, cfg: LoraWeights, default_targets: Sequence[str]) -> None:
+    def add(self, name: str, cfg: LoraConfig, default_targets: Sequence[str]) -> None:
         """Add an adapter; its B matrices are zero, so that it changes nothing yet.
 
         Raises:
@@ -144,7 +144,7 @@ class Adapters:
         return checkpoint(run, *args, use_reentrant=False)
 
 
-def read_lora(path: Path) -> tuple[LoraWeights, dict[str, Tensor]]:
+def read_lora(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
     """A LoRA file's shape and its tensors.
 
     Raises:
@@ -157,7 +157,7 @@ def read_lora(path: Path) -> tuple[LoraWeights, dict[str, Tensor]]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
         settings = {key.split(".", 1)[1]: value for key, value in metadata.items()}
         return (
-            LoraWeights(kind="lora", rank=settings["r"], alpha=settings["lora_alpha"],
+            LoraConfig(kind="lora", rank=settings["r"], alpha=settings["lora_alpha"],
                         targets=tuple(settings["target_modules"])),
             tensors,
         )  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 
-class HostWeights:
+class OffloadedWeights:
     """Brings the weights of a group of layers in when it is called, and again when it is differentiated.
 
     diffusers' own group offload serves inference: it moves adapters along, and a backward pass finds the weights gone.

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rats_video.backbones.chunked import Caches, decode_chunks
-from rats_video.config.compute import DecodeConfig
+from rats_video.backbones.compute import DecodeConfig
 from rats_video.errors import UserError
 from rats_video.reading import load_tensors
 

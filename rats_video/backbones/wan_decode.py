@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from rats_video.backbones.chunked import Caches, Step, decode_chunks, recomputed
-from rats_video.config.compute import DecodeConfig
+from rats_video.backbones.compute import DecodeConfig
 
 _BLOCK_CACHES = 2  # one for each causal convolution of a residual block that looks back
 

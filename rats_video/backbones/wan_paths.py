@@ -104,13 +104,13 @@ class PathWanBackbone(WanBackbone):
         strangers = [word for word in path.split() if not is_point(word)]
         return super().unknown_words(caption if strangers else split_path(prompt)[0]) + strangers
 
-    def misread(self, prompt: str) -> str:
+    def truncation_note(self, prompt: str) -> str:
         """As any model's, of the caption.
 
         Raises:
             UserError: what follows it is no path.
         """
-        return super().misread(split_path(prompt)[0])
+        return super().truncation_note(split_path(prompt)[0])
 
     def _encode(self, prompts: Sequence[str]) -> TextCondition:
         """As Wan's captions; where there are paths, their rows come before the zero row, zero without a path."""

@@ -13,7 +13,7 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
     return [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
 
 
-def misread(tokenizer: Any, prompt: str, limit: int) -> str:
+def truncation_note(tokenizer: Any, prompt: str, limit: int) -> str:
     """What goes lost of a prompt of which `limit` tokens are read, as a clause for a message; or nothing."""
     ids = tokenizer(prompt, verbose=False).input_ids
     if len(ids) > limit:

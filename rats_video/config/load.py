@@ -17,6 +17,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rats_video.config.explain import KIND, Layer, Tree, explain, nearest, show
+from rats_video.config.fields import Config
 from rats_video.errors import UserError
 from rats_video.files import replacing
 from rats_video.reading import read_text
@@ -96,9 +97,6 @@ def write_extension(path: Path, parent: str, overrides: Sequence[str], changes: 
         partial.write_text(comments + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=120), encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------------------- YAML
-
-
 class _Dumper(yaml.SafeDumper):
     """Writes shared values twice: `_Loader` takes no aliases."""
 
@@ -153,9 +151,6 @@ def _parse_yaml(text: str, where: str) -> object:
         raise UserError(f"not valid YAML: character {error.position + 1} is not text", where=where) from None
     except (ValueError, OverflowError):  # a number Python refuses to build: thousands of digits, or an empty 0x_
         raise UserError("a number that cannot be read", where=where) from None
-
-
-# ------------------------------------------------------------------------------------------------ layers and merging
 
 
 def _file_layers(
@@ -257,3 +252,14 @@ def _merge(base: Any, over: Any) -> Any:
     if KIND in base and KIND in over and base[KIND] != over[KIND]:
         return over
     return base | {key: _merge(base[key], value) if key in base else value for key, value in over.items()}
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_seeded(
+    model: type[ConfigT], config: str, *, group: str, overrides: Sequence[str], seed: int | None
+) -> ConfigT:
+    """The configuration a command was given; `--seed` is its last override."""
+    extra = [] if seed is None else [f"seed={seed}"]
+    return load_config(model, config, group=group, overrides=[*overrides, *extra])

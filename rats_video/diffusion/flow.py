@@ -18,7 +18,7 @@ def euler_step(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Ten
     return latents + (sigma_next - sigma) * velocity
 
 
-def noisy_step(
+def stochastic_step(
     latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor, fresh: float
 ) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a step that draws a share `fresh` in [0, 1] of its noise anew.

@@ -14,7 +14,7 @@ GATE_AT_START = 0.88
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ScoreGap:
     """How one score tells the teacher's clips from the base's, from the same prompts and noise.
 
     Args:
@@ -37,14 +37,14 @@ class Comparison:
         return self.lead.mean > self.lead.ci95
 
 
-def compare(teacher: Tensor, base: Tensor, prompts: Sequence[str]) -> Comparison:
+def compare(teacher: Tensor, base: Tensor, prompts: Sequence[str]) -> ScoreGap:
     """Compare scores `[N]` of two arms, clip by clip.
 
     Raises:
         ValueError: fewer than one clip, or a score that is not finite.
     """
     both, leads = cat([teacher, base]).double(), (teacher - base).double()
-    return Comparison(
+    return ScoreGap(
         mean=float(both.mean()),
         spread=float(both.std()),
         lead=paired_difference(teacher, base, prompts),

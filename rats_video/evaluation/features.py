@@ -4,15 +4,38 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rats_video.rewards.clip_reward import normalize
+from rats_video.config.fields import Config
+from rats_video.evaluation.i3d import I3dFeaturesConfig
+from rats_video.rewards.clip_score import normalize
 from rats_video.rewards.files import load_transformers_model
-from rats_video.rewards.word_reward import WordReward
+from rats_video.rewards.word import WordReward
+
+
+class ShapesFeaturesConfig(Config):
+    """Log-odds of a word reward that ships with the package (19 numbers): sees the shapes' words and damages alone."""
+
+    kind: Literal["shapes"]
+    path: str = Field("shapes-reward-heldout", description="folder of a word reward, or the name of an embedded one")
+
+
+class VideoMaeFeaturesConfig(Config):
+    """Mean token of a VideoMAE (768 numbers for the base model): more for motion than I3D (arXiv 2404.12391)."""
+
+    kind: Literal["videomae"]
+    path: str = Field("models/videomae-base", description="folder of a hub download")
+
+
+FeaturesConfig = Annotated[
+    ShapesFeaturesConfig | I3dFeaturesConfig | VideoMaeFeaturesConfig, Field(discriminator="kind")
+]
+
 
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red, green, blue
 _STD = (0.229, 0.224, 0.225)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rats_video.config.fields import Config
 from rats_video.errors import UserError
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
+
+
+class I3dFeaturesConfig(Config):
+    """Logits of I3D on Kinetics-400 (400 numbers): the network of the published Frechet video distances."""
+
+    kind: Literal["i3d"]
+    path: str = Field("models/I3D-Kinetics400", description="rgb_imagenet.pt as `rats-video rewards convert` leaves it")
+
 
 SIDE = 224  # pixels
 LEAST_FRAMES = 9  # the last average is over two of the frames that are left after strides of 8

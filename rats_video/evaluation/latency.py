@@ -9,14 +9,14 @@ from statistics import median
 
 import torch
 
-from rats_video.evaluation.sweep import Arm
+from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.evaluation.tables import ArmRow, Latency, aligned
 from rats_video.inference.sampler import SamplerSpec, clip_noise, timed_batch
 from rats_video.types import ClipSpec
 
 
 @torch.no_grad()
-def measure_latency(arm: Arm, prompt: str, clip: ClipSpec, *, repeats: int, seed: int = 0) -> Latency:
+def measure_latency(arm: EvaluatedModel, prompt: str, clip: ClipSpec, *, repeats: int, seed: int = 0) -> Latency:
     """Sample one clip of a prompt `repeats` times, after one of a single step to warm up.
 
     On a GPU every part is waited for, and the peak counts all that is allocated there, other models in this process

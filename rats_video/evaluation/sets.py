@@ -62,7 +62,7 @@ def distances(features: Tensor, prompts: Sequence[str], reference: Reference) ->
     return {"fvd": jackknife(frechet, prompts), "kvd": jackknife(kernel, prompts)}
 
 
-def spreads(features: Tensor, prompts: Sequence[str]) -> dict[str, float]:
+def prompt_distances(features: Tensor, prompts: Sequence[str]) -> dict[str, float]:
     """Mean distance of two clips of a prompt, by prompt, from features `[N, D]`; prompts with one clip are left out."""
     members: defaultdict[str, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -109,7 +109,7 @@ def fill_sets(scores: Sequence[ArmScores], reference: Reference | None) -> None:
             arm.sets |= {name: MetricValue.of(value) for name, value in distances(rows, arm.prompts, reference).items()}
     for arm in scores:
         for kind, name in _DIVERSITIES.items():
-            if kind in arm.features and (found := spreads(arm.features[kind], [*arm.prompts, *arm.again])):
+            if kind in arm.features and (found := prompt_distances(arm.features[kind], [*arm.prompts, *arm.again])):
                 arm.spreads[name] = found
                 arm.sets[name] = MetricValue.of(mean_ci95(list(found.values())))
     if teacher is not None:

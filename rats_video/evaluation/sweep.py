@@ -19,12 +19,12 @@ from rats_video.types import Backbone, ClipSpec, Reward
 T = TypeVar("T")
 Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
 """`(videos, prompts) -> named scores [B]`; `tables.better` says which of them are to be high."""
-Look = Callable[[Tensor], Tensor]
+FeatureFn = Callable[[Tensor], Tensor]
 """`videos -> features [B, D]`, by which clips are compared."""
 
 
 @dataclass(frozen=True)
-class Arm:
+class EvaluatedModel:
     """One row of the table: a model and how it is sampled."""
 
     name: str
@@ -105,7 +105,7 @@ def motion_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
 
 def shapes_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     """What can be read back from a shapes clip: adherence, smoothness, constancy and each attribute."""
-    from rats_video.datasets.shapes_measure import measure_shapes
+    from rats_video.datasets.shapes.measure import measure_shapes
 
     measures = measure_shapes(videos, prompts)
     return {
@@ -118,14 +118,14 @@ def shapes_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
 
 def path_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
     """The share of frames on the prompts' motion paths; nothing where prompts have none."""
-    from rats_video.datasets.motion_paths import measure_paths
+    from rats_video.datasets.shapes.paths import measure_paths
 
     return {"on_path": measure_paths(videos, prompts)["on_path"]} if all(MARK in p for p in prompts) else {}
 
 
 @torch.no_grad()
 def score_arm(
-    arm: Arm,
+    arm: EvaluatedModel,
     prompts: Sequence[str],
     clip: ClipSpec,
     measures: Sequence[Measure],
@@ -133,7 +133,7 @@ def score_arm(
     seed: int,
     batch_size: int,
     latent_measures: Sequence[Measure] = (),
-    looks: Mapping[str, Look] | None = None,
+    looks: Mapping[str, FeatureFn] | None = None,
     again: Sequence[str] = (),
     share: Sequence[int] | None = None,
     advance: Callable[[int], None] = lambda _: None,

@@ -14,8 +14,8 @@ import rats_video
 from rats_video.assets import is_embedded
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import aligned, metric_title
+from rats_video.export.base import ExportedStudent, base_id
 from rats_video.export.comfyui import sigma_string
-from rats_video.export.subject import Subject, base_id
 from rats_video.export.usage import snippet
 from rats_video.reading import read_json
 from rats_video.training.guard import finite_mean
@@ -50,7 +50,7 @@ class Training:
 
 
 def model_card(
-    subject: Subject, kind: str, name: str, training: Training, *, scale: float, measured: Sequence[str]
+    subject: ExportedStudent, kind: str, name: str, training: Training, *, scale: float, measured: Sequence[str]
 ) -> str:
     """The card of an export called `name`; `measured` are paragraphs on how it was checked."""
     card, base = subject.card, base_id(subject.card.model)
@@ -74,7 +74,7 @@ def model_card(
     return _front_matter(subject, kind, base) + "\n\n".join(parts) + "\n"
 
 
-def _front_matter(subject: Subject, kind: str, base: str) -> str:
+def _front_matter(subject: ExportedStudent, kind: str, base: str) -> str:
     fields: dict[str, Any] = {
         "base_model": base, "library_name": "diffusers", "pipeline_tag": "text-to-video",
         "tags": ["rats-video", "few-step", "text-to-video"],
@@ -86,7 +86,7 @@ def _front_matter(subject: Subject, kind: str, base: str) -> str:
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n\n"
 
 
-def _license(subject: Subject) -> dict[str, str]:
+def _license(subject: ExportedStudent) -> dict[str, str]:
     """The base's licence as the head of its own card states it, where there is one."""
     if is_embedded(subject.card.model):
         return {"license": "apache-2.0"}
@@ -101,7 +101,7 @@ def _license(subject: Subject) -> dict[str, str]:
     return {key: str(known[key]) for key in ("license", "license_name", "license_link") if key in known}
 
 
-def _noise_levels(subject: Subject) -> list[str]:
+def _noise_levels(subject: ExportedStudent) -> list[str]:
     card, size = subject.card, subject.recipe.size
     rows = [[str(steps), sigma_string(levels)] for steps, levels in subject.sigmas.items()]
     trained = (
@@ -112,7 +112,7 @@ def _noise_levels(subject: Subject) -> list[str]:
     return [trained, "\n".join(aligned([["calls", "noise levels"], *rows]))]
 
 
-def _comfyui(subject: Subject) -> str:
+def _comfyui(subject: ExportedStudent) -> str:
     if subject.is_lora:
         how = "Put it into `models/loras` and load it with LoraLoaderModelOnly at strength 1."
     else:
@@ -124,7 +124,7 @@ def _comfyui(subject: Subject) -> str:
     return "\n\n".join([how, sample, fenced(levels, "text")])
 
 
-def _training(subject: Subject, training: Training) -> list[str]:
+def _training(subject: ExportedStudent, training: Training) -> list[str]:
     card, config = subject.card, _portable(training.config)
     weights = "a LoRA" if subject.is_lora else "all weights"
     lines = [f"- {card.steps} optimizer steps, seed {card.seed}, base in {card.dtype}; {weights} of the denoiser"]

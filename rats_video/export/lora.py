@@ -12,8 +12,8 @@ import rats_video
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import LOW_NOISE
 from rats_video.backbones.lora import LORA_FILE
-from rats_video.export.denoiser import SCHEDULER, load_scheduler
-from rats_video.export.recipe import Recipe
+from rats_video.export.merged import SCHEDULER, load_scheduler
+from rats_video.export.recipe import StockCall
 from rats_video.export.stock import open_pipeline
 from rats_video.inference.student import StudentCard
 
@@ -35,7 +35,7 @@ def header(student: PipelineBackbone, card: StudentCard, base_id: str) -> dict[s
     return {REMARKS: json.dumps(about)}
 
 
-def write_lora(student: PipelineBackbone, card: StudentCard, recipe: Recipe, base_id: str, folder: Path) -> None:
+def write_lora(student: PipelineBackbone, card: StudentCard, recipe: StockCall, base_id: str, folder: Path) -> None:
     """The LoRA file, alpha in its header, and the scheduler."""
     assert student.adapters is not None
     assert student.role is not None

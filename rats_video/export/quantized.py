@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from rats_video.errors import UserError
-from rats_video.export.denoiser import network_folders
+from rats_video.export.merged import network_folders
 from rats_video.export.stock import class_in
 
 BLOCKS = r"re:(.*\.)?\w*blocks\.\d+\..*"  # what is left out, embeddings and the last layer, is small and delicate

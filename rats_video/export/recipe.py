@@ -18,7 +18,7 @@ from rats_video.inference.student import StudentCard
 
 
 @dataclass(frozen=True)
-class Recipe:
+class StockCall:
     """A scheduler whose saved configuration carries the noise levels, and a call.
 
     Args:
@@ -36,7 +36,7 @@ class Recipe:
     note: str = ""
 
 
-def recipe_for(student: PipelineBackbone, card: StudentCard, nfe: int) -> Recipe:
+def stock_call(student: PipelineBackbone, card: StudentCard, nfe: int) -> StockCall:
     """The recipe of a student at `nfe` steps.
 
     - Wan: `FlowMapEulerDiscreteScheduler` shifts equal steps of [1, 0] once and keeps fractional timesteps.
@@ -55,26 +55,26 @@ def recipe_for(student: PipelineBackbone, card: StudentCard, nfe: int) -> Recipe
             call = steps | {"frame_rate": int(fps) if fps == int(fps) else fps}
             if student.vae.config.timestep_conditioning:
                 call |= {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE}
-            return Recipe(
+            return StockCall(
                 FlowMatchEulerDiscreteScheduler(shift=card.shift), call, size,
                 latents=lambda noise: rearrange(noise, "b c f h w -> b (f h w) c"),
                 note=f"LTXPipeline must be told frame_rate={call['frame_rate']}, the rate it was trained at",
             )  # fmt: skip
         case HunyuanVideoBackbone():
             told = card.embedded_guidance if student.parts["transformer"].config.guidance_embeds else 1.0
-            return Recipe(
+            return StockCall(
                 FlowMatchEulerDiscreteScheduler(shift=card.shift), steps | {"guidance_scale": told}, size,
                 note=f"guidance_scale={told} is an input of the network, told as in training: one call a step",
             )  # fmt: skip
         case CogVideoXBackbone():
             timesteps = _timesteps(student, nfe, card.shift)
-            return Recipe(
+            return StockCall(
                 _any_timesteps(student.parts["scheduler"]), {"timesteps": timesteps, "guidance_scale": 1.0}, size,
                 latents=lambda noise: noise.transpose(1, 2),
                 note=f"CogVideoXPipeline must be given timesteps={timesteps}: no scheduler configuration holds them",
             )  # fmt: skip
         case _:
-            return Recipe(FlowMapEulerDiscreteScheduler(shift=card.shift), steps, size)
+            return StockCall(FlowMapEulerDiscreteScheduler(shift=card.shift), steps, size)
 
 
 def _timesteps(student: PipelineBackbone, nfe: int, shift: float) -> list[int]:

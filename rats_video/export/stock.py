@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.ltx import DECODE_SEED
-from rats_video.export.recipe import Recipe
+from rats_video.export.recipe import StockCall
 from rats_video.reading import read_json
 from rats_video.seeds import seeded
 
@@ -45,7 +45,7 @@ def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, **part
 
 
 @torch.no_grad()
-def sample_stock(pipeline: Any, recipe: Recipe, noises: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
+def sample_stock(pipeline: Any, recipe: StockCall, noises: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
     """Clips `[B, T, 3, height, width]` in [0, 1] on the CPU, one at a time, from our noise `[1, C, F, H, W]` each."""
     clips = []
     for noise, prompt in zip(noises, prompts, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rats_video.backbones.experts import LOW_NOISE
 from rats_video.backbones.lora import LORA_FILE
-from rats_video.export.subject import Subject, base_source
+from rats_video.export.base import ExportedStudent, base_source
 
 _SNIPPET = """\
 import torch
@@ -24,7 +24,7 @@ frames[0].save("clip.webp", save_all=True, append_images=frames[1:], duration={d
 _DTYPE = 'dtype = {{"default": torch.{dtype}, "vae": torch.float32}}\n'
 
 
-def snippet(subject: Subject, kind: str, name: str) -> str:
+def snippet(subject: ExportedStudent, kind: str, name: str) -> str:
     """Python that samples one clip from an export called `name` in the working folder."""
     scheduler = type(subject.recipe.scheduler).__name__
     whole = kind in {"diffusers", "int8", "fp8"}
@@ -48,16 +48,16 @@ def snippet(subject: Subject, kind: str, name: str) -> str:
     )  # fmt: skip
 
 
-def _scheduler(subject: Subject) -> str:
+def _scheduler(subject: ExportedStudent) -> str:
     kind = type(subject.recipe.scheduler).__name__
     return f'    scheduler={kind}.from_pretrained(folder, subfolder="scheduler"),\n'
 
 
-def _on_base(subject: Subject, base: str, parts: str) -> str:
+def _on_base(subject: ExportedStudent, base: str, parts: str) -> str:
     return f"pipe = {subject.pipeline}.from_pretrained(\n    {base}, dtype=dtype,\n{parts})"
 
 
-def _merged(subject: Subject, base: str) -> str:
+def _merged(subject: ExportedStudent, base: str) -> str:
     networks = "".join(
         f"    {part}={kind}.from_pretrained(folder, subfolder={part!r}, dtype=torch.{subject.card.dtype}),\n"
         for part, kind in subject.networks.items()
@@ -65,7 +65,7 @@ def _merged(subject: Subject, base: str) -> str:
     return _on_base(subject, base, networks + _scheduler(subject))
 
 
-def _lora(subject: Subject, base: str) -> str:
+def _lora(subject: ExportedStudent, base: str) -> str:
     lines = [
         _on_base(subject, base, _scheduler(subject)),
         f"pipe.load_lora_weights(folder, weight_name={LORA_FILE!r})",

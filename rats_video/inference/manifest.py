@@ -12,7 +12,7 @@ from typing import Self
 
 from pydantic import Field, TypeAdapter
 
-from rats_video.config.schema import Config, NonNegativeInt, PositiveInt
+from rats_video.config.fields import Config, NonNegativeInt, PositiveInt
 from rats_video.errors import UserError
 from rats_video.files import write_json
 
@@ -21,7 +21,7 @@ _JOURNALS = "manifest.part-*.jsonl"
 _FIX = "add --overwrite, or give another --output"
 
 
-class Clip(Config):
+class SampledClip(Config):
     """One clip of a folder: how it was made, with everything its pixels depend on."""
 
     file: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*\.mp4$")
@@ -36,7 +36,7 @@ class Clip(Config):
     seconds: float
 
 
-def read_clips(folder: Path) -> dict[int, Clip]:
+def read_clips(folder: Path) -> dict[int, SampledClip]:
     """The clips by index that the folder's manifest and journals tell of; the last word counts.
 
     A journal's last line may be cut off, by a kill in the middle of it; it is left out.
@@ -44,15 +44,15 @@ def read_clips(folder: Path) -> dict[int, Clip]:
     Raises:
         UserError: one of them is damaged in another way.
     """
-    found: dict[int, Clip] = {}
+    found: dict[int, SampledClip] = {}
     for path in (folder / MANIFEST, *sorted(folder.glob(_JOURNALS))):
         if path.is_file():
             try:
                 text = path.read_text(encoding="utf-8")
                 rows = (
-                    TypeAdapter(list[Clip]).validate_json(text)
+                    TypeAdapter(list[SampledClip]).validate_json(text)
                     if path.name == MANIFEST
-                    else [Clip.model_validate_json(line) for line in text.split("\n")[:-1]]
+                    else [SampledClip.model_validate_json(line) for line in text.split("\n")[:-1]]
                 )
             except (OSError, ValueError) as error:
                 raise UserError("is damaged, or not of this version", where=str(path), fix=_FIX) from error
@@ -82,7 +82,7 @@ def clear(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def write_manifest(folder: Path, clips: Iterable[Clip]) -> None:
+def write_manifest(folder: Path, clips: Iterable[SampledClip]) -> None:
     """Write all clips in order into the manifest, in place of the journals."""
     rows = [clip.model_dump(exclude_none=True) for clip in sorted(clips, key=lambda clip: clip.index)]
     write_json(folder / MANIFEST, rows)
@@ -121,7 +121,7 @@ class Journal:
         self._file.truncate(self._path.read_bytes().rfind(b"\n") + 1)  # a kill may have cut its last line off
         return self
 
-    def add(self, clip: Clip) -> None:
+    def add(self, clip: SampledClip) -> None:
         """Note a clip whose file is there."""
         self._file.write(clip.model_dump_json(exclude_none=True).encode() + b"\n")
         self._file.flush()

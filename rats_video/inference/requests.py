@@ -7,8 +7,8 @@ import select
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rats_video.datasets.prompt_rows import Row, as_row, json_row
-from rats_video.datasets.prompts import check_prompt
+from rats_video.datasets.prompts.files import PromptRow, as_row, json_row
+from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError, warn
 
 _MAX_LINE = 2**16  # bytes: a pipe that never ends its line must not fill the memory
@@ -35,9 +35,9 @@ class Request:
     id: str | None = None
 
 
-def list_requests(rows: Sequence[str | Row], *, nfe: int, seed: int, count: int | None = None) -> list[Request]:
+def list_requests(rows: Sequence[str | PromptRow], *, nfe: int, seed: int, count: int | None = None) -> list[Request]:
     """A request a row, or `count` of them with the rows taken in turn."""
-    whole = [row if isinstance(row, Row) else Row.model_construct(prompt=row) for row in rows]
+    whole = [row if isinstance(row, PromptRow) else PromptRow.model_construct(prompt=row) for row in rows]
     return [
         _request(whole[i % len(whole)], i, nfe=nfe, seed=seed, turn=i // len(whole))
         for i in range(len(whole) if count is None else count)
@@ -73,7 +73,7 @@ def piped_requests(
             index += 1
 
 
-def parse_line(line: bytes, *, where: str) -> Row:
+def parse_line(line: bytes, *, where: str) -> PromptRow:
     """A line of a pipe: a row as JSON where it begins with `{`, otherwise a prompt.
 
     Raises:
@@ -122,7 +122,7 @@ def in_batches(requests: Iterable[Request | None], size: int) -> Iterator[list[R
         yield batch
 
 
-def _request(row: Row, index: int, *, nfe: int, seed: int, turn: int = 0) -> Request:
+def _request(row: PromptRow, index: int, *, nfe: int, seed: int, turn: int = 0) -> Request:
     """The clip at `index` that a row asks for, the `turn`-th time (from 0) that its list comes round."""
     own, noise = (seed, index) if row.seed is None else (row.seed, turn)
     return Request(index, row.prompt, row.nfe or nfe, own, noise, row.id)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.config.schema import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
+from rats_video.config.fields import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
 from rats_video.reading import DAMAGED, read_json

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rats_video.config.schema import Config, NonNegativeInt
-from rats_video.datasets.prompt_rows import Row, check_plain, read_rows
+from rats_video.config.fields import Config, NonNegativeInt
+from rats_video.datasets.prompts.files import PromptRow, check_plain, read_rows
 from rats_video.errors import UserError, printable
 from rats_video.files import write_json
 from rats_video.reading import read_text
@@ -183,7 +183,7 @@ def _loop(dimensions: Sequence[str], options: str) -> str:
     return f"for d in {' '.join(dimensions)}; do vbench evaluate --dimension $d {options}; done"
 
 
-def _dimensions(file: Path, row: Row) -> tuple[str, ...]:
+def _dimensions(file: Path, row: PromptRow) -> tuple[str, ...]:
     return row.dimension or ((file.stem,) if file.suffix == ".txt" and file.stem in DIMENSIONS else ())
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from rats_video.config.schema import MOST_PIXELS
+from rats_video.config.fields import MOST_PIXELS
 from rats_video.errors import UserError, first_line
 from rats_video.files import replacing
 from rats_video.reading import check_plain_file

@@ -66,7 +66,7 @@ def find_device(name: str) -> Device:
     return GPUS[name]
 
 
-def recognise(device: torch.device) -> Device:
+def detect_device(device: torch.device) -> Device:
     """The table's entry of the device at hand; one that is not in it is measured."""
     if device.type == "cpu":
         return find_device("cpu")

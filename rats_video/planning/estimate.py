@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rats_video.config.compute import FullWeights
-from rats_video.config.distill import DistillConfig, EmaTeacher, FrozenTeacher
-from rats_video.config.method import RatsMethod
+from rats_video.backbones.compute import FullWeightsConfig
+from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.rats import RatsConfig
+from rats_video.methods.teacher import EmaTeacherConfig, FrozenTeacherConfig
 from rats_video.planning.devices import Device
-from rats_video.planning.dry_run import AVERAGE, DENOISER, FLOPS, HELD, TEXT, TRAINED, Numbers
+from rats_video.planning.trace import AVERAGE, DENOISER, FLOPS, HELD, TEXT, TRAINED, Counts
 
 GIB = 2**30
 FRAGMENTED, CONTEXT = 1.05, 0.75 * GIB  # what a GPU must hold beyond live tensors: rounding and holes; CUDA itself
 
 
 @dataclass(frozen=True)
-class Counted:
+class TracedCosts:
     """What the dry runs of a configuration found.
 
     Args:
@@ -30,10 +31,10 @@ class Counted:
         parts: how many such runs make an update of a process.
     """
 
-    step: Numbers
-    decode: Numbers
-    reward: Numbers
-    text: Numbers
+    step: Counts
+    decode: Counts
+    reward: Counts
+    text: Counts
     blocks: int
     num_steps: int
     parts: int
@@ -67,7 +68,7 @@ class Memory:
         return self.peak * FRAGMENTED + CONTEXT
 
 
-def estimate_memory(cfg: DistillConfig, counted: Counted, gpus: int = 1) -> Memory:
+def estimate_memory(cfg: DistillConfig, counted: TracedCosts, gpus: int = 1) -> Memory:
     """Live bytes of the second and later steps (the first has no optimizer state yet), on each of `gpus` devices."""
     weights = {part: size for (phase, part), size in counted.step.items() if phase == "weights"}
     trained = counted.step["parameters", TRAINED]
@@ -94,7 +95,7 @@ def estimate_memory(cfg: DistillConfig, counted: Counted, gpus: int = 1) -> Memo
     )
 
 
-def _phases(counted: Counted) -> dict[str, dict[str, float]]:
+def _phases(counted: TracedCosts) -> dict[str, dict[str, float]]:
     """The step in order, decode and reward on top of what the denoiser holds when they come."""
     step, decode = counted.step, counted.decode
     phases = {
@@ -113,14 +114,14 @@ def _phases(counted: Counted) -> dict[str, dict[str, float]]:
     return phases
 
 
-def _parts(numbers: Numbers, phase: str) -> dict[str, float]:
+def _parts(numbers: Counts, phase: str) -> dict[str, float]:
     return {
         owner: size for (name, owner), size in numbers.items()
         if name == phase and owner != FLOPS and not owner.startswith(HELD)
     }  # fmt: skip
 
 
-def _held(numbers: Numbers, phase: str) -> dict[str, float]:
+def _held(numbers: Counts, phase: str) -> dict[str, float]:
     return {
         owner.removeprefix(HELD): size
         for (name, owner), size in numbers.items()
@@ -145,22 +146,22 @@ def network_calls(cfg: DistillConfig) -> dict[str, float]:
 def policy_samples(cfg: DistillConfig) -> int:
     """Further rollouts of the student, a clip and a step, that are decoded and judged for the policy objective."""
     method = cfg.method
-    assert isinstance(method, RatsMethod)
+    assert isinstance(method, RatsConfig)
     return method.policy.samples if method.policy is not None and method.reward_weight > 0 else 0
 
 
 def guided_share(cfg: DistillConfig) -> float:
     """The share of the run in which the teacher is guided: an EMA teacher's guidance may fade to none."""
     match cfg.teacher:
-        case FrozenTeacher(guidance_scale=scale):
+        case FrozenTeacherConfig(guidance_scale=scale):
             return float(scale != 1.0)
-        case EmaTeacher(guidance_scale=start, guidance_end=end, guidance_fade_steps=fade):
+        case EmaTeacherConfig(guidance_scale=start, guidance_end=end, guidance_fade_steps=fade):
             if end != 1.0:
                 return 1.0
             return min(1.0, fade / cfg.training.steps) if start != 1.0 else 0.0
 
 
-def estimate_tflops(cfg: DistillConfig, counted: Counted) -> dict[str, float]:
+def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float]:
     """TFLOPs of one step by phase, averaged over the run."""
     step, decode, reward, reuse = counted.step, counted.decode, counted.reward, cfg.teacher.reuse
     judged = 1 + policy_samples(cfg)  # of the student's clips; the dry step itself calls the network for all of them
@@ -267,7 +268,7 @@ class Plan:
         }  # fmt: skip
 
 
-def make_plan(cfg: DistillConfig, counted: Counted, device: Device, *, gpus: int, clips: int, source: str,
+def make_plan(cfg: DistillConfig, counted: TracedCosts, device: Device, *, gpus: int, clips: int, source: str,
               horizons: tuple[Mapping[str, Any], ...]) -> Plan:  # fmt: skip
     """Put the estimates together."""
     tflops = estimate_tflops(cfg, counted)
@@ -278,5 +279,5 @@ def make_plan(cfg: DistillConfig, counted: Counted, device: Device, *, gpus: int
         memory=estimate_memory(cfg, counted, gpus),
         nfe=network_calls(cfg), tflops=tflops, seconds=seconds,
         steps=cfg.training.steps, horizons=horizons, guard=guard_seconds(cfg, seconds, clips, gpus),
-        is_full=isinstance(cfg.student.weights, FullWeights),
+        is_full=isinstance(cfg.student.weights, FullWeightsConfig),
     )  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,47 +10,28 @@ import torch
 from torch import nn
 
 from rats_video.assets import resolve_folder
-from rats_video.config.published_rewards import (
-    AestheticConfig,
-    AestheticV25Config,
-    ClipScoreConfig,
-    FrameScorer,
-    HpsConfig,
-    HPSv3Config,
-    ImageRewardConfig,
-    PickScoreConfig,
-    Qwen2VLScorer,
-    SubjectConsistencyConfig,
-    ViClipConfig,
-    VideoAlignConfig,
-)
-from rats_video.config.reward import (
-    CustomRewardConfig,
-    LatentRewardConfig,
-    RewardConfig,
-    SumRewardConfig,
-    TemporalScorer,
-    WordRewardConfig,
-)
 from rats_video.errors import UserError
-from rats_video.planning.architecture import META, LongPrompts, empty_model
-from rats_video.planning.dry_run import brightness
-from rats_video.planning.ledger import Ledger
+from rats_video.meta import META, CountedTokens, LongPrompts, empty_model
+from rats_video.planning.memory_tracker import MemoryTracker
+from rats_video.planning.trace import free_reward
 from rats_video.reading import DAMAGED, read_json
-from rats_video.rewards.aesthetic_reward import AestheticReward, predictor_of
-from rats_video.rewards.clip_reward import ClipReward
+from rats_video.rewards.aesthetic import AestheticConfig, AestheticReward, AestheticV25Config, predictor_of
+from rats_video.rewards.clip_score import ClipReward, ClipScoreConfig, PickScoreConfig
+from rats_video.rewards.custom import CustomRewardConfig
 from rats_video.rewards.files import load_checkpoint_tensors
-from rats_video.rewards.hps_reward import hps_pixels, open_clip_config
-from rats_video.rewards.hpsv3_reward import HPSv3Reward, hpsv3_head
-from rats_video.rewards.image_reward import BlipSizes, ImageReward
-from rats_video.rewards.latent_reward import LatentReward
-from rats_video.rewards.qwen import QWEN2_VL_2B, QWEN2_VL_7B, qwen_config
-from rats_video.rewards.subject_reward import SubjectConsistency, encoder_of
-from rats_video.rewards.sum_reward import SumReward
-from rats_video.rewards.temporal_reward import TemporalReward
-from rats_video.rewards.viclip_reward import ViClipReward, ViClipSizes
-from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings, clip_fps
-from rats_video.rewards.word_reward import WordReward
+from rats_video.rewards.frames import FrameRewardConfig
+from rats_video.rewards.hpsv2 import HPSv2Config, hps_pixels, open_clip_config
+from rats_video.rewards.hpsv3 import HPSv3Config, HPSv3Reward, hpsv3_head
+from rats_video.rewards.image_reward import BlipSizes, ImageReward, ImageRewardConfig
+from rats_video.rewards.latent import LatentReward, LatentRewardConfig
+from rats_video.rewards.qwen import QWEN2_VL_2B, QWEN2_VL_7B, Qwen2VLConfig, qwen_config
+from rats_video.rewards.reward import RewardConfig
+from rats_video.rewards.subject_consistency import SubjectConsistency, SubjectConsistencyConfig, encoder_of
+from rats_video.rewards.sum import SumReward, SumRewardConfig
+from rats_video.rewards.temporal_score import TemporalReward, TemporalRewardConfig
+from rats_video.rewards.viclip import ViClipConfig, ViClipReward, ViClipSizes
+from rats_video.rewards.video_align import VideoAlignConfig, VideoAlignReward, VideoAlignSettings, clip_fps
+from rats_video.rewards.word import WordReward, WordRewardConfig
 from rats_video.types import ClipSpec, Reward
 
 Sizes = TypeVar("Sizes", BlipSizes, ViClipSizes)
@@ -86,10 +66,10 @@ def reward_on_meta(  # noqa: C901, PLR0911, PLR0912  # one a kind
     """
     match cfg:
         case CustomRewardConfig():  # what it costs only running it would tell
-            return brightness
+            return free_reward
         case SumRewardConfig():
             return SumReward.of(cfg, where, lambda term, key: reward_on_meta(term, where=key, clip=clip))
-        case TemporalScorer():
+        case TemporalRewardConfig():
             return TemporalReward(cfg)
         case WordRewardConfig():
             folder = resolve_folder(cfg.path, where=f"{where}.path")
@@ -101,9 +81,9 @@ def reward_on_meta(  # noqa: C901, PLR0911, PLR0912  # one a kind
         case PickScoreConfig() | ClipScoreConfig():
             scaled = isinstance(cfg, PickScoreConfig)
             model = _network("CLIPModel", _hub_config(cfg, VIT_H if scaled else VIT_L), cfg)
-            with Ledger():  # it asks for the value of its scale
+            with MemoryTracker():  # it asks for the value of its scale
                 return ClipReward(model, LongPrompts(), cfg, scaled=scaled)
-        case HpsConfig():
+        case HPSv2Config():
             folder = Path(cfg.path).expanduser()
             config = open_clip_config(load_checkpoint_tensors(folder), folder) if folder.is_dir() else VIT_H
             return ClipReward(_network("CLIPModel", config, cfg), LongPrompts(), cfg, scaled=False, pixels=hps_pixels)
@@ -135,43 +115,23 @@ def _sizes(cfg: ImageRewardConfig | ViClipConfig, kind: type[Sizes]) -> Sizes:
     return kind.read(load_checkpoint_tensors(folder), where=folder) if folder.is_dir() else kind()
 
 
-def _hub_config(cfg: FrameScorer, usual: dict[str, Any]) -> dict[str, Any]:
+def _hub_config(cfg: FrameRewardConfig, usual: dict[str, Any]) -> dict[str, Any]:
     folder = Path(cfg.path).expanduser()
     return _read(folder) if folder.is_dir() else usual
 
 
-def _network(kind: str, config: dict[str, Any], cfg: FrameScorer) -> nn.Module:
+def _network(kind: str, config: dict[str, Any], cfg: FrameRewardConfig) -> nn.Module:
     import transformers
 
     return empty_model(getattr(transformers, kind), config, where=cfg.path).to(getattr(torch, cfg.dtype))
 
 
-def _qwen(cfg: Qwen2VLScorer, published: Mapping[str, Any]) -> tuple[Any, int]:
+def _qwen(cfg: Qwen2VLConfig, published: Mapping[str, Any]) -> tuple[Any, int]:
     """The network and the width of its hidden states."""
     from transformers import Qwen2VLModel
 
     model: Any = empty_model(Qwen2VLModel, qwen_config(Path(cfg.path).expanduser(), published), where=cfg.path)
     return model.to(getattr(torch, cfg.dtype)), int(model.config.text_config.hidden_size)
-
-
-class CountedTokens:
-    """In place of a tokenizer that is not there: special tokens are known, other text has a token for four letters."""
-
-    def __init__(self) -> None:
-        self._special: dict[str, int] = {}
-
-    def convert_tokens_to_ids(self, token: str) -> int:
-        """The number of a special token."""
-        return self._special.setdefault(token, len(self._special) + 1)
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        """As a tokenizer's."""
-        pieces = re.split(r"(<\|\w+\|>)", text)
-        tokens = (
-            [self.convert_tokens_to_ids(piece)] if i % 2 else [0] * -(-len(piece) // 4)
-            for i, piece in enumerate(pieces)
-        )
-        return {"input_ids": [number for piece in tokens for number in piece]}
 
 
 def _latent(folder: Path, clip: ClipSpec | None) -> Reward:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rats_video.planning.estimate import CONTEXT, FRAGMENTED, GIB, Plan
-from rats_video.planning.levers import Lever
+from rats_video.planning.memory_options import MemoryOption
 
 SHOWN = 0.005  # GiB or TFLOPs; smaller rows are left out where there are larger ones
 CPU_TRUST = [
@@ -52,7 +52,7 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def advice_lines(plan: Plan, gpu_memory: float, levers: Sequence[Lever] | None, best: Plan) -> list[str]:
+def advice_lines(plan: Plan, gpu_memory: float, levers: Sequence[MemoryOption] | None, best: Plan) -> list[str]:
     """Whether it fits, and the cheapest settings that make it.
 
     Args:
@@ -72,7 +72,7 @@ def advice_lines(plan: Plan, gpu_memory: float, levers: Sequence[Lever] | None, 
     return [
         f"Does not fit into {gpu_memory:g} GiB: it needs {needed:.1f} GiB.",
         f"The cheapest settings that fit need {least:.1f} GiB:",
-        *(f"  --set {lever.setting:<44} # {lever.price}" for lever in levers),
+        *(f"  --set {lever.setting:<44} # {lever.cost}" for lever in levers),
     ]
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from rats_video.datasets.cache import CONTACT, ClipRecord
-from rats_video.datasets.records import Skipped
+from rats_video.datasets.prepared.cache import CONTACT, ClipRecord, Skipped
 from rats_video.files import replacing
 from rats_video.preparation.units import thumbs_path
-from rats_video.training.progress import format_seconds
+from rats_video.progress import format_seconds
 from rats_video.web import as_text, policy_source
 
 MOST_CLIPS = 200  # 1 MB of thumbnails

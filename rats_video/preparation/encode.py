@@ -16,12 +16,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.backbones.text_cache import TextCache
-from rats_video.config.prepare import PrepareConfig
-from rats_video.datasets.cache import EMPTY, SHARDS, ClipRecord, save_shard
-from rats_video.datasets.records import CutClip, ReadSource, SourceVideo, split_of
+from rats_video.datasets.prepared.cache import EMPTY, SHARDS, ClipRecord, save_shard
+from rats_video.datasets.video.records import CutClip, ReadSource, SourceVideo, split_of
+from rats_video.datasets.video.settings import PrepareConfig
 from rats_video.errors import UserError
 from rats_video.files import replacing
-from rats_video.preparation.units import Entry, Fingerprint, KeptClip, Moments, Unit, thumbs_path, write_record
+from rats_video.preparation.units import (
+    Fingerprint,
+    KeptClip,
+    RunningStats,
+    SourceBatch,
+    SourceRecord,
+    thumbs_path,
+    write_record,
+)
 from rats_video.types import TextCondition
 
 THUMB_HEIGHT = 96  # pixels of each of the three frames
@@ -47,7 +55,7 @@ class Encoder(Protocol):
 
 
 @dataclass
-class _Shelf:
+class _BucketBuffer:
     """Clips of one size, by their places in the unit, on their way into a shard: first as pixels, then as latents."""
 
     waiting: list[int] = field(default_factory=list)
@@ -57,7 +65,7 @@ class _Shelf:
 
 
 @dataclass(frozen=True)
-class Given:
+class SourceResult:
     """What a source, or a piece of one, gave.
 
     Args:
@@ -83,17 +91,17 @@ class UnitEncoder:
         encoder: VAE and text encoder.
     """
 
-    def __init__(self, folder: Path, unit: Unit, cfg: PrepareConfig, encoder: Encoder) -> None:
+    def __init__(self, folder: Path, unit: SourceBatch, cfg: PrepareConfig, encoder: Encoder) -> None:
         self._folder, self._unit, self._cfg, self._encoder = folder, unit, cfg, encoder
         self._dtype: torch.dtype = getattr(torch, cfg.dtype)
-        self._entries: list[tuple[Entry, range]] = []
-        self._pieces: list[Given] = []
+        self._entries: list[tuple[SourceRecord, range]] = []
+        self._pieces: list[SourceResult] = []
         self._clips: list[KeptClip] = []
         self._thumbs: dict[str, Tensor] = {}
-        self._shelves: dict[Size, _Shelf] = {}
+        self._shelves: dict[Size, _BucketBuffer] = {}
         self._num_shards = 0
 
-    def add(self, mark: Fingerprint, given: Given) -> int:
+    def add(self, mark: Fingerprint, given: SourceResult) -> int:
         """Take what a source gave; returns how many clips.
 
         Args:
@@ -104,14 +112,14 @@ class UnitEncoder:
         cuts: tuple[CutClip | None, ...] = read.clips if read.clips or read.skipped else (None,)
         for cut in cuts:
             record = describe(read, cut, self._cfg)
-            shelf = self._shelves.setdefault(record.size, _Shelf())
+            shelf = self._shelves.setdefault(record.size, _BucketBuffer())
             if cut is None:
                 shelf.encoded.append(len(self._clips))
             else:
                 shelf.waiting.append(len(self._clips))
                 shelf.frames.append(cut.frames)
                 self._thumbs[record.key] = thumbnail(cut.frames)
-            self._clips.append(KeptClip(record, Moments()))
+            self._clips.append(KeptClip(record, RunningStats()))
             if len(shelf.waiting) == self._cfg.batch_size:
                 self._encode(shelf)
             if len(shelf.encoded) >= self._cfg.shard_clips:
@@ -121,7 +129,7 @@ class UnitEncoder:
             skipped = tuple(each for piece in self._pieces for each in piece.read.skipped)
             waited = next((piece.waited for piece in self._pieces if piece.waited is not None), None)
             own = range(self._entries[-1][1].stop if self._entries else 0, len(self._clips))
-            self._entries.append((Entry(mark, read.digest, (), skipped, waited), own))
+            self._entries.append((SourceRecord(mark, read.digest, (), skipped, waited), own))
             self._pieces = []
         return len(cuts)
 
@@ -142,7 +150,7 @@ class UnitEncoder:
         prompts = [source.caption or "" for _, source in self._unit.sources]
         return TextCache.encode(self._encoder.encode_text, prompts)
 
-    def _encode(self, shelf: _Shelf) -> None:
+    def _encode(self, shelf: _BucketBuffer) -> None:
         if shelf.frames:
             videos = torch.stack(shelf.frames).to(self._encoder.device).float() / 255
             latents = self._encoder.encode(videos).cpu()
@@ -152,7 +160,7 @@ class UnitEncoder:
             shelf.encoded += shelf.waiting
             shelf.waiting, shelf.frames = [], []
 
-    def _write_shard(self, shelf: _Shelf) -> None:
+    def _write_shard(self, shelf: _BucketBuffer) -> None:
         """Move the first clips from a shelf to the disk, a shard's worth at most."""
         most, name = self._cfg.shard_clips, f"{self._unit.number:06d}-{self._num_shards:04d}.safetensors"
         places, latents = shelf.encoded[:most], shelf.latents[:most]
@@ -167,9 +175,9 @@ class UnitEncoder:
 
 
 def encode_units(
-    units: Iterable[Unit],
-    read: Callable[[Iterator[SourceVideo]], Iterable[Given]],
-    start: Callable[[Unit], UnitEncoder],
+    units: Iterable[SourceBatch],
+    read: Callable[[Iterator[SourceVideo]], Iterable[SourceResult]],
+    start: Callable[[SourceBatch], UnitEncoder],
     advance: Callable[[int, int], None],
 ) -> None:
     """Encode units one after the other, while the sources of those after them may be read ahead.
@@ -180,7 +188,7 @@ def encode_units(
         start: makes a unit's encoder.
         advance: told of how many sources, 1 or 0, a piece was the last, and how many clips it gave.
     """
-    begun: deque[Unit] = deque()
+    begun: deque[SourceBatch] = deque()
 
     def sources() -> Iterator[SourceVideo]:
         for unit in units:
@@ -211,11 +219,11 @@ def describe(read: ReadSource, cut: CutClip | None, cfg: PrepareConfig) -> ClipR
     )  # fmt: skip
 
 
-def moments_of(latents: Tensor) -> Moments:
+def moments_of(latents: Tensor) -> RunningStats:
     """Of the latents of one clip."""
     values = latents.double()
     mean = values.mean()
-    return Moments(values.numel(), mean.item(), (values - mean).square().sum().item())
+    return RunningStats(values.numel(), mean.item(), (values - mean).square().sum().item())
 
 
 def to_dtype(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:

@@ -13,19 +13,27 @@ from operator import add
 from pathlib import Path
 from typing import Any
 
-from rats_video.datasets.cache import CLIPS, CONTACT, EMPTY, SKIPPED, CacheManifest, ClipRecord, write_lines
-from rats_video.datasets.records import Skipped
+from rats_video.datasets.prepared.cache import (
+    CLIPS,
+    CONTACT,
+    EMPTY,
+    SKIPPED,
+    CacheManifest,
+    ClipRecord,
+    Skipped,
+    write_lines,
+)
 from rats_video.errors import UserError
 from rats_video.preparation.contact import write_contact
-from rats_video.preparation.units import Entry, KeptClip, Moments
-from rats_video.training.progress import format_seconds
+from rats_video.preparation.units import KeptClip, RunningStats, SourceRecord
+from rats_video.progress import format_seconds
 
 EXAMPLES = 2  # of each reason, in the summary
 DUPLICATE = "duplicate of another source"
 
 
 @dataclass(frozen=True)
-class Index:
+class CacheIndex:
     """The clips of a cache and the reasons for those that are not there, in the order of sources and time."""
 
     clips: tuple[KeptClip, ...]
@@ -46,7 +54,7 @@ class Index:
         return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def build_index(entries: Sequence[Entry], unfit: Sequence[Skipped] = ()) -> Index:
+def build_index(entries: Sequence[SourceRecord], unfit: Sequence[Skipped] = ()) -> CacheIndex:
     """Put the sources' entries together; of clips with the same content the first is kept.
 
     Args:
@@ -64,16 +72,16 @@ def build_index(entries: Sequence[Entry], unfit: Sequence[Skipped] = ()) -> Inde
             skipped.append(Skipped(entry.source.name, DUPLICATE, there))
         first |= {clip.record.key: entry.source.name for clip in new}
         clips += new
-    return Index(tuple(clips), tuple(skipped), len(entries) + len(unfit))
+    return CacheIndex(tuple(clips), tuple(skipped), len(entries) + len(unfit))
 
 
-def describe_index(index: Index) -> dict[str, Any]:
+def describe_index(index: CacheIndex) -> dict[str, Any]:
     """Statistics for people, and a digest of the index itself."""
     records = index.records
     told = hashlib.sha256()
     for line in (*map(asdict, records), *map(asdict, index.skipped)):
         told.update(json.dumps(line).encode())
-    latents = reduce(add, (clip.moments for clip in index.clips), Moments())
+    latents = reduce(add, (clip.moments for clip in index.clips), RunningStats())
     captions = {record.caption for record in records}
     lengths = sorted(len(caption.split()) for caption in captions) or [0]
     return {
@@ -92,7 +100,7 @@ def describe_index(index: Index) -> dict[str, Any]:
     }
 
 
-def write_index(folder: Path, manifest: CacheManifest, index: Index) -> bool:
+def write_index(folder: Path, manifest: CacheManifest, index: CacheIndex) -> bool:
     """Write all that tells of the shards, the manifest last; returns whether it was not there before."""
     whole = replace(manifest, complete=bool(index.clips), statistics=describe_index(index))
     files = [folder / name for name in (CLIPS, SKIPPED, CONTACT, EMPTY)]
@@ -128,7 +136,7 @@ def check_same(before: CacheManifest, now: CacheManifest, folder: Path) -> None:
         )  # fmt: skip
 
 
-def headline(index: Index) -> str:
+def headline(index: CacheIndex) -> str:
     """`kept 12 clips from 5 of 7 sources (1:05 in all)`."""
     records = index.records
     kept = len({record.source for record in records})
@@ -137,7 +145,7 @@ def headline(index: Index) -> str:
     return f"kept {len(records)} {what} from {kept} of {index.num_sources} sources{length}"
 
 
-def summary(index: Index) -> list[str]:
+def summary(index: CacheIndex) -> list[str]:
     """What to show at the end: counts by size, and reasons with examples."""
     sizes = Counter(size_name(record) for record in index.records)
     lines = [headline(index), *(f"  {count} of {size}" for size, count in sizes.most_common() if size)]

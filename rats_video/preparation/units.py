@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rats_video.datasets.cache import SHARDS, ClipRecord, read_lines, write_lines
-from rats_video.datasets.records import Skipped, SourceVideo
+from rats_video.datasets.prepared.cache import SHARDS, ClipRecord, Skipped, read_lines, write_lines
+from rats_video.datasets.video.records import SourceVideo
 from rats_video.files import tidy
 
 UNITS = "units"
@@ -40,20 +40,20 @@ class Fingerprint:
 
 
 @dataclass(frozen=True)
-class Moments:
+class RunningStats:
     """Mean and summed squared deviations of `count` numbers; adding two gives those of all."""
 
     count: int = 0
     mean: float = 0.0
     squares: float = 0.0
 
-    def __add__(self, other: Moments) -> Moments:
+    def __add__(self, other: RunningStats) -> RunningStats:
         count = self.count + other.count
         if not count:
             return self
         apart = other.mean - self.mean
         mean = self.mean + apart * other.count / count
-        return Moments(count, mean, self.squares + other.squares + apart**2 * self.count * other.count / count)
+        return RunningStats(count, mean, self.squares + other.squares + apart**2 * self.count * other.count / count)
 
     @property
     def std(self) -> float:
@@ -66,11 +66,11 @@ class KeptClip:
     """A clip that is in a shard, and what its latents are like."""
 
     record: ClipRecord
-    moments: Moments
+    moments: RunningStats
 
 
 @dataclass(frozen=True)
-class Entry:
+class SourceRecord:
     """What became of one source.
 
     Args:
@@ -89,7 +89,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Unit:
+class SourceBatch:
     """Sources, as they were when this was planned, that one process prepares in one go."""
 
     number: int
@@ -107,8 +107,8 @@ def fingerprint(source: SourceVideo) -> Fingerprint:
 
 
 def plan_units(
-    sources: Mapping[Fingerprint, SourceVideo], units: Mapping[int, Sequence[Entry]], timeout_seconds: float
-) -> tuple[Unit, ...]:
+    sources: Mapping[Fingerprint, SourceVideo], units: Mapping[int, Sequence[SourceRecord]], timeout_seconds: float
+) -> tuple[SourceBatch, ...]:
     """Sources that are not done, in their order, under the lowest numbers that are free.
 
     A source that was given up is tried again only where it may take longer now.
@@ -122,7 +122,7 @@ def plan_units(
     left = [(mark, source) for mark, source in sources.items() if mark not in done]
     free = (number for number in itertools.count() if number not in units)
     starts = range(0, len(left), UNIT_SOURCES)
-    return tuple(Unit(number, tuple(left[start : start + UNIT_SOURCES])) for start, number in zip(starts, free))  # noqa: B905
+    return tuple(SourceBatch(number, tuple(left[start : start + UNIT_SOURCES])) for start, number in zip(starts, free))  # noqa: B905
 
 
 def record_path(folder: Path, number: int) -> Path:
@@ -135,7 +135,7 @@ def thumbs_path(folder: Path, number: int) -> Path:
     return record_path(folder, number).with_suffix(".safetensors")
 
 
-def claim_units(folder: Path, units: Iterable[Unit]) -> Iterator[tuple[Unit, bool]]:
+def claim_units(folder: Path, units: Iterable[SourceBatch]) -> Iterator[tuple[SourceBatch, bool]]:
     """Each unit in turn with whether it is ours: several processes that walk through them share them as they come."""
     for unit in units:
         path = record_path(folder, unit.number).with_suffix(".claim")
@@ -147,7 +147,7 @@ def claim_units(folder: Path, units: Iterable[Unit]) -> Iterator[tuple[Unit, boo
             yield unit, True
 
 
-def read_units(folder: Path) -> dict[int, tuple[Entry, ...]]:
+def read_units(folder: Path) -> dict[int, tuple[SourceRecord, ...]]:
     """The entries of all units that are done, by number, while nobody works on others: those are given back.
 
     A unit that lacks a shard is not done, and is forgotten.
@@ -161,21 +161,23 @@ def read_units(folder: Path) -> dict[int, tuple[Entry, ...]]:
     for claim in (folder / UNITS).glob("*.claim"):
         claim.unlink()
     shards = {path.name for path in (folder / SHARDS).glob("*")}
-    units = {int(path.stem): read_lines(path, Entry, fix=DAMAGED) for path in sorted((folder / UNITS).glob("*.jsonl"))}
+    units = {
+        int(path.stem): read_lines(path, SourceRecord, fix=DAMAGED) for path in sorted((folder / UNITS).glob("*.jsonl"))
+    }
     for number in [number for number, entries in units.items() if not _shards(entries) <= shards]:
         record_path(folder, number).unlink()
         del units[number]
     return units
 
 
-def write_record(folder: Path, number: int, entries: Iterable[Entry]) -> None:
+def write_record(folder: Path, number: int, entries: Iterable[SourceRecord]) -> None:
     """Say that a unit is done: the last thing that is written of it."""
     write_lines(record_path(folder, number), entries, "unit's record")
 
 
-def latest(units: Mapping[int, Sequence[Entry]], sources: Iterable[Fingerprint]) -> list[Entry]:
+def latest(units: Mapping[int, Sequence[SourceRecord]], sources: Iterable[Fingerprint]) -> list[SourceRecord]:
     """The entry of each source, in the order of the sources; of two, the one that did not give up, or later."""
-    found: dict[Fingerprint, Entry] = {}
+    found: dict[Fingerprint, SourceRecord] = {}
     for entry in itertools.chain.from_iterable(units.values()):
         before = found.get(entry.source)
         if before is None or _patience(entry) > _patience(before):
@@ -183,11 +185,11 @@ def latest(units: Mapping[int, Sequence[Entry]], sources: Iterable[Fingerprint])
     return [found[mark] for mark in sources if mark in found]
 
 
-def _patience(entry: Entry) -> float:
+def _patience(entry: SourceRecord) -> float:
     return float("inf") if entry.waited is None else entry.waited
 
 
-def prune(folder: Path, units: Mapping[int, Sequence[Entry]], kept: Iterable[Entry]) -> None:
+def prune(folder: Path, units: Mapping[int, Sequence[SourceRecord]], kept: Iterable[SourceRecord]) -> None:
     """Forget all entries but `kept`, then delete the shards that nothing refers to any more."""
     living = {id(entry) for entry in kept}
     named: set[str] = set()
@@ -206,5 +208,5 @@ def prune(folder: Path, units: Mapping[int, Sequence[Entry]], kept: Iterable[Ent
             path.unlink()
 
 
-def _shards(entries: Iterable[Entry]) -> set[str]:
+def _shards(entries: Iterable[SourceRecord]) -> set[str]:
     return {clip.record.shard for entry in entries for clip in entry.clips}

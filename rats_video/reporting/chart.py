@@ -16,7 +16,7 @@ _MOST_VALUES = 12  # rows of the table behind a chart
 
 
 @dataclass(frozen=True)
-class Line:
+class Series:
     """One line.
 
     Args:
@@ -58,7 +58,7 @@ class Chart:
 
     title: str
     xlabel: str
-    lines: Sequence[Line]
+    lines: Sequence[Series]
     levels: Sequence[tuple[str, float, float, str]] = ()
     marks: Sequence[tuple[float, str, str]] = ()
     log_x: bool = False
@@ -119,7 +119,7 @@ class _Scale:
         return self.start + share * (self.end - self.start)
 
 
-def _scales(chart: Chart, lines: Sequence[Line]) -> tuple[_Scale, _Scale]:
+def _scales(chart: Chart, lines: Sequence[Series]) -> tuple[_Scale, _Scale]:
     xs = [x for line in lines for x in line.x]
     ys = [y for line in lines if "faint" not in line.look.split() for y in line.y]  # spikes would flatten the rest
     ys = ys or [y for line in lines for y in line.y]
@@ -170,7 +170,7 @@ def _ticks(low: float, high: float, *, is_log: bool) -> list[float]:
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 
-def _shown(line: Line, chart: Chart) -> Line:
+def _shown(line: Series, chart: Chart) -> Series:
     """The line without what cannot be drawn, and with no more points than can be told apart."""
     errors = line.error or [math.nan] * len(line.x)
     kept = [
@@ -185,7 +185,7 @@ def _shown(line: Line, chart: Chart) -> Line:
     return replace(line, x=xs, y=ys, error=[group[-1][2] for group in groups] if line.error else None)
 
 
-def _draw_line(line: Line, across: _Scale, upright: _Scale) -> list[Element]:
+def _draw_line(line: Series, across: _Scale, upright: _Scale) -> list[Element]:
     places = [
         (across.at(x) + line.shift, min(max(upright.at(y), _TOP), _HEIGHT - _BOTTOM))
         for x, y in zip(line.x, line.y, strict=True)
@@ -219,7 +219,7 @@ def _grid(across: _Scale, upright: _Scale, chart: Chart) -> Element:
     return tag("g", *parts, class_="grid", aria_hidden="true")
 
 
-def _legend(chart: Chart, lines: Sequence[Line]) -> Element | None:
+def _legend(chart: Chart, lines: Sequence[Series]) -> Element | None:
     looks = {line.label: line.look for line in lines if line.label}
     looks |= {label: f"dashed {look}" for label, _, _, look in chart.levels}
     if len(looks) < 2 and not chart.legend:
@@ -228,17 +228,17 @@ def _legend(chart: Chart, lines: Sequence[Line]) -> Element | None:
     return tag("ul", *keys, class_="legend")
 
 
-def _described(chart: Chart, lines: Sequence[Line]) -> str:
+def _described(chart: Chart, lines: Sequence[Series]) -> str:
     """The chart in words."""
 
-    def end(line: Line, index: int) -> str:
+    def end(line: Series, index: int) -> str:
         return f"{short(line.y[index])} at {short(line.x[index])}"
 
     ends = [f"{line.label} from {end(line, 0)} to {end(line, -1)}" for line in lines if line.label]
     return f"{chart.title} by {chart.xlabel}: {'; '.join(ends[:6])}"
 
 
-def _values(chart: Chart, lines: Sequence[Line]) -> Element:
+def _values(chart: Chart, lines: Sequence[Series]) -> Element:
     """A few rows of what the chart shows."""
     named = [line for line in lines if line.label]
     found = sorted({x for line in named for x in line.x})

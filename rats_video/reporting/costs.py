@@ -9,9 +9,9 @@ from statistics import fmean, median
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from rats_video.evaluation.judged import costs, mean_cost
+from rats_video.evaluation.compare_stats import costs, mean_cost
 from rats_video.reporting.markup import DASH, Child, cut, details, short, table, tag, unknown
-from rats_video.reporting.sources import Methods, Run, method_kind, number
+from rats_video.reporting.sources import CompareFolder, Run, method_kind, number
 
 _GIB = 2**30
 _MOST_KEYS = 2000  # of a configuration
@@ -39,7 +39,7 @@ def cost_table(runs: Sequence[Run]) -> Element:
     return table(head, rows, label="Cost of training")
 
 
-def methods_cost(methods: Methods) -> Element:
+def methods_cost(methods: CompareFolder) -> Element:
     """What a student of each method took, the mean over its seeds."""
     head = ["method", "students", "updates", "evaluations", "hours", "peak GiB"]
     rows: list[list[Child]] = []

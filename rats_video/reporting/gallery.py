@@ -10,12 +10,12 @@ from xml.etree.ElementTree import Element
 from torch import Tensor
 
 from rats_video.errors import UserError, warn
-from rats_video.evaluation.compared import BASE
+from rats_video.evaluation.compare_result import BASE
 from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, metric_title
 from rats_video.inference.video import read_mp4
 from rats_video.reporting.clips import WebClip, crop, encode_clip
 from rats_video.reporting.markup import cut, details, short, tag
-from rats_video.reporting.sources import Compare, PanelBox, Run
+from rats_video.reporting.sources import ComparisonClip, PanelBox, Run
 from rats_video.reporting.training import colors
 
 REWARD, STUDENT, GAP = "reward", "student", "gap"
@@ -25,7 +25,7 @@ _NOISE = ("model", "clip", "shift", "embedded_guidance", "evaluation")
 
 
 @dataclass(frozen=True)
-class Cell:
+class GalleryClip:
     """One clip of a card; or what is wrong with it. Facts are what it was measured at."""
 
     title: str
@@ -37,11 +37,11 @@ class Cell:
 
 
 @dataclass
-class Card:
+class PromptGroup:
     """A prompt from one noise: its cells, and what it can be sorted by."""
 
     prompt: str
-    cells: list[Cell] = field(default_factory=list)
+    cells: list[GalleryClip] = field(default_factory=list)
     keys: dict[str, float] = field(default_factory=dict)
 
 
@@ -49,7 +49,7 @@ class Card:
 class Gallery:
     """The cards that are shown, and of how many."""
 
-    cards: Sequence[Card]
+    cards: Sequence[PromptGroup]
     total: int
     note: str
 
@@ -68,7 +68,7 @@ def make_gallery(alone: Sequence[Run], arms: Sequence[Run], most: int) -> Galler
         most: cards.
     """
     runs = [*alone, *arms]
-    cards: dict[object, Card] = {}
+    cards: dict[object, PromptGroup] = {}
     keys = {_key(run, clip) for run in runs for clip in run.clips}
     looks = colors(runs)
     for run in runs:
@@ -76,7 +76,7 @@ def make_gallery(alone: Sequence[Run], arms: Sequence[Run], most: int) -> Galler
             key = _key(run, clip)
             if key not in cards and len(cards) == most:
                 continue
-            card = cards.setdefault(key, Card(clip.prompt))
+            card = cards.setdefault(key, PromptGroup(clip.prompt))
             suffix = f" of {run.name}" if len(runs) > 1 else ""
             card.keys |= _sort_keys(clip, suffix)
             _add_cells(card, run, clip, looks[run.group], alone=len(runs) == 1)
@@ -111,13 +111,13 @@ def gallery_section(gallery: Gallery) -> list[Element]:
 # ----------------------------------------------------------------------------------------------------------- content
 
 
-def _key(run: Run, clip: Compare) -> object:
+def _key(run: Run, clip: ComparisonClip) -> object:
     noise = json.dumps([run.config.get(key) for key in _NOISE], sort_keys=True, default=str)
     known = clip.seed is not None and "model" in run.config
     return (clip.place, clip.prompt, clip.seed, noise) if known else (run.name, clip.place)
 
 
-def _add_cells(card: Card, run: Run, clip: Compare, look: str, *, alone: bool) -> None:
+def _add_cells(card: PromptGroup, run: Run, clip: ComparisonClip, look: str, *, alone: bool) -> None:
     frames: Tensor | None = None
     fps, problem = 0.0, ""
     try:
@@ -138,7 +138,9 @@ def _add_cells(card: Card, run: Run, clip: Compare, look: str, *, alone: bool) -
         facts = {name: values[panel.title] for name, values in clip.metrics.items() if panel.title in values}
         if panel.title != TEACHER and REWARD in facts and TEACHER in clip.metrics[REWARD]:
             facts = {REWARD: facts[REWARD], GAP: facts[REWARD] - clip.metrics[REWARD][TEACHER], **facts}
-        card.cells.append(Cell(title, look if is_student else panel.title, _cost(panel), encoded, trouble, facts))
+        card.cells.append(
+            GalleryClip(title, look if is_student else panel.title, _cost(panel), encoded, trouble, facts)
+        )
     card.cells.sort(key=lambda cell: {TEACHER: 0, BASE: 1}.get(cell.look, 2))
 
 
@@ -150,7 +152,7 @@ def _cost(panel: PanelBox) -> str:
     return " · ".join(filter(None, parts))
 
 
-def _sort_keys(clip: Compare, suffix: str) -> dict[str, float]:
+def _sort_keys(clip: ComparisonClip, suffix: str) -> dict[str, float]:
     """Gap first, then whatever the student was measured at, then the teacher's reward."""
     reward = clip.metrics.get(REWARD, {})
     keys = {}
@@ -205,7 +207,7 @@ def _icon(path: str, name: str | None = None) -> Element:
     return tag("svg", tag("path", d=path), viewBox="0 0 20 20", aria_hidden="true", class_=name)
 
 
-def _card(card: Card, names: Sequence[str]) -> Element:
+def _card(card: PromptGroup, names: Sequence[str]) -> Element:
     keys = {f"data_k{names.index(name)}": value for name, value in card.keys.items()}
     prompt = cut(card.prompt) or "(the empty prompt)"
     return tag(
@@ -214,7 +216,7 @@ def _card(card: Card, names: Sequence[str]) -> Element:
     )  # fmt: skip
 
 
-def _cell(cell: Cell, prompt: str) -> Element:
+def _cell(cell: GalleryClip, prompt: str) -> Element:
     clip = cell.clip
     if clip is None:
         picture = tag("p", f"This clip cannot be shown: {cell.problem}", class_="problem")

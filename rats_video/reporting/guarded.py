@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 from rats_video.evaluation.stats import Estimate, mean_ci95
 from rats_video.evaluation.tables import metric_title
-from rats_video.reporting.chart import Chart, Line, draw
+from rats_video.reporting.chart import Chart, Series, draw
 from rats_video.reporting.markup import tag
 from rats_video.reporting.sources import Run
 from rats_video.reporting.training import colors
@@ -22,13 +22,13 @@ def guard_charts(runs: Sequence[Run]) -> list[Element]:
     names = dict.fromkeys(name for _, guard in seen for name in guard.looks[0].scores if "/" not in name)
     charts = []
     for name in names:
-        lines, levels = list[Line](), list[tuple[str, float, float, str]]()
+        lines, levels = list[Series](), list[tuple[str, float, float, str]]()
         for run, guard in seen:
             found = [(look.step, _mean(look.scores.get(name, []))) for look in guard.looks]
             means = [(step, estimate) for step, estimate in found if estimate is not None]
             x, y = [float(step) for step, _ in means], [estimate.mean for _, estimate in means]
             error = [estimate.ci95 for _, estimate in means]
-            lines.append(Line(run.group, x, y, looks[run.group], error, markers=True))
+            lines.append(Series(run.group, x, y, looks[run.group], error, markers=True))
             if guide := _mean(guard.teacher.get(name, [])):
                 levels.append((f"teacher of {run.name}", guide.mean, 0.0, looks[run.group]))
         if len({value for _, value, _, _ in levels}) == 1:  # of one run, or the same
@@ -60,10 +60,10 @@ def verdicts(runs: Sequence[Run]) -> Element:
     return tag("ul", *items, class_="verdicts")
 
 
-def _drift(run: Run, look: str) -> Line:
+def _drift(run: Run, look: str) -> Series:
     assert run.guard is not None
     found = [(float(each.step), each.drift) for each in run.guard.looks if each.drift is not None]
-    return Line(run.group, [step for step, _ in found], [drift for _, drift in found], look, markers=True)
+    return Series(run.group, [step for step, _ in found], [drift for _, drift in found], look, markers=True)
 
 
 def _mean(values: Sequence[float | None]) -> Estimate | None:

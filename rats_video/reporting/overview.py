@@ -6,18 +6,18 @@ import math
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
-from rats_video.evaluation.compared import BASE
+from rats_video.evaluation.compare_result import BASE
 from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, ArmRow, metric_title
+from rats_video.progress import format_seconds
 from rats_video.reporting.costs import device
 from rats_video.reporting.markup import Child, cut, tag
-from rats_video.reporting.sources import Methods, Run, method_kind
+from rats_video.reporting.sources import CompareFolder, Run, method_kind
 from rats_video.reporting.training import GAP, colors, crossing
-from rats_video.training.progress import format_seconds
 
 _TILES = 3
 
 
-def overview(runs: Sequence[Run], methods: Sequence[Methods]) -> list[Element]:
+def overview(runs: Sequence[Run], methods: Sequence[CompareFolder]) -> list[Element]:
     """A panel each."""
     looks = colors(runs)
     panels = [_run_panel(run, looks[run.group] if len(runs) > 1 else "") for run in runs]
@@ -40,7 +40,7 @@ def _run_panel(run: Run, look: str) -> Element:
     return tag("article", *parts, class_="panel")
 
 
-def _methods_panel(methods: Methods) -> Element:
+def _methods_panel(methods: CompareFolder) -> Element:
     found = methods.compared.settings
     facts = [
         tag("div", tag("dt", key.replace("_", " ")), tag("dd", cut(_text(value), 300)))

@@ -13,12 +13,12 @@ from rats_video.reporting.guarded import guard_charts, verdicts
 from rats_video.reporting.markup import tag, write_html
 from rats_video.reporting.overview import overview
 from rats_video.reporting.results import method_arms, nfe_charts, results_table, run_arms, wins
-from rats_video.reporting.sources import Methods, Run
+from rats_video.reporting.sources import CompareFolder, Run
 from rats_video.reporting.training import training_charts
 from rats_video.web import policy_source
 
 
-def make_page(runs: Sequence[Run], methods: Sequence[Methods], gallery: Gallery) -> str:
+def make_page(runs: Sequence[Run], methods: Sequence[CompareFolder], gallery: Gallery) -> str:
     """The report as HTML; the same input gives the same text."""
     files = resources.files("rats_video.reporting")
     style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
@@ -51,7 +51,7 @@ def make_page(runs: Sequence[Run], methods: Sequence[Methods], gallery: Gallery)
 
 
 def _sections(
-    runs: Sequence[Run], methods: Sequence[Methods], gallery: Gallery
+    runs: Sequence[Run], methods: Sequence[CompareFolder], gallery: Gallery
 ) -> list[tuple[str, str, Sequence[Element | None]]]:
     """Name, title and content of every section that has any."""
     found: list[tuple[str, str, Sequence[Element | None]]] = [("overview", "Overview", overview(runs, methods))]

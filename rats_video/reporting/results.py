@@ -7,18 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
-from rats_video.evaluation.compared import BASE, Compared
+from rats_video.evaluation.compare_result import BASE, CompareResult
 from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, Direction, MetricValue, best_of, better, metric_title
-from rats_video.reporting.chart import Chart, Line, draw
+from rats_video.reporting.chart import Chart, Series, draw
 from rats_video.reporting.markup import Child, details, table, tag, unknown
-from rats_video.reporting.sources import Methods, Run
+from rats_video.reporting.sources import CompareFolder, Run
 from rats_video.reporting.training import colors
 
 HEADLINE = 4  # curves that are not folded away
 
 
 @dataclass(frozen=True)
-class Arm:
+class TableRow:
     """A row of the table: who, how it is sampled, what it reaches; `look` is its colour, None means not known."""
 
     name: str
@@ -30,9 +30,9 @@ class Arm:
     count: int | None = None
 
 
-def run_arms(runs: Sequence[Run]) -> list[Arm]:
+def run_arms(runs: Sequence[Run]) -> list[TableRow]:
     """The arms of all evaluations: teacher and base model once where they are the same, students by their run."""
-    looks, arms = colors(runs), dict[object, Arm]()
+    looks, arms = colors(runs), dict[object, TableRow]()
     alone = len(runs) == 1
     for run in runs:
         for row in run.table:
@@ -43,17 +43,17 @@ def run_arms(runs: Sequence[Run]) -> list[Arm]:
             name = row.arm if not is_student and not taken else name
             look = looks[run.group] if is_student else row.arm
             arms.setdefault(
-                key, Arm(name, look, row.num_steps, row.nfe, row.metrics, row.seconds_per_clip, row.num_clips)
+                key, TableRow(name, look, row.num_steps, row.nfe, row.metrics, row.seconds_per_clip, row.num_clips)
             )
     return sorted(arms.values(), key=lambda arm: ({TEACHER: 0, BASE: 1}.get(arm.look, 2), arm.name != arm.look))
 
 
-def method_arms(compared: Compared) -> list[Arm]:
+def method_arms(compared: CompareResult) -> list[TableRow]:
     """The means of a comparison of methods."""
     names = [each.method for each in compared.means if each.method not in {TEACHER, BASE}]
     looks = {name: f"s{index % 8}" for index, name in enumerate(dict.fromkeys(names))}
     return [
-        Arm(
+        TableRow(
             each.method, looks.get(each.method, each.method), each.num_steps, each.nfe, each.metrics,
             count=each.num_seeds or None,
         )
@@ -61,13 +61,13 @@ def method_arms(compared: Compared) -> list[Arm]:
     ]  # fmt: skip
 
 
-def metric_names(arms: Iterable[Arm]) -> list[str]:
+def metric_names(arms: Iterable[TableRow]) -> list[str]:
     """All metrics, the known ones first."""
     found = dict.fromkeys(name for arm in arms for name in arm.metrics)
     return [name for name in dict.fromkeys((*METRIC_TITLES, *found)) if name in found]
 
 
-def results_table(arms: Sequence[Arm], *, label: str, count: str = "clips") -> Element:
+def results_table(arms: Sequence[TableRow], *, label: str, count: str = "clips") -> Element:
     """The arms with all their metrics; a click on a column's title, or Enter on it, sorts by it.
 
     Args:
@@ -101,7 +101,7 @@ def results_table(arms: Sequence[Arm], *, label: str, count: str = "clips") -> E
     return table(head, rows, label=label, class_="sortable")
 
 
-def nfe_charts(arms: Sequence[Arm]) -> list[Element]:
+def nfe_charts(arms: Sequence[TableRow]) -> list[Element]:
     """Each metric against NFE with 95% bars, a line an arm; the teacher all across."""
     charts = [chart for name in metric_names(arms) if (chart := _nfe_chart(arms, name)) is not None]
     parts = [tag("div", *charts[:HEADLINE], class_="charts")]
@@ -111,7 +111,7 @@ def nfe_charts(arms: Sequence[Arm]) -> list[Element]:
     return parts
 
 
-def wins(methods: Methods) -> Element | None:
+def wins(methods: CompareFolder) -> Element | None:
     """How often each method's clip scores higher than another's, for each metric and NFE."""
     found = methods.compared.wins
     names = [name for name in METRIC_TITLES if any(win.metric == name for win in found)]
@@ -156,7 +156,7 @@ def _metric(value: MetricValue | None, best: float | None = None) -> Element:
     return tag("td", shown, tag("small", interval) if interval else None, data_v=f"{value.mean!r}")
 
 
-def _nfe_chart(arms: Sequence[Arm], metric: str) -> Element | None:
+def _nfe_chart(arms: Sequence[TableRow], metric: str) -> Element | None:
     rows = [arm for arm in arms if metric in arm.metrics]
     teachers = [arm for arm in rows if arm.look == TEACHER]
     levels = [
@@ -170,7 +170,7 @@ def _nfe_chart(arms: Sequence[Arm], metric: str) -> Element | None:
         values = [arm.metrics[metric] for arm in points]
         x = [float(arm.nfe) for arm in points]
         y, error = [value.mean for value in values], [value.ci95 for value in values]
-        lines.append(Line(name, x, y, points[0].look, error, markers=True))
+        lines.append(Series(name, x, y, points[0].look, error, markers=True))
     lines = [replace(line, shift=5.0 * (index - (len(lines) - 1) / 2)) for index, line in enumerate(lines)]
     ticks = sorted({x for line in lines for x in line.x})
     title = metric_title(metric)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 
 from rats_video.config.load import read_tree
 from rats_video.errors import UserError, first_line, warn
-from rats_video.evaluation.compared import Compared, read_compared
+from rats_video.evaluation.compare_result import CompareResult, read_compare_result
 from rats_video.evaluation.tables import ArmRow, read_rows
 from rats_video.reading import MOST_TEXT, check_plain_file, read_json
 from rats_video.training.metrics import read_metrics
@@ -26,7 +26,7 @@ Scores = dict[str, list[float | None]]
 T = TypeVar("T")
 
 
-class Look(BaseModel):
+class GuardRow(BaseModel):
     """One of the guard's looks, as `guard.json` holds it."""
 
     step: int
@@ -35,12 +35,12 @@ class Look(BaseModel):
     alarms: list[str] = []
 
 
-class Seen(BaseModel):
+class GuardRecord(BaseModel):
     """What the guard has seen."""
 
     best: int | None = None
     teacher: Scores = {}
-    looks: list[Look] = []
+    looks: list[GuardRow] = []
 
 
 class PanelBox(BaseModel):
@@ -54,7 +54,7 @@ class PanelBox(BaseModel):
 
 
 @dataclass(frozen=True)
-class Compare:
+class ComparisonClip:
     """One file of a run's comparison.
 
     Args:
@@ -97,8 +97,8 @@ class Run:
     path: Path
     rows: Sequence[Mapping[str, float]] = ()
     table: Sequence[ArmRow] = ()
-    guard: Seen | None = None
-    clips: Sequence[Compare] = ()
+    guard: GuardRecord | None = None
+    clips: Sequence[ComparisonClip] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     sessions: Sequence[Mapping[str, Any]] = ()
     plan: Mapping[str, Any] = field(default_factory=dict)
@@ -106,16 +106,16 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Methods:
+class CompareFolder:
     """A `compare` folder: its table and its arms' runs."""
 
     name: str
     path: Path
-    compared: Compared
+    compared: CompareResult
     arms: Sequence[Run]
 
 
-def read_sources(paths: Sequence[Path]) -> tuple[list[Run], list[Methods]]:
+def read_sources(paths: Sequence[Path]) -> tuple[list[Run], list[CompareFolder]]:
     """Read run folders and comparisons of methods.
 
     A part that a folder lacks, or that is damaged, is listed in its `lacks`; the latter is warned of too.
@@ -188,16 +188,16 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(path.parts[-depth:]) for path in resolved]
 
 
-def _read_methods(path: Path, name: str) -> Methods:
+def _read_methods(path: Path, name: str) -> CompareFolder:
     check_size(path / COMPARED)
-    compared = read_compared(path / COMPARED)
+    compared = read_compare_result(path / COMPARED)
     known = list(dict.fromkeys(row.method for row in compared.rows))
     arms = [arm for arm in sorted(path.glob(f"{ARMS}/*")) if arm.is_dir() and _method(arm) in known]
     arms.sort(key=lambda arm: known.index(_method(arm)))  # a method has one colour everywhere
     if len(arms) > _MOST_ARMS:
         warn(f"only the first {_MOST_ARMS} of {len(arms)} arms are shown", where=str(path / ARMS))
     runs = [replace(read_run(arm, _title(arm)), group=_method(arm)) for arm in arms[:_MOST_ARMS]]
-    return Methods(name, path, compared, runs)
+    return CompareFolder(name, path, compared, runs)
 
 
 def _method(arm: Path) -> str:
@@ -244,8 +244,8 @@ def _read_log(path: Path) -> list[dict[str, float]]:
     return [{key: number(value) for key, value in rows[step].items()} for step in sorted(rows)]
 
 
-def _read_guard(path: Path) -> Seen:
-    return Seen.model_validate(read_json(path))
+def _read_guard(path: Path) -> GuardRecord:
+    return GuardRecord.model_validate(read_json(path))
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -255,21 +255,21 @@ def _read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _read_clips(path: Path) -> list[Compare]:
+def _read_clips(path: Path) -> list[ComparisonClip]:
     found = read_json(path)
     if not isinstance(found, list) or not all(isinstance(row, dict) for row in found):
         raise ValueError("it is no list of JSON objects")
     return [_clip(path.parent, place, row) for place, row in enumerate(found)]
 
 
-def _clip(folder: Path, place: int, row: Mapping[str, Any]) -> Compare:
+def _clip(folder: Path, place: int, row: Mapping[str, Any]) -> ComparisonClip:
     name, prompt, seed = row.get("file"), row.get("prompt"), row.get("seed")
     if not isinstance(name, str) or not isinstance(prompt, str) or Path(name).name != name or name in {"", ".", ".."}:
         raise ValueError(f"row {place + 1} names no file beside it, or no prompt")
     metrics = {key: _scores(value) for key, value in row.items() if isinstance(value, dict)}
     panels = [PanelBox.model_validate(panel) for panel in row.get("panels", [])]
     path = folder / name
-    return Compare(path, place, prompt, seed if isinstance(seed, int) else None, metrics, panels)
+    return ComparisonClip(path, place, prompt, seed if isinstance(seed, int) else None, metrics, panels)
 
 
 def _scores(values: Mapping[str, Any]) -> dict[str, float]:

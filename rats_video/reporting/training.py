@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from rats_video.evaluation.plots import crossing_step, smoothing_window, trailing_mean
 from rats_video.evaluation.tables import metric_title
-from rats_video.reporting.chart import Chart, Line, draw
+from rats_video.reporting.chart import Chart, Series, draw
 from rats_video.reporting.markup import details, short, tag
 from rats_video.reporting.sources import Run
 
@@ -22,7 +22,7 @@ _MOST_OTHERS = 40  # further values that are drawn
 _COLORS = 8
 _LOGARITHMIC = {"grad_norm", "lr", "loss"}
 
-Series = tuple[list[float], list[float]]
+Points = tuple[list[float], list[float]]
 """Places and values."""
 
 
@@ -75,9 +75,9 @@ def training_charts(runs: Sequence[Run], *, by_cost: bool = False) -> list[Eleme
     return parts
 
 
-def _rewards(runs: Sequence[Run], axis: str, places: Callable[[Run, str], Series]) -> Element | None:
+def _rewards(runs: Sequence[Run], axis: str, places: Callable[[Run, str], Points]) -> Element | None:
     """Student and teacher; of one run in the paper's figure's colours, of several the teachers dashed."""
-    looks, lines, marks = colors(runs), list[Line](), list[tuple[float, str, str]]()
+    looks, lines, marks = colors(runs), list[Series](), list[tuple[float, str, str]]()
     alone = len(runs) == 1
     windows = set()
     for run in runs:
@@ -91,8 +91,8 @@ def _rewards(runs: Sequence[Run], axis: str, places: Callable[[Run, str], Series
             window = smoothing_window(len(y))
             windows.add(window)
             if len(runs) <= _FEW and window > 1:
-                lines.append(Line("", x, y, f"faint {look}"))
-            lines.append(Line(label, x, trailing_mean(y, window), look))
+                lines.append(Series("", x, y, f"faint {look}"))
+            lines.append(Series(label, x, trailing_mean(y, window), look))
         step = crossing(run)
         if step is not None and places is _steps:
             who = "The student" if alone else run.name
@@ -103,14 +103,14 @@ def _rewards(runs: Sequence[Run], axis: str, places: Callable[[Run, str], Series
     return draw(Chart("Reward", axis, lines, marks=marks, note=note, legend=True))
 
 
-def _smooth(runs: Sequence[Run], key: str, places: Callable[[Run, str], Series]) -> list[Line]:
+def _smooth(runs: Sequence[Run], key: str, places: Callable[[Run, str], Points]) -> list[Series]:
     looks = colors(runs)
     found = [(run, *places(run, key)) for run in runs]
-    return [Line(run.group, x, trailing_mean(y, smoothing_window(len(y))), looks[run.group]) for run, x, y in found]
+    return [Series(run.group, x, trailing_mean(y, smoothing_window(len(y))), looks[run.group]) for run, x, y in found]
 
 
 def _ramp(
-    run: Run, pattern: re.Pattern[str], title: str, axis: str, places: Callable[[Run, str], Series], *, is_log: bool
+    run: Run, pattern: re.Pattern[str], title: str, axis: str, places: Callable[[Run, str], Points], *, is_log: bool
 ) -> Element | None:
     """A family of values, a line each: noise levels from noise to clip, latent frames from first to last."""
     keys = {key: float(match[1]) for row in run.rows for key in row if (match := pattern.fullmatch(key))}
@@ -120,22 +120,22 @@ def _ramp(
         x, y = places(run, key)
         label = f"σ {keys[key]:.3g}" if is_log else f"frame {keys[key]:.0f}"  # noqa: RUF001
         look = f"r{round(7 * index / max(1, len(ordered) - 1))}"
-        lines.append(Line(label, x, trailing_mean(y, smoothing_window(len(y))), look))
+        lines.append(Series(label, x, trailing_mean(y, smoothing_window(len(y))), look))
     return draw(Chart(title, axis, lines, log_y=is_log, span=None if is_log else (0, 1)))
 
 
-def _other(runs: Sequence[Run], key: str, axis: str, places: Callable[[Run, str], Series]) -> Element | None:
+def _other(runs: Sequence[Run], key: str, axis: str, places: Callable[[Run, str], Points]) -> Element | None:
     lines = _smooth(runs, key, places)
     is_log = key in _LOGARITHMIC and all(value > 0 for line in lines for value in line.y)
     return draw(Chart(metric_title(key), axis, lines, log_y=is_log, legend=len(runs) > 1))
 
 
-def _steps(run: Run, key: str) -> Series:
+def _steps(run: Run, key: str) -> Points:
     kept = [row for row in run.rows if math.isfinite(row.get(key, math.nan))]
     return [row["step"] for row in kept], [row[key] for row in kept]
 
 
-def _evaluations(run: Run, key: str) -> Series:
+def _evaluations(run: Run, key: str) -> Points:
     """Against network evaluations a clip since the start."""
     spent = accumulate(max(0.0, row.get("evaluations", 0.0)) for row in run.rows)
     kept = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import json
 import os
 import sys
 import traceback
@@ -13,14 +14,45 @@ from contextlib import AbstractContextManager
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, JsonValue, field_validator
 from torch import Tensor, nn
 
-from rats_video.config.reward import CustomRewardConfig
 from rats_video.errors import UserError
+from rats_video.rewards.base import RewardKindConfig
 from rats_video.types import RewardScores
+
+
+class CustomRewardConfig(RewardKindConfig):
+    """Whatever the user's own code scores, in its own range: a function, or a class, of any module."""
+
+    per = "clip"
+    source = "the user's module"
+    folders = ()
+
+    kind: Literal["custom"]
+    target: str = Field(description="`package.module:Name`; modules of the current directory are found too")
+    options: dict[str, JsonValue] = Field(
+        {}, description="named arguments: of the class, or of every call of the function"
+    )
+    differentiable: bool = Field(default=True, description="where its own attribute `differentiable` does not say it")
+
+    @field_validator("options")
+    @classmethod
+    def _can_be_written_down(cls, options: dict[str, Any]) -> dict[str, Any]:
+        json.dumps(options, allow_nan=False)  # raises ValueError at infinity, and at integers of thousands of digits
+        return options
+
+    @field_validator("target")
+    @classmethod
+    def _is_module_and_name(cls, target: str) -> str:
+        module, _, name = target.partition(":")
+        if not all(part.isidentifier() for part in (*module.split("."), name)):
+            raise ValueError(f"must be package.module:Name, got {target!r}")
+        return target
+
 
 TRUST = "RATS_VIDEO_TRUST_CODE"
 """Environment variable that lets code of the user's run; processes that are started inherit it."""

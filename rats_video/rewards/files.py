@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from rats_video.errors import Explained, UserError, first_line
+from rats_video.errors import AsUserError, UserError, first_line
 from rats_video.reading import DAMAGED, load_tensors, read_json, read_sizes
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
@@ -27,7 +27,7 @@ def load_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: 
     # Without its files transformers would make up an empty one, which takes every prompt for the same one.
     if not _has_tokenizer(folder):
         raise UserError("no tokenizer in it", where=str(folder), fix=fix)
-    with Explained("cannot load its tokenizer", where=str(folder), fix=fix):
+    with AsUserError("cannot load its tokenizer", where=str(folder), fix=fix):
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in added])
     if len(tokenizer) != words:
@@ -55,7 +55,7 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
     logging.set_verbosity_error()  # its report of missing weights is a table; ours is a line
     logging.disable_progress_bar()
     try:
-        with Explained(f"cannot load it as a {kind.__name__}", where=str(folder)):
+        with AsUserError(f"cannot load it as a {kind.__name__}", where=str(folder)):
             model, report = kind.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
             )

@@ -4,13 +4,56 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Discriminator, Field, Tag
 from torch import Tensor
 
-from rats_video.config.published_rewards import EndFrames, FrameChoice, FrameScorer, WindowFrames
+from rats_video.config.explain import KIND
+from rats_video.config.fields import Config, PositiveInt
+from rats_video.rewards.base import BaseRewardConfig
 from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks
 from rats_video.types import RewardScores
+
+
+class WindowFramesConfig(Config):
+    """Frames in a row at a place drawn from the prompt: each prompt has one window, in every batch and every run."""
+
+    kind: Literal["window"]
+    count: PositiveInt = Field(description="frames in a row; all where a clip has no more")
+
+
+class EndFramesConfig(Config):
+    """The first, the middle and the last frame."""
+
+    kind: Literal["ends"]
+
+
+def _frame_choice(value: Any) -> Any:
+    return value.get(KIND) if isinstance(value, dict) else getattr(value, KIND, "evenly")
+
+
+FrameChoice = Annotated[
+    Annotated[PositiveInt | None, Tag("evenly")]
+    | Annotated[WindowFramesConfig, Tag("window")]
+    | Annotated[EndFramesConfig, Tag("ends")],
+    Discriminator(_frame_choice),
+]
+"""Which frames of a clip are scored: a number of evenly spaced ones, all (null), or another choice by its `kind`."""
+
+
+class FrameRewardConfig(BaseRewardConfig):
+    """How a reward for single frames looks at clips."""
+
+    per = "frame"
+
+    path: str = Field(description="folder of the model, in safetensors")
+    frames: FrameChoice = Field(
+        None, description="score that many, evenly spaced from first to last; null = all; or {kind: window or ends}"
+    )
+    chunk: PositiveInt = Field(8, description="frames a forward; they are recomputed in backward, so it bounds memory")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
 
 
 class FrameReward(PromptedReward):
@@ -23,7 +66,7 @@ class FrameReward(PromptedReward):
     A reward of this kind says how it reads prompts (`condition`, `token_counts`) and frames (`score_frames`).
     """
 
-    def __init__(self, cfg: FrameScorer) -> None:
+    def __init__(self, cfg: FrameRewardConfig) -> None:
         super().__init__()
         self.cfg = cfg
 
@@ -33,7 +76,7 @@ class FrameReward(PromptedReward):
 
     def looks_at(self, num_frames: int) -> Tensor:
         """Indices of the frames that are scored; a window lies elsewhere for each prompt, so it may be any of them."""
-        if isinstance(self.cfg.frames, WindowFrames):
+        if isinstance(self.cfg.frames, WindowFramesConfig):
             return torch.arange(num_frames)
         return self.looks_at_for("", num_frames)
 
@@ -57,13 +100,13 @@ class FrameReward(PromptedReward):
 def scored_frames(num_frames: int, choice: FrameChoice, prompts: Sequence[str]) -> Tensor:
     """Indices `[B, scored]`, rising, of the frames that are scored for each of B prompts."""
     match choice:
-        case WindowFrames():
+        case WindowFramesConfig():
             count = min(choice.count, num_frames)
             # The prompt alone decides: teacher and student, a part of the batch and a resumed run see the same frames.
             digests = (hashlib.sha256(prompt.encode()).digest() for prompt in prompts)
             first = torch.tensor([int.from_bytes(digest, "big") % (num_frames - count + 1) for digest in digests])
             return first[:, None] + torch.arange(count)
-        case EndFrames():
+        case EndFramesConfig():
             frames = evenly_spaced(num_frames, 3)
         case _:
             frames = evenly_spaced(num_frames, choice)

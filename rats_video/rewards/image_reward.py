@@ -8,18 +8,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from rats_video.config.published_rewards import FrameScorer
-from rats_video.errors import Explained, UserError
-from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, centre_square, normalize
+from rats_video.errors import AsUserError, UserError
+from rats_video.rewards.clip_score import CLIP_MEAN, CLIP_STD, centre_square, normalize
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
-from rats_video.rewards.frames import FrameReward
+from rats_video.rewards.frames import FrameReward, FrameRewardConfig
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.sizes import HEAD_WIDTH, TensorSizes
+
+
+class ImageRewardConfig(FrameRewardConfig):
+    """How much people like a frame for its prompt (ImageReward, arXiv 2304.05977): about -2 to 2, 0 on average."""
+
+    source = "THUDM/ImageReward, converted to safetensors"
+
+    kind: Literal["image_reward"]
+    path: str = "models/ImageReward"
+    tokenizer: str = Field("models/bert-base-uncased", description="folder of the tokenizer of BERT, uncased")
+
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the head's output, ImageReward.py of THUDM/ImageReward
 _HEAD = {"0": 1024, "2": 128, "4": 64, "6": 16, "7": 1}  # where its linear layers stand, and how wide they are
@@ -87,7 +98,7 @@ class ImageReward(FrameReward):
 
     text_limit = 35
 
-    def __init__(self, sizes: BlipSizes, tokenizer: Any, cfg: FrameScorer) -> None:
+    def __init__(self, sizes: BlipSizes, tokenizer: Any, cfg: FrameRewardConfig) -> None:
         super().__init__(cfg)
         self.tokenizer, self._size = tokenizer, sizes.image
         dtype = getattr(torch, cfg.dtype)
@@ -120,7 +131,7 @@ class ImageReward(FrameReward):
         return (score - _MEAN) / _STD
 
     @classmethod
-    def load(cls, path: Path, tokenizer: Path, cfg: FrameScorer, device: torch.device) -> Self:
+    def load(cls, path: Path, tokenizer: Path, cfg: FrameRewardConfig, device: torch.device) -> Self:
         """Load a frozen reward; raises UserError if the checkpoint or the tokenizer is not the one it needs, whole.
 
         Args:
@@ -185,7 +196,7 @@ def _bert_tokenizer(folder: Path, words: int) -> Any:
     # Without its files transformers would make up a tokenizer to which all words are unknown.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError("no tokenizer in it", where=str(folder), fix="give a folder of google-bert/bert-base-uncased")
-    with Explained("cannot load its tokenizer", where=str(folder)):
+    with AsUserError("cannot load its tokenizer", where=str(folder)):
         tokenizer = BertTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer.add_tokens(_ADDED_TOKENS, special_tokens=True)
     if len(tokenizer) != words:

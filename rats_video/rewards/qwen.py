@@ -10,18 +10,34 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor, nn
 
 from rats_video.assets import ASSETS
+from rats_video.config.fields import PositiveInt
 from rats_video.errors import UserError
 from rats_video.reading import DAMAGED, read_sizes
+from rats_video.rewards.base import BaseRewardConfig
 from rats_video.rewards.files import check_keys
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
+
+
+class Qwen2VLConfig(BaseRewardConfig):
+    """How a reward that is a Qwen2-VL looks at pixels."""
+
+    path: str = Field(description="folder of the reward's weights, in safetensors")
+    chunk: PositiveInt = Field(1, description="clips or frames a forward; they are recomputed in backward")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the model's weights; its head is float32")
+    round_pixels: bool = Field(
+        False,  # noqa: FBT003
+        description="round resized frames to whole steps of 1/255, as in the published code; gradient passes through",
+    )
+
 
 _OPENING = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n<|vision_start|>"
 _CLOSING = "<|im_end|>\n<|im_start|>assistant\n"

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, normalize, resize_bicubic
+from rats_video.rewards.clip_score import CLIP_MEAN, CLIP_STD, normalize, resize_bicubic
 
 PATCH = 14  # pixels a side
 MERGE = 2  # patches a side that become one token

@@ -18,7 +18,7 @@ from rats_video.types import Reward, RewardScores
 
 
 @dataclass(frozen=True)
-class Link:
+class RankLink:
     """One end of the line between a training rank and its reward rank.
 
     Args:
@@ -32,10 +32,10 @@ class Link:
     device: torch.device
 
     @staticmethod
-    def to_reward(runtime: Runtime) -> Link:
+    def to_reward(runtime: Runtime) -> RankLink:
         """A training rank's link; several of them may share a reward rank."""
         peer = runtime.trainers + runtime.rank % runtime.reward_ranks
-        return Link(runtime.links[runtime.rank], peer, runtime.device)
+        return RankLink(runtime.links[runtime.rank], peer, runtime.device)
 
     def tell(self, message: object) -> None:
         """Send a small object."""
@@ -88,7 +88,7 @@ class RemoteReward:
         UserError: whatever the reward there raises.
     """
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: RankLink) -> None:
         self._link = link
         link.hear()  # the reward is loaded and found good
 
@@ -101,18 +101,18 @@ class RemoteReward:
         if isinstance(reply, str):
             raise UserError(reply)
         scores = self._link.receive((len(videos), reply.columns))
-        return _unpack(_Answer.apply(videos, scores, self._link) if keeps else scores, reply)  # type: ignore[no-untyped-call]
+        return _unpack(_RemoteScores.apply(videos, scores, self._link) if keeps else scores, reply)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
         """Let the reward rank go."""
         self._link.tell(None)
 
 
-class _Answer(torch.autograd.Function):
+class _RemoteScores(torch.autograd.Function):
     """Hangs received scores into the graph of the pixels they were given for."""
 
     @staticmethod
-    def forward(ctx: Any, videos: Tensor, scores: Tensor, link: Link) -> Tensor:
+    def forward(ctx: Any, videos: Tensor, scores: Tensor, link: RankLink) -> Tensor:
         ctx.link, ctx.shape, ctx.dtype = link, videos.shape, videos.dtype
         return scores.clone()
 
@@ -134,7 +134,7 @@ def serve_reward(reward: Reward, runtime: Runtime) -> None:
     before, threading.excepthook = threading.excepthook, lambda failure: ended.put(failure.exc_value)
     try:
         for client in clients:
-            link = Link(runtime.links[client], client, runtime.device)
+            link = RankLink(runtime.links[client], client, runtime.device)
             threading.Thread(target=answer, args=(reward, link, computing, ended), daemon=True).start()
         for _ in clients:
             if (error := ended.get()) is not None:
@@ -143,7 +143,7 @@ def serve_reward(reward: Reward, runtime: Runtime) -> None:
         threading.excepthook = before
 
 
-def answer(reward: Reward, link: Link, computing: threading.Lock, ended: SimpleQueue[BaseException | None]) -> None:
+def answer(reward: Reward, link: RankLink, computing: threading.Lock, ended: SimpleQueue[BaseException | None]) -> None:
     """Answer one trainer until it closes, then put None."""
     if link.device.type == "cuda":
         torch.cuda.set_device(link.device)  # a thread starts on the first GPU

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.errors import UserError
-from rats_video.rewards.traits import frames_seen_for, is_differentiable
+from rats_video.rewards.base import frames_seen_for, is_differentiable
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, LatentScorer, Reward, RewardScores
 

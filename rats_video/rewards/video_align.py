@@ -10,26 +10,44 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from rats_video.config.published_rewards import VideoAlignConfig
+from rats_video.config.fields import Config, PositiveFloat
 from rats_video.errors import UserError
 from rats_video.reading import DAMAGED, read_json
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.prompted import Condition, score_in_chunks
-from rats_video.rewards.qwen import (
-    QWEN2_VL_2B,
-    Question,
-    QwenJudge,
-    load_head,
-    load_qwen,
-    qwen_config,
-)
+from rats_video.rewards.qwen import QWEN2_VL_2B, Question, Qwen2VLConfig, QwenJudge, load_head, load_qwen, qwen_config
 from rats_video.rewards.qwen_vision import PAIR, PixelRule
 from rats_video.types import ClipSpec, RewardScores
+
+
+class VideoAlignWeightsConfig(Config):
+    """How much each part counts in a clip's score."""
+
+    vq: float = Field(1.0, description="visual quality")
+    mq: float = Field(1.0, description="motion quality")
+    ta: float = Field(1.0, description="text alignment")
+
+
+class VideoAlignConfig(Qwen2VLConfig):
+    """Visual and motion quality and fit to the prompt (VideoReward, arXiv 2501.13918): each about N(0, 1), and summed.
+
+    The first two do not depend on the prompt. Two frames a second are looked at, at least 4.
+    """
+
+    per = "clip"
+    source = "KlingTeam/VideoReward"
+
+    kind: Literal["video_align"]
+    path: str = "models/VideoReward"
+    fps: PositiveFloat | None = Field(None, description="frames a second of the clips; null = of the run's clip")
+    weights: VideoAlignWeightsConfig = VideoAlignWeightsConfig()
+
 
 VIDEO_ALIGN = Question(  # prompt_template.py, "detailed_special"
     "video_align.txt", ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")

@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from rats_video.runtime import ALONE, Runtime
 
 
-class Anchor:
+class InitialWeights:
     """A copy of the weights at the start, kept in host memory.
 
     Args:
@@ -33,13 +33,13 @@ class Anchor:
             before = self._start[name]
             moved += float((local(weight).detach().cpu() - before).float().square().sum(dtype=torch.float64))
             start += float(before.float().square().sum(dtype=torch.float64))
-        sums = runtime.mean(
+        sums = runtime.all_reduce_mean(
             {"moved": moved, "start": start}
         )  # parts of split weights add up; a ratio of means is one of sums
         return float((sums["moved"] / sums["start"]) ** 0.5)
 
     @torch.no_grad()
-    def pull(self, strength: float) -> None:
+    def add_drift_gradient(self, strength: float) -> None:
         """Add the gradient of `strength / 2 * |weights - start|^2` to the weights' gradients."""
         for name, weight in self._weights.items():
             if weight.grad is not None:

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from rats_video.config.distill import DistillConfig
 from rats_video.seeds import seeded
+from rats_video.training.settings import RunSettings
 from rats_video.types import Backbone, PromptBatch
 
 
-def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], step: int) -> PromptBatch:
+def draw_batch(backbone: Backbone, cfg: RunSettings, prompts: Sequence[str], step: int) -> PromptBatch:
     """The global batch of a step, a pure function of seed and step.
 
     Resumed runs, all arms of a comparison and any number of processes agree on it.
@@ -31,7 +31,7 @@ def draw_batch(backbone: Backbone, cfg: DistillConfig, prompts: Sequence[str], s
     )
 
 
-def take(batch: PromptBatch, rows: slice) -> PromptBatch:
+def slice_batch(batch: PromptBatch, rows: slice) -> PromptBatch:
     """Some rows of a batch, with their own prompts, noise and seeds."""
     return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows], seeds=batch.seeds[rows])
 

@@ -63,7 +63,7 @@ class CheckpointWriter:
         teacher: Weights | None,
         optimizer: torch.optim.Optimizer,
         state: Mapping[str, Any] | None = None,
-        beside: Mapping[str, Trained] | None = None,
+        critics: Mapping[str, Trained] | None = None,
     ) -> None:
         """Begin to write `folder/step-NNNNNN`, whole or not at all, once the checkpoint before it is written.
 
@@ -73,7 +73,7 @@ class CheckpointWriter:
             teacher: the EMA teacher's weights; None for a frozen teacher, which the run can rebuild.
             optimizer: its state is flattened into tensors.
             state: whatever else the run must find again, as JSON.
-            beside: other networks that train, by name.
+            critics: other networks that train, by name.
 
         Raises:
             UserError: the checkpoint before this one could not be written.
@@ -82,7 +82,7 @@ class CheckpointWriter:
         content = {"student": student, "optimizer": _optimizer_tensors(optimizer)}
         if teacher is not None:
             content["teacher"] = teacher
-        for name, (weights, its_optimizer) in (beside or {}).items():
+        for name, (weights, its_optimizer) in (critics or {}).items():
             content |= {name: weights, f"{name}-optimizer": _optimizer_tensors(its_optimizer)}
         copies = {name: {key: self._copy(tensor) for key, tensor in part.items()} for name, part in content.items()}
         if self._writes:
@@ -164,7 +164,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     runtime: Runtime = ALONE,
     is_exact: Callable[[int], bool] = lambda _: True,
-    beside: Mapping[str, Trained] | None = None,
+    critics: Mapping[str, Trained] | None = None,
 ) -> dict[str, Any]:
     """Restore everything in place from the best checkpoint to go on from; all processes call it together.
 
@@ -177,11 +177,11 @@ def resume(
     Raises:
         UserError: there are checkpoints, but all are damaged, or the one chosen does not fit.
     """
-    chosen = runtime.agree(_choose(folder, is_exact) if runtime.is_main else None)
+    chosen = runtime.broadcast(_choose(folder, is_exact) if runtime.is_main else None)
     if chosen is None:
         return {"step": 0}
-    state = load_checkpoint(chosen, student, teacher, optimizer, beside)
-    runtime.wait()
+    state = load_checkpoint(chosen, student, teacher, optimizer, critics)
+    runtime.barrier()
     if runtime.is_main:
         for path in list_checkpoints(folder):
             if steps_done(path) > state["step"]:
@@ -208,7 +208,7 @@ def load_checkpoint(
     student: Weights,
     teacher: Weights | None,
     optimizer: torch.optim.Optimizer,
-    beside: Mapping[str, Trained] | None = None,
+    critics: Mapping[str, Trained] | None = None,
 ) -> dict[str, Any]:
     """Restore everything in place and return the state; raises UserError if the checkpoint does not fit."""
     try:
@@ -216,7 +216,7 @@ def load_checkpoint(
         if teacher is not None:
             _restore(teacher, load_file(path / "teacher.safetensors"))
         _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        for name, (weights, its_optimizer) in (beside or {}).items():
+        for name, (weights, its_optimizer) in (critics or {}).items():
             _restore(weights, load_file(path / f"{name}.safetensors"))
             _restore_optimizer(its_optimizer, load_file(path / f"{name}-optimizer.safetensors"))
         state: dict[str, Any] = read_json(path / STATE)

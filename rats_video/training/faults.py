@@ -7,13 +7,32 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rats_video.config.faults import FaultsConfig
+from pydantic import Field
+
+from rats_video.config.fields import Config, NonNegativeInt, PositiveFloat
 from rats_video.errors import UserError, warn
 from rats_video.files import remove
 from rats_video.runtime import Runtime
 from rats_video.training.checkpoint import list_checkpoints, steps_done
 
-LEFT_OUT, ROLLBACKS = "faults/skipped", "faults/rollbacks"
+
+class FaultsConfig(Config):
+    """A step whose loss, gradient or updated weights are not finite is left out; too many, and the run goes back.
+
+    It goes back to the last checkpoint from which a step succeeded, and on from there at a lower learning rate: the
+    batches are the same ones, so nothing else would make a difference. A run that keeps going back stops.
+    """
+
+    skip: NonNegativeInt = Field(3, description="steps in a row that are left out; one more, and the run goes back")
+    skip_total: NonNegativeInt = Field(50, description="the same for steps left out in all")
+    rollbacks: NonNegativeInt = Field(3, description="how often the run may go back before it stops")
+    lower: float = Field(0.5, gt=0, lt=1, description="factor of the learning rate, for good, each time it goes back")
+    max_norm: PositiveFloat | None = Field(
+        None, description="a gradient with a larger norm, before it is clipped, is a fault too; null = any is clipped"
+    )
+
+
+SKIPPED_STEP, ROLLBACKS = "faults/skipped", "faults/rollbacks"
 """The log's names for whether a step was left out, and for how often the run had gone back by then."""
 
 
@@ -99,7 +118,7 @@ class FaultPolicy:
         """For the checkpoint."""
         return {"faults": asdict(self._count)}
 
-    def recall(self, state: Mapping[str, Any]) -> None:
+    def load_state(self, state: Mapping[str, Any]) -> None:
         """Take up a checkpoint's state; what going back has changed since stays changed."""
         saved = _Count(**state.get("faults", {}))
         if self._count.rollbacks > saved.rollbacks:
@@ -109,9 +128,9 @@ class FaultPolicy:
     def passed(self, row: Mapping[str, float]) -> dict[str, float]:
         """The row to log of a step without fault."""
         self._count = replace(self._count, in_row=0)
-        return {**row, LEFT_OUT: 0, ROLLBACKS: self.rollbacks}
+        return {**row, SKIPPED_STEP: 0, ROLLBACKS: self.rollbacks}
 
-    def leave_out(self, fault: StepFault, step: int) -> dict[str, float]:
+    def skip_step(self, fault: StepFault, step: int) -> dict[str, float]:
         """The row to log of a step that is left out.
 
         Raises:
@@ -124,16 +143,16 @@ class FaultPolicy:
             raise RollBack(fault, step + 1, before=step - count.in_row)
         self._count = replace(count, in_row=count.in_row + 1, total=count.total + 1)
         warn(f"{fault} at step {step + 1}, which is left out", where=fault.where)
-        return {LEFT_OUT: 1, ROLLBACKS: self.rollbacks}
+        return {SKIPPED_STEP: 1, ROLLBACKS: self.rollbacks}
 
-    def go_back(self, checkpoints: Path, back: RollBack) -> None:
+    def roll_back(self, checkpoints: Path, back: RollBack) -> None:
         """Leave the checkpoint to go on from as the newest one, and lower the learning rate.
 
         Raises:
             UserError: the run has gone back too often, or there is no such checkpoint; all that there are stay.
         """
         saved = list_checkpoints(checkpoints)
-        good = self._runtime.agree([steps_done(path) for path in saved if steps_done(path) < back.before])
+        good = self._runtime.broadcast([steps_done(path) for path in saved if steps_done(path) < back.before])
         if not good or self.rollbacks == self._cfg.rollbacks:
             kept = (
                 f"gone back {self.rollbacks}x before, earlier checkpoints are kept"
@@ -144,7 +163,7 @@ class FaultPolicy:
         if self._runtime.is_main:
             for path in reversed(saved[len(good) :]):
                 remove(path)
-        self._runtime.wait()
+        self._runtime.barrier()
         scale = self.lr_scale * self._cfg.lower
         self._count = replace(self._count, rollbacks=self.rollbacks + 1, lr_scale=scale)
         warn(f"{back}: back to step {good[-1]}, on at {scale:g} of the learning rate", where=back.fault.where)

@@ -6,19 +6,39 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from rats_video.config.guard import GuardConfig
-from rats_video.distill.method import Method
+from pydantic import Field
+
+from rats_video.config.fields import Config, NonNegativeFloat, NumClips, PositiveInt
 from rats_video.errors import warn
 from rats_video.evaluation.stats import Estimate, finite, paired_difference
-from rats_video.evaluation.sweep import Arm, Measure, score_arm
+from rats_video.evaluation.sweep import EvaluatedModel, Measure, score_arm
 from rats_video.files import remove, write_json
 from rats_video.inference.sampler import SamplerSpec
+from rats_video.methods.base import Method
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.checkpoint import find_damage, list_checkpoints, save_weights, steps_done
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
+
+
+class GuardConfig(Config):
+    """Looks at the student on fixed held-out prompts every few steps; nothing it sees enters a loss.
+
+    The best student is the one with the highest held-out reward among those whose motion and saturation are still like
+    the teacher's (without a held-out reward: with the highest reward).
+    """
+
+    every: PositiveInt = Field(50, description="steps; also before the first and after the last one")
+    num_clips: NumClips = Field(32, description="held-out prompts looked at, one clip each, the same every time")
+    choose: Literal["best", "last"] = Field("best", description="which student the run ends with")
+    on_alarm: Literal["warn", "stop", "shape"] = Field(
+        "warn", description="reward up and guard down: say so, stop the run, or also double the weight on shaping"
+    )
+    motion_loss: NonNegativeFloat = Field(0.3, le=1, description="share of the teacher's motion that may be lost")
+    saturation_gain: NonNegativeFloat = Field(0.3, description="how far saturation may exceed the teacher's, relative")
+
 
 REWARD, HELDOUT, MOTION, SATURATION = "reward", "heldout_reward", "dynamic_degree", "saturation"
 IMITATED = "imitated_reward"  # of pixels, where the trained one scores latents
@@ -29,7 +49,7 @@ Scores = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Look:
+class GuardEvaluation:
     """The student after `step` steps: scores of the guard's clips, drift of the weights, and what is wrong.
 
     One that is lost can no longer be the best: its weights are gone.
@@ -87,11 +107,11 @@ class Guard:
 
     def __init__(self, cfg: GuardConfig, clips: GuardClips, run: RunFolder, runtime: Runtime = ALONE) -> None:
         self.cfg, self._clips, self._run, self._runtime = cfg, clips, run, runtime
-        self.looks: list[Look] = []
+        self.looks: list[GuardEvaluation] = []
         self._teacher: Scores = {}
 
     @property
-    def best(self) -> Look | None:
+    def best(self) -> GuardEvaluation | None:
         """The look at the best student so far: the highest held-out reward among those without a broken monitor."""
         return max(self._sound(), key=lambda look: look.mean(self._judge), default=None)
 
@@ -112,22 +132,22 @@ class Guard:
         best = self.best
         return {"best": best and best.step, "teacher": self._teacher, "looks": [asdict(look) for look in self.looks]}
 
-    def recall(self, record: Mapping[str, Any]) -> None:
+    def load_state(self, record: Mapping[str, Any]) -> None:
         """Take up the record of a checkpoint; `RUN/guard.json` and `RUN/best` are made to agree with it.
 
         A best student that was damaged meanwhile can no longer be chosen; the one at hand is looked at anew.
         """
         self._teacher = record["teacher"]
-        self.looks = [Look(**{**row, "alarms": tuple(row["alarms"])}) for row in record["looks"]]
+        self.looks = [GuardEvaluation(**{**row, "alarms": tuple(row["alarms"])}) for row in record["looks"]]
         first = self.best
-        while (best := self.best) and (damage := self._runtime.agree(self._damage(best))):
+        while (best := self.best) and (damage := self._runtime.broadcast(self._damage(best))):
             if best is first:
                 warn(f"the best student so far is lost: {damage}", where=str(self._run.best_student(best.step)))
             self.looks = [replace(look, lost=True) if look is best else look for look in self.looks]
         if self._runtime.is_main:
             write_json(self._run.guard, self.record)
 
-    def _damage(self, look: Look) -> str | None:
+    def _damage(self, look: GuardEvaluation) -> str | None:
         return find_damage(self._run.best_student(look.step)) if self._runtime.is_main else None
 
     def is_due(self, step: int, last: int) -> bool:
@@ -135,12 +155,12 @@ class Guard:
         seen = any(look.step == step and not look.lost for look in self.looks)
         return not seen and (step % self.cfg.every == 0 or step == last)
 
-    def look(self, method: Method, step: int, drift: float) -> None:
+    def evaluate(self, method: Method, step: int, drift: float) -> None:
         """Look at the student after `step` steps; all processes call it together."""
         if not self._teacher:
-            self._teacher = self._score(Arm("teacher", method.teacher.backbone, self._clips.teacher))
+            self._teacher = self._score(EvaluatedModel("teacher", method.teacher.backbone, self._clips.teacher))
         self.looks = [look for look in self.looks if look.step != step]
-        seen = Look(step, self._score(Arm("student", method.student, self._clips.spec)), drift)
+        seen = GuardEvaluation(step, self._score(EvaluatedModel("student", method.student, self._clips.spec)), drift)
         self.looks.append(replace(seen, alarms=tuple(self._alarms(seen))))
         if self.best is self.looks[-1]:
             save_weights(self._run.best, step, method.student.weights, writes=self._runtime.is_main)
@@ -155,10 +175,10 @@ class Guard:
     def _judge(self) -> str:
         return next(name for name in (HELDOUT, IMITATED, REWARD) if name in self._teacher)
 
-    def _sound(self) -> list[Look]:
+    def _sound(self) -> list[GuardEvaluation]:
         return [look for look in self.looks if not look.lost and not self._broken(look)]
 
-    def _broken(self, look: Look) -> list[str]:
+    def _broken(self, look: GuardEvaluation) -> list[str]:
         """Monitors that have left what the teacher shows."""
         bounds = {MOTION: (1 - self.cfg.motion_loss, math.inf), SATURATION: (-math.inf, 1 + self.cfg.saturation_gain)}
         broken = []
@@ -169,7 +189,7 @@ class Guard:
                     broken.append(f"{name.replace('_', ' ')} is {mean:.3g}, the teacher's {guide:.3g}")
         return broken
 
-    def _alarms(self, look: Look) -> list[str]:
+    def _alarms(self, look: GuardEvaluation) -> list[str]:
         """A monitor that broke since the start, or a clear fall of a held-out score while the trained one rose.
 
         The parts of a held-out reward count too: a sum may rise while one of them falls. So does what a trained reward
@@ -189,7 +209,7 @@ class Guard:
                 )
         return alarms
 
-    def _score(self, arm: Arm) -> Scores:
+    def _score(self, arm: EvaluatedModel) -> Scores:
         clips, runtime = self._clips, self._runtime
         count = len(clips.prompts)
         scored = score_arm(

@@ -5,41 +5,42 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from rats_video.config.distill import DistillConfig, EmaTeacher, TrainingConfig
-from rats_video.distill.finite import SKIPPED
-from rats_video.distill.method import Method
+from rats_video.methods.base import Method
+from rats_video.methods.finite import SKIPPED
+from rats_video.methods.teacher import EmaTeacherConfig
+from rats_video.optim import build_optimizer
 from rats_video.runtime import ALONE, Runtime
 from rats_video.timing import phase
-from rats_video.training.anchor import Anchor
-from rats_video.training.batches import draw_batch, take
+from rats_video.training.anchor import InitialWeights
+from rats_video.training.batches import draw_batch, slice_batch
+from rats_video.training.callbacks import Callback, CallbackList, GuardCallback
 from rats_video.training.checkpoint import CheckpointWriter, resume
-from rats_video.training.faults import LEFT_OUT, FaultPolicy, RollBack
-from rats_video.training.first_step import PlanCheck
+from rats_video.training.faults import SKIPPED_STEP, FaultPolicy, RollBack
 from rats_video.training.guard import Guard
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
-from rats_video.training.observers import GuardWatch, Observer, Observers
-from rats_video.training.optim import build_optimizer
+from rats_video.training.plan_check import PlanCheck
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.settings import RunSettings, TrainingConfig
 from rats_video.training.skipped import SkippedClips
 from rats_video.training.update import Updater
 
 
 def train_loop(
     method: Method,
-    cfg: DistillConfig,
+    cfg: RunSettings,
     prompts: Sequence[str],
     run: RunFolder,
     runtime: Runtime = ALONE,
     guard: Guard | None = None,
-    observers: Sequence[Observer] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Train `method.student` in place for `cfg.training.steps` steps, continuing from the newest checkpoint if any.
 
     A step with a fault is left out; after too many the run continues from an earlier checkpoint (`training.faults`).
 
     The guard looks before the first step, every few steps and after the last; it may end the run before that. Others
-    only look on: `observers` are told of each step.
+    only look on: `callbacks` are told of each step.
 
     All processes of `runtime` call it together. Each works on its rows of the same global batch, and whatever is
     decided on the way is decided on values that are the same on all of them.
@@ -49,24 +50,24 @@ def train_loop(
         Interrupted: somebody asked to stop; the step was finished and saved.
     """
     faults = FaultPolicy(cfg.training.faults, runtime)
-    anchor = Anchor(method.student.weights) if guard is not None or cfg.method.drift_weight else None
-    watch = GuardWatch(guard, anchor, method, cfg.training.steps, runtime)
-    with StopRequest() as stop, Observers(observers) as everybody:
+    anchor = InitialWeights(method.student.weights) if guard is not None or cfg.method.drift_weight else None
+    watch = GuardCallback(guard, anchor, method, cfg.training.steps, runtime)
+    with StopRequest() as stop, CallbackList(callbacks) as everybody:
         while True:  # going back is resuming from an earlier checkpoint
             try:
                 return _train(method, cfg, prompts, run, runtime, watch, everybody, faults, stop)
             except RollBack as back:
-                faults.go_back(run.checkpoints, back)
+                faults.roll_back(run.checkpoints, back)
 
 
 def _train(
     method: Method,
-    cfg: DistillConfig,
+    cfg: RunSettings,
     prompts: Sequence[str],
     run: RunFolder,
     runtime: Runtime,
-    watch: GuardWatch,
-    observers: Observers,
+    watch: GuardCallback,
+    callbacks: CallbackList,
     faults: FaultPolicy,
     stop: StopRequest,
 ) -> None:
@@ -74,28 +75,28 @@ def _train(
     training, reuse = cfg.training, cfg.teacher.reuse
     method.student.denoiser.train()
     student = method.student.weights
-    ema = method.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacher) else None
+    ema = method.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacherConfig) else None
     optimizer = build_optimizer(training.optimizer, student.values())
-    companions = {name: build_optimizer(c.optimizer, c.weights.values()) for name, c in method.companions.items()}
-    beside = {name: (c.weights, companions[name]) for name, c in method.companions.items()}
+    critics = {name: build_optimizer(c.optimizer, c.weights.values()) for name, c in method.critics.items()}
+    beside = {name: (c.weights, critics[name]) for name, c in method.critics.items()}
     state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse), beside)
     start = state["step"]
-    faults.recall(state)
-    method.follow(start, resumed=True)
+    faults.load_state(state)
+    method.update_ema(start, resumed=True)
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
-    skipped = SkippedClips(training, int(runtime.agree(metrics.total(SKIPPED) if metrics else 0.0)))
+    skipped = SkippedClips(training, int(runtime.broadcast(metrics.total(SKIPPED) if metrics else 0.0)))
     check = PlanCheck(run.plan, method.student.device, training.steps - start) if runtime.is_main else None
-    updater = Updater(cfg, optimizer, companions, runtime, skipped, watch.anchor, faults)
-    watch.begin(state)
-    observers.begin(state)
+    updater = Updater(cfg, optimizer, critics, runtime, skipped, watch.anchor, faults)
+    watch.on_start(state)
+    callbacks.on_start(state)
     if start < training.steps and runtime.any(stop.requested):  # meanwhile
         stop.end(f"stopped before step {start + 1}", runtime)
     with CheckpointWriter(run.checkpoints, _num_kept(training, reuse), writes=runtime.is_main) as writer:
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
             batch = draw_batch(method.student, cfg, prompts, step)
-            row = updater.step(watch.guided, take(batch, runtime.rows(training.batch_size)), step)
-            method.follow(step + 1, resumed=bool(row[LEFT_OUT]))
+            row = updater.step(watch.guided_method, slice_batch(batch, runtime.rows(training.batch_size)), step)
+            method.update_ema(step + 1, resumed=bool(row[SKIPPED_STEP]))
             seconds = time.perf_counter() - began
             row |= {"evaluations": cfg.evaluations(batch.num_steps), "seconds": seconds}
             if saved := method.teacher.take_saved_seconds():
@@ -103,17 +104,17 @@ def _train(
             if metrics is not None and check is not None:
                 metrics.append({"step": step + 1, **row})
                 check.step_done(seconds)
-            observers.after(step + 1, row)
-            watch.after(step + 1)
+            callbacks.on_step(step + 1, row)
+            watch.on_step(step + 1)
             is_last = step + 1 == training.steps or watch.stops
             is_stop = (step + 1) % reuse == 0 and runtime.any(stop.requested)
             if is_last or is_stop or _is_due(step + 1, training, reuse):
                 with phase("saving"):
-                    observers.settle()
+                    callbacks.on_checkpoint()
                     writer.save(step + 1, student, ema, optimizer, watch.state | faults.state, beside)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
                     writer.wait()
-                    runtime.wait()
+                    runtime.barrier()
                 if is_stop and not is_last:
                     stop.end(f"stopped after step {step + 1}, which is saved", runtime)
             if is_last:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rats_video.config.distill import TrainingConfig
-from rats_video.distill.finite import SKIPPED
 from rats_video.errors import UserError
+from rats_video.methods.finite import SKIPPED
 from rats_video.training.faults import StepFault
+from rats_video.training.settings import TrainingConfig
 
 
 class SkippedClips:

@@ -10,27 +10,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-from rats_video.config.distill import DistillConfig
-from rats_video.config.watching import Tracker
-from rats_video.distill.method import Row
 from rats_video.errors import UserError, first_line, warn
 from rats_video.files import write_json
+from rats_video.methods.base import LogRow
 from rats_video.reading import read_json
-from rats_video.training.guard import Guard, Look
+from rats_video.training.guard import Guard, GuardEvaluation
 from rats_video.training.run_folder import RunFolder
-from rats_video.training.validation import ValidationClips, ValidationLook
+from rats_video.training.settings import RunSettings, Tracker
+from rats_video.training.validation import ValidationClips, ValidationEvaluation
 
 NO_METRICS = {"step"}  # of a row: it is the step itself
 
 
-class Service(Protocol):
+class TrackerBackend(Protocol):
     """A tracker that takes what is told of this run."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers of a step."""
         ...
 
-    def show(self, look: ValidationLook) -> None:
+    def show(self, look: ValidationEvaluation) -> None:
         """Send clips, or pictures of them."""
         ...
 
@@ -68,29 +67,29 @@ class Trackers:
     """
 
     def __init__(
-        self, cfg: DistillConfig, run: RunFolder, guard: Guard | None = None, clips: ValidationClips | None = None
+        self, cfg: RunSettings, run: RunFolder, guard: Guard | None = None, clips: ValidationClips | None = None
     ) -> None:
         self._cfg, self._run, self._guard, self._clips = cfg, run, guard, clips
-        self._services: dict[Tracker, Service] = {}
+        self._services: dict[Tracker, TrackerBackend] = {}
         self._failed: set[Tracker] = set()
         self._sent: set[int] = set()  # steps of the guard's looks
 
-    def begin(self, state: Mapping[str, Any]) -> None:
+    def on_start(self, state: Mapping[str, Any]) -> None:
         """Open them at the step after a checkpoint."""
-        self.end()
+        self.on_end()
         self._sent = {look["step"] for look in state.get("guard", {}).get("looks", ())}
         for name in self._cfg.tracking.trackers:
             with self._tolerating(name):
-                self._services[name] = open_service(name, self._cfg, self._run, state["step"])
-        self.settle()
+                self._services[name] = open_tracker(name, self._cfg, self._run, state["step"])
+        self.on_checkpoint()
 
-    def after(self, step: int, row: Row) -> None:
+    def on_step(self, step: int, row: LogRow) -> None:
         """Send a row, every so often, and what has been seen meanwhile."""
         if step % self._cfg.tracking.every == 0 or step == self._cfg.training.steps:
             self.log({name: value for name, value in row.items() if name not in NO_METRICS}, step)
-        self.settle()
+        self.on_checkpoint()
 
-    def settle(self) -> None:
+    def on_checkpoint(self) -> None:
         """Send what the guard and the clips have shown since the last time."""
         for look in self._guard.looks if self._guard else ():
             if look.step not in self._sent:
@@ -104,25 +103,25 @@ class Trackers:
         """Send numbers of a step to all of them."""
         self._each(lambda service: service.log(values, step))
 
-    def end(self) -> None:
+    def on_end(self) -> None:
         """Send what is left, and close them."""
-        self.settle()
+        self.on_checkpoint()
         self._each(lambda service: service.end())
         self._services.clear()
 
-    def _each(self, do: Callable[[Service], None]) -> None:
+    def _each(self, do: Callable[[TrackerBackend], None]) -> None:
         for name, service in list(self._services.items()):
             with self._tolerating(name):
                 do(service)
 
-    def _tolerating(self, name: Tracker) -> _Tolerating:
-        return _Tolerating(name, self._services)
+    def _tolerating(self, name: Tracker) -> _IgnoreTrackerErrors:
+        return _IgnoreTrackerErrors(name, self._services)
 
 
-class _Tolerating(AbstractContextManager[None]):
+class _IgnoreTrackerErrors(AbstractContextManager[None]):
     """Whatever a tracker raises only ends that tracker."""
 
-    def __init__(self, name: Tracker, services: dict[Tracker, Service]) -> None:
+    def __init__(self, name: Tracker, services: dict[Tracker, TrackerBackend]) -> None:
         self._name, self._services = name, services
 
     def __exit__(
@@ -138,7 +137,7 @@ class _Tolerating(AbstractContextManager[None]):
         return True
 
 
-def _numbers(look: Look) -> dict[str, float]:
+def _numbers(look: GuardEvaluation) -> dict[str, float]:
     means = {f"guard/{name}": look.mean(name) for name in look.scores}
     return means | {"guard/drift": look.drift, "guard/alarms": float(len(look.alarms))}
 
@@ -146,7 +145,7 @@ def _numbers(look: Look) -> dict[str, float]:
 # ---------------------------------------------------------------------------------------------------- the three of them
 
 
-def open_service(name: Tracker, cfg: DistillConfig, run: RunFolder, start: int) -> Service:
+def open_tracker(name: Tracker, cfg: RunSettings, run: RunFolder, start: int) -> TrackerBackend:
     """Open a tracker through Accelerate for a run that goes on after `start` steps."""
     from accelerate import PartialState
 
@@ -176,7 +175,7 @@ class TensorBoard:
     as contact sheets, since torch's `add_video` shows nothing without moviepy.
     """
 
-    def __init__(self, run: RunFolder, cfg: DistillConfig, start: int) -> None:
+    def __init__(self, run: RunFolder, cfg: RunSettings, start: int) -> None:
         import yaml
         from accelerate.tracking import TensorBoardTracker
 
@@ -191,7 +190,7 @@ class TensorBoard:
         """One scalar a name."""
         self._tracker.log(dict(values), step=step)
 
-    def show(self, look: ValidationLook) -> None:
+    def show(self, look: ValidationEvaluation) -> None:
         """The contact sheet."""
         import numpy as np
         from PIL import Image
@@ -210,7 +209,7 @@ class WandB:
     Its own steps only grow: what comes late, or again, would be dropped. Ours is a metric, and the axis of all others.
     """
 
-    def __init__(self, run: RunFolder, cfg: DistillConfig, title: str, identity: str) -> None:
+    def __init__(self, run: RunFolder, cfg: RunSettings, title: str, identity: str) -> None:
         import wandb
         from accelerate.tracking import WandBTracker
 
@@ -227,7 +226,7 @@ class WandB:
         """One row."""
         self._tracker.log({**values, "step": step})
 
-    def show(self, look: ValidationLook) -> None:
+    def show(self, look: ValidationEvaluation) -> None:
         """The clips."""
         import wandb
 
@@ -245,7 +244,7 @@ class Trackio:
     The configuration is given at the start: Accelerate's `store_init_configuration` would add a key of its own.
     """
 
-    def __init__(self, cfg: DistillConfig, name: str) -> None:
+    def __init__(self, cfg: RunSettings, name: str) -> None:
         from accelerate.tracking import TrackioTracker
 
         self._tracker = TrackioTracker(
@@ -259,7 +258,7 @@ class Trackio:
         """One row."""
         self._tracker.log(dict(values), step=step)
 
-    def show(self, look: ValidationLook) -> None:
+    def show(self, look: ValidationEvaluation) -> None:
         """The clips."""
         import trackio
 
@@ -272,7 +271,7 @@ class Trackio:
             self._tracker.finish()
 
 
-def _videos(look: ValidationLook, video: Callable[[Path, str], Any]) -> dict[str, Any]:
+def _videos(look: ValidationEvaluation, video: Callable[[Path, str], Any]) -> dict[str, Any]:
     folder = look.sheet.parent
     return {
         f"validation/clip-{index:02d}": video(folder / clip["file"], clip["prompt"])

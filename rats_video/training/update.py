@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from rats_video.config.distill import DistillConfig
-from rats_video.config.schema import OptimizerConfig
-from rats_video.distill.method import Companion, Method
-from rats_video.distill.real_data import RealData, real_data_loss
+from rats_video.methods.base import Critic, Method
+from rats_video.methods.real_data import RealData, real_data_loss
+from rats_video.optim import OptimizerConfig, set_learning_rate
 from rats_video.runtime import Runtime
 from rats_video.timing import phase
-from rats_video.training.anchor import Anchor, local
-from rats_video.training.batches import take
+from rats_video.training.anchor import InitialWeights, local
+from rats_video.training.batches import slice_batch
 from rats_video.training.faults import FaultPolicy, StepFault
-from rats_video.training.optim import set_learning_rate
+from rats_video.training.settings import RunSettings
 from rats_video.training.skipped import SkippedClips
 from rats_video.types import PromptBatch
 
@@ -30,7 +29,7 @@ class Updater:
     Args:
         cfg: the run's configuration.
         optimizer: of the student's weights.
-        companions: the optimizers of the networks that learn beside it, by name.
+        critics: the optimizers of the networks that learn beside it, by name.
         runtime: the processes, which step together.
         skipped: counts clips whose reward is not finite.
         anchor: where the weights started, for a run that is pulled back to it.
@@ -39,15 +38,15 @@ class Updater:
 
     def __init__(
         self,
-        cfg: DistillConfig,
+        cfg: RunSettings,
         optimizer: torch.optim.Optimizer,
-        companions: Mapping[str, torch.optim.Optimizer],
+        critics: Mapping[str, torch.optim.Optimizer],
         runtime: Runtime,
         skipped: SkippedClips,
-        anchor: Anchor | None,
+        anchor: InitialWeights | None,
         faults: FaultPolicy,
     ) -> None:
-        self._cfg, self._optimizer, self._companions, self._runtime = cfg, optimizer, companions, runtime
+        self._cfg, self._optimizer, self._companions, self._runtime = cfg, optimizer, critics, runtime
         self._skipped, self._anchor, self._faults = skipped, anchor, faults
 
     def step(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
@@ -61,47 +60,45 @@ class Updater:
             UserError: too many rewards are not finite.
         """
         try:
-            beside = self._companions_row(method, batch, step)
+            beside = self._critics_row(method, batch, step)
             return self._faults.passed(self._update(method, batch, step) | beside)
         except StepFault as fault:
-            return self._faults.leave_out(fault, step)
+            return self._faults.skip_step(fault, step)
 
     def _update(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         training, optimizer = self._cfg.training, self._optimizer
         lr = self._begin(optimizer, training.optimizer, step)
-        parts = training.parts(len(batch.prompts))
+        parts = training.num_micro_batches(len(batch.prompts))
         row = accumulate_gradient(method.step, batch, parts)
         if method.real_data is not None:
             row = add_real_data(method, method.real_data, batch.num_steps, step, parts, row)
-        row = self._runtime.mean(row)
+        row = self._runtime.all_reduce_mean(row)
         _check("loss", row["loss"])
         row = self._skipped.count(row, step)
         weights = method.student.weights.values()
         self._runtime.average_gradients(weights)
         if self._anchor is not None and self._cfg.method.drift_weight:
-            self._anchor.pull(self._cfg.method.drift_weight)
+            self._anchor.add_drift_gradient(self._cfg.method.drift_weight)
         norm = self._apply("gradient", weights, optimizer, training.optimizer, training.faults.max_norm)
         return {**row, "grad_norm": norm, "lr": lr}
 
-    def _companions_row(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
-        """Update each companion; returns the means over its rounds."""
+    def _critics_row(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
+        """Update each critic; returns the means over its rounds."""
         beside: dict[str, float] = {}
-        for name, companion in method.companions.items():
-            rows = [self._update_companion(name, companion, batch, step, index) for index in range(companion.rounds)]
+        for name, critic in method.critics.items():
+            rows = [self._update_critic(name, critic, batch, step, index) for index in range(critic.rounds)]
             beside |= {f"{name}/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         return beside
 
-    @phase("companions")
-    def _update_companion(
-        self, name: str, companion: Companion, batch: PromptBatch, step: int, index: int
-    ) -> dict[str, float]:
-        optimizer, weights = self._companions[name], companion.weights.values()
-        self._begin(optimizer, companion.optimizer, step)
-        parts = self._cfg.training.parts(len(batch.prompts))
-        row = self._runtime.mean(accumulate_gradient(lambda part: companion.loss(part, index), batch, parts))
+    @phase("critics")
+    def _update_critic(self, name: str, critic: Critic, batch: PromptBatch, step: int, index: int) -> dict[str, float]:
+        optimizer, weights = self._companions[name], critic.weights.values()
+        self._begin(optimizer, critic.optimizer, step)
+        parts = self._cfg.training.num_micro_batches(len(batch.prompts))
+        row = self._runtime.all_reduce_mean(accumulate_gradient(lambda part: critic.loss(part, index), batch, parts))
         _check(f"{name}'s loss", row["loss"])
         self._runtime.average_gradients(weights)
-        return {**row, "grad_norm": self._apply(f"{name}'s gradient", weights, optimizer, companion.optimizer)}
+        return {**row, "grad_norm": self._apply(f"{name}'s gradient", weights, optimizer, critic.optimizer)}
 
     def _begin(self, optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int) -> float:
         """Set the rate of this step, which is returned, and forget former gradients."""
@@ -136,7 +133,7 @@ def accumulate_gradient(
     for part in range(parts):
         clips = slice(part * size, (part + 1) * size)
         with phase("student"):
-            loss, row = loss_of(replace(take(batch, clips), part=part))
+            loss, row = loss_of(replace(slice_batch(batch, clips), micro_batch=part))
         with phase("backward"):
             (loss / parts).backward()
         rows.append(row)

@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rats_video.config.watching import ValidationConfig
-from rats_video.distill.method import Row
 from rats_video.errors import UserError, warn
-from rats_video.evaluation.sweep import Arm, score_arm
+from rats_video.evaluation.sweep import EvaluatedModel, score_arm
 from rats_video.files import remove, replacing, write_json
 from rats_video.inference.video import slugify, write_mp4
+from rats_video.methods.base import LogRow
 from rats_video.reading import DAMAGED, read_json
 from rats_video.runtime import ALONE, Runtime
 from rats_video.timing import phase
 from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.guard import GuardClips
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.settings import ValidationConfig
 from rats_video.training.validation_page import write_page, write_sheet
 from rats_video.types import Backbone
 
@@ -31,7 +31,7 @@ SCORES, SHEET, INDEX = "scores.json", "sheet.png", "index.json"
 
 
 @dataclass(frozen=True)
-class ValidationLook:
+class ValidationEvaluation:
     """What is on the disk of the clips of one step.
 
     Args:
@@ -82,39 +82,39 @@ class ValidationClips:
         self._thread = ThreadPoolExecutor(1, "validation")
         self._pending: Future[None] | None = None
         self._seen: set[int] = set()
-        self._news: list[ValidationLook] = []
+        self._news: list[ValidationEvaluation] = []
 
-    def begin(self, state: Mapping[str, Any]) -> None:
+    def on_start(self, state: Mapping[str, Any]) -> None:
         """Forget the clips of steps that will be done again; of a run without a checkpoint all of them."""
-        self.settle()
+        self.on_checkpoint()
         start = state["step"]
         if self._runtime.is_main:
             for path in list_checkpoints(self._folder):
                 if steps_done(path) > start or not start:
                     remove(path)
-        self._seen = set(self._runtime.agree([steps_done(path) for path in list_checkpoints(self._folder)]))
+        self._seen = set(self._runtime.broadcast([steps_done(path) for path in list_checkpoints(self._folder)]))
         self._news = [look for look in self._news if look.step in self._seen]
         if self._seen and self._runtime.is_main:
             self._write_index()
-        self.after(start)
+        self.on_step(start)
 
-    def after(self, step: int, row: Row | None = None) -> None:  # noqa: ARG002  # others read it
+    def on_step(self, step: int, row: LogRow | None = None) -> None:  # noqa: ARG002  # others read it
         """Make clips, where they are due."""
         if step not in self._seen and (step % self._cfg.every == 0 or step == self._steps):
             with phase("validation"):
                 self._look(step)
 
-    def settle(self) -> None:
+    def on_checkpoint(self) -> None:
         """Until all clips are written."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
-    def end(self) -> None:
+    def on_end(self) -> None:
         """Until all clips are written; no more will come."""
         self._thread.shutdown()
 
-    def news(self) -> list[ValidationLook]:
+    def news(self) -> list[ValidationEvaluation]:
         """What was written since it was last asked."""
         found, self._news = self._news, []
         return found
@@ -127,14 +127,14 @@ class ValidationClips:
             return {}
 
         scored = score_arm(
-            Arm("student", self._student, clips.spec), clips.prompts, clips.clip, [keep, *clips.measures],
+            EvaluatedModel("student", self._student, clips.spec), clips.prompts, clips.clip, [keep, *clips.measures],
             latent_measures=clips.latent_measures, seed=clips.seed, batch_size=clips.batch_size,
             share=runtime.equal_share(len(clips.prompts)),
         )  # fmt: skip
-        found = runtime.of_groups(runtime.at_main((pixels, scored.metrics)))
+        found = runtime.of_groups(runtime.gather_to_main((pixels, scored.metrics)))
         self._seen.add(step)
         if runtime.is_main:
-            self.settle()
+            self.on_checkpoint()
             self._pending = self._thread.submit(self._write, step, found)
 
     # ---------------------------------------------------------------------------------------------- the thread's work
@@ -165,15 +165,15 @@ class ValidationClips:
         except UserError as error:
             warn(f"{error}; the training goes on", where="validation")
         else:
-            self._news.append(ValidationLook(step, folder / SHEET, clips))
+            self._news.append(ValidationEvaluation(step, folder / SHEET, clips))
 
     def _write_index(self) -> None:
-        rows = read_looks(self._folder)
+        rows = read_evaluations(self._folder)
         write_json(self._folder / INDEX, rows)
         write_page(self._folder / "index.html", rows)
 
 
-def read_looks(folder: Path) -> list[dict[str, Any]]:
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """All steps in `RUN/validation`, as its index lists them: `step`, `sheet` and `clips`, with files relative to it.
 
     One whose record was damaged is left out with a warning.

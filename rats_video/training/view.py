@@ -15,15 +15,15 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from rats_video.config.distill import DistillConfig
-from rats_video.distill.finite import SKIPPED
-from rats_video.distill.method import Row
+from rats_video.methods.base import LogRow
+from rats_video.methods.finite import SKIPPED
+from rats_video.progress import ProgressBar, format_seconds
 from rats_video.timing import Stopwatch
-from rats_video.training.faults import LEFT_OUT, ROLLBACKS
+from rats_video.training.faults import ROLLBACKS, SKIPPED_STEP
 from rats_video.training.guard import Guard, finite_mean
 from rats_video.training.metrics import read_metrics
-from rats_video.training.progress import ProgressBar, format_seconds
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.settings import RunSettings
 
 SHOWN = {"reward": "reward/student", "teacher": "reward/teacher", "gate": "gate/weight", "loss": "loss"}
 """What a plain line shows of a row; one of a step that was left out has none of it."""
@@ -36,7 +36,7 @@ ALARM = "ALARM"
 REFRESHED = 4  # times a second
 
 
-class View:
+class TerminalView:
     """What the main process shows of a training, whatever its method logs.
 
     Args:
@@ -49,7 +49,7 @@ class View:
 
     def __init__(
         self,
-        cfg: DistillConfig,
+        cfg: RunSettings,
         run: RunFolder,
         device: torch.device,
         guard: Guard | None = None,
@@ -59,8 +59,8 @@ class View:
         self._console = console or Console(file=sys.stderr)
         self._steps, self._start, self._done = cfg.training.steps, 0, 0
         self._began, self._taken = time.monotonic(), 0.0  # the second one by the steps that are done
-        self._rows: deque[Row] = deque(maxlen=REMEMBERED)
-        self._skipped = {SKIPPED: 0.0, LEFT_OUT: 0.0}
+        self._rows: deque[LogRow] = deque(maxlen=REMEMBERED)
+        self._skipped = {SKIPPED: 0.0, SKIPPED_STEP: 0.0}
         self._stopwatch = Stopwatch(device)
         self._phases: dict[str, float] = {}
         self._plain: ProgressBar | None = None
@@ -68,7 +68,7 @@ class View:
 
     # ------------------------------------------------------------------------------------------------------- observing
 
-    def begin(self, state: Mapping[str, Any]) -> None:
+    def on_start(self, state: Mapping[str, Any]) -> None:
         """Show what is there."""
         self._start = self._done = state["step"]
         self._began, self._taken = time.monotonic(), 0.0
@@ -87,7 +87,7 @@ class View:
             )  # fmt: skip
             self._live.start()
 
-    def after(self, step: int, row: Row) -> None:
+    def on_step(self, step: int, row: LogRow) -> None:
         """Count a step."""
         self._done = step
         if self._plain is not None:
@@ -98,10 +98,10 @@ class View:
             self._skipped = {name: total + row.get(name, 0.0) for name, total in self._skipped.items()}
             self._phases = self._stopwatch.read()
 
-    def settle(self) -> None:
+    def on_checkpoint(self) -> None:
         """Nothing is kept."""
 
-    def end(self) -> None:
+    def on_end(self) -> None:
         """Leave what was shown last, and the cursor below it."""
         if self._live is not None:
             self._live.stop()

@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.calibrate import REWARD_TO_SHAPING
-from rats_video.build.distill import build_backbone, build_roles
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.calibrate import REWARD_TO_SHAPING
 from rats_video.config.load import load_config
-from rats_video.config.method import SigmoidGate
-from rats_video.config.reward import SumRewardConfig
-from rats_video.distill.step import rats_step
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_backbone, build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.inference.sampler import SamplerSpec, sample_videos
-from rats_video.rewards.word_reward import WordReward
+from rats_video.methods.gate import SigmoidGateConfig
+from rats_video.methods.rats import rats_step
+from rats_video.rewards.sum import SumRewardConfig
+from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
 from rats_video.training.batches import draw_batch
 
@@ -78,7 +78,7 @@ def test_the_table_is_that_of_clips_sampled_by_hand(
         assert wins == f"{float((leads > 0).float().mean()):.0%}"
         if role == "reward":
             gate = calibrated(single[1]).method.gate
-            assert isinstance(gate, SigmoidGate)
+            assert isinstance(gate, SigmoidGateConfig)
             assert gate.tau == pytest.approx(float(leads.abs().quantile(0.5)) / 2, rel=0.01)
 
 
@@ -87,8 +87,8 @@ def test_exactly_the_suggested_keys_change_and_the_gradients_are_in_the_stated_r
 ) -> None:
     before, cfg = load_config(DistillConfig, str(config_file), group="distill"), calibrated(single[1])
     old, new = before.method.gate, cfg.method.gate
-    assert isinstance(old, SigmoidGate)
-    assert isinstance(new, SigmoidGate)
+    assert isinstance(old, SigmoidGateConfig)
+    assert isinstance(new, SigmoidGateConfig)
     assert new == old.model_copy(update={"tau": new.tau})
     method = before.method.model_copy(update={"gate": new, "reward_weight": cfg.method.reward_weight})
     assert cfg == before.model_copy(update={"method": method})

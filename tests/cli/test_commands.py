@@ -20,9 +20,9 @@ import yaml
 from diffusers import WanTransformer3DModel
 from torch import Tensor
 
-from rats_video.distill.step import Rats, rats_step
 from rats_video.files import locked
 from rats_video.inference.video import read_mp4
+from rats_video.methods.rats import Rats, rats_step
 from rats_video.runtime import Runtime
 from rats_video.training.metrics import read_metrics
 from rats_video.types import PromptBatch
@@ -159,7 +159,7 @@ def test_reward_rank_of_a_finished_run_leaves(
     command: Command, sets: list[str], finished: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rank = Runtime(torch.device("cpu"), rank=1, reward_ranks=1)
-    monkeypatch.setattr("rats_video.build.run.start_runtime", lambda *_: rank)
+    monkeypatch.setattr("rats_video.commands.distill.start_runtime", lambda *_: rank)
     before = snapshot(finished)
     (finished / "samples" / "manifest.json").unlink()  # for the trainers to make
     code, out, err = command("run", "--config", "tiny", "--output", finished, *sets)
@@ -245,7 +245,7 @@ def test_prompts_from_a_file_are_taken_in_turn(command: Command, finished: Path,
 
 def test_seed_repeats(command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips: list[Tensor] = []  # not the files: x264 itself, given equal frames, writes other bytes one time in forty
-    monkeypatch.setattr("rats_video.build.sample.write_mp4", lambda frames, *_, **__: clips.append(frames))
+    monkeypatch.setattr("rats_video.commands.sample.write_mp4", lambda frames, *_, **__: clips.append(frames))
     for folder, seed in (("one", 1), ("again", 1), ("other", 2)):
         options = ["--prompt", PROMPT, "--seed", seed, "--output", tmp_path / folder]
         assert command("sample", "--model", finished, *options).code == 0
@@ -357,7 +357,7 @@ def test_folder_that_is_no_run(command: Command, finished: Path, tmp_path: Path,
 @pytest.fixture
 def distill(command: Command, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """`distill` of the 5-frame smoke configuration into `tmp_path/run`, without the time that the figure takes."""
-    monkeypatch.setattr("rats_video.build.finish.plot_training", lambda _, path: path.touch())
+    monkeypatch.setattr("rats_video.commands.finish.plot_training", lambda _, path: path.touch())
 
     def call(*arguments: str, **changes: object) -> Any:
         overrides = [part for key, value in changes.items() for part in ("--set", f"training.{key}={value}")]
@@ -476,7 +476,7 @@ def test_loss_that_stays_not_finite_is_one_line_and_keeps_the_checkpoint(
     distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("rats_video.distill.step.rats_step", at_step(3, lambda row: row.update(loss=float("nan"))))
+        patch.setattr("rats_video.methods.rats.rats_step", at_step(3, lambda row: row.update(loss=float("nan"))))
         outcome = distill("--set", "training.faults={skip: 0, rollbacks: 0}", steps=4, checkpoint_every=1)
     refused(
         outcome,
@@ -493,7 +493,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("rats_video.distill.step.rats_step", at_step(2, lambda _: os.kill(os.getpid(), number)))
+        patch.setattr("rats_video.methods.rats.rats_step", at_step(2, lambda _: os.kill(os.getpid(), number)))
         outcome = distill(steps=4)
     assert outcome.code == code
     assert outcome.err.splitlines()[-1].startswith("stopped after step 2, which is saved")
@@ -512,7 +512,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     ("where", "expected"),
     [
         ("build.distill.build_backbone", "stopped by SIGUSR1; nothing that was saved is lost"),
-        ("training.guard.Guard.look", "stopped before step 1; --resume goes on from there"),
+        ("training.guard.Guard.evaluate", "stopped before step 1; --resume goes on from there"),
         ("build.run.finish", "stopped by SIGUSR1; nothing that was saved is lost"),
     ],
 )

@@ -14,7 +14,7 @@ from caches import break_digest, write_cache
 from safetensors.torch import load_file
 
 from rats_video.backbones.identity import text_digest, vae_digest
-from rats_video.backbones.load import load_backbone
+from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.wan import WanBackbone
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec

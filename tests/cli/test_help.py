@@ -15,8 +15,8 @@ import pytest
 
 from rats_video.cli import app as cli
 from rats_video.cli import distill, plan
-from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 
 SHARED = ["--gpus", "--nodes", "--node-rank", "--rendezvous"]
@@ -83,7 +83,7 @@ Outcome = tuple[int, str, str]
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """What the commands ask of stand-ins for the modules of `rats_video.build`, by function."""
+    """What the commands ask of stand-ins for the modules of `rats_video.commands`, by function."""
     made: dict[str, dict[str, Any]] = {}
 
     def stand_in(name: str, /, **kwargs: Any) -> list[str] | None:
@@ -91,7 +91,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
         return None if name == "run_finetune" else []
 
     for module, names in BUILDERS.items():
-        build = types.ModuleType(f"rats_video.build.{module}")
+        build = types.ModuleType(f"rats_video.commands.{module}")
         for name in names:
             setattr(build, name, functools.partial(stand_in, name))
         monkeypatch.setitem(sys.modules, build.__name__, build)
@@ -327,7 +327,7 @@ def test_failure_is_one_line(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.build.run"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.commands.run"], "run_distill", fail)
     found, out, err = command("distill")
     assert (found, out, calls) == (code, "", {})
     assert err.startswith(f"error: {line}")
@@ -339,7 +339,7 @@ def test_a_bug_keeps_its_traceback(calls: dict[str, Any], monkeypatch: pytest.Mo
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.build.run"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.commands.run"], "run_distill", fail)
     monkeypatch.setattr(sys, "argv", ["rats-video", "distill"])
     with pytest.raises(type(error)):
         cli.main()

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.datasets.cache import ClipCache
-from rats_video.datasets.clips import Piece
-from rats_video.datasets.isolated import Failure
-from rats_video.datasets.records import ReadSource, SourceVideo
+from rats_video.datasets.prepared.cache import ClipCache
+from rats_video.datasets.video.clips import ReadChunk
+from rats_video.datasets.video.isolated import Failure
+from rats_video.datasets.video.records import ReadSource, SourceVideo
 from rats_video.errors import UserError
 from rats_video.inference.video import write_mp4
 
@@ -91,7 +91,7 @@ def config(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepare(command: Command, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs `prepare`, units of two, into `cache`."""
     monkeypatch.setattr("rats_video.preparation.units.UNIT_SOURCES", 2)
-    monkeypatch.setattr("rats_video.build.prepare.IsolatedPool", Inline)
+    monkeypatch.setattr("rats_video.commands.prepare.IsolatedPool", Inline)
 
     def call(source: object, *options: object, output: Path = tmp_path / "cache") -> Any:
         return command("prepare", source, "--output", output, "--config", config, "--device", "cpu", *options)
@@ -102,7 +102,7 @@ def prepare(command: Command, config: Path, tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The models that are loaded."""
-    from rats_video.build import prepare as build
+    from rats_video.commands import prepare as build
 
     seen: list[Path] = []
     load = build.load_backbone
@@ -154,8 +154,8 @@ def test_what_is_kept_and_what_is_said(prepare: Command, source: Path, tmp_path:
 
 def test_latents_are_of_the_frames(prepare: Command, source: Path, tmp_path: Path, loaded: WanBackbone) -> None:
     from rats_video.config.load import load_config
-    from rats_video.config.prepare import PrepareConfig
-    from rats_video.datasets.clips import read_source
+    from rats_video.datasets.video.clips import read_source
+    from rats_video.datasets.video.settings import PrepareConfig
 
     prepare(source)
     cache = ClipCache(tmp_path / "cache")
@@ -183,15 +183,15 @@ def test_second_run_touches_nothing(prepare: Command, source: Path, tmp_path: Pa
 
 
 MOMENTS = {
-    "with nothing but the manifest": ("rats_video.build.prepare.load_backbone", 1),
-    "amid the first shard": ("rats_video.datasets.cache.save_file", 2),
+    "with nothing but the manifest": ("rats_video.commands.prepare.load_backbone", 1),
+    "amid the first shard": ("rats_video.datasets.prepared.cache.save_file", 2),
     "before thumbnails": ("rats_video.preparation.encode.save_file", 1),
     "before the second record": ("rats_video.preparation.encode.write_record", 2),
     "amid the last unit": ("rats_video.backbones.wan.WanBackbone.encode", 2),
     "before the index": ("rats_video.preparation.index.write_lines", 1),
     "before the list of what was skipped": ("rats_video.preparation.index.write_lines", 2),
     "before the contact sheet": ("rats_video.preparation.index.write_contact", 1),
-    "before the manifest": ("rats_video.datasets.cache.write_json", 1),
+    "before the manifest": ("rats_video.datasets.prepared.cache.write_json", 1),
 }
 
 
@@ -308,7 +308,7 @@ def test_another_source_is_refused_but_a_moved_one_is_not(prepare: Command, sour
     assert out.startswith("kept 10 clips from 5 of 8 sources")
 
 
-@pytest.mark.parametrize("kind", [SourceVideo, Piece])
+@pytest.mark.parametrize("kind", [SourceVideo, ReadChunk])
 def test_what_took_too_long_is_tried_again_with_more_time(
     prepare: Command, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
 ) -> None:
@@ -325,7 +325,7 @@ def test_what_took_too_long_is_tried_again_with_more_time(
                 slow = late and self._seconds < 10
                 yield task, Failure("takes too long") if slow else result
 
-    monkeypatch.setattr("rats_video.build.prepare.IsolatedPool", Slow)
+    monkeypatch.setattr("rats_video.commands.prepare.IsolatedPool", Slow)
     prepare(source, "--set", "timeout_seconds=5")
     assert skipped(tmp_path / "cache")["2.mp4"] == "takes too long"
     assert "nothing to do" in prepare(source, "--set", "timeout_seconds=4").out
@@ -400,7 +400,7 @@ def test_real_pool_and_shapes(
     code, _, err = command("prepare", source / "0.mp4", "--output", tmp_path / "b", *options, *late)
     assert code == 2
     assert "nothing was kept: 1 x takes too long" in err
-    monkeypatch.setattr("rats_video.build.prepare.IsolatedPool", Inline)
+    monkeypatch.setattr("rats_video.commands.prepare.IsolatedPool", Inline)
     code, out, err = command("prepare", "shapes", "--output", tmp_path / "c", *options, "--set", "num_shapes=5")
     assert code == 0, err
     assert out.startswith("kept 5 clips from 5 of 5 sources")

@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rats_video.config.reward import reward_kinds
-from rats_video.rewards.word_reward import WordReward
+from rats_video.rewards.reward import reward_kinds
+from rats_video.rewards.word import WordReward
 
 Command = Callable[..., Any]
 

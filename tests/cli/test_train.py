@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.datasets.shapes import SHAPES_CLIP, WORDS, ShapeAttributes, render
-from rats_video.rewards.word_reward import WordReward
+from rats_video.datasets.shapes.render import SHAPES_CLIP, WORDS, ShapeAttributes, render
+from rats_video.pretraining.resumable import resumable_steps
+from rats_video.pretraining.reward import ClipPool, ClipTargets, evaluate_reward, measured_targets
+from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
-from rats_video.training.resumable import resumable
-from rats_video.training.reward import ClipPool, ClipTargets, evaluate_reward, measured_targets
 
 Command = Callable[..., Any]
 VOCABULARY = [word for words in WORDS.values() for word in words]
@@ -147,7 +147,7 @@ def test_killed_again_and_again_it_is_the_same(
         "reward": REWARD.format(model=tiny_wan, word_steps=1, steps=3),
         "reward --latent": LATENT.format(model=tiny_wan, reward=reward_folders[0]),
     }[kind]  # fmt: skip
-    monkeypatch.setattr(resumable, "__kwdefaults__", resumable.__kwdefaults__ | {"every": 1})
+    monkeypatch.setattr(resumable_steps, "__kwdefaults__", resumable_steps.__kwdefaults__ | {"every": 1})
     config = tmp_path / "mine.yaml"
     config.write_text(text)
 

@@ -14,11 +14,19 @@ from killing import dying_in_every_second_step
 from safetensors.torch import load_file
 
 from rats_video.backbones.identity import vae_digest
-from rats_video.datasets.cache import CLIPS, FORMAT, CacheManifest, ClipCache, ClipRecord, save_shard, write_lines
-from rats_video.datasets.corruptions import CORRUPTIONS
-from rats_video.rewards.word_reward import WordReward
+from rats_video.datasets.prepared.cache import (
+    CLIPS,
+    FORMAT,
+    CacheManifest,
+    ClipCache,
+    ClipRecord,
+    save_shard,
+    write_lines,
+)
+from rats_video.datasets.shapes.corruptions import CORRUPTIONS
+from rats_video.pretraining.resumable import resumable_steps
+from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
-from rats_video.training.resumable import resumable
 from rats_video.types import TextCondition
 
 Command = Callable[..., Any]
@@ -115,7 +123,7 @@ def test_killed_again_and_again_it_is_the_same(
     train: Command, preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_preferences: bool
 ) -> None:
     options = ["--preferences", preferences] if with_preferences else []
-    monkeypatch.setattr(resumable, "__kwdefaults__", resumable.__kwdefaults__ | {"every": 1})
+    monkeypatch.setattr(resumable_steps, "__kwdefaults__", resumable_steps.__kwdefaults__ | {"every": 1})
     assert train("whole", *options).code == 0
     with dying_in_every_second_step():
         assert [train("killed", "--resume", *options).code for _ in range(2)] == [130, 130]

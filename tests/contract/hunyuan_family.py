@@ -10,7 +10,7 @@ from family import Family, NativeSample, posterior_mean
 from torch import Tensor
 
 from rats_video.backbones.hunyuan import TEXT_LENGTH, HunyuanVideoBackbone
-from rats_video.training.teacher import build_tokenizer
+from rats_video.pretraining.teacher import build_tokenizer
 from rats_video.types import ClipSpec, TextCondition
 
 CLIP = ClipSpec(num_frames=9, height=32, width=32, fps=8.0)

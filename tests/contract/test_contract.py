@@ -27,11 +27,11 @@ from wan_family import WAN
 
 from rats_video.backbones.attention import use_attention, used_attention
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.features import middle_features
-from rats_video.backbones.load import load_backbone
-from rats_video.backbones.offload import HostWeights
+from rats_video.backbones.kinds import load_backbone
+from rats_video.backbones.offload import OffloadedWeights
 from rats_video.backbones.text_cache import TextCache
-from rats_video.config.compute import LoraWeights
 from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.diffusion.rollout import rollout
 from rats_video.errors import UserError
@@ -41,7 +41,7 @@ from rats_video.types import ClipSpec, TextCondition
 FAMILIES: tuple[Family, ...] = (WAN, *WAN22_FAMILIES, *LTX_FAMILIES, HUNYUAN, *COGVIDEOX_FAMILIES)
 
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
-LORA = LoraWeights(kind="lora", rank=2, alpha=6)
+LORA = LoraConfig(kind="lora", rank=2, alpha=6)
 
 
 class Case(SimpleNamespace):
@@ -158,9 +158,9 @@ def test_text_features_are_the_pipelines(case: Case) -> None:
 
 def test_prompts_that_are_cut_are_told(case: Case) -> None:
     limit = case.backbone.text_limit
-    assert case.backbone.misread(PROMPTS[1]) == ""
+    assert case.backbone.truncation_note(PROMPTS[1]) == ""
     long = " ".join(["red"] * (limit + 1))
-    assert case.backbone.misread(long) == f"longer than the {limit} tokens this model reads"
+    assert case.backbone.truncation_note(long) == f"longer than the {limit} tokens this model reads"
     cut, longer = case.backbone.encode_text([long]), case.backbone.encode_text([f"{long} {PROMPTS[0]}"])
     assert torch.equal(cut.embeds, longer.embeds)
 
@@ -208,15 +208,15 @@ def test_cached_text_is_the_encoders_and_does_without_them(case: Case, tmp_path:
 def test_offloaded_weights_are_there_when_they_are_needed(case: Case, level: Any) -> None:
     def gradients(backbone: PipelineBackbone) -> list[Tensor]:
         torch.manual_seed(0)  # where adapters start
-        student = backbone.adapted("student", LORA)
+        student = backbone.with_adapter("student", LORA)
         disturb(student)
         with torch.enable_grad():
             loss = case.velocity(student).square().mean()
         return [loss, *torch.autograd.grad(loss, list(student.weights.values()))]
 
-    plain, offloaded = case.backbone.twin(), case.backbone.twin()
+    plain, offloaded = case.backbone.with_own_denoiser(), case.backbone.with_own_denoiser()
     for network in offloaded.denoisers.values():
-        HostWeights(network.requires_grad_(requires_grad=False), torch.device("cpu"), level)
+        OffloadedWeights(network.requires_grad_(requires_grad=False), torch.device("cpu"), level)
     results = [gradients(plain), gradients(offloaded)]
     assert max(float(gradient.abs().max()) for gradient in results[0]) > 1e-4
     for ours, theirs in zip(*results, strict=True):
@@ -224,7 +224,7 @@ def test_offloaded_weights_are_there_when_they_are_needed(case: Case, level: Any
 
 
 def test_attention_is_asked_for_or_refused(case: Case) -> None:
-    backbone = case.backbone.twin()
+    backbone = case.backbone.with_own_denoiser()
     plain = case.velocity(backbone)
     for network in backbone.denoisers.values():
         assert used_attention(network) == "native"
@@ -405,7 +405,7 @@ def test_only_the_denoiser_trains(case: Case) -> None:
 
 
 def test_full_role_is_a_denoiser_of_its_own(case: Case, tmp_path: Path) -> None:
-    twin = case.backbone.twin()
+    twin = case.backbone.with_own_denoiser()
     for name, part in case.backbone.parts.items():
         assert (twin.parts[name] is part) == (name not in case.backbone.denoiser_parts)
     base = case.velocity(case.backbone)
@@ -420,9 +420,9 @@ def test_full_role_is_a_denoiser_of_its_own(case: Case, tmp_path: Path) -> None:
 
 
 def test_lora_role_is_an_adapter_on_the_base(case: Case, tmp_path: Path) -> None:
-    backbone = case.backbone.twin()  # adapters stay on the denoiser they were added to
+    backbone = case.backbone.with_own_denoiser()  # adapters stay on the denoiser they were added to
     base = case.velocity(backbone)
-    student, teacher = backbone.adapted("student", LORA), backbone.adapted("teacher", LORA)
+    student, teacher = backbone.with_adapter("student", LORA), backbone.with_adapter("teacher", LORA)
     assert torch.equal(case.velocity(student), base)
     disturb(student)
     changed = case.velocity(student)
@@ -432,7 +432,7 @@ def test_lora_role_is_an_adapter_on_the_base(case: Case, tmp_path: Path) -> None
     assert torch.equal(case.velocity(student), changed)
 
     student.save_role(tmp_path)
-    assert torch.equal(case.velocity(case.backbone.twin().load_role(tmp_path)), changed)
+    assert torch.equal(case.velocity(case.backbone.with_own_denoiser().load_role(tmp_path)), changed)
     pipeline = load_pipeline(case.folder)
     case.family.load_lora(pipeline, tmp_path)
     theirs = case.family.native_velocity(pipeline, case.noise, case.sigma, PROMPTS)
@@ -440,14 +440,14 @@ def test_lora_role_is_an_adapter_on_the_base(case: Case, tmp_path: Path) -> None
 
 
 def test_lora_adapts_attention_and_feed_forward(case: Case) -> None:
-    adapted = case.backbone.twin().adapted("student", LORA).weights
+    adapted = case.backbone.with_own_denoiser().with_adapter("student", LORA).weights
     for name in case.backbone.lora_targets:
         assert any(f".{name}.lora_A." in key for key in adapted), name
 
 
 def test_checkpointed_blocks_are_recomputed_under_their_own_adapter(case: Case) -> None:
-    backbone = case.backbone.twin()
-    student, teacher = backbone.adapted("student", LORA), backbone.adapted("teacher", LORA)
+    backbone = case.backbone.with_own_denoiser()
+    student, teacher = backbone.with_adapter("student", LORA), backbone.with_adapter("teacher", LORA)
     disturb(student)
     disturb(teacher)
 

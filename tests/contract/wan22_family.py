@@ -13,9 +13,14 @@ from wan_family import VAE_CONFIG, native_latents
 
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
-from rats_video.config.pretrain import TextEncoderConfig, TransformerConfig
-from rats_video.training.teacher import build_text_encoder, build_tokenizer, build_transformer
-from rats_video.training.vae import build_vae
+from rats_video.pretraining.teacher import (
+    TextEncoderConfig,
+    TransformerConfig,
+    build_text_encoder,
+    build_tokenizer,
+    build_transformer,
+)
+from rats_video.pretraining.vae import build_vae
 from rats_video.types import ClipSpec, TextCondition
 
 CLIP = ClipSpec(num_frames=9, height=32, width=64, fps=8.0)

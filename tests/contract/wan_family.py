@@ -10,9 +10,15 @@ from family import Family, NativeSample, posterior_mean
 from torch import Tensor
 
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
-from rats_video.config.pretrain import TextEncoderConfig, TransformerConfig, VaeConfig
-from rats_video.training.teacher import build_text_encoder, build_tokenizer, build_transformer, save_pipeline
-from rats_video.training.vae import build_vae
+from rats_video.pretraining.flow import save_pipeline
+from rats_video.pretraining.teacher import (
+    TextEncoderConfig,
+    TransformerConfig,
+    build_text_encoder,
+    build_tokenizer,
+    build_transformer,
+)
+from rats_video.pretraining.vae import VaeConfig, build_vae
 from rats_video.types import ClipSpec, TextCondition
 
 CLIP = ClipSpec(num_frames=9, height=32, width=32, fps=8.0)  # three latent frames of 4 x 4

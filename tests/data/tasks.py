@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rats_video.datasets.video_reader import open_video
+from rats_video.datasets.video.reader import open_video
 
 
 def act(task: str) -> int | Tensor:

@@ -15,11 +15,11 @@ from unittest import mock
 
 import torch
 
-from rats_video.build.common import start_runtime
-from rats_video.build.distill import train_student
-from rats_video.build.finish import finish
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.device import start_runtime
+from rats_video.commands.finish import finish
+from rats_video.commands.train_student import train_student
 from rats_video.config.load import load_config
+from rats_video.distillation.settings import DistillConfig
 from rats_video.runtime import Runtime
 from rats_video.training.run_folder import RunFolder
 
@@ -39,9 +39,9 @@ def work(job: Job) -> Runtime:
     cfg = load_config(DistillConfig, job.config, group="distill", overrides=[*COMMON, *job.overrides])
     runtime, run = start_runtime("cpu", cfg.parallel), RunFolder(Path(job.output))
     with (  # slow, and looked at elsewhere
-        mock.patch("rats_video.build.distill.plan_of_run", return_value=PLAN),
-        mock.patch("rats_video.build.finish.plot_training"),
-        mock.patch("rats_video.build.finish.plot_guard"),
+        mock.patch("rats_video.commands.train_student.plan_of_run", return_value=PLAN),
+        mock.patch("rats_video.commands.finish.plot_training"),
+        mock.patch("rats_video.commands.finish.plot_guard"),
     ):
         student = train_student(cfg, run, runtime, resume=True, overwrite=False)
         if runtime.is_main and student is not None:

@@ -14,12 +14,12 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from rats_video.build import compare_arms
-from rats_video.build.compare_arms import Study
-from rats_video.config.compare import CompareConfig
+from rats_video.commands import compare_arms
+from rats_video.commands.compare_config import CompareConfig
+from rats_video.commands.compare_layout import CompareLayout
 from rats_video.config.load import load_config
 from rats_video.errors import UserError
-from rats_video.evaluation.compared import Compared, read_compared
+from rats_video.evaluation.compare_result import CompareResult, read_compare_result
 from rats_video.files import locked
 from rats_video.training.update import Updater
 
@@ -48,7 +48,7 @@ def config(config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def compare(command: Run, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # is looked at elsewhere
-    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: plan)
+    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
     return lambda name="runs", *more: command(
         "compare", "--config", config, "--output", tmp_path / name, "--device", "cpu", *more
     )
@@ -64,18 +64,18 @@ def whole(command: Run, config: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def content(folder: Path) -> dict[str, Any]:
     """All of a comparison that is not time."""
-    found = read_compared(folder / "compare.json").model_dump()
+    found = read_compare_result(folder / "compare.json").model_dump()
     for point in (*found["rows"], *found["curve"]):
         (point["cost"] or {}).pop("seconds", None)
     return found
 
 
-def layout(config: Path, output: Path) -> Study:
-    return Study.of(load_config(CompareConfig, str(config), group="compare"), output)
+def layout(config: Path, output: Path) -> CompareLayout:
+    return CompareLayout.of(load_config(CompareConfig, str(config), group="compare"), output)
 
 
 def test_rows_curve_and_costs(whole: Path) -> None:
-    compared: Compared = read_compared(whole / "compare.json")
+    compared: CompareResult = read_compare_result(whole / "compare.json")
     assert [(row.method, row.nfe, row.seed) for row in compared.rows] == [
         ("teacher", 8, None), ("base", 2, None), ("base", 4, None), ("rats", 2, 0), ("rats", 4, 0),
         ("imitation", 2, 0), ("imitation", 4, 0),
@@ -90,7 +90,7 @@ def test_rows_curve_and_costs(whole: Path) -> None:
 
 
 def test_diversity_is_told_as_a_share_of_the_teachers(whole: Path) -> None:
-    rows = read_compared(whole / "compare.json").rows
+    rows = read_compare_result(whole / "compare.json").rows
     teacher = rows[0].metrics
     assert teacher["pixel_diversity_share"].mean == pytest.approx(1.0)
     for row in rows:
@@ -131,8 +131,8 @@ def test_stopped_and_gone_on_with_is_the_same(
 
 
 def test_an_arm_that_another_works_at_is_left_to_it(compare: Run, config: Path, whole: Path, tmp_path: Path) -> None:
-    entrant = layout(config, tmp_path / "runs").entrants[2]
-    with locked(entrant.folder):
+    arm = layout(config, tmp_path / "runs").arms[2]
+    with locked(arm.folder):
         first = compare()
     assert first.code == 0
     assert first.out.splitlines()[-1].startswith("Others work at rats, seed 0: the last one writes")
@@ -157,7 +157,7 @@ def test_an_arm_that_fails_keeps_nobody_else_from_its_end(
     assert failed.code == 2
     assert "1 of 4 arms failed: rats, seed 0: " in failed.err
     assert "no space left" in failed.err
-    assert {row.method for row in read_compared(tmp_path / "runs/compare.json").rows} == {
+    assert {row.method for row in read_compare_result(tmp_path / "runs/compare.json").rows} == {
         "teacher",
         "base",
         "imitation",
@@ -169,12 +169,12 @@ def test_an_arm_that_fails_keeps_nobody_else_from_its_end(
 
 def test_students_on_their_way_are_kept_and_not_their_checkpoints(config: Path, whole: Path) -> None:
     study = layout(config, whole)
-    for entrant in study.entrants[2:]:
-        kept = load_file(entrant.folder / "milestones/step-000002/student.safetensors")
-        saved = load_file(entrant.folder / "checkpoints/step-000004/student.safetensors")
+    for arm in study.arms[2:]:
+        kept = load_file(arm.folder / "milestones/step-000002/student.safetensors")
+        saved = load_file(arm.folder / "checkpoints/step-000004/student.safetensors")
         assert kept.keys() == saved.keys()
         assert any(not torch.equal(kept[name], saved[name]) for name in kept)
-        assert [path.name for path in sorted((entrant.folder / "milestones").iterdir())] == ["step-000002"]
+        assert [path.name for path in sorted((arm.folder / "milestones").iterdir())] == ["step-000002"]
 
 
 def test_a_finer_curve_than_was_kept_has_the_points_that_there_are(compare: Run, whole: Path, tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles
-from rats_video.build.method import build_method
-from rats_video.config.distill import DistillConfig
 from rats_video.diffusion.flow import add_noise
-from rats_video.distill.distribution import DistributionMatching
-from rats_video.distill.draws import FAKE_SCORE, draw_noise
+from rats_video.distillation.method import build_method
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.rivals.dmd2 import Dmd2
+from rats_video.methods.distribution_matching import DistributionMatching
+from rats_video.methods.dmd2 import Dmd2
+from rats_video.methods.draws import FAKE_SCORE, draw_noise
 from rats_video.training.batches import draw_batch
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
@@ -59,7 +59,7 @@ def make(loaded: WanBackbone, make_config: Callable[..., DistillConfig], cache: 
         rounds = "" if "fake_score:" in options else ROUNDS
         method = f"method={{kind: dmd2{rounds}{options.replace('CACHE', str(cache))}}}"
         cfg = make_config(method, *overrides)
-        built = build_method(cfg, *build_roles(cfg, loaded.twin()))
+        built = build_method(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
         assert isinstance(built, Dmd2)
         return cfg, built
 
@@ -86,9 +86,9 @@ def test_evaluations_are_the_calls(make: Make, draw: Callable[..., Any], name: s
     steps = range(24) if name == "forced" else range(1)  # where they begin is drawn: a mean
     for step in steps:
         batch = draw(cfg, step)
-        (companion,) = dmd.companions.values()
-        for index in range(companion.rounds):
-            companion.loss(batch, index)
+        (critic,) = dmd.critics.values()
+        for index in range(critic.rounds):
+            critic.loss(batch, index)
         dmd.step(batch)
     assert sum(found) / len(steps) == pytest.approx(cfg.evaluations(4), rel=0.2 if name == "forced" else 1e-9)
 
@@ -128,10 +128,10 @@ def test_parts_add_up_to_the_whole(make: Make, draw: Callable[..., Any], options
         found = []
         for parts in (1, 2):  # each with its own teacher, which knows a part's rollout again
             cfg, dmd = make(options, "training.batch_size=4")
-            (companion,) = dmd.companions.values()
+            (critic,) = dmd.critics.values()
             batch = draw(cfg, step)
-            row = accumulate_gradient(lambda part, learn=companion.loss: learn(part, 1), batch, parts)  # type: ignore[misc]
-            own = torch.cat([weight.grad.flatten() for weight in companion.weights.values() if weight.grad is not None])
+            row = accumulate_gradient(lambda part, learn=critic.loss: learn(part, 1), batch, parts)  # type: ignore[misc]
+            own = torch.cat([weight.grad.flatten() for weight in critic.weights.values() if weight.grad is not None])
             row |= accumulate_gradient(dmd.step, batch, parts)
             gradient = [weight.grad for weight in dmd.student.weights.values() if weight.grad is not None]
             found.append((own, torch.cat([each.flatten() for each in gradient]), row))
@@ -172,9 +172,9 @@ def test_fake_score_follows_the_student(make: Make, weights: str) -> None:
         for weight in student.values():
             weight.add_(1.0)
     before = {name: weight.detach().clone() for name, weight in fake.items()}
-    dmd.follow(1, resumed=True)
+    dmd.update_ema(1, resumed=True)
     assert all(torch.equal(fake[name], weight) for name, weight in before.items())
-    dmd.follow(1)
+    dmd.update_ema(1)
     for name, weight in before.items():
         torch.testing.assert_close(fake[name].detach(), weight + 0.1)
 
@@ -187,14 +187,14 @@ def test_discriminators_losses_by_hand(make: Make, draw: Callable[..., Any]) -> 
     text = dmd.student.encode_text(batch.prompts)
     (loss, row), (flow, _) = (each.fake_score_loss(batch, 1) for each in (dmd, plain))
     with torch.no_grad():
-        made = dmd.make(batch, FAKE_SCORE, 1)
-        latents, _, sigma = dmd.matching.noised(made.x0, batch, FAKE_SCORE, 1)
-        real = add_noise(dmd.teacher.guide(batch).trajectory.x0, draw_noise(batch, 10**6 + 3, 1), sigma)
+        made = dmd.generate(batch, FAKE_SCORE, 1)
+        latents, _, sigma = dmd.matching.renoise(made.x0, batch, FAKE_SCORE, 1)
+        real = add_noise(dmd.teacher.rollout(batch).trajectory.x0, draw_noise(batch, 10**6 + 3, 1), sigma)
         student, other = dmd.gan(latents, sigma, text)[1], dmd.gan(real, sigma, text)[1]
         own = (softplus(student) + softplus(-other)).mean()
     torch.testing.assert_close(loss, flow + 0.1 * own)
     assert row["gan"] == pytest.approx(float(own))
-    optimizer = torch.optim.Adam(dmd.companions["fake_score"].weights.values(), lr=1e-2)
+    optimizer = torch.optim.Adam(dmd.critics["fake_score"].weights.values(), lr=1e-2)
     for _ in range(8):
         optimizer.zero_grad()
         loss, row = dmd.fake_score_loss(batch, 1)
@@ -212,7 +212,7 @@ def test_forced_rollout_begins_at_the_noised_real_clip(make: Make, draw: Callabl
     for step in range(12):
         batch = draw(cfg, step)
         seen.clear()
-        made = dmd.make(batch, FAKE_SCORE, 0)
+        made = dmd.generate(batch, FAKE_SCORE, 0)
         latents, timestep, *_ = seen[0]
         first = 4 - len(seen)
         lengths.add(first)

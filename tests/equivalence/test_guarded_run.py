@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rats_video.build.distill import train_student
-from rats_video.build.finish import finish
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.finish import finish
+from rats_video.commands.train_student import train_student
+from rats_video.distillation.settings import DistillConfig
 from rats_video.inference.student import load_card
 from rats_video.runtime import ALONE
 from rats_video.training.guard import Guard
@@ -27,9 +27,9 @@ Run = Callable[..., RunFolder]
 @pytest.fixture
 def run(make_config: Callable[..., DistillConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
-    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: plan)
+    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
     for figure in ("plot_training", "plot_guard"):
-        monkeypatch.setattr(f"rats_video.build.finish.{figure}", lambda *_: None)
+        monkeypatch.setattr(f"rats_video.commands.finish.{figure}", lambda *_: None)
 
     def call(name: str, *overrides: str) -> RunFolder:
         cfg, folder = make_config(*overrides), RunFolder(tmp_path / name)

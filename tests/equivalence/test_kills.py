@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from killing import killed
 
-from rats_video.build.distill import train_student
-from rats_video.build.finish import finish
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.finish import finish
+from rats_video.commands.train_student import train_student
+from rats_video.distillation.settings import DistillConfig
 from rats_video.runtime import ALONE
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -26,13 +26,13 @@ OPTIONS = (
 
 # What is replaced by a SIGKILL, and at which of its calls.
 MOMENTS = {
-    "the first look": ("rats_video.training.guard.Guard.look", 1),
-    "amid the third step": ("rats_video.distill.step.rats_step", 3),
+    "the first look": ("rats_video.training.guard.Guard.evaluate", 1),
+    "amid the third step": ("rats_video.methods.rats.rats_step", 3),
     "amid a checkpoint": ("rats_video.training.checkpoint.save_file", 2),
     "between a look and its checkpoint": ("rats_video.training.checkpoint.CheckpointWriter.save", 2),
     "before the row of a step": ("rats_video.training.metrics.MetricsFile.append", 3),
     "between a checkpoint and the deletion of an old one": ("rats_video.training.checkpoint.remove", 1),
-    "with the student written aside": ("rats_video.build.finish.save_student", 1),
+    "with the student written aside": ("rats_video.commands.finish.save_student", 1),
 }
 
 
@@ -40,9 +40,9 @@ MOMENTS = {
 def go(make_config: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
     """`distill --resume` into a folder."""
     plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
-    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: plan)
+    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
     for figure in ("plot_training", "plot_guard"):
-        monkeypatch.setattr(f"rats_video.build.finish.{figure}", lambda *_: None)
+        monkeypatch.setattr(f"rats_video.commands.finish.{figure}", lambda *_: None)
 
     def call(folder: Path) -> None:
         cfg, run = make_config(*OPTIONS), RunFolder(folder)

@@ -15,17 +15,18 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rats_video.backbones import levers
+from rats_video.backbones import apply_compute
 from rats_video.backbones.attention import check_attention, use_attention, used_attention
-from rats_video.backbones.offload import HostWeights
+from rats_video.backbones.offload import OffloadedWeights
 from rats_video.backbones.text_cache import TextCache
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.compute import cached_text, save_text
-from rats_video.build.distill import build_backbone, build_roles
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
-from rats_video.distill.step import Rats, rats_step, student_path
+from rats_video.distillation.compute import cached_text, save_text
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_backbone, build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.methods.base import student_rollout
+from rats_video.methods.rats import Rats, rats_step
 from rats_video.seeds import seeded
 from rats_video.types import PromptBatch
 
@@ -136,7 +137,7 @@ def test_gradient_of_chosen_steps_is_the_truncated_formula(
     rats = build(make_config, f"student.grad_steps={grad_steps}")
     student = rats.student
     weights = list(student.weights.values())
-    got = student_path(rats, batch).x0
+    got = student_rollout(rats, batch).x0
     sigmas, text = student.sigmas(4, rats.shift), student.encode_text(batch.prompts)
     x = batch.noise
     for step in range(4):  # x_{k+1} = x_k + (s_{k+1} - s_k) v(x_k), v held constant where it carries no gradient
@@ -154,7 +155,7 @@ def test_gradient_of_chosen_steps_is_the_truncated_formula(
 
 
 def test_attention_is_set_on_one_model_and_reported_from_its_layers(backbone: WanBackbone) -> None:
-    other = backbone.twin().denoiser
+    other = backbone.with_own_denoiser().denoiser
     assert used_attention(backbone.denoiser) == "native"
     use_attention(backbone.denoiser, "_native_math", has_mask=False)
     assert used_attention(backbone.denoiser) == "_native_math"
@@ -210,7 +211,7 @@ def test_compiled_step_is_the_same_and_switching_roles_compiles_each_once(
         graphs.append(graph)
         return graph.forward
 
-    monkeypatch.setattr(levers, "compile_blocks", partial(levers.compile_blocks, backend=count))  # type: ignore[arg-type]
+    monkeypatch.setattr(apply_compute, "compile_blocks", partial(apply_compute.compile_blocks, backend=count))  # type: ignore[arg-type]
     rats = build(make_config, *ROLES["lora-ema"], "compute.compile=true", "compute.activation_checkpointing=true")
     assert_same(plain("lora-ema", batch), take_step(rats, batch), 1e-6)
     after_one = len(graphs)
@@ -225,7 +226,7 @@ def test_family_without_repeated_blocks_is_one_line() -> None:
 
     network = CogVideoXTransformer3DModel(num_attention_heads=1, attention_head_dim=16, num_layers=1, text_embed_dim=8)
     with pytest.raises(UserError, match=r"^compute.compile: CogVideoXTransformer3DModel has no repeated blocks"):
-        levers.compile_blocks(network)
+        apply_compute.compile_blocks(network)
 
 
 # --------------------------------------------------------------------------------------------------------- offload
@@ -237,9 +238,9 @@ def test_no_more_than_a_group_is_fetched_at_a_time(
 ) -> None:
     alive: list[weakref.ref[Tensor]] = []
     most = 0
-    fetch = HostWeights._fetch
+    fetch = OffloadedWeights._fetch
 
-    def watched(self: HostWeights, kept: Tensor) -> Tensor:
+    def watched(self: OffloadedWeights, kept: Tensor) -> Tensor:
         nonlocal most
         tensor = fetch(self, kept)
         alive.append(weakref.ref(tensor.untyped_storage()))  # type: ignore[arg-type]
@@ -247,8 +248,8 @@ def test_no_more_than_a_group_is_fetched_at_a_time(
         return tensor
 
     network = backbone.denoiser.requires_grad_(requires_grad=False)
-    HostWeights(network, CPU, level)
-    monkeypatch.setattr(HostWeights, "_fetch", watched)
+    OffloadedWeights(network, CPU, level)
+    monkeypatch.setattr(OffloadedWeights, "_fetch", watched)
     noise = batch.noise.clone().requires_grad_()
     out = backbone.velocity(noise, torch.full((2,), 0.7), backbone.encode_text(batch.prompts))
     forward = len(alive)

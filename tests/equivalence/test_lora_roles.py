@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
-from rats_video.distill.step import Rats
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
+from rats_video.methods.rats import Rats
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -36,7 +36,7 @@ def train(
     def call(folder: str, *overrides: str) -> Rats:
         (tmp_path / folder).mkdir(exist_ok=True)
         cfg = make_config("training.optimizer.lr=0.02", *overrides)
-        rats = build_rats(cfg, *build_roles(cfg, loaded.twin()))
+        rats = build_rats(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
         train_loop(rats, cfg, captions, RunFolder(tmp_path / folder))
         return rats
 
@@ -82,7 +82,7 @@ def test_an_average_of_bfloat16_adapters_is_float32(
     loaded: WanBackbone, make_config: Callable[..., DistillConfig]
 ) -> None:
     cfg = make_config(*TEACHERS["ema"], "student.weights.dtype=bfloat16")
-    student, teacher = build_roles(cfg, loaded.twin())
+    student, teacher = build_roles(cfg, loaded.with_own_denoiser())
     assert {weight.dtype for weight in student.weights.values()} == {torch.bfloat16}
     assert {weight.dtype for weight in teacher.weights.values()} == {torch.float32}
     assert all(torch.equal(weight, student.weights[name].float()) for name, weight in teacher.weights.items())
@@ -90,7 +90,7 @@ def test_an_average_of_bfloat16_adapters_is_float32(
 
 def test_targets_that_no_layer_has_are_one_line(loaded: WanBackbone, make_config: Callable[..., DistillConfig]) -> None:
     with pytest.raises(UserError, match=r"^student.weights.targets: no layer of the denoiser is called to_z \(null"):
-        build_roles(make_config(*LORA, "student.weights.targets=[to_z]"), loaded.twin())
+        build_roles(make_config(*LORA, "student.weights.targets=[to_z]"), loaded.with_own_denoiser())
 
 
 def test_stock_pipeline_with_the_lora_file_makes_the_same_clip(

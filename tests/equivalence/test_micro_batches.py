@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.training.batches import draw_batch
 from rats_video.training.loop import train_loop
@@ -31,7 +31,7 @@ def test_parts_add_up_to_the_whole(
     weights, rows = [], []
     for name, options in (("whole", ()), ("parts", (f"training.micro_batch_size={size}",))):
         cfg = make_config(*common, *options)
-        rats = build_rats(cfg, *build_roles(cfg, loaded.twin()))
+        rats = build_rats(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
         (tmp_path / name).mkdir()
         train_loop(rats, cfg, captions, RunFolder(tmp_path / name))
         weights.append(rats.student.weights)
@@ -53,7 +53,7 @@ def test_gradient_of_the_parts_is_the_gradient(
     cfg = make_config("training.batch_size=4")
     found = []
     for parts in (1, 2, 4):
-        rats = build_rats(cfg, *build_roles(cfg, loaded.twin()))
+        rats = build_rats(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
         accumulate_gradient(rats.step, draw_batch(rats.student, cfg, captions, 0), parts)
         found.append(torch.cat([weight.grad.flatten() for weight in rats.student.weights.values()]))
     for other in found[1:]:
@@ -63,9 +63,9 @@ def test_gradient_of_the_parts_is_the_gradient(
 @pytest.mark.parametrize(("size", "parts"), [(None, 1), (1, 6), (2, 3), (6, 1), (8, 1)])
 def test_parts(make_config: Callable[..., DistillConfig], size: int | None, parts: int) -> None:
     given = () if size is None else (f"training.micro_batch_size={size}",)
-    assert make_config(*given).training.parts(6) == parts
+    assert make_config(*given).training.num_micro_batches(6) == parts
 
 
 def test_parts_that_are_not_equal(make_config: Callable[..., DistillConfig]) -> None:
     with pytest.raises(UserError, match=r"^training.micro_batch_size: 4 does not divide the 6 clips of a process"):
-        make_config("training.micro_batch_size=4").training.parts(6)
+        make_config("training.micro_batch_size=4").training.num_micro_batches(6)

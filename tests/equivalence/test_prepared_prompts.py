@@ -11,19 +11,13 @@ import torch
 from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.text_cache import TextCache
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.compute import cached_text
-from rats_video.build.distill import build_backbone, train_student
-from rats_video.config.distill import DistillConfig, PreparedPrompts
-from rats_video.datasets.cache import (
-    CLIPS,
-    EMPTY,
-    SHARDS,
-    CacheManifest,
-    ClipRecord,
-    save_shard,
-    write_lines,
-)
-from rats_video.datasets.prompts import PromptSplit, load_prompts
+from rats_video.commands.train_student import train_student
+from rats_video.datasets.prepared.cache import CLIPS, EMPTY, SHARDS, CacheManifest, ClipRecord, save_shard, write_lines
+from rats_video.datasets.prompts.settings import PreparedPromptsConfig
+from rats_video.datasets.prompts.split import PromptSplit, load_prompts
+from rats_video.distillation.compute import cached_text
+from rats_video.distillation.roles import build_backbone
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.runtime import ALONE
 from rats_video.training.run_folder import RunFolder
@@ -82,7 +76,9 @@ def test_trains_as_from_a_file_of_the_same_prompts(
     make_config: Callable[..., DistillConfig], loaded: WanBackbone, cache: Path, captions: tuple[str, ...],
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    assert load_prompts(PreparedPrompts(kind="prepared", path=str(cache))) == PromptSplit(captions[:8], captions[8:])
+    assert load_prompts(PreparedPromptsConfig(kind="prepared", path=str(cache))) == PromptSplit(
+        captions[:8], captions[8:]
+    )
     from_file = trained(make_config("compute.cache_text=true"), tmp_path / "file")
     from_cache = trained(make_config("compute.cache_text=true", of(cache)), tmp_path / "cached")
     assert all(torch.equal(from_cache[name], weight) for name, weight in from_file.items())
@@ -130,7 +126,7 @@ def test_text_of_another_encoder_is_refused(
 def test_a_caption_on_both_sides_is_held_out(loaded: WanBackbone, tiny_wan: Path, tmp_path: Path) -> None:
     train, heldout = ["a red circle", "a blue circle", "a red circle", ""], ["a blue circle", ""]
     cache = write_cache(tmp_path / "c", loaded, tiny_wan, train, heldout)
-    split = load_prompts(PreparedPrompts(kind="prepared", path=str(cache)))
+    split = load_prompts(PreparedPromptsConfig(kind="prepared", path=str(cache)))
     assert split == PromptSplit(("a red circle",), ("a blue circle",), 2)
 
 
@@ -140,7 +136,7 @@ def test_a_cache_without_two_sides_is_refused(
 ) -> None:
     cache = write_cache(tmp_path / "c", loaded, tiny_wan, train, ["" if train else "a"])
     with pytest.raises(UserError, match=f"no caption {missing} in it"):
-        load_prompts(PreparedPrompts(kind="prepared", path=str(cache)))
+        load_prompts(PreparedPromptsConfig(kind="prepared", path=str(cache)))
 
 
 def test_no_cache_is_one_line(command: Callable[..., tuple[int, str, str]], config_file: Path, tmp_path: Path) -> None:

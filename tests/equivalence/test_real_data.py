@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles
-from rats_video.build.method import build_rats
-from rats_video.build.real_data import build_real_data
-from rats_video.config.distill import DistillConfig
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.distill.real_data import RealClips, real_data_loss
-from rats_video.distill.step import Rats
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.real_data import build_real_data
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.rats import Rats
+from rats_video.methods.real_data import RealClips, real_data_loss
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.batches import draw_batch
 from rats_video.training.loop import train_loop
@@ -74,7 +74,7 @@ def test_known_losses_and_their_gradient(place: float, length: float) -> None:
 
 
 def make(cfg: DistillConfig, loaded: WanBackbone) -> Rats:
-    return build_rats(cfg, *build_roles(cfg, loaded.twin()))
+    return build_rats(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
 
 
 def gradient(rats: Rats, parts: int, steps: range = range(1)) -> Tensor:
@@ -97,7 +97,7 @@ def test_parts_and_processes_add_up_to_the_whole(
 ) -> None:  # fmt: skip
     cfg = make_config(TERM.format(folder), *weights)
     own = WanBackbone.from_pretrained(tiny_wan) if weights else loaded
-    rats = build_rats(cfg, *build_roles(cfg, own if weights else own.twin()))
+    rats = build_rats(cfg, *build_roles(cfg, own if weights else own.with_own_denoiser()))
     whole = gradient(rats, 1)
     assert whole.norm() > 0
 

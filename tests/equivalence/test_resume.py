@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles, train_student
-from rats_video.build.finish import finish
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
-from rats_video.distill.step import Rats, rats_step
+from rats_video.commands.finish import finish
+from rats_video.commands.train_student import train_student
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import Interrupted
+from rats_video.methods.rats import Rats, rats_step
 from rats_video.runtime import ALONE
 from rats_video.training.batches import draw_batch
 from rats_video.training.checkpoint import list_checkpoints, steps_done
@@ -53,7 +54,7 @@ def train(
     def call(folder: str, *overrides: str) -> Trained:
         (tmp_path / folder).mkdir(exist_ok=True)
         cfg = make_config(*overrides)
-        rats = build_rats(cfg, *build_roles(cfg, loaded.twin()))
+        rats = build_rats(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
         train_loop(rats, cfg, captions, RunFolder(tmp_path / folder))
         rows = [
             {k: v for k, v in row.items() if k != "seconds"}
@@ -93,7 +94,7 @@ def test_ctrl_c_amid_a_reused_rollout(train: Train, monkeypatch: pytest.MonkeyPa
             monkeypatch.undo()
         return rats_step(rats, batch)
 
-    monkeypatch.setattr("rats_video.distill.step.rats_step", interrupted)
+    monkeypatch.setattr("rats_video.methods.rats.rats_step", interrupted)
     with pytest.raises(Interrupted, match=r"^stopped after step 4, which is saved; .*--resume"):
         train("stopped", *options)
     assert_same(whole, train("stopped", *options))
@@ -127,7 +128,7 @@ def run_for(
 ) -> Callable[..., dict[str, Tensor]]:
     """Trains an adapter in a folder that holds a run, or none yet, as `distill --resume` does."""
     plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
-    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: plan)
+    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
 
     def call(folder: str, steps: int, *overrides: str) -> dict[str, Tensor]:
         cfg = make_config(*LORA, f"training.steps={steps}", *overrides)
@@ -157,7 +158,7 @@ def test_split_student_is_written_without_a_gpus_kernels(
 ) -> None:
     trained, run = run_for("run", 1), RunFolder(tmp_path / "run")
     levers = ("parallel.shard=true", "compute.attention=xformers", "compute.compile=true", "compute.cache_text=true")
-    monkeypatch.setattr("rats_video.build.finish.plot_training", lambda *_: None)
+    monkeypatch.setattr("rats_video.commands.finish.plot_training", lambda *_: None)
     finish(make_config(*LORA, *levers), run, student=None)  # type: ignore[arg-type]  # its weights are split
     written = load_file(run.student / "pytorch_lora_weights.safetensors")
     assert written.keys() == trained.keys()

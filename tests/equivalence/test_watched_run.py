@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from rats_video.build.distill import train_student
-from rats_video.build.run import _evaluate
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.run import _evaluate
+from rats_video.commands.train_student import train_student
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import ArmRow, MetricValue, write_rows
 from rats_video.inference.video import read_mp4
@@ -45,7 +45,7 @@ def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(make_config: Callable[..., DistillConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
-    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: plan)
+    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
 
     def call(name: str, *overrides: str) -> RunFolder:
         folder = RunFolder(tmp_path / name)
@@ -299,7 +299,7 @@ def test_evaluation_is_sent_too(
     row = ArmRow(arm="student", num_steps=4, nfe=4, num_clips=2, seconds_per_clip=1.0,
                  metrics={"reward": MetricValue(mean=0.75, ci95=0.5)})  # fmt: skip
     monkeypatch.setattr(
-        "rats_video.build.run.evaluate_files", lambda *_, output, **__: write_rows([row], output / "evaluation.json")
+        "rats_video.commands.run.evaluate_files", lambda *_, output, **__: write_rows([row], output / "evaluation.json")
     )
     _evaluate(make_config(*options), None, folder, ALONE)  # type: ignore[arg-type]  # nothing is sampled
     assert scalars(board(folder), "evaluation/student-4/reward") == [(1, 0.75)]

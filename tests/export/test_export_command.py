@@ -16,9 +16,9 @@ import torch
 import yaml
 
 from rats_video.assets import ASSETS
+from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.inference import load_student
-from rats_video.config.compute import LoraWeights
+from rats_video.commands.students import load_student
 from rats_video.config.load import write_resolved
 from rats_video.export.card import escape, fenced
 from rats_video.export.verify import Difference
@@ -39,7 +39,7 @@ def run(loaded: WanBackbone, tiny_wan: Path, make_config: Any, tmp_path_factory:
     (folder / "evaluation" / "evaluation.md").write_text("| arm | reward |\n| --- | ---: |\n| student | 0.5 |\n")
     looks = [{"step": 2, "drift": 0.1, "alarms": [], "scores": {"reward": [1.0, 2.0]}}]
     (folder / "guard.json").write_text(json.dumps({"best": 2, "teacher": {"reward": [0.0, 0.5]}, "looks": looks}))
-    role = loaded.twin().adapted("student", LoraWeights(kind="lora", rank=2, alpha=4))
+    role = loaded.with_own_denoiser().with_adapter("student", LoraConfig(kind="lora", rank=2, alpha=4))
     with torch.no_grad():
         for weight in role.weights.values():
             weight.add_(0.1)
@@ -161,7 +161,7 @@ def test_nothing_is_sampled_without_verification(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("sample_videos", "sample_stock"):
-        monkeypatch.setattr(f"rats_video.build.export.{name}", lambda *_, **__: pytest.fail("sampled"))
+        monkeypatch.setattr(f"rats_video.commands.export_model.{name}", lambda *_, **__: pytest.fail("sampled"))
     options = ["--format", "diffusers", "--no-verify", "--output", tmp_path / "out"]
     assert command("export", "model", run, *options).code == 0
 

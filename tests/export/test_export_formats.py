@@ -23,10 +23,10 @@ from torch import Tensor
 from wan22_family import WAN22_FAMILIES
 from wan_family import WAN
 
-from rats_video.backbones.load import load_backbone
-from rats_video.build.export import SEED, Format, Order, run_export_model
-from rats_video.build.inference import load_student
-from rats_video.config.compute import LoraWeights
+from rats_video.backbones.compute import LoraConfig
+from rats_video.backbones.kinds import load_backbone
+from rats_video.commands.export_model import SEED, ExportRequest, Format, run_export_model
+from rats_video.commands.students import load_student
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
@@ -38,7 +38,7 @@ FAMILIES = (WAN, WAN22_FAMILIES[1], LTX_FAMILIES[1], HUNYUAN, COGVIDEOX_FAMILIES
 SHIFT, GUIDANCE = 2.0, 4.5
 PROMPT = "a fast red circle moving left on a gray background"
 CPU = torch.device("cpu")
-LORA = LoraWeights(kind="lora", rank=2, alpha=6)
+LORA = LoraConfig(kind="lora", rank=2, alpha=6)
 
 
 class Case(NamedTuple):
@@ -61,7 +61,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     case.family.build(case.base)
     backbone = load_backbone(case.base)
     for kind in ("full", "lora"):  # adapters stay on the base's denoiser
-        role = backbone.twin() if kind == "full" else backbone.adapted("student", LORA)
+        role = backbone.with_own_denoiser() if kind == "full" else backbone.with_adapter("student", LORA)
         generator = seeded(7)
         with torch.no_grad():
             for weight in role.weights.values():
@@ -78,7 +78,7 @@ def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Any:
     def export(kind: Format, weights: str, scale: float = 1.0) -> Path:
         if (kind, weights, scale) not in made:
             output = tmp_path_factory.mktemp("exported") / f"{kind}-{weights}"
-            order = Order(kind, str(case.students[weights]), scale=scale, output=output, num_clips=1)
+            order = ExportRequest(kind, str(case.students[weights]), scale=scale, output=output, num_clips=1)
             run_export_model(order, "cpu")
             made[kind, weights, scale] = output
         return made[kind, weights, scale]

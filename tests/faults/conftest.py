@@ -19,9 +19,9 @@ def distill(command: Command, config_file: Path, tmp_path: Path, monkeypatch: py
 
     Without the plan and the figures, which take longer than the steps and are looked at elsewhere.
     """
-    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: PLAN)
+    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: PLAN)
     for figure in ("plot_training", "plot_guard"):
-        monkeypatch.setattr(f"rats_video.build.finish.{figure}", lambda *_: None)
+        monkeypatch.setattr(f"rats_video.commands.finish.{figure}", lambda *_: None)
 
     def call(name: str | Path, *arguments: str) -> Any:
         options = [part for each in arguments for part in ([each] if each.startswith("--") else ["--set", each])]

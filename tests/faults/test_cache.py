@@ -72,7 +72,7 @@ def test_damaged_rollouts_are_computed_again(distill: Distill, tmp_path: Path) -
 
 def test_what_is_not_finite_is_not_kept(distill: Distill, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reward that had no number once must not have none for ever."""
-    from rats_video.distill import teacher
+    from rats_video.methods import teacher
 
     judge = teacher.judge
 
@@ -82,7 +82,7 @@ def test_what_is_not_finite_is_not_kept(distill: Distill, tmp_path: Path, monkey
 
     cache = f"teacher.cache={tmp_path / 'cache'}"
     with monkeypatch.context() as patch:
-        patch.setattr("rats_video.distill.teacher.judge", failing)
+        patch.setattr("rats_video.methods.teacher.score_clips", failing)
         assert distill("run", cache, "training.steps=1").code == 0
     assert [row["reward/skipped"] for row in rows(tmp_path / "run")] == [1]
     assert list((tmp_path / "cache").rglob("*.safetensors")) == []

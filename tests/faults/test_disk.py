@@ -11,7 +11,7 @@ import pytest
 import torch
 from faulty_runs import assert_refused, assert_same_run, checkpoints, fill, rows
 
-from rats_video.distill.step import Rats, rats_step
+from rats_video.methods.rats import Rats, rats_step
 from rats_video.training.guard import Guard
 from rats_video.types import PromptBatch
 
@@ -34,7 +34,7 @@ def fill_at(monkeypatch: pytest.MonkeyPatch) -> Fill:
             return rats_step(rats, batch)
 
         with monkeypatch.context() as patch:
-            patch.setattr("rats_video.distill.step.rats_step", filling)
+            patch.setattr("rats_video.methods.rats.rats_step", filling)
             yield
 
     return call
@@ -74,7 +74,7 @@ def test_full_disk_while_the_guard_looks(
     disk = small_disk(1600)
     options = ("training.checkpoint_every=1", "training.steps=4", "guard={every: 2, num_clips: 2}")
     best = 3 if leave == 0 else 2  # of step 4, or of step 2: only then its weights are written
-    look = Guard.look
+    look = Guard.evaluate
 
     def filling(guard: Guard, rats: Rats, step: int, drift: float) -> None:
         if step == 2:

@@ -18,8 +18,8 @@ from faulty_runs import assert_refused, assert_same_run, checkpoints, rows
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rats_video.distill.step import Rats, rats_step
-from rats_video.training.optim import set_learning_rate
+from rats_video.methods.rats import Rats, rats_step
+from rats_video.optim import set_learning_rate
 from rats_video.types import PromptBatch
 
 Distill = Callable[..., Any]
@@ -32,7 +32,7 @@ class Injector:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.lr, self.calls, self.acts = 0.0, itertools.count(1), []  # type: ignore[var-annotated]
-        monkeypatch.setattr("rats_video.distill.step.rats_step", self._step)
+        monkeypatch.setattr("rats_video.methods.rats.rats_step", self._step)
         monkeypatch.setattr("rats_video.training.update.set_learning_rate", self._rate)
 
     def at(self, steps: Iterable[int], act: Callable[[Rats, dict[str, float]], None], above: float = 0.0) -> None:

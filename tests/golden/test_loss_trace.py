@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.distill import DistillConfig, EmaTeacher
-from rats_video.distill.gate import build_gate
-from rats_video.distill.step import Rats
-from rats_video.distill.teacher import TeacherSampler
+from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.gate import build_gate
+from rats_video.methods.rats import Rats
+from rats_video.methods.teacher import EmaTeacherConfig, TeacherSampler
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -42,8 +42,8 @@ def test_loss_trace(
     arm: str,
 ) -> None:
     cfg = make_config("training.steps=6", "training.optimizer.warmup_steps=2", *ARMS[arm])
-    base = backbone.twin() if isinstance(cfg.teacher, EmaTeacher) else backbone
-    student = backbone.twin()
+    base = backbone.with_own_denoiser() if isinstance(cfg.teacher, EmaTeacherConfig) else backbone
+    student = backbone.with_own_denoiser()
     teacher = TeacherSampler(base, color_reward, cfg.teacher, cfg.shift)
     gate = build_gate(cfg.method.gate, backbone.temporal_stride)
     rats = Rats(student, teacher, color_reward, gate, cfg.method, cfg.student, cfg.shift)

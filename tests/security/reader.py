@@ -24,24 +24,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 
+from rats_video.backbones.architecture import find_architecture
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.lora import LORA_FILE, METADATA_KEY, read_lora
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.build.inference import load_run
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.students import load_run
 from rats_video.config.load import dump_config, load_config
-from rats_video.datasets.prompt_rows import read_prompts
-from rats_video.datasets.shapes import WORDS
+from rats_video.datasets.prompts.files import read_prompts
+from rats_video.datasets.shapes.render import WORDS
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import CONTROLS, UserError
 from rats_video.evaluation.tables import read_rows
 from rats_video.inference.student import CARD, load_card
 from rats_video.inference.video import read_mp4, write_mp4
-from rats_video.planning.architecture import find_architecture
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
-from rats_video.rewards.latent_reward import read_imitated
+from rats_video.rewards.latent import read_imitated
 from rats_video.rewards.video_align import VideoAlignSettings
-from rats_video.rewards.word_reward import WordReward
+from rats_video.rewards.word import WordReward
 
 EXTRA_MEMORY = 3 * 2**30  # beyond what the libraries map; an honest file here needs a few MiB
 CPU_SECONDS = 20.0  # of one file

@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from rats_video.config import load
-from rats_video.config.distill import DistillConfig
-from rats_video.config.finetune import FinetuneConfig
 from rats_video.config.load import dump_config, load_config
-from rats_video.config.preference import PreferenceTrainConfig
-from rats_video.config.prepare import PrepareConfig
-from rats_video.config.pretrain import LatentRewardTrainConfig, RewardTrainConfig, TeacherTrainConfig, VaeConfig
+from rats_video.datasets.video.settings import PrepareConfig
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import CONTROLS, UserError
+from rats_video.pretraining.finetune import FinetuneConfig
+from rats_video.pretraining.latent_pool import LatentRewardTrainConfig
+from rats_video.pretraining.preference import PreferenceTrainConfig
+from rats_video.pretraining.reward import RewardTrainConfig
+from rats_video.pretraining.teacher import TeacherTrainConfig
+from rats_video.pretraining.vae import VaeConfig
 
 NUM_TEXTS, NUM_TREES, NUM_OVERRIDES = 800, 8_700, 500
 CPU_SECONDS = 10.0  # of one configuration; a thousand times what it takes

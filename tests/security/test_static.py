@@ -1,4 +1,4 @@
-"""What the package's source may never say: calls that unpickle, fetch, or run what a file holds."""
+"""What the package's source may never echo: calls that unpickle, fetch, or run what a file holds."""
 
 from __future__ import annotations
 

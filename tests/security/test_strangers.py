@@ -16,18 +16,17 @@ import torch
 import yaml
 
 from rats_video.assets import ASSETS
-from rats_video.backbones.load import load_backbone
-from rats_video.build.common import claim_folder
-from rats_video.build.inference import load_run
-from rats_video.build.reward import build_reward, reward_folders
-from rats_video.build.rewards import run_list_rewards
-from rats_video.config.distill import DistillConfig
-from rats_video.config.reward import CustomRewardConfig
+from rats_video.backbones.kinds import load_backbone
+from rats_video.commands.folders import claim_folder
+from rats_video.commands.rewards import run_list_rewards
+from rats_video.commands.students import load_run
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import CONTROLS, UserError, printable, warn
 from rats_video.files import replacing
 from rats_video.reading import MOST_LAYERS, read_json, read_sizes, read_text, strays
-from rats_video.rewards.custom import TRUST
+from rats_video.rewards.custom import TRUST, CustomRewardConfig
 from rats_video.rewards.files import load_tokenizer, load_transformers_model
+from rats_video.rewards.reward import build_reward, reward_folders
 from rats_video.training.run_folder import RunFolder
 
 MakeConfig = Callable[..., DistillConfig]

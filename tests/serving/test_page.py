@@ -19,14 +19,14 @@ import torch
 from playwright.sync_api import Page, expect
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.demo import load_studio
-from rats_video.config.distill import DistillConfig
+from rats_video.commands.demo import load_studio
 from rats_video.config.load import load_config, write_resolved
-from rats_video.inference.page import QUEUE, build_page, launch_page
+from rats_video.distillation.settings import DistillConfig
+from rats_video.inference.demo import MAX_PROMPT, MAX_SEED, DemoClip, DemoModels, DemoRequest, Role
+from rats_video.inference.demo_page import QUEUE, build_page, launch_page
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.student import StudentCard, save_student
-from rats_video.inference.studio import MAX_PROMPT, MAX_SEED, Made, Role, Studio, Wish
-from rats_video.rewards.word_reward import WordReward
+from rats_video.rewards.word import WordReward
 from rats_video.types import ClipSpec
 
 PROMPT = "a slow blue square moving up on a white background"
@@ -34,13 +34,13 @@ EXAMPLES = (PROMPT, "a red circle")
 
 
 @dataclass(frozen=True)
-class Watched(Studio):
+class Watched(DemoModels):
     """A studio that notes what it makes, and waits while `open` is not set."""
 
-    made: list[tuple[str, Wish]] = field(default_factory=list)
+    made: list[tuple[str, DemoRequest]] = field(default_factory=list)
     open: threading.Event = field(default_factory=threading.Event)
 
-    def make(self, role: Role, wish: Wish, advance: Callable[[], None]) -> Made:
+    def make(self, role: Role, wish: DemoRequest, advance: Callable[[], None]) -> DemoClip:
         self.made.append((role, wish))
         assert self.open.wait(60)
         return super().make(role, wish, advance)
@@ -112,7 +112,7 @@ def test_prompt_slider_and_both_clips(page: Page, studio: Watched) -> None:
     page.get_by_label("Seed", exact=True).fill("7")
     page.get_by_role("button", name="Generate").click()
     expect(page.locator("#teacher-card video")).to_be_visible(timeout=60_000)
-    assert studio.made == [(role, Wish("a red circle", 5, 7)) for role in ("student", "teacher")]
+    assert studio.made == [(role, DemoRequest("a red circle", 5, 7)) for role in ("student", "teacher")]
     assert plays(page, "student")
     assert plays(page, "teacher")
     for role, calls in (("student", "5"), ("teacher", "6")):
@@ -237,7 +237,7 @@ def test_server_accepts_what_is_within_them(url: str, studio: Watched) -> None:
     assert generate(url, "good", *GOOD) == ""
     last = next(event for event in events(url, "good") if event["msg"] == "process_completed")
     assert last["success"]
-    assert studio.made == [("student", Wish(PROMPT, 4, 0))]
+    assert studio.made == [("student", DemoRequest(PROMPT, 4, 0))]
 
 
 def test_one_at_a_time_and_a_bounded_queue(url: str, studio: Watched) -> None:
@@ -312,7 +312,7 @@ def test_ctrl_c_ends_it_with_one_line(
         seen["page"] = ask(f"http://127.0.0.1:{port}", "/")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rats_video.build.demo.signal.pause", visited)
+    monkeypatch.setattr("rats_video.commands.demo.signal.pause", visited)
     code, out, err = command("demo", student, "--port", port, "--device", "cpu")
     assert out == f"http://127.0.0.1:{port} (this machine only; Ctrl-C ends it)\n"
     assert (code, err.splitlines()[-1]) == (130, "the page is closed")

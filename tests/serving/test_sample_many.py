@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.inference import LoadedStudent, load_student
-from rats_video.build.sample import sample_files, sample_pipe
-from rats_video.datasets.prompt_rows import read_rows
+from rats_video.commands.sample import sample_files, sample_pipe
+from rats_video.commands.students import LoadedStudent, load_student
+from rats_video.datasets.prompts.files import read_rows
 from rats_video.errors import Interrupted, UserError
 from rats_video.inference.manifest import MANIFEST, is_whole, locked, read_clips
 from rats_video.inference.requests import Request, in_batches, list_requests
@@ -38,7 +38,7 @@ def save(backbone: WanBackbone, model: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def student(loaded: WanBackbone, tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(loaded.twin(), tiny_wan, tmp_path_factory.mktemp("student"))
+    return save(loaded.with_own_denoiser(), tiny_wan, tmp_path_factory.mktemp("student"))
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         seen.append(list(prompts))
         return sample_batch(backbone, prompts, *rest)
 
-    monkeypatch.setattr("rats_video.build.sample.sample_batch", watched)
+    monkeypatch.setattr("rats_video.commands.sample.sample_batch", watched)
     return seen
 
 
@@ -101,7 +101,7 @@ def test_stopped_list_goes_on_and_ends_as_if_it_had_not(
         write_mp4(frames, path, fps=fps)
 
     with monkeypatch.context() as patch:
-        patch.setattr("rats_video.build.sample.write_mp4", stopping)
+        patch.setattr("rats_video.commands.sample.write_mp4", stopping)
         with pytest.raises(Interrupted, match="the same command makes the rest"):
             sample_files(model, requests, ALONE, output=tmp_path, batch_size=2)
     assert MANIFEST not in names(tmp_path)
@@ -144,7 +144,8 @@ def test_batch_size_and_resume_change_no_noise(
     for size in (1, 2, 5):
         made = clips.setdefault(size, {})
         monkeypatch.setattr(
-            "rats_video.build.sample.write_mp4", lambda frames, path, made=made, **_: made.update({path.name: frames})
+            "rats_video.commands.sample.write_mp4",
+            lambda frames, path, made=made, **_: made.update({path.name: frames}),
         )
         requests = list_requests(prompts, nfe=2, seed=3)
         sample_files(model, requests, ALONE, output=tmp_path / str(size), batch_size=size)
@@ -320,7 +321,7 @@ def test_each_clip_is_made_as_its_line_arrives(model: LoadedStudent, tmp_path: P
     read, write = os.pipe()
     said: list[str] = []
 
-    def say(path: str) -> None:
+    def echo(path: str) -> None:
         assert is_whole(Path(path), 5)
         said.append(path)
         if len(said) == 1:  # the next lines are only written once the first one's clip is there
@@ -330,7 +331,7 @@ def test_each_clip_is_made_as_its_line_arrives(model: LoadedStudent, tmp_path: P
 
     os.write(write, b"a red circle\n")
     with pytest.raises(UserError, match=r"1 lines were left out, the first: line 2: .* 'zebra'"):
-        sample_pipe(model, read, nfe=2, seed=1, output=tmp_path, batch_size=4, overwrite=False, say=say)
+        sample_pipe(model, read, nfe=2, seed=1, output=tmp_path, batch_size=4, overwrite=False, echo=echo)
     os.close(read)
     assert [Path(path).name[:3] for path in said] == ["000", "002"]
     assert [(row["index"], row["nfe"], row["noise"]) for row in rows(tmp_path)] == [(0, 2, 0), (2, 3, 2)]

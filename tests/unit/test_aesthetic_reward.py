@@ -15,15 +15,15 @@ from tiny_clip import save_clip, save_siglip
 from torch import Tensor, nn
 
 from rats_video.assets import PICKLED
-from rats_video.build.method import teacher_identity
-from rats_video.build.reward import build_reward, reward_folders
-from rats_video.config.distill import DistillConfig, FrozenTeacher
-from rats_video.config.published_rewards import AestheticConfig, AestheticV25Config
+from rats_video.distillation.method import teacher_identity
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.planning.dry_run import dry_reward
+from rats_video.methods.teacher import FrozenTeacherConfig
 from rats_video.planning.judge import reward_on_meta
-from rats_video.planning.ledger import no_workspace
-from rats_video.rewards.aesthetic_reward import AestheticReward, siglip_pixels
+from rats_video.planning.memory_tracker import no_workspace
+from rats_video.planning.trace import trace_reward
+from rats_video.rewards.aesthetic import AestheticConfig, AestheticReward, AestheticV25Config, siglip_pixels
+from rats_video.rewards.reward import build_reward, reward_folders
 from rats_video.seeds import seeded
 
 PROMPTS = ["a red dog runs", "two blue birds"]
@@ -268,7 +268,7 @@ def test_a_cached_teacher_knows_which_head_scored_it(
     head = Path(shutil.copytree(published.head, tmp_path / "head"))
     reward = f"{{kind: {published.kind}, path: {published.path}, head: {head}}}"
     cfg = make_config(f"reward={reward}", "teacher.cache=guides")
-    assert isinstance(cfg.teacher, FrozenTeacher)
+    assert isinstance(cfg.teacher, FrozenTeacherConfig)
     before = teacher_identity(cfg, cfg.teacher)
     assert before["reward"] == {"kind": published.kind, "frames": None, "dtype": "float32"}
     changed(lambda tensors: next(iter(tensors.values())).add_(1))(head)
@@ -282,7 +282,7 @@ def test_plan_counts_the_folders_own_network(published: Published) -> None:
         name: weight.shape for name, weight in real.named_parameters()
     }
     videos = torch.empty(2, 5, 3, 40, 48, device="meta")
-    counted = dry_reward(planned, videos, PROMPTS, with_gradient=True, workspace=no_workspace)
+    counted = trace_reward(planned, videos, PROMPTS, with_gradient=True, workspace=no_workspace)
     assert counted["reward backward", "flops"] > counted["teacher reward", "flops"] > 0
 
 

@@ -9,17 +9,17 @@ import torch
 
 from rats_video.assets import ASSETS, resolve_folder
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.reward import latent_space
-from rats_video.config.reward import RewardConfig, WordRewardConfig
-from rats_video.datasets.shapes import SHAPES_CLIP, render, split_combinations
-from rats_video.datasets.shapes_measure import measure_shapes
+from rats_video.datasets.shapes.measure import measure_shapes
+from rats_video.datasets.shapes.render import SHAPES_CLIP, render, split_combinations
+from rats_video.distillation.run_rewards import latent_space
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.student import load_card
-from rats_video.rewards.latent_reward import LatentReward
-from rats_video.rewards.word_reward import WordReward
+from rats_video.pretraining.reward import rank_correlation
+from rats_video.rewards.latent import LatentReward
+from rats_video.rewards.reward import RewardConfig
+from rats_video.rewards.word import WordReward, WordRewardConfig
 from rats_video.seeds import seeded
-from rats_video.training.reward import rank_correlation
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rats_video.config.distill import DistillConfig
+from rats_video.backbones.architecture import preset_names
 from rats_video.config.load import load_config
-from rats_video.evaluation.compared import read_compared
-from rats_video.evaluation.compared_table import markdown, summary_table
-from rats_video.planning.architecture import preset_names
+from rats_video.distillation.settings import DistillConfig
+from rats_video.evaluation.compare_result import read_compare_result
+from rats_video.evaluation.compare_tables import markdown, summary_table
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -144,7 +144,7 @@ def test_memory_stays_bounded_over_many_opens() -> None:
 
 
 def test_readme_quotes_the_committed_comparison_of_methods() -> None:
-    compared = read_compared(RESULTS / "compare.json")
+    compared = read_compare_result(RESULTS / "compare.json")
     assert (compared.settings["missing"], compared.settings["budget"]) == ([], 50_400)
     assert {row.seed for row in compared.rows} == {None, 0, 1, 2}
     assert (RESULTS / "compare.md").read_text(encoding="utf-8") == markdown(compared)

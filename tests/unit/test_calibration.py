@@ -7,16 +7,8 @@ import math
 import pytest
 import torch
 
-from rats_video.config.method import SigmoidGate
-from rats_video.distill.gate import sigmoid_gate
-from rats_video.evaluation.calibration import (
-    GATE_AT_START,
-    compare,
-    opposed_frames,
-    significant,
-    tau_for,
-    unit_weights,
-)
+from rats_video.evaluation.calibration import GATE_AT_START, compare, opposed_frames, significant, tau_for, unit_weights
+from rats_video.methods.gate import SigmoidGateConfig, sigmoid_gate
 from rats_video.seeds import seeded
 from rats_video.types import RewardScores
 
@@ -44,7 +36,7 @@ def test_a_lead_beyond_doubt_is_seen_and_only_upwards() -> None:
 
 
 def test_tau_puts_the_gate_where_it_is_said_to_be() -> None:
-    cfg = SigmoidGate(kind="sigmoid", tau=tau_for(0.3))
+    cfg = SigmoidGateConfig(kind="sigmoid", tau=tau_for(0.3))
     assert cfg.tau == pytest.approx(0.15)  # what `tiny` has, whose typical lead is about 0.3
 
     def gate(lead: float) -> float:

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from rats_video.config.distill import DistillConfig
-from rats_video.config.resume import FREE, changed_keys
+from rats_video.distillation.resume import FREE, changed_keys
+from rats_video.distillation.settings import DistillConfig
 
 MakeConfig = Callable[..., DistillConfig]
 LORA = ("student.weights.kind=lora", "student.weights.rank=2")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import checked_prompts
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.roles import checked_prompts
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 
 
@@ -55,8 +55,8 @@ def test_what_a_subword_tokenizer_cannot_read_is_counted_once(
 
 def test_limit_is_what_the_pipeline_reads(spelling: WanBackbone) -> None:
     full = "abcde" * 102  # with the space before and the end after it: 512 tokens
-    assert spelling.misread(full) == ""
-    assert spelling.misread(f"{full}a") == "longer than the 512 tokens this model reads"
+    assert spelling.truncation_note(full) == ""
+    assert spelling.truncation_note(f"{full}a") == "longer than the 512 tokens this model reads"
 
 
 def test_unknown_whole_words_are_refused(loaded: WanBackbone, config: Callable[..., DistillConfig]) -> None:

@@ -18,13 +18,14 @@ from torch.utils._pytree import tree_leaves
 
 from rats_video.backbones.chunked import Caches, chunk_sizes, decode_chunks
 from rats_video.backbones.cogvideox_decode import decode_cogvideox
+from rats_video.backbones.compute import DecodeConfig
 from rats_video.backbones.wan import WanBackbone, use_fast_norms
 from rats_video.backbones.wan_decode import decode_unclamped, wan_step
-from rats_video.build.distill import build_backbone, prepare_base
-from rats_video.build.method import teacher_identity
-from rats_video.config.compute import DecodeConfig
-from rats_video.config.distill import DistillConfig, FrozenTeacher
+from rats_video.distillation.method import teacher_identity
+from rats_video.distillation.roles import build_backbone, prepare_base
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.methods.teacher import FrozenTeacherConfig
 from rats_video.seeds import seeded
 from rats_video.training.batches import draw_batch
 
@@ -318,7 +319,7 @@ def test_decoding_in_bfloat16_rounds_pixels_and_gradients(make_config: Callable[
     for dtype in ("float32", "bfloat16"):
         prepare_base(make_config(f"compute.decode.dtype={dtype}"), backbone, torch.device("cpu"))
         assert {str(weight.dtype) for weight in backbone.vae.parameters()} == {f"torch.{dtype}"}
-        pixels = backbone.twin().decode(latents)
+        pixels = backbone.with_own_denoiser().decode(latents)
         assert pixels.dtype == torch.float32
         found[dtype] = (pixels.detach(), gradient(pixels, latents).flatten())
     (exact, wanted), (rounded, ours) = found["float32"], found["bfloat16"]
@@ -330,7 +331,7 @@ def test_decoding_in_bfloat16_rounds_pixels_and_gradients(make_config: Callable[
 def test_a_stored_teacher_knows_what_it_was_decoded_in(make_config: Callable[..., DistillConfig]) -> None:
     def identity(dtype: str) -> dict[str, object]:
         cfg = make_config(f"compute.decode.dtype={dtype}")
-        assert isinstance(cfg.teacher, FrozenTeacher)
+        assert isinstance(cfg.teacher, FrozenTeacherConfig)
         return teacher_identity(cfg, cfg.teacher)
 
     assert identity("float32") != identity("bfloat16")

@@ -14,10 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_clip import save_clip
 from torch import Tensor
 
-from rats_video.build.reward import build_reward, check_reward_prompts
-from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
 from rats_video.errors import UserError
-from rats_video.rewards.clip_reward import ClipReward, clip_pixels
+from rats_video.rewards.clip_score import ClipReward, ClipScoreConfig, PickScoreConfig, clip_pixels
+from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.seeds import seeded
 
 PROMPTS = ["a red dog runs", "two blue birds"]

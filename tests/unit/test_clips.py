@@ -15,10 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rats_video.config.prepare import BucketConfig, PrepareConfig
-from rats_video.datasets.clips import fit_frames, pieces, plan_source, read_piece, read_source, read_spans
-from rats_video.datasets.records import SourceVideo
-from rats_video.datasets.spans import plan_spans, suitable_buckets
+from rats_video.datasets.video.clips import fit_frames, pieces, plan_source, read_piece, read_source, read_spans
+from rats_video.datasets.video.records import SourceVideo
+from rats_video.datasets.video.settings import BucketConfig, PrepareConfig
+from rats_video.datasets.video.spans import plan_spans, suitable_buckets
 
 
 def config(*buckets: tuple[int, int, int], cut: dict[str, Any] | None = None, **others: Any) -> PrepareConfig:

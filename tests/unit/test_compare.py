@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rats_video.build.compare_arms import read_scores
-from rats_video.config.compare import CompareConfig, mean_evaluations
+from rats_video.commands.compare_config import CompareConfig, mean_evaluations
+from rats_video.commands.compare_layout import read_scores
 from rats_video.config.load import load_config
 from rats_video.errors import UserError
-from rats_video.evaluation.judged import wins_of
+from rats_video.evaluation.compare_stats import wins_of
 
 KINDS = ["rats", "imitation", "refl", "dmd2", "consistency", "t2v_turbo", "dollar", "grpo", "rtdmd"]
 

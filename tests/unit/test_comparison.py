@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.inference import comparison
-from rats_video.inference.comparison import Panel, compose_comparison
+from rats_video.inference import side_by_side
+from rats_video.inference.side_by_side import Panel, compose_comparison
 from rats_video.inference.video import read_mp4, write_mp4
 
 PROMPT = "a fast red circle moving left on a gray background"
@@ -119,33 +119,33 @@ def test_text_stays_inside_its_panel(title: str, seconds: float) -> None:
 
 
 def test_stats_wrap_rather_than_lose_a_number() -> None:
-    assert comparison._fit_stats([make_panel().stats], 300, 13) == (
+    assert side_by_side._fit_stats([make_panel().stats], 300, 13) == (
         13,
         (("50 steps · 100 NFE · 1.52 s · reward -0.16",),),
     )
-    _, (lines,) = comparison._fit_stats([make_panel().stats], 160, 13)
+    _, (lines,) = side_by_side._fit_stats([make_panel().stats], 160, 13)
     assert lines == ("50 steps · 100 NFE", "1.52 s · reward -0.16")
-    size, (column,) = comparison._fit_stats([make_panel().stats], 60, 13)
+    size, (column,) = side_by_side._fit_stats([make_panel().stats], 60, 13)
     assert column == ("50 steps", "100 NFE", "1.52 s", "reward -0.16")
-    assert max(comparison._length(line, size) for line in column) <= 60
+    assert max(side_by_side._length(line, size) for line in column) <= 60
 
 
 def test_the_longest_prompt_that_fits_is_kept() -> None:
-    size, text = comparison._fit("word " * 100, 200, 14, bold=False)
+    size, text = side_by_side._fit("word " * 100, 200, 14, bold=False)
     assert re.fullmatch(r"(word )*w?o?r?d?…", text)
-    assert 185 < comparison._length(text, size) <= 200
-    assert comparison._fit("short", 200, 14, bold=False) == (14, "short")
-    assert comparison._fit("word", 2, 14, bold=True)[1] == ""
+    assert 185 < side_by_side._length(text, size) <= 200
+    assert side_by_side._fit("short", 200, 14, bold=False) == (14, "short")
+    assert side_by_side._fit("word", 2, 14, bold=True)[1] == ""
 
 
 def test_text_the_font_lacks_is_folded() -> None:
-    assert comparison._drawable("a café —\n“naïve” 3×4 · 猫 … ﬁn") == "a cafe - “naive” 3x4 · ? … fin"  # noqa: RUF001
+    assert side_by_side._drawable("a café —\n“naïve” 3×4 · 猫 … ﬁn") == "a cafe - “naive” 3x4 · ? … fin"  # noqa: RUF001
 
 
 def test_the_bundled_font_has_every_character_we_draw() -> None:
-    font = comparison._font(16)
+    font = side_by_side._font(16)
     missing = bytes(font.getmask("猫"))
-    for character in (*comparison._DRAWABLE, *map(chr, range(0x21, 0x7F))):
+    for character in (*side_by_side._DRAWABLE, *map(chr, range(0x21, 0x7F))):
         assert bytes(font.getmask(character)) != missing, character
 
 

@@ -14,19 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles
-from rats_video.build.method import build_method
-from rats_video.build.reward import check_rewards
-from rats_video.config.distill import DistillConfig
-from rats_video.config.rivals import PairsConfig
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.distill.consistency import Grid, draw_pairs, path_loss
-from rats_video.distill.method import Method
-from rats_video.distill.teacher import TeacherSampler
+from rats_video.distillation.method import build_method
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.run_rewards import check_rewards
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.rivals.consistency import Consistency
-from rats_video.rivals.dollar import Dollar
-from rats_video.rivals.t2v_turbo import T2VTurbo
+from rats_video.methods.base import Method
+from rats_video.methods.consistency import Consistency
+from rats_video.methods.consistency_loss import PairsConfig, SegmentGrid, draw_pairs, trajectory_consistency_loss
+from rats_video.methods.dollar import Dollar
+from rats_video.methods.t2v_turbo import T2VTurbo
+from rats_video.methods.teacher import TeacherSampler
 from rats_video.training.batches import draw_batch
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
@@ -79,7 +78,7 @@ def sampler(field: Any, make_config: MakeConfig, *overrides: str) -> TeacherSamp
 
 def test_pairs_stay_in_their_segment() -> None:
     teacher, ends = sigma_grid(8, 3.0), sigma_grid(5, 3.0)  # do not nest: only 1 and 0 are in both
-    grid = Grid.of(teacher, ends)
+    grid = SegmentGrid.of(teacher, ends)
     levels = grid.levels.tolist()
     assert levels == sorted({*teacher.tolist(), *ends.tolist()}, reverse=True)
     assert len(levels) == 9 + 6 - 2
@@ -95,7 +94,7 @@ def test_pairs_stay_in_their_segment() -> None:
 @pytest.mark.parametrize("num_steps", [3, 4, 5, 8])
 def test_grids_that_nest_are_the_teachers(num_steps: int) -> None:
     teacher = sigma_grid(num_steps * 3, 3.0)
-    grid = Grid.of(teacher, sigma_grid(num_steps, 3.0))
+    grid = SegmentGrid.of(teacher, sigma_grid(num_steps, 3.0))
     torch.testing.assert_close(grid.levels, teacher, atol=1e-7, rtol=0)
     assert grid.ends == tuple(3 * (index // 3 + 1) for index in range(3 * num_steps))
 
@@ -103,7 +102,7 @@ def test_grids_that_nest_are_the_teachers(num_steps: int) -> None:
 @pytest.mark.parametrize("source", ["path", "noised"])
 def test_points_lie_on_the_teachers_path(latents_batch: PromptBatch, make_config: MakeConfig, source: Any) -> None:
     teacher = sampler(Field(0.7, torch.tensor(0.2)), make_config)
-    path = teacher.path(latents_batch)
+    path = teacher.trajectory(latents_batch)
     assert path.sigmas == pytest.approx(sigma_grid(8, 3.0).tolist())
     assert torch.equal(path.latents[0], latents_batch.noise)
     at = {round(sigma, 5): latents for sigma, latents in zip(path.sigmas, path.latents, strict=True)}
@@ -141,9 +140,9 @@ def test_each_update_of_a_rollout_draws_other_pairs_of_the_same_path(
     assert field.calls == 3 * 8  # one rollout of three clips
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
-    teacher.path(replace(latents_batch, part=1))
+    teacher.trajectory(replace(latents_batch, part=1))
     assert field.calls == 2 * 3 * 8
-    teacher.path(replace(latents_batch, index=1))
+    teacher.trajectory(replace(latents_batch, index=1))
     assert field.calls == 3 * 3 * 8
 
 
@@ -156,15 +155,19 @@ def test_straight_paths_cost_the_exact_student_nothing(
 ) -> None:
     drift = torch.randn(2, 2, 4, 4, generator=torch.Generator().manual_seed(1))
     teacher, student = sampler(Field(0.0, drift), make_config), Field(0.0, drift.clone())
-    loss, landed = path_loss(student, teacher, latents_batch, sigma_grid(ends, 3.0), PairsConfig(skip=skip))  # type: ignore[arg-type]
+    loss, landed = trajectory_consistency_loss(
+        student, teacher, latents_batch, sigma_grid(ends, 3.0), PairsConfig(skip=skip)
+    )  # type: ignore[arg-type]
     loss.backward()
     assert loss.item() < 1e-10
     assert student.drift.grad is not None
     assert student.drift.grad.abs().max() < 1e-5
     if ends == 1:
-        torch.testing.assert_close(landed, teacher.path(latents_batch).x0)
+        torch.testing.assert_close(landed, teacher.trajectory(latents_batch).x0)
     student.drift.data += 0.1
-    wrong, _ = path_loss(student, teacher, latents_batch, sigma_grid(ends, 3.0), PairsConfig(skip=skip))  # type: ignore[arg-type]
+    wrong, _ = trajectory_consistency_loss(
+        student, teacher, latents_batch, sigma_grid(ends, 3.0), PairsConfig(skip=skip)
+    )  # type: ignore[arg-type]
     assert wrong.item() > 1e-4
 
 
@@ -188,13 +191,13 @@ def test_converged_on_a_linear_ode_it_is_the_solution(
     rate, num_steps = 0.8, 32
     teacher = sampler(Field(rate, torch.tensor(0.0)), make_config, f"teacher.num_steps={num_steps}")
     ends = sigma_grid(num_segments, 3.0)
-    grid = Grid.of(sigma_grid(num_steps, 3.0), ends)
+    grid = SegmentGrid.of(sigma_grid(num_steps, 3.0), ends)
     student = Jumps(grid.levels)
     optimizer = torch.optim.Adam([student.rates], lr=0.1)
     for step in range(150):
         optimizer.param_groups[0]["lr"] = 0.1 * (1 - step / 150)
         batch = replace(latents_batch, seeds=(step, step + 1000, step + 2000))
-        loss, _ = path_loss(student, teacher, batch, ends, PairsConfig(count=6, skip=8, huber=None))  # type: ignore[arg-type]
+        loss, _ = trajectory_consistency_loss(student, teacher, batch, ends, PairsConfig(count=6, skip=8, huber=None))  # type: ignore[arg-type]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -215,7 +218,7 @@ def make_method(loaded: WanBackbone, make_config: MakeConfig) -> Callable[..., t
 
     def make(kind: str, *overrides: str) -> tuple[Any, DistillConfig]:
         cfg = make_config(*KINDS[kind], *PAIRS, *overrides)
-        method = build_method(cfg, *build_roles(cfg, loaded.twin()))
+        method = build_method(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
         with torch.no_grad():
             for weight in method.student.weights.values():
                 weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
@@ -375,7 +378,7 @@ def test_stages_cut_the_segments_finer_first(
         ends.append(len(arguments[3]) - 1)
         return torch.zeros(()), None
 
-    with mock.patch("rats_video.rivals.consistency.path_loss", ends_of):
+    with mock.patch("rats_video.methods.consistency.trajectory_consistency_loss", ends_of):
         method = replace(method, method=method.method.model_copy(update={"reward_weight": 0.0}))
         for step in range(10):
             method.step(draw_batch(method.student, cfg, captions, step))
@@ -396,7 +399,7 @@ def test_the_classes(make_method: Callable[..., tuple[Any, DistillConfig]]) -> N
     for kind, made in (("consistency", Consistency), ("t2v_turbo", T2VTurbo), ("dollar", Dollar)):
         method, _ = make_method(kind)
         assert type(method) is made
-        assert list(method.companions) == (["fake_score"] if kind == "dollar" else [])
+        assert list(method.critics) == (["fake_score"] if kind == "dollar" else [])
 
 
 # What is refused

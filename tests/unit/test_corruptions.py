@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.datasets.corruptions import CORRUPTIONS, Corruption, corrupt, ghosting, shuffle, swap
+from rats_video.datasets.shapes.corruptions import CORRUPTIONS, Corruption, corrupt, ghosting, shuffle, swap
 from rats_video.seeds import seeded
 
 

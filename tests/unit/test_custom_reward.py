@@ -11,15 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.build.method import teacher_identity
-from rats_video.build.plan import run_plan
-from rats_video.build.reward import build_reward, check_rewards
-from rats_video.config.distill import DistillConfig, FrozenTeacher
-from rats_video.config.reward import CustomRewardConfig
-from rats_video.datasets.shapes_measure import measure_shapes
+from rats_video.commands.plan import run_plan
+from rats_video.datasets.shapes.measure import measure_shapes
+from rats_video.distillation.method import teacher_identity
+from rats_video.distillation.run_rewards import check_rewards
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.methods.teacher import FrozenTeacherConfig
 from rats_video.rewards import custom
-from rats_video.rewards.custom import CustomReward
+from rats_video.rewards.custom import CustomReward, CustomRewardConfig
+from rats_video.rewards.reward import build_reward
 from rats_video.training.metrics import read_metrics
 from rats_video.types import PromptChecker
 
@@ -230,7 +231,7 @@ def test_installed_packages_are_not_hidden(here: Here) -> None:
 def test_its_code_is_part_of_what_a_stored_rollout_depends_on(here: Here, make_config: MakeConfig) -> None:
     def identity(**options: int) -> dict[str, object]:
         cfg = make_config(f"reward={{kind: custom, target: '{here.module}:brightness', options: {options}}}")
-        assert isinstance(cfg.teacher, FrozenTeacher)
+        assert isinstance(cfg.teacher, FrozenTeacherConfig)
         return teacher_identity(cfg, cfg.teacher)
 
     before = identity()
@@ -271,8 +272,10 @@ def test_a_run_with_measured_adherence(
     command: Callable[..., Any], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: {"seconds_per_step": 1.0, "peak_bytes": 1})
-    monkeypatch.setattr("rats_video.build.finish.plot_training", lambda *_: None)
+    monkeypatch.setattr(
+        "rats_video.commands.train_student.plan_of_run", lambda *_: {"seconds_per_step": 1.0, "peak_bytes": 1}
+    )
+    monkeypatch.setattr("rats_video.commands.finish.plot_training", lambda *_: None)
     options = ("reward={kind: custom, target: 'examples.measured_adherence:adherence'}", "method.policy={samples: 2}")
     flags = [item for option in options for item in ("--set", option)]
     outcome = command("distill", "--config", config_file, "--output", tmp_path / "run", *flags, "--device", "cpu")
@@ -285,7 +288,9 @@ def test_a_run_with_measured_adherence(
 def test_a_run_of_a_reward_without_numbers_ends_in_one_line(
     command: Callable[..., Any], config_file: Path, here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rats_video.build.distill.plan_of_run", lambda *_: {"seconds_per_step": 1.0, "peak_bytes": 1})
+    monkeypatch.setattr(
+        "rats_video.commands.train_student.plan_of_run", lambda *_: {"seconds_per_step": 1.0, "peak_bytes": 1}
+    )
     outcome = command(
         "distill", "--config", config_file, "--output", "run", "--device", "cpu",
         "--set", f"reward={{kind: custom, target: '{here.module}:no_number'}}", "--set", "training.faults.skip=0",

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from rats_video.build.compute import check_compute
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.checks import check_compute
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 
 Make = Callable[..., DistillConfig]

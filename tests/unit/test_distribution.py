@@ -8,12 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rats_video.config.distill import FrozenTeacher
-from rats_video.config.rivals import FakeScoreConfig
 from rats_video.diffusion.flow import add_noise
-from rats_video.distill.distribution import DistributionMatching
-from rats_video.distill.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
-from rats_video.distill.teacher import TeacherSampler
+from rats_video.methods.distribution_matching import DistributionMatching, FakeScoreConfig
+from rats_video.methods.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
+from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.seeds import seeded
 from rats_video.types import PromptBatch, TextCondition
 
@@ -52,7 +50,7 @@ def batch_of(size: int, step: int) -> PromptBatch:
 
 
 def matching_of(fake: nn.Module, teacher: nn.Module, guidance_scale: float = 1.0) -> DistributionMatching:
-    cfg = FrozenTeacher(kind="frozen", num_steps=4, guidance_scale=guidance_scale)
+    cfg = FrozenTeacherConfig(kind="frozen", num_steps=4, guidance_scale=guidance_scale)
     return DistributionMatching(TeacherSampler(teacher, None, cfg, 3.0), fake, FakeScoreConfig(), shift=3.0)  # type: ignore[arg-type]
 
 
@@ -115,14 +113,14 @@ def test_student_becomes_the_teachers_distribution(start: tuple[float, float]) -
     def sample(batch: PromptBatch, index: int) -> Tensor:
         return mean + spread * draw_noise(batch, FAKE_SCORE, index, 2)
 
-    companion = matching.companion(sample)
-    own = torch.optim.Adam(companion.weights.values(), lr=0.1, betas=(0.5, 0.9))
+    critic = matching.critic(sample)
+    own = torch.optim.Adam(critic.weights.values(), lr=0.1, betas=(0.5, 0.9))
     optimizer = torch.optim.Adam([mean, spread], lr=0.05, betas=(0.5, 0.9))
     for step in range(STEPS):
         batch = batch_of(8, step)
         for index in range(3):
             own.zero_grad()
-            companion.loss(batch, index)[0].backward()
+            critic.loss(batch, index)[0].backward()
             own.step()
         for each, lr in ((own, 0.1), (optimizer, 0.05)):
             each.param_groups[0]["lr"] = lr * (1 - step / STEPS)

@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 
 from rats_video.assets import HUB, PICKLED
-from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
-from rats_video.config.method import Method
+from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.kinds import MethodConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -36,7 +36,7 @@ def test_each_method_has_a_section_a_configuration_and_its_cost() -> None:
     sections = set(re.findall(r"^## (\w+)$", text, re.MULTILINE))
     costs = re.findall(r"^\| `(\w+)` \|.*?\| (\d+) \|", text, re.MULTILINE)
     assert sections == {kind for kind, _ in costs}
-    union, _ = get_args(Method)
+    union, _ = get_args(MethodConfig)
     for method in get_args(union):
         (kind,) = get_args(method.model_fields["kind"].annotation)
         cfg = load_config(DistillConfig, "tiny" if kind == "rats" else f"tiny-{kind}", group="distill")

@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.assets import ASSETS
-from rats_video.datasets.shapes import SHAPES_CLIP, parse_prompt, render, split_combinations
+from rats_video.datasets.shapes.render import SHAPES_CLIP, parse_prompt, render, split_combinations
 from rats_video.errors import UserError
 from rats_video.evaluation.features import VideoMae, WordFeatures, pixel_features
 from rats_video.evaluation.i3d import I3D
 from rats_video.evaluation.sets import Reference, distances
 from rats_video.rewards.convert import convert_checkpoint
-from rats_video.rewards.word_reward import WordReward
+from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
 
 CPU = torch.device("cpu")

@@ -13,16 +13,23 @@ import torch
 from caches import write_cache
 from torch import Tensor
 
+from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.compute import LoraWeights
-from rats_video.config.finetune import FinetuneConfig
-from rats_video.datasets.cache import ClipCache
-from rats_video.datasets.loader import ClipLoader
+from rats_video.datasets.prepared.cache import ClipCache
+from rats_video.datasets.prepared.loader import ClipLoader
 from rats_video.errors import Interrupted, UserError
+from rats_video.pretraining import finetune
+from rats_video.pretraining.finetune import (
+    FinetuneConfig,
+    accumulate_loss,
+    draw_levels,
+    evenly,
+    fine_tune,
+    flow_matching_losses,
+    swap,
+)
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
-from rats_video.training import finetune
-from rats_video.training.finetune import accumulate_loss, draw_levels, evenly, fine_tune, flow_matching_losses, swap
 from rats_video.training.metrics import read_metrics
 from rats_video.types import ClipSpec, TextCondition
 
@@ -87,7 +94,7 @@ def test_levels_are_shifted_and_of_the_density_asked_for(noise: str, middle: flo
 def trained(cfg: FinetuneConfig, model: Path, cache: ClipCache, folder: Path) -> tuple[WanBackbone, Weights]:
     base = WanBackbone.from_pretrained(model, with_text=False)
     torch.manual_seed(0)
-    role = base.adapted("teacher", cfg.weights) if isinstance(cfg.weights, LoraWeights) else base
+    role = base.with_adapter("teacher", cfg.weights) if isinstance(cfg.weights, LoraConfig) else base
     fine_tune(cfg, role, cache, folder)
     return base, {name: weight.detach().clone() for name, weight in role.weights.items()}
 

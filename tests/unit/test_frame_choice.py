@@ -10,12 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rats_video.config.distill import DistillConfig
 from rats_video.config.load import load_config
-from rats_video.config.published_rewards import ClipScoreConfig, EndFrames, FrameChoice, WindowFrames
-from rats_video.config.resume import changed_keys
+from rats_video.distillation.resume import changed_keys
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.rewards.frames import Condition, FrameReward, evenly_spaced, scored_frames
+from rats_video.rewards.clip_score import ClipScoreConfig
+from rats_video.rewards.frames import (
+    EndFramesConfig,
+    FrameChoice,
+    FrameReward,
+    WindowFramesConfig,
+    evenly_spaced,
+    scored_frames,
+)
+from rats_video.rewards.prompted import Condition
 
 PROMPTS = ["a red dog runs", "two blue birds", "snow"]
 
@@ -31,8 +39,8 @@ def brightness(frames: FrameChoice, chunk: int = 8) -> Brightness:
     return Brightness(ClipScoreConfig(kind="clip_score", frames=frames, chunk=chunk))
 
 
-def window(count: int) -> WindowFrames:
-    return WindowFrames(kind="window", count=count)
+def window(count: int) -> WindowFramesConfig:
+    return WindowFramesConfig(kind="window", count=count)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +61,7 @@ def test_evenly_spaced(num_frames: int, count: int | None, frames: list[int]) ->
 
 @pytest.mark.parametrize(("num_frames", "frames"), [(1, [0]), (2, [0, 1]), (3, [0, 1, 2]), (49, [0, 24, 48])])
 def test_ends_are_first_middle_and_last(num_frames: int, frames: list[int]) -> None:
-    ends = EndFrames(kind="ends")
+    ends = EndFramesConfig(kind="ends")
     assert scored_frames(num_frames, ends, PROMPTS).tolist() == [frames] * 3
     assert brightness(ends).looks_at(num_frames).tolist() == frames
 
@@ -103,7 +111,7 @@ def test_choices_in_a_configuration() -> None:
         "5": 5,
         "null": None,
         "{kind: window, count: 4}": window(4),
-        "{kind: ends}": EndFrames(kind="ends"),
+        "{kind: ends}": EndFramesConfig(kind="ends"),
     }
     for text, choice in chosen.items():
         cfg = read(f"reward.frames={text}")

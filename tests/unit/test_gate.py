@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.config.method import ConstantGate, SigmoidGate
 from rats_video.diffusion.causal import pool_to_latent_frames
-from rats_video.distill.gate import build_gate
 from rats_video.errors import UserError
+from rats_video.methods.gate import ConstantGateConfig, SigmoidGateConfig, build_gate
 from rats_video.types import RewardScores
 
 
@@ -20,7 +19,7 @@ def scores(*clip: float, frames: Tensor | None = None) -> RewardScores:
 
 
 def gate(teacher: RewardScores, student: RewardScores, **options: object) -> Tensor:
-    cfg = SigmoidGate.model_validate({"kind": "sigmoid", "tau": 0.5, **options})
+    cfg = SigmoidGateConfig.model_validate({"kind": "sigmoid", "tau": 0.5, **options})
     return build_gate(cfg, temporal_stride=4)(teacher, student)
 
 
@@ -62,15 +61,17 @@ def test_without_frame_scores_on_both_sides_there_is_one_weight_a_clip(side: str
     assert gate(*pair).tolist() == [[0.5], [0.5]]
 
 
-@pytest.mark.parametrize("cfg", [SigmoidGate(kind="sigmoid"), ConstantGate(kind="constant", weight=0.3)])
-def test_carries_no_gradient(cfg: SigmoidGate | ConstantGate) -> None:
+@pytest.mark.parametrize("cfg", [SigmoidGateConfig(kind="sigmoid"), ConstantGateConfig(kind="constant", weight=0.3)])
+def test_carries_no_gradient(cfg: SigmoidGateConfig | ConstantGateConfig) -> None:
     student = RewardScores(torch.zeros(2, requires_grad=True), torch.zeros(2, 5, requires_grad=True))
     weight = build_gate(cfg, 4)(scores(0.0, 0.0, frames=torch.zeros(2, 5)), student)
     assert not weight.requires_grad
 
 
 def test_constant() -> None:
-    assert build_gate(ConstantGate(kind="constant", weight=0.3), 4)(scores(9.0, 0.0), scores(0.0, 9.0)).tolist() == [
+    assert build_gate(ConstantGateConfig(kind="constant", weight=0.3), 4)(
+        scores(9.0, 0.0), scores(0.0, 9.0)
+    ).tolist() == [
         [pytest.approx(0.3)],
         [pytest.approx(0.3)],
     ]

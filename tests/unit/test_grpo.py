@@ -17,16 +17,15 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles
-from rats_video.build.method import build_method
-from rats_video.config.distill import DistillConfig
-from rats_video.config.policy import PolicyConfig, RtdmdMethod
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.distill.distribution import DistributionMatching
-from rats_video.distill.draws import draw_noise
-from rats_video.distill.policy import policy_loss, sample_group, trained_steps
-from rats_video.rivals.grpo import Grpo
-from rats_video.rivals.rtdmd import Rtdmd
+from rats_video.distillation.method import build_method
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.distribution_matching import DistributionMatching
+from rats_video.methods.draws import draw_noise
+from rats_video.methods.grpo import Grpo
+from rats_video.methods.policy import PolicyConfig, policy_loss, sample_group, trained_steps
+from rats_video.methods.rtdmd import Rtdmd, RtdmdConfig
 from rats_video.training.batches import draw_batch
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
@@ -64,7 +63,7 @@ def make_method(loaded: WanBackbone, color_reward: Reward, make_config: Callable
 
     def make(method: str, *overrides: str, reward: Reward = color_reward) -> tuple[Any, DistillConfig]:
         cfg = make_config(f"method={method}", "training.batch_size=4", *overrides)
-        student, teacher = build_roles(cfg, loaded.twin())
+        student, teacher = build_roles(cfg, loaded.with_own_denoiser())
         with torch.no_grad():
             for index, weight in enumerate(student.weights.values()):
                 weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(index)))
@@ -230,7 +229,7 @@ def test_noisy_steps_and_the_last_one_are_the_whole_gradient() -> None:
     clips, channels, samples = 3000, 2, 4
     student, batch = LinearStudent(clips), toy_batch(clips, channels)
     student.sigmas = lambda _steps, _shift: SIGMAS  # type: ignore[attr-defined]
-    method = RtdmdMethod(
+    method = RtdmdConfig(
         kind="rtdmd",
         policy=PolicyConfig(samples=samples, noise=FRESH, normalize=False, clip=1e9),
         policy_weight=channels * samples / (samples - 1),
@@ -252,12 +251,12 @@ def test_the_fake_score_learns_from_noisy_clips_of_new_noise(make_method: Make, 
     rtdmd, cfg = make_method(RTDMD)
     assert isinstance(rtdmd.matching, DistributionMatching)
     batch = draw_batch(rtdmd.student, cfg, captions, 0)
-    ((name, companion),) = rtdmd.companions.items()
-    assert (name, companion.rounds) == ("fake_score", 1)
-    losses = [companion.loss(batch, index)[0] for index in (0, 1, 0)]
+    ((name, critic),) = rtdmd.critics.items()
+    assert (name, critic.rounds) == ("fake_score", 1)
+    losses = [critic.loss(batch, index)[0] for index in (0, 1, 0)]
     assert losses[0].item() == losses[2].item() != losses[1].item()
     losses[0].backward()
-    assert max(float(w.grad.abs().max()) for w in companion.weights.values() if w.grad is not None) > 1e-4
+    assert max(float(w.grad.abs().max()) for w in critic.weights.values() if w.grad is not None) > 1e-4
     assert all(weight.grad is None for weight in rtdmd.student.weights.values())
 
 

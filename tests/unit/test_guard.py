@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.guard import GuardConfig
 from rats_video.evaluation.guard_plot import plot_guard
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.runtime import ALONE
-from rats_video.training.anchor import Anchor
+from rats_video.training.anchor import InitialWeights
 from rats_video.training.checkpoint import find_damage, list_checkpoints, save_weights, steps_done
-from rats_video.training.guard import Guard, GuardClips, finite_mean
+from rats_video.training.guard import Guard, GuardClips, GuardConfig, finite_mean
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
@@ -32,7 +31,7 @@ NOISE = torch.tensor([-0.03, 0.01, 0.02, -0.01, 0.03, -0.02])
 
 
 class Script:
-    """Measures that say, look after look, what a test wants them to: the teacher first, then the student."""
+    """Measures that echo, look after look, what a test wants them to: the teacher first, then the student."""
 
     def __init__(self, teacher: dict[str, float], looks: Sequence[dict[str, float]]) -> None:
         self.looks, self.calls = [TEACHER | teacher, *looks], 0
@@ -56,7 +55,7 @@ def watch(backbone: WanBackbone, clip: ClipSpec, tmp_path: Path) -> Callable[...
         clips = GuardClips(PROMPTS, clip, spec, spec, [Script(teacher or {}, looks)], seed=3, batch_size=6)
         guard = Guard(GuardConfig(every=10, **options), clips, run)
         for index in range(len(looks)):
-            guard.look(rats, 10 * index, drift=0.1 * index)
+            guard.evaluate(rats, 10 * index, drift=0.1 * index)
         return guard
 
     return call
@@ -141,7 +140,7 @@ def test_without_a_heldout_reward_the_imitated_one_chooses(
     guard = Guard(GuardConfig(), GuardClips(PROMPTS, clip, spec, spec, [measure], 0, 6), RunFolder(tmp_path))
     rats: Any = SimpleNamespace(student=backbone, teacher=SimpleNamespace(backbone=backbone))
     for step in (0, 1, 2):
-        guard.look(rats, step, 0.0)
+        guard.evaluate(rats, step, 0.0)
     assert best_step(guard) == 1
 
 
@@ -158,7 +157,7 @@ def test_without_a_heldout_reward_the_trained_one_chooses_and_monitors_still_wat
     guard = Guard(GuardConfig(), GuardClips(PROMPTS, clip, spec, spec, [measure], 0, 6), RunFolder(tmp_path))
     rats: Any = SimpleNamespace(student=backbone, teacher=SimpleNamespace(backbone=backbone))
     for step in (0, 1, 2):
-        guard.look(rats, step, 0.0)
+        guard.evaluate(rats, step, 0.0)
     assert best_step(guard) == 1
     assert len(guard.looks[2].alarms) == 1
 
@@ -189,7 +188,7 @@ def test_kept_student_is_that_of_the_best_look(
     guard._clips.measures[0].looks += [scores(0.9, 0.1)]  # type: ignore[attr-defined]
     with torch.no_grad():
         next(iter(backbone.weights.values())).add_(1)
-    guard.look(rats, 10, 0.0)
+    guard.evaluate(rats, 10, 0.0)
     (folder,) = (tmp_path / "run" / "best").iterdir()
     kept = load_file(folder / "student.safetensors")
     assert all(torch.equal(kept[name], weight) for name, weight in before.items())
@@ -202,7 +201,7 @@ def test_resumed_guard_knows_what_was_seen_until_its_checkpoint(watch: Callable[
     record = json.loads(json.dumps(guard.record))  # as it lies in a checkpoint
     watch(*SEEN)  # and what came after it
     again = Guard(guard.cfg, guard._clips, guard._run)
-    again.recall(record)
+    again.load_state(record)
     assert again.looks == guard.looks
     assert again.best == guard.looks[1]
     assert json.loads(guard._run.guard.read_text()) == record
@@ -230,13 +229,13 @@ def test_lost_best_student_is_not_chosen_and_looked_at_anew(
     weights = guard._run.best_student(30) / "student.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"dust")
     again = Guard(guard.cfg, guard._clips, guard._run)
-    again.recall(guard.record)
+    again.load_state(guard.record)
     assert best_step(again) == 10
     assert f"{weights.parent}: the best student so far is lost: student.safetensors is not" in capsys.readouterr().err
     assert [look.alarms for look in again.looks] == [look.alarms for look in guard.looks]
     assert again.is_due(30, last=30)
     shutil.rmtree(guard._run.best)
-    again.recall(guard.record)
+    again.load_state(guard.record)
     assert again.best is None
 
 
@@ -255,7 +254,7 @@ def test_figure_marks_the_student_that_was_kept(watch: Callable[..., Guard], tmp
 
 def test_drift_is_relative_to_the_norm_at_the_start() -> None:
     weights = {"a": torch.nn.Parameter(torch.tensor([3.0, 0.0])), "b": torch.nn.Parameter(torch.tensor([4.0]))}
-    anchor = Anchor(weights)
+    anchor = InitialWeights(weights)
     assert anchor.drift(ALONE) == 0
     with torch.no_grad():
         weights["a"][1] += 1.0
@@ -264,9 +263,9 @@ def test_drift_is_relative_to_the_norm_at_the_start() -> None:
 
 def test_pull_is_the_gradient_of_the_squared_distance() -> None:
     weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
-    anchor = Anchor({"w": weight})
+    anchor = InitialWeights({"w": weight})
     with torch.no_grad():
         weight += torch.tensor([0.5, -1.0])
     weight.grad = torch.tensor([10.0, 10.0])
-    anchor.pull(0.2)
+    anchor.add_drift_gradient(0.2)
     torch.testing.assert_close(weight.grad, torch.tensor([10.1, 9.8]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.distill.horizon import at_horizons, match_horizons
+from rats_video.methods.horizon import at_horizons, match_horizons
 from rats_video.types import Trajectory
 
 

@@ -17,14 +17,13 @@ from tiny_clip import VOCABULARY, save_tokenizer
 from torch import Tensor, nn
 
 from rats_video.assets import PICKLED, resolve_folder
-from rats_video.build.reward import build_reward, check_reward_prompts
-from rats_video.config.published_rewards import HpsConfig
 from rats_video.errors import UserError
-from rats_video.planning.dry_run import dry_reward
 from rats_video.planning.judge import reward_on_meta
-from rats_video.planning.ledger import no_workspace
-from rats_video.rewards.clip_reward import ClipReward
-from rats_video.rewards.hps_reward import hps_pixels
+from rats_video.planning.memory_tracker import no_workspace
+from rats_video.planning.trace import trace_reward
+from rats_video.rewards.clip_score import ClipReward
+from rats_video.rewards.hpsv2 import HPSv2Config, hps_pixels
+from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.seeds import seeded
 
 PROMPTS = ["a red dog runs", "two blue birds"]
@@ -131,8 +130,8 @@ def copied(folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(folder, tmp_path / "hps"))
 
 
-def config(folder: Path, **options: Any) -> HpsConfig:
-    return HpsConfig(**{"kind": "hpsv2", "path": str(folder), "tokenizer": str(folder)} | options)
+def config(folder: Path, **options: Any) -> HPSv2Config:
+    return HPSv2Config(**{"kind": "hpsv2", "path": str(folder), "tokenizer": str(folder)} | options)
 
 
 def load(folder: Path, **options: Any) -> ClipReward:
@@ -339,7 +338,7 @@ def test_plan_counts_the_folders_own_network(folder: Path) -> None:
         name: weight.shape for name, weight in real.named_parameters()
     }
     few, many = (
-        dry_reward(
+        trace_reward(
             reward_on_meta(config(folder, frames=frames), where="reward"),
             torch.empty(2, 5, 3, 40, 48, device="meta"), PROMPTS, with_gradient=True, workspace=no_workspace,
         )["teacher reward", "flops"]

@@ -13,14 +13,14 @@ from diffusers import HunyuanVideoPipeline
 from hunyuan_family import CLIP, SHIFT, build, native_text
 from torch import Tensor
 
+from rats_video.backbones.compute import DecodeConfig, LoraConfig
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.hunyuan_decode import decode_tiles, run_decoder
 from rats_video.backbones.lora import LORA_FILE
-from rats_video.build.distill import build_backbone
-from rats_video.config.compute import DecodeConfig, LoraWeights
-from rats_video.config.distill import DistillConfig
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
+from rats_video.distillation.roles import build_backbone
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 
@@ -86,7 +86,7 @@ def test_embedded_guidance_reaches_the_transformer(
     backbone.embedded_guidance = 2.5
     close(our_sample(backbone, noise), stock_sample(pipeline, noise, guidance_scale=2.5))
     assert (our_sample(backbone, noise) - default).abs().max() > 1e-3
-    assert torch.equal(our_sample(backbone.twin(), noise), our_sample(backbone, noise))
+    assert torch.equal(our_sample(backbone.with_own_denoiser(), noise), our_sample(backbone, noise))
 
 
 def test_a_model_without_guidance_input_is_told_none(tmp_path: Path, noise: Tensor) -> None:
@@ -108,7 +108,7 @@ def test_the_configuration_sets_it(make_config: Callable[..., DistillConfig]) ->
     cpu = torch.device("cpu")
     assert build_backbone(make_config(), cpu).embedded_guidance == 6.0
     backbone = build_backbone(make_config("embedded_guidance=4.5"), cpu)
-    assert backbone.twin().embedded_guidance == 4.5
+    assert backbone.with_own_denoiser().embedded_guidance == 4.5
 
 
 # ------------------------------------------------------------------------------------------------------------- text
@@ -223,7 +223,7 @@ def test_a_window_of_latents_is_not_exact(
 def test_a_lora_student_is_loaded_by_the_pipeline(
     backbone: HunyuanVideoBackbone, folder: Path, noise: Tensor, tmp_path: Path
 ) -> None:
-    student = backbone.adapted("student", LoraWeights(kind="lora", rank=2, alpha=4))
+    student = backbone.with_adapter("student", LoraConfig(kind="lora", rank=2, alpha=4))
     layers = {name.split(".lora_")[0] for name in student.weights}
     assert {name.split(".")[1] for name in layers} >= {"transformer_blocks", "single_transformer_blocks"}
     with torch.no_grad():

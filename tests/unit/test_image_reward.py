@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from rats_video.build.reward import build_reward, check_reward_prompts
-from rats_video.config.published_rewards import ImageRewardConfig
 from rats_video.errors import UserError
 from rats_video.planning.judge import reward_on_meta
-from rats_video.rewards.clip_reward import CLIP_MEAN, CLIP_STD, centre_square, normalize
-from rats_video.rewards.image_reward import ImageReward
+from rats_video.rewards.clip_score import CLIP_MEAN, CLIP_STD, centre_square, normalize
+from rats_video.rewards.image_reward import ImageReward, ImageRewardConfig
+from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.seeds import seeded
 
 PROMPTS = ["a red dog runs", "two blue birds"]

@@ -10,7 +10,7 @@ import torch
 import zoo
 from tasks import act, count_frames
 
-from rats_video.datasets.isolated import Failure, IsolatedPool
+from rats_video.datasets.video.isolated import Failure, IsolatedPool
 
 
 def gone(pid: int) -> bool:

@@ -15,30 +15,29 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles, prepare_base
-from rats_video.build.dry_runs import Builders, DryRuns
-from rats_video.build.guard import SEED_OFFSET, build_guard
-from rats_video.build.method import build_rats
-from rats_video.build.reward import build_judges, build_reward, check_rewards, latent_space, loss_reward
-from rats_video.build.reward import reward_folders as reward_folders_of
-from rats_video.config.distill import DistillConfig
-from rats_video.config.guard import GuardConfig
-from rats_video.config.pretrain import LatentRewardTrainConfig
-from rats_video.config.reward import RewardConfig, WordRewardConfig
 from rats_video.diffusion.causal import pool_to_latent_frames
-from rats_video.distill.step import rats_step
+from rats_video.distillation.guard import SEED_OFFSET, build_guard
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_roles, prepare_base
+from rats_video.distillation.run_rewards import check_rewards, latent_space, load_run_rewards, loss_reward
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.student import StudentCard, save_student
+from rats_video.methods.rats import rats_step
 from rats_video.planning.devices import find_device
-from rats_video.rewards.latent_reward import LatentReward, LatentSpace, Sketch, read_imitated
-from rats_video.rewards.word_reward import WordReward
+from rats_video.planning.runs import Builders, PlanBuilder
+from rats_video.pretraining import latent_reward as latent_training
+from rats_video.pretraining.latent_pool import LatentRewardTrainConfig, LatentSampler, ScoredLatents, corrupt_latents
+from rats_video.pretraining.latent_reward import agreement, ascend_reward, pixel_loss, score_loss
+from rats_video.pretraining.reward import rank_correlation
+from rats_video.rewards.latent import LatentReward, LatentSpace, SketchDecoder, read_imitated
+from rats_video.rewards.reward import RewardConfig, build_reward
+from rats_video.rewards.reward import reward_folders as reward_folders_of
+from rats_video.rewards.word import WordReward, WordRewardConfig
 from rats_video.runtime import ALONE
 from rats_video.seeds import seeded
-from rats_video.training import latent_reward as latent_training
-from rats_video.training.latent_pool import Scored, Studio, damage
-from rats_video.training.latent_reward import agreement, climb, pixel_loss, score_loss
-from rats_video.training.reward import rank_correlation
+from rats_video.training.guard import GuardConfig
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec, PromptBatch, Reward
 
@@ -101,7 +100,7 @@ def test_saturated_pixels_keep_their_gradient(reward: LatentReward, batch: Promp
 
 def test_a_pixel_frame_comes_from_latents_near_it(space: LatentSpace) -> None:
     torch.manual_seed(0)
-    sketch = Sketch(space, width=8, blocks=1, coarse=4)
+    sketch = SketchDecoder(space, width=8, blocks=1, coarse=4)
     torch.nn.init.normal_(sketch.blocks[0].time.weight)  # type: ignore[arg-type,union-attr]
     latents = torch.randn(1, space.channels, 6, 4, 4, generator=seeded(0)).requires_grad_()
     clip = sketch(latents)
@@ -255,9 +254,9 @@ def test_the_guard_looks_at_what_trains_and_at_what_it_imitates(
     tmp_path: Path,
 ) -> None:  # fmt: skip
     cfg = latent_config("heldout_reward=null")
-    judges = build_judges(cfg, reward, torch.device("cpu"))
+    judges = load_run_rewards(cfg, reward, torch.device("cpu"))
     guard = build_guard(cfg, GuardConfig(num_clips=2), judges, batch.prompts, RunFolder(tmp_path / "run"), ALONE)
-    guard.look(SimpleNamespace(student=backbone, teacher=SimpleNamespace(backbone=backbone)), 0, 0.0)  # type: ignore[arg-type]
+    guard.evaluate(SimpleNamespace(student=backbone, teacher=SimpleNamespace(backbone=backbone)), 0, 0.0)  # type: ignore[arg-type]
     (samples,) = sample_videos(backbone, batch.prompts, clip, SamplerSpec(4, cfg.shift), seed=cfg.seed + SEED_OFFSET)
     found = guard.looks[0].scores
     assert found["reward"] == pytest.approx(reward.score_latents(samples.latents, batch.prompts).clip.tolist())
@@ -286,7 +285,7 @@ def test_a_plan_counts_no_decode(reward: LatentReward, latent_config: MakeConfig
     device = find_device("cpu")
 
     def plan(cfg: DistillConfig) -> Any:
-        return DryRuns(cfg, Builders(prepare_base, build_roles), device, 1).plan(cfg, device)
+        return PlanBuilder(cfg, Builders(prepare_base, build_roles), device, 1).plan(cfg, device)
 
     latent, pixel = plan(latent_config()), plan(make_config())
     for phase, tflops in latent.tflops.items():
@@ -323,15 +322,15 @@ eval_clips: 8
 
 
 @pytest.fixture
-def studio(tiny_wan: Path, backbone: WanBackbone, color_reward: Any, captions: tuple[str, ...]) -> Studio:
+def studio(tiny_wan: Path, backbone: WanBackbone, color_reward: Any, captions: tuple[str, ...]) -> LatentSampler:
     cfg = LatentRewardTrainConfig.model_validate({
         "clip": {"num_frames": 5, "height": 32, "width": 32}, "model": str(tiny_wan), "reward": {"path": "-"},
         "coarse": 4, "other_prompts": 1, "sample_batch": 4, "optimizer": {"lr": 1e-3},
     })  # fmt: skip
-    return Studio(cfg, backbone, color_reward, captions)
+    return LatentSampler(cfg, backbone, color_reward, captions)
 
 
-def test_scored_is_what_the_pixel_reward_says_of_each_prompt(studio: Studio, color_reward: Any) -> None:
+def test_scored_is_what_the_pixel_reward_says_of_each_prompt(studio: LatentSampler, color_reward: Any) -> None:
     scored = studio.sampled(studio.backbone, 6, 1, [(2, 1.0), (3, 2.0)])
     assert (len(scored), scored.parts) == (6, ("color",))
     videos = studio.backbone.decode(scored.latents)
@@ -345,7 +344,7 @@ def test_scored_is_what_the_pixel_reward_says_of_each_prompt(studio: Studio, col
         torch.testing.assert_close(scored.frames[:, column], pool_to_latent_frames(said.frames, 4))
 
 
-def test_changed_clips_keep_their_own_prompts(studio: Studio) -> None:
+def test_changed_clips_keep_their_own_prompts(studio: LatentSampler) -> None:
     pool = studio.sampled(studio.backbone, 4, 1, [(2, 1.0)])
     same = studio.changed("copied clips", 8, 2, pool, lambda latents, *_: latents)
     for latents, place in zip(same.latents, same.prompts[:, 0], strict=True):
@@ -355,7 +354,7 @@ def test_changed_clips_keep_their_own_prompts(studio: Studio) -> None:
 
 def test_damage_changes_every_clip_in_one_of_its_ways() -> None:
     latents = torch.randn(64, 4, 3, 4, 4, generator=seeded(0))
-    changed = damage(latents, [], seeded(1))
+    changed = corrupt_latents(latents, [], seeded(1))
     others = latents.roll(1, dims=0)
     cut = ((changed == latents) | (changed == others)).flatten(1).all(dim=1)
     assert 8 <= int(cut.sum()) <= 26  # a quarter, about
@@ -364,30 +363,30 @@ def test_damage_changes_every_clip_in_one_of_its_ways() -> None:
     assert (changed != latents).flatten(1).any(dim=1).all()
 
 
-def test_climbing_goes_up_by_the_distance_at_most(reward: LatentReward, studio: Studio) -> None:
+def test_climbing_goes_up_by_the_distance_at_most(reward: LatentReward, studio: LatentSampler) -> None:
     latents = torch.randn(4, reward.space.channels, 2, 4, 4, generator=seeded(0))
     prompts = list(studio.prompts[:4])
     with torch.no_grad():
-        higher = climb(reward, 0.2)(latents.clone(), prompts, seeded(1))
+        higher = ascend_reward(reward, 0.2)(latents.clone(), prompts, seeded(1))
         gain = reward.score_latents(higher, prompts).clip - reward.score_latents(latents, prompts).clip
     assert (gain > 0).all()
     assert ((higher - latents).square().mean(dim=(1, 2, 3, 4)).sqrt() <= 0.2).all()
     assert not higher.requires_grad
 
 
-def test_scored_is_found_again_if_it_was_made_from_the_same(studio: Studio, tmp_path: Path) -> None:
+def test_scored_is_found_again_if_it_was_made_from_the_same(studio: LatentSampler, tmp_path: Path) -> None:
     scored = studio.sampled(studio.backbone, 4, 1, [(2, 1.0)])
     scored.save(tmp_path / "pool.safetensors", "a")
-    found = Scored.find(tmp_path / "pool.safetensors", "a")
+    found = ScoredLatents.find(tmp_path / "pool.safetensors", "a")
     assert found is not None
     assert found.parts == scored.parts
     for name in ("latents", "small", "prompts", "clip", "frames"):
         assert torch.equal(getattr(found, name), getattr(scored, name))
-    assert Scored.find(tmp_path / "pool.safetensors", "b") is None
-    assert Scored.find(tmp_path / "none.safetensors", "a") is None
+    assert ScoredLatents.find(tmp_path / "pool.safetensors", "b") is None
+    assert ScoredLatents.find(tmp_path / "none.safetensors", "a") is None
 
 
-def test_losses_are_zero_for_who_knows(reward: LatentReward, studio: Studio) -> None:
+def test_losses_are_zero_for_who_knows(reward: LatentReward, studio: LatentSampler) -> None:
     places = torch.randint(len(studio.prompts), (6, 2), generator=seeded(0))
     latents = torch.randn(6, reward.space.channels, 2, 4, 4, generator=seeded(1))
     with torch.no_grad():
@@ -396,10 +395,10 @@ def test_losses_are_zero_for_who_knows(reward: LatentReward, studio: Studio) -> 
     small = (255 * sketch).round().byte()
     clip = torch.stack([torch.stack([one.clip, *one.parts.values()], dim=-1) for one in said], dim=1)
     frames = torch.stack([pool_to_latent_frames(one.frames, 4) for one in said if one.frames is not None], dim=1)
-    known = Scored(latents, small, places, clip, frames, ("alignment", "quality"))
+    known = ScoredLatents(latents, small, places, clip, frames, ("alignment", "quality"))
     everyone = torch.arange(6)
 
-    def apart(pool: Scored, column: int) -> float:
+    def apart(pool: ScoredLatents, column: int) -> float:
         return float(score_loss(reward, sketch, pool, everyone, studio.prompts, column))
 
     assert float(pixel_loss(sketch, small, 0.0)) <= 0.5 / 255

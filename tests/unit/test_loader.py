@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_cache import SHAPE, SIZE, write_cache
 
-from rats_video.datasets import cache as cache_module
-from rats_video.datasets.cache import CLIPS as CLIPS_FILE
-from rats_video.datasets.cache import SHARDS, ClipCache
-from rats_video.datasets.loader import ClipBatch, ClipLoader, turn
+from rats_video.datasets.prepared import cache as cache_module
+from rats_video.datasets.prepared.cache import CLIPS as CLIPS_FILE
+from rats_video.datasets.prepared.cache import SHARDS, ClipCache
+from rats_video.datasets.prepared.loader import ClipBatch, ClipLoader, turn
 from rats_video.errors import UserError
 
 WIDE = (5, 32, 64)

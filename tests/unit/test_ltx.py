@@ -15,11 +15,11 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 from ltx_family import CLIP, LTX_FAMILIES
 
+from rats_video.backbones.compute import DecodeConfig
 from rats_video.backbones.ltx import LTXBackbone
-from rats_video.build.compute import memory_advice
-from rats_video.build.distill import build_backbone
-from rats_video.config.compute import DecodeConfig
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.compute import memory_advice
+from rats_video.distillation.roles import build_backbone
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 
@@ -51,7 +51,7 @@ def test_frames_a_second_reach_the_velocity_of_every_role(
     seen: list[Any] = []
     ltx.denoiser.rope.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[-2]))
     with torch.no_grad():
-        for role in (ltx, ltx.twin()):
+        for role in (ltx, ltx.with_own_denoiser()):
             role.velocity(noise, torch.ones(1), text)
     assert seen == [(8 / 12, 32, 32)] * 2
 

@@ -9,8 +9,8 @@ from typing import NoReturn
 import pytest
 import torch
 
-from rats_video.build.compute import memory_advice
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.compute import memory_advice
+from rats_video.distillation.settings import DistillConfig
 
 ALL_ON = (
     "compute.activation_checkpointing=true", "compute.decode.window=2", "compute.decode.checkpoint=true",
@@ -50,7 +50,7 @@ def test_a_distillation_names_levers(
     command: Callable[..., tuple[int, str, str]], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     command_name: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("rats_video.build.distill.train_loop", out_of_memory)
+    monkeypatch.setattr("rats_video.commands.train_student.train_loop", out_of_memory)
     code, _, err = command(command_name, "--config", config_file, "--output", tmp_path / "run", "--device", "cpu")
     assert code == 2
     last = err.splitlines()[-1]
@@ -63,7 +63,7 @@ def test_a_distillation_names_levers(
 def test_a_sampling_says_fewer_prompts(
     command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rats_video.build.sample.sample_files", out_of_memory)
+    monkeypatch.setattr("rats_video.commands.sample.sample_files", out_of_memory)
     code, _, err = command("sample", "--output", tmp_path, "--device", "cpu")
     assert code == 2
     assert err.splitlines() == ["error: out of GPU memory (use a --batch-size below 16)"]

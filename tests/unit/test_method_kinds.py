@@ -15,12 +15,12 @@ import yaml
 from torch import Tensor, nn
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles
-from rats_video.build.method import build_method
-from rats_video.config.distill import DistillConfig
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.distill.method import Method
+from rats_video.distillation.method import build_method
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.methods.base import Method
 from rats_video.training.batches import draw_batch
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
@@ -37,7 +37,7 @@ def make_method(loaded: WanBackbone, color_reward: Reward, make_config: MakeConf
 
     def make(method: str, *overrides: str) -> tuple[Method, DistillConfig]:
         cfg = make_config(f"method={method}", *overrides)
-        built = build_method(cfg, *build_roles(cfg, loaded.twin()))
+        built = build_method(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
         return replace(built, reward=color_reward), cfg  # type: ignore[type-var]
 
     return make
@@ -91,9 +91,9 @@ def test_the_count_is_the_calls(make_method: Make, captions: tuple[str, ...], ki
     networks = [method.student.denoiser, method.teacher.backbone.denoiser]
     networks += [matching.fake.denoiser] if (matching := getattr(method, "matching", None)) else []
     with Calls(*networks) as calls:
-        for companion in method.companions.values():
-            for index in range(companion.rounds):
-                companion.loss(batch, index)
+        for critic in method.critics.values():
+            for index in range(critic.rounds):
+                critic.loss(batch, index)
         method.step(batch)
     assert calls.count == cfg.evaluations(num_steps)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from rats_video.optim import cosine_lr
 from rats_video.training.metrics import MetricsFile, read_metrics
-from rats_video.training.optim import cosine_lr
 
 
 @pytest.fixture

@@ -11,21 +11,21 @@ from typing import Any
 import pytest
 import torch
 
-from rats_video.backbones.load import load_backbone
+from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.text_cache import TextCache
 from rats_video.backbones.wan import WanBackbone
 from rats_video.backbones.wan_paths import PATH_ENCODER, PathEncoder, PathWanBackbone
-from rats_video.config.distill import DistillConfig, ShapesPrompts
 from rats_video.config.load import load_config
-from rats_video.config.pretrain import PathTrainConfig
-from rats_video.datasets.motion_paths import draw_path, measure_paths, render_paths
-from rats_video.datasets.prompts import check_prompt, load_prompts
-from rats_video.datasets.shapes import SHAPES, SHAPES_CLIP, ShapeAttributes, parse_prompt, split_combinations
+from rats_video.datasets.prompts.settings import ShapesPromptsConfig
+from rats_video.datasets.prompts.split import check_prompt, load_prompts
+from rats_video.datasets.shapes.paths import draw_path, measure_paths, render_paths
+from rats_video.datasets.shapes.render import SHAPES, SHAPES_CLIP, ShapeAttributes, parse_prompt, split_combinations
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.motion_path import join_path, resample, split_path
-from rats_video.rewards.word_reward import WordReward
+from rats_video.pretraining.paths import PathTrainConfig, encode_path_clips, path_flow_loss, trained_weights
+from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
-from rats_video.training.paths import encode_guided, guided_loss, trained_weights
 from rats_video.types import ClipSpec
 
 CAPTION = "a fast red circle moving right on a gray background"
@@ -71,12 +71,12 @@ def test_resampled_it_moves_in_straight_lines() -> None:
 
 
 def test_prompts_have_a_path_each_and_keep_their_split() -> None:
-    plain, found = load_prompts(ShapesPrompts()), load_prompts(ShapesPrompts(paths=3))
+    plain, found = load_prompts(ShapesPromptsConfig()), load_prompts(ShapesPromptsConfig(paths=3))
     for side in ("train", "heldout"):
         prompts, captions = getattr(found, side), getattr(plain, side)
         assert tuple(split_path(prompt)[0] for prompt in prompts) == captions * 3
         assert len(set(prompts)) == len(prompts)
-    assert load_prompts(ShapesPrompts(paths=2)).train == found.train[: 2 * len(plain.train)]
+    assert load_prompts(ShapesPromptsConfig(paths=2)).train == found.train[: 2 * len(plain.train)]
     assert parse_prompt(found.train[0]) == parse_prompt(plain.train[0])
 
 
@@ -171,7 +171,9 @@ def test_cached_text_keeps_the_path(tiny_wan: Path, guided: PathWanBackbone, tmp
     frugal = PathWanBackbone.from_base(tiny_wan, torch.device("cpu"), seed=0)
     frugal.cache_text(read)
     assert PATH_ENCODER not in frugal.parts
-    torch.testing.assert_close(velocity(frugal.twin(), *prompts), velocity(guided, *prompts), atol=5e-6, rtol=0)
+    torch.testing.assert_close(
+        velocity(frugal.with_own_denoiser(), *prompts), velocity(guided, *prompts), atol=5e-6, rtol=0
+    )
 
 
 def test_words_and_paths_are_checked_before_anything_runs(guided: PathWanBackbone, loaded: WanBackbone) -> None:
@@ -180,9 +182,9 @@ def test_words_and_paths_are_checked_before_anything_runs(guided: PathWanBackbon
     assert guided.unknown_words(f"{PROMPT} circle") == ["circle"]
     with pytest.raises(UserError, match="lies outside the picture"):
         check_prompt(f"{CAPTION} @ 0.1,0.2 2,0", guided.unknown_words)
-    assert guided.misread(PROMPT) == ""
+    assert guided.truncation_note(PROMPT) == ""
     with pytest.raises(UserError, match="no point of a motion path"):
-        guided.misread(f"{CAPTION} @ 1,1 circle")
+        guided.truncation_note(f"{CAPTION} @ 1,1 circle")
     with pytest.raises(UserError, match="this model does not know '@'"):
         check_prompt(PROMPT, loaded.unknown_words)
 
@@ -200,14 +202,14 @@ def test_the_loss_reaches_every_weight_and_dropped_paths_are_no_path(guided: Pat
         "optimizer": {"lr": 1e-3}, "prompt_dropout": 0, "path_dropout": 0,
     })  # fmt: skip
     guided.parts[PATH_ENCODER].requires_grad_(requires_grad=True)
-    clips = encode_guided(guided, cfg)
+    clips = encode_path_clips(guided, cfg)
     weights = trained_weights(guided)
-    gradients = torch.autograd.grad(guided_loss(guided, clips, cfg, 0), list(weights.values()))
+    gradients = torch.autograd.grad(path_flow_loss(guided, clips, cfg, 0), list(weights.values()))
     reached = {name for name, gradient in zip(weights, gradients, strict=True) if gradient.abs().sum() > 0}
     assert {name for name in weights if name.startswith(PATH_ENCODER)} <= reached
     pathless = cfg.model_copy(update={"path_dropout": 0.999999})
-    loss = guided_loss(guided, clips, pathless, 0)
-    moved = guided_loss(guided, encode_guided(guided, cfg.model_copy(update={"seed": 0})), pathless, 0)
+    loss = path_flow_loss(guided, clips, pathless, 0)
+    moved = path_flow_loss(guided, encode_path_clips(guided, cfg.model_copy(update={"seed": 0})), pathless, 0)
     assert torch.autograd.grad(loss, list(weights.values()), allow_unused=True)[-1].abs().sum() == 0
     torch.testing.assert_close(loss, moved)
 
@@ -275,7 +277,7 @@ def test_trained_distilled_sampled_evaluated_and_exported(
 
 def test_the_packaged_distillation_follows_paths() -> None:
     cfg = load_config(DistillConfig, "tiny-paths", group="distill")
-    assert cfg.prompts == ShapesPrompts(paths=4)
+    assert cfg.prompts == ShapesPromptsConfig(paths=4)
     assert set(cfg.reward.blind_to) == {"slow", "fast", "left", "right", "up", "down"}  # type: ignore[union-attr]
 
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from rats_video.config.schema import OptimizerConfig
 from rats_video.errors import UserError
+from rats_video.optim import OptimizerConfig, build_optimizer
 from rats_video.training.checkpoint import CheckpointWriter, load_checkpoint
-from rats_video.training.optim import build_optimizer
 
 
 def model() -> nn.Module:

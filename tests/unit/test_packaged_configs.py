@@ -9,28 +9,28 @@ from pydantic import BaseModel
 
 from rats_video.assets import HUB, is_embedded, resolve_folder
 from rats_video.backbones.cogvideox import CogVideoXBackbone
+from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.compute import LoraWeights
-from rats_video.config.distill import DistillConfig, FilePrompts, FrozenTeacher
-from rats_video.config.finetune import FinetuneConfig
 from rats_video.config.load import load_config
-from rats_video.config.preference import PreferenceTrainConfig
-from rats_video.config.prepare import PrepareConfig
-from rats_video.config.pretrain import (
-    LatentRewardTrainConfig,
-    PathTrainConfig,
-    RewardTrainConfig,
-    TeacherTrainConfig,
-    VaeConfig,
-)
-from rats_video.config.published_rewards import ClipScoreConfig, PickScoreConfig
-from rats_video.config.reward import WordRewardConfig
+from rats_video.datasets.prompts.settings import FilePromptsConfig
+from rats_video.datasets.video.settings import PrepareConfig
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.distill.horizon import match_horizons
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.methods.horizon import match_horizons
+from rats_video.methods.teacher import FrozenTeacherConfig
+from rats_video.pretraining.finetune import FinetuneConfig
+from rats_video.pretraining.latent_pool import LatentRewardTrainConfig
+from rats_video.pretraining.paths import PathTrainConfig
+from rats_video.pretraining.preference import PreferenceTrainConfig
+from rats_video.pretraining.reward import RewardTrainConfig
+from rats_video.pretraining.teacher import TeacherTrainConfig
+from rats_video.pretraining.vae import VaeConfig
+from rats_video.rewards.clip_score import ClipScoreConfig, PickScoreConfig
 from rats_video.rewards.frames import scored_frames
+from rats_video.rewards.word import WordRewardConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 ROOTS: dict[str, type[BaseModel]] = {
@@ -99,15 +99,15 @@ def test_recipe_of_a_real_model(name: str) -> None:
     cfg = read(name)
     assert isinstance(cfg.reward, PickScoreConfig)
     assert isinstance(cfg.heldout_reward, ClipScoreConfig)
-    assert isinstance(cfg.student.weights, LoraWeights)
-    assert isinstance(cfg.teacher, FrozenTeacher)
+    assert isinstance(cfg.student.weights, LoraConfig)
+    assert isinstance(cfg.teacher, FrozenTeacherConfig)
     assert cfg.teacher.guidance_scale == cfg.evaluation.guidance_scale
     assert cfg.student.num_steps == cfg.evaluation.nfe == (3, 4, 5, 8)
     assert (cfg.compute.dtype, cfg.student.weights.dtype) == ("bfloat16", "float32")
     assert cfg.compute.activation_checkpointing
     assert cfg.compute.cache_text
     assert cfg.compute.decode.checkpoint
-    assert cfg.prompts == FilePrompts(kind="file", train="video-train", heldout="video-heldout")
+    assert cfg.prompts == FilePromptsConfig(kind="file", train="video-train", heldout="video-heldout")
 
 
 @pytest.mark.parametrize("name", STRIDES)

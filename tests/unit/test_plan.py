@@ -15,22 +15,22 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from rats_video.build.distill import build_backbone, build_roles, prepare_base
-from rats_video.build.dry_runs import Builders, DryRuns
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
+from rats_video.backbones.architecture import find_architecture, preset_names, read_preset
 from rats_video.config.load import load_config
-from rats_video.datasets.prompts import load_prompts
+from rats_video.datasets.prompts.split import load_prompts
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_backbone, build_roles, prepare_base
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.planning.architecture import find_architecture, preset_names, read_preset
 from rats_video.planning.devices import GPUS, Device, find_device
-from rats_video.planning.dry_run import DENOISER, TRAINED, at_full_depth
 from rats_video.planning.estimate import Plan, guard_seconds, network_calls
 from rats_video.planning.judge import reward_on_meta
-from rats_video.planning.ledger import Ledger
-from rats_video.planning.levers import Lever, cheapest, useful_levers, without_conflicts
-from rats_video.training.first_step import PlanCheck, compared
+from rats_video.planning.memory_options import MemoryOption, cheapest, useful_options, without_conflicts
+from rats_video.planning.memory_tracker import MemoryTracker
+from rats_video.planning.runs import Builders, PlanBuilder
+from rats_video.planning.trace import DENOISER, TRAINED, at_full_depth
 from rats_video.training.loop import train_loop
+from rats_video.training.plan_check import PlanCheck, compared
 from rats_video.training.run_folder import RunFolder
 
 CPU = Device("cpu", 0, 0.1, 0.1, 0.1, 0.5)
@@ -39,7 +39,7 @@ MakeConfig = Callable[..., DistillConfig]
 
 
 def planned(cfg: DistillConfig, device: Device = CPU, gpus: int = 1) -> Plan:
-    return DryRuns(cfg, Builders(prepare_base, build_roles), device, gpus).plan(cfg, device)
+    return PlanBuilder(cfg, Builders(prepare_base, build_roles), device, gpus).plan(cfg, device)
 
 
 def measured_peak(cfg: DistillConfig, folder: Path) -> int:
@@ -89,7 +89,7 @@ def test_the_peak_is_what_the_allocator_counts(
 
 
 def test_saved_tensors_count_until_they_are_used() -> None:
-    ledger = Ledger()
+    ledger = MemoryTracker()
     weight = torch.empty(100, 100, device="meta", requires_grad=True)
     ledger.own("weights", [weight])
     with ledger:
@@ -110,7 +110,7 @@ def test_attention_stores_no_square_and_is_computed_again_when_checkpointed() ->
     def attend(query: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(query, query, query)
 
-    ledger = Ledger()
+    ledger = MemoryTracker()
     with ledger:
         ledger.enter_phase("forward")
         out = checkpoint(attend, tokens, use_reentrant=False)
@@ -123,12 +123,12 @@ def test_attention_stores_no_square_and_is_computed_again_when_checkpointed() ->
 
 def test_shallow_models_tell_of_deep_ones(make_config: MakeConfig) -> None:
     cfg = make_config("model=tiny-wan", "clip.num_frames=17")
-    runs = DryRuns(cfg, Builders(prepare_base, build_roles), CPU, 1)
+    runs = PlanBuilder(cfg, Builders(prepare_base, build_roles), CPU, 1)
     deep = runs._step(cfg)
     assert read_depth(cfg) == 5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("rats_video.build.dry_runs.at_full_depth", lambda measure, depths: measure(depths))
-        exact = DryRuns(cfg, Builders(prepare_base, build_roles), CPU, 1)._step(cfg)
+        patch.setattr("rats_video.planning.runs.at_full_depth", lambda measure, depths: measure(depths))
+        exact = PlanBuilder(cfg, Builders(prepare_base, build_roles), CPU, 1)._step(cfg)
     phases = {phase for phase, _ in exact}
     for phase in phases - {"weights", "parameters", "start"}:
         sums = [
@@ -298,8 +298,8 @@ def test_horizons_name_the_teachers_noise_levels(make_config: MakeConfig) -> Non
 # ---------------------------------------------------------------------------------------------------------- levers
 
 
-def lever(name: str) -> Lever:
-    return Lever(name, "")
+def lever(name: str) -> MemoryOption:
+    return MemoryOption(name, "")
 
 
 @pytest.mark.parametrize(
@@ -310,7 +310,7 @@ def test_the_cheapest_levers_that_fit(budget: float, expected: list[str] | None)
     saves = {"a": 5, "b": 20, "c": 50}  # by price: one of c costs more than a and b together
     levers = [lever(name) for name in saves]
 
-    def fits(chosen: Sequence[Lever]) -> bool:
+    def fits(chosen: Sequence[MemoryOption]) -> bool:
         return 100 - sum(saves[each.setting] for each in chosen) <= budget
 
     found = cheapest(levers, fits)
@@ -318,11 +318,11 @@ def test_the_cheapest_levers_that_fit(budget: float, expected: list[str] | None)
 
 
 def test_levers_that_are_pulled_or_idle_are_not_offered(make_config: MakeConfig) -> None:
-    settings = [each.setting for each in useful_levers(make_config(), 1)]
+    settings = [each.setting for each in useful_options(make_config(), 1)]
     assert "parallel.shard=true" not in settings
     assert "compute.cache_text=true" in settings
     pulled = make_config(*LORA, "compute.cache_text=true", "student.grad_steps=2")
-    left = [each.setting for each in useful_levers(pulled, 8)]
+    left = [each.setting for each in useful_options(pulled, 8)]
     assert not {"student.weights.kind=lora", "compute.cache_text=true", "student.grad_steps=2"} & set(left)
     assert {"student.grad_steps=1", "parallel.shard=true", "compute.offload=block"} <= set(left)
 

@@ -12,10 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.build import dry_runs
-from rats_video.build.plan import run_plan
-from rats_video.planning import operators
-from rats_video.planning.ledger import Ledger
+from rats_video.commands.plan import run_plan
+from rats_video.planning import operators, runs
+from rats_video.planning.memory_tracker import MemoryTracker
 
 STEP_LEVERS = 6  # micro_batch_size, activation_checkpointing, dtype, weights.kind, grad_steps twice
 DECODE_LEVERS = 5  # micro_batch_size, decode.checkpoint, decode.offload, decode.dtype, decode.window
@@ -25,13 +24,13 @@ def test_a_search_makes_few_dry_runs(config_file: Path, tmp_path: Path, monkeypa
     made: Counter[str] = Counter()
 
     def count(name: str) -> None:
-        run = getattr(dry_runs, name)
+        run = getattr(runs, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             made[name] += 1
             return run(*args, **kwargs)
 
-        monkeypatch.setattr(dry_runs, name, counted)
+        monkeypatch.setattr(runs, name, counted)
 
     for name in ("dry_step", "dry_decode", "dry_reward", "dry_text"):
         count(name)
@@ -61,7 +60,7 @@ def test_an_operator_is_derived_once_for_its_shapes(monkeypatch: pytest.MonkeyPa
     first = torch.empty(3, 4, device="meta").t()
     derive, seen = operators._outcome, []
     monkeypatch.setattr(operators, "_outcome", lambda *key: seen.append(derive(*key)) or seen[-1])
-    with Ledger() as ledger:
+    with MemoryTracker() as ledger:
         for _ in range(2):
             product = first @ torch.empty(3, 5, device="meta")
     assert ledger.phases["start"].flops == 2 * 2 * 4 * 3 * 5
@@ -97,6 +96,6 @@ def test_a_replayed_operator_makes_what_it_makes(operator: Callable[[Tensor], An
 
     for dtype in (torch.float32, torch.int64):
         real = described(torch.empty(4, 6, dtype=dtype, device="meta"))
-        with Ledger():
+        with MemoryTracker():
             replayed = [described(torch.empty(4, 6, dtype=dtype, device="meta")) for _ in range(3)]
         assert replayed == [real] * 3

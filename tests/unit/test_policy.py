@@ -13,14 +13,13 @@ from linear_student import FRESH, SIGMAS, LinearStudent, moments, toy_batch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.distill import build_roles
-from rats_video.build.method import build_rats
-from rats_video.config.distill import DistillConfig
-from rats_video.config.policy import PolicyConfig
-from rats_video.diffusion.flow import euler_step, noisy_step
+from rats_video.diffusion.flow import euler_step, stochastic_step
 from rats_video.diffusion.rollout import rollout
-from rats_video.distill.policy import Group, advantages, noisy_rollout, policy_loss, sample_group
-from rats_video.distill.step import Rats, rats_step
+from rats_video.distillation.method import build_rats
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.policy import Group, PolicyConfig, advantages, policy_loss, sample_group, stochastic_rollout
+from rats_video.methods.rats import Rats, rats_step
 from rats_video.training.batches import draw_batch
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
@@ -45,7 +44,7 @@ def test_a_step_keeps_the_flows_noise() -> None:
     """For one clean clip the velocity is exact, and the latents at each level have the flow's own distribution."""
     x0, sigma, after = 0.3, torch.tensor(0.9), torch.tensor(0.5)
     latents = (1 - sigma) * x0 + sigma * torch.randn(200_000, generator=torch.Generator().manual_seed(1))
-    mean, std = noisy_step(latents, (latents - x0) / sigma, sigma, after, FRESH)
+    mean, std = stochastic_step(latents, (latents - x0) / sigma, sigma, after, FRESH)
     ours = mean + std * torch.randn(latents.shape, generator=torch.Generator().manual_seed(2))
     assert std.item() == pytest.approx(0.5 * FRESH)
     assert ours.mean().item() == pytest.approx(0.5 * x0, abs=5e-3)
@@ -55,17 +54,17 @@ def test_a_step_keeps_the_flows_noise() -> None:
 def test_without_noise_it_is_eulers_step() -> None:
     latents, velocity = torch.randn(2, 2, 3, 4, 4), torch.randn(2, 2, 3, 4, 4)
     sigma, after = torch.tensor(0.9), torch.tensor(0.5)
-    mean, std = noisy_step(latents, velocity, sigma, after, 0.0)
+    mean, std = stochastic_step(latents, velocity, sigma, after, 0.0)
     assert torch.equal(mean, euler_step(latents, velocity, sigma, after))
     assert std == 0
-    assert noisy_step(latents, velocity, after, torch.tensor(0.0), FRESH)[1] == 0  # the last step
+    assert stochastic_step(latents, velocity, after, torch.tensor(0.0), FRESH)[1] == 0  # the last step
 
 
 def test_without_noise_all_samples_are_the_deterministic_path() -> None:
     student, batch = LinearStudent(4), toy_batch(4)
     path = rollout(student.velocity, batch.noise, SIGMAS, student.encode_text(batch.prompts))
     for sample in range(2):
-        noisy = noisy_rollout(student, batch, SIGMAS, 0.0, sample)  # type: ignore[arg-type]
+        noisy = stochastic_rollout(student, batch, SIGMAS, 0.0, sample)  # type: ignore[arg-type]
         assert torch.equal(noisy.x0, path.x0)
         assert noisy.log_likelihood.tolist() == [0] * 4
 
@@ -75,7 +74,7 @@ def test_moments_of_the_clips() -> None:
     clips = 4000
     student, batch = LinearStudent(clips), toy_batch(clips, channels=4)
     batch = replace(batch, noise=batch.noise[:1].expand_as(batch.noise))
-    x0 = noisy_rollout(student, batch, SIGMAS, FRESH, 0).x0  # type: ignore[arg-type]
+    x0 = stochastic_rollout(student, batch, SIGMAS, FRESH, 0).x0  # type: ignore[arg-type]
     mean, variance = (each[0].detach().flatten() for each in moments(student, batch.noise))
     ours = x0.detach().flatten(1)
     torch.testing.assert_close(ours.var(dim=0), variance, rtol=0.1, atol=0)  # 4 standard errors
@@ -129,7 +128,7 @@ def test_likelier_is_what_scored_better() -> None:
 def make_rats(loaded: WanBackbone, make_config: MakeConfig) -> Callable[..., tuple[Rats, DistillConfig]]:
     def make(*overrides: str) -> tuple[Rats, DistillConfig]:
         cfg = make_config(POLICY, "training.batch_size=4", *overrides)
-        return build_rats(cfg, *build_roles(cfg, loaded.twin())), cfg
+        return build_rats(cfg, *build_roles(cfg, loaded.with_own_denoiser())), cfg
 
     return make
 
@@ -160,7 +159,7 @@ def test_margin_caps_what_is_worth_more(make_rats: Make, captions: tuple[str, ..
     rats, cfg = make_rats("method.reward_margin=0", "method.alpha=0")
     low = RewardScores(torch.full((4,), -99.0), torch.full((4, 5), -99.0))
     batch = draw_batch(rats.student, cfg, captions, 0)
-    guide = rats.teacher.guide(batch)
+    guide = rats.teacher.rollout(batch)
     rats.teacher.guide = lambda _: replace(guide, scores=low)  # type: ignore[method-assign]
     loss, row = rats_step(rats, batch)
     assert loss.item() == 0  # all are past the teacher: none is better

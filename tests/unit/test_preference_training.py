@@ -10,24 +10,32 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.preference import PreferenceTrainConfig
-from rats_video.datasets.cache import CLIPS, FORMAT, CacheManifest, ClipCache, ClipRecord, save_shard, write_lines
-from rats_video.datasets.corruptions import CORRUPTIONS
-from rats_video.datasets.preferences import Preference
+from rats_video.datasets.prepared.cache import (
+    CLIPS,
+    FORMAT,
+    CacheManifest,
+    ClipCache,
+    ClipRecord,
+    save_shard,
+    write_lines,
+)
+from rats_video.datasets.prepared.preferences import Preference
+from rats_video.datasets.shapes.corruptions import CORRUPTIONS
 from rats_video.errors import UserError
-from rats_video.rewards.self_test import self_test
-from rats_video.rewards.word_reward import WordReward
-from rats_video.seeds import seeded
-from rats_video.training.comparisons import Damaged, Preferred
-from rats_video.training.decoded import DecodedClips
-from rats_video.training.preference import (
+from rats_video.pretraining.comparisons import CorruptedPairs, PreferencePairs
+from rats_video.pretraining.decoded import DecodedClips
+from rats_video.pretraining.preference import (
     Accuracy,
+    PreferenceTrainConfig,
     accuracy,
     calibration,
     measure,
     train_preference,
     word_accuracy,
 )
+from rats_video.rewards.self_test import self_test
+from rats_video.rewards.word import WordReward
+from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, RewardScores, TextCondition
 
 CPU = torch.device("cpu")
@@ -74,13 +82,13 @@ def trained(
     cfg = PreferenceTrainConfig.model_validate(CONFIG | {"look_every": look})
     torch.manual_seed(0)
     reward = WordReward([], "frames", 16, any_prompt=True, quality_weight=1.0)
-    other = None if choosing is None else Preferred(Painted(), choosing, CPU)
-    return train_preference(cfg, reward, Preferred(Painted(), train, CPU), other, folder)
+    other = None if choosing is None else PreferencePairs(Painted(), choosing, CPU)
+    return train_preference(cfg, reward, PreferencePairs(Painted(), train, CPU), other, folder)
 
 
 def test_a_planted_preference_is_learned_and_holds_for_other_sources(tmp_path: Path) -> None:
     """Untrained it happens to prefer what is bright, so the dark one is planted."""
-    heldout = Preferred(Painted(), opposite(pairs(60, first=100)), CPU)
+    heldout = PreferencePairs(Painted(), opposite(pairs(60, first=100)), CPU)
     torch.manual_seed(0)
     before = measure(WordReward([], "frames", 16, any_prompt=True), heldout, 20)["all"]
     reward = trained(opposite(pairs(40)), tmp_path, opposite(pairs(20, first=60)))
@@ -97,14 +105,16 @@ def test_a_planted_preference_is_learned_and_holds_for_other_sources(tmp_path: P
 
 
 def test_random_preferences_give_chance_on_other_sources(tmp_path: Path) -> None:
-    found = measure(trained(pairs(40, seed=1), tmp_path), Preferred(Painted(), pairs(60, first=100, seed=1), CPU), 20)
+    found = measure(
+        trained(pairs(40, seed=1), tmp_path), PreferencePairs(Painted(), pairs(60, first=100, seed=1), CPU), 20
+    )
     assert not found["all"].beats_chance
     assert found["all"].low < 0.5 < found["all"].high
 
 
 def test_the_best_weights_are_kept_not_the_last(tmp_path: Path) -> None:
     """Chosen by pairs that say the opposite, the best weights are those of the first look, when least was learned."""
-    heldout = Preferred(Painted(), pairs(60, first=100), CPU)
+    heldout = PreferencePairs(Painted(), pairs(60, first=100), CPU)
     last = calibration(trained(pairs(40), tmp_path / "last"), heldout, 20)
     best = calibration(trained(pairs(40), tmp_path / "best", opposite(pairs(20, first=60)), look=2), heldout, 20)
     assert best["quality_margin"] < 0.8 * last["quality_margin"]
@@ -119,9 +129,9 @@ class Brightness:
 
 
 def test_measure_of_a_reward_that_knows_and_of_one_that_says_nothing() -> None:
-    heldout = Preferred(Painted(), pairs(21), CPU)
+    heldout = PreferencePairs(Painted(), pairs(21), CPU)
     assert measure(Brightness(), heldout, 4)["all"].share == 1
-    assert measure(Brightness(), Preferred(Painted(), opposite(pairs(21)), CPU), 4)["all"].share == 0
+    assert measure(Brightness(), PreferencePairs(Painted(), opposite(pairs(21)), CPU), 4)["all"].share == 0
 
     class Same:
         def __call__(self, videos: Tensor, _: Sequence[str]) -> RewardScores:
@@ -141,7 +151,7 @@ def test_accuracy_counts_sources_not_pairs() -> None:
 
 def test_damage_is_measured_way_by_way_and_always_the_same() -> None:
     records = [record(f"0.5 {index}", "a cat", 32 if index % 3 else 48) for index in range(7)]
-    damaged = Damaged(Painted(), records, CPU, seed=4)
+    damaged = CorruptedPairs(Painted(), records, CPU, seed=4)
     batches = list(damaged.fixed(3))
     assert [batch.kind for batch in batches[:7]] == [way.__name__ for way in CORRUPTIONS]
     for batch, again in zip(batches, damaged.fixed(3), strict=True):
@@ -152,15 +162,15 @@ def test_damage_is_measured_way_by_way_and_always_the_same() -> None:
     found = measure(Brightness(), damaged, 4)
     assert list(found) == ["all", *(way.__name__ for way in CORRUPTIONS)]
     assert found["blur"].num_pairs == found["swap"].num_pairs == 7
-    in_turn = [batch.kind for batch in Damaged(Painted(), records, CPU, seed=4, in_turn=True).fixed(2)]
+    in_turn = [batch.kind for batch in CorruptedPairs(Painted(), records, CPU, seed=4, in_turn=True).fixed(2)]
     assert in_turn == ["noise", "blur", "flicker", "ghosting"]
-    lonely = {batch.kind for batch in Damaged(Painted(), records[:1], CPU, seed=4).fixed(3)}
+    lonely = {batch.kind for batch in CorruptedPairs(Painted(), records[:1], CPU, seed=4).fixed(3)}
     assert lonely == {way.__name__ for way in CORRUPTIONS} - {"swap"}
 
 
 def test_draws_are_of_one_size_without_repetition() -> None:
     records = [record(f"0.5 {index}", str(index), 32 if index % 3 else 48) for index in range(9)]
-    damaged = Damaged(Painted(), records, CPU, seed=4)
+    damaged = CorruptedPairs(Painted(), records, CPU, seed=4)
     drawn = [damaged.draw(4, seeded(step)) for step in range(30)]
     assert {tuple(one.good.shape[-2:]) for one in drawn} == {(32, 32), (48, 48)}
     assert all(len(set(one.sources)) == len(one.sources) for one in drawn)
@@ -170,7 +180,7 @@ def test_draws_are_of_one_size_without_repetition() -> None:
 def test_prompt_of_a_pair_is_what_both_were_to_show() -> None:
     one, other = record("0.5 a", "a cat"), record("0.2 b", "a dog")
     judged = [Preference(one, other), Preference(one, other, "a pet"), Preference(one, record("0.1 c", "a cat"))]
-    (batch,) = Preferred(Painted(), judged, CPU).fixed(3)
+    (batch,) = PreferencePairs(Painted(), judged, CPU).fixed(3)
     assert batch.prompts == ["", "a pet", "a cat"]
     assert batch.captions == ["a cat", "a pet", "a cat", "a dog", "a pet", "a cat"]
 
@@ -184,9 +194,9 @@ def test_word_accuracy_of_one_who_knows() -> None:
 
     reward = Knows(["bright", "dark", "never"], any_prompt=True)
     shown = [record("0.8 a", "bright"), record("0.3 b", "dark"), record("0.2 c", "dark"), record("0.5 d", "bright")]
-    found = Preferred(Painted(), [Preference(one, record("0.1 z")) for one in shown], CPU)
+    found = PreferencePairs(Painted(), [Preference(one, record("0.1 z")) for one in shown], CPU)
     assert word_accuracy(reward, found, 3) == 1
-    assert word_accuracy(reward, Preferred(Painted(), [Preference(shown[0], shown[1])], CPU), 3) is None
+    assert word_accuracy(reward, PreferencePairs(Painted(), [Preference(shown[0], shown[1])], CPU), 3) is None
 
 
 # ------------------------------------------------------------------------------------------- prompts without any word

@@ -1,4 +1,4 @@
-"""What a file of preferences may say, how it is split by sources, and which words of captions count."""
+"""What a file of preferences may echo, how it is split by sources, and which words of captions count."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rats_video.datasets.cache import (
+from rats_video.datasets.prepared.cache import (
     CLIPS,
     FORMAT,
     SKIPPED,
     CacheManifest,
     ClipCache,
     ClipRecord,
+    Skipped,
     write_lines,
 )
-from rats_video.datasets.preferences import read_preferences, split_by_source
-from rats_video.datasets.records import Skipped
+from rats_video.datasets.prepared.preferences import read_preferences, split_by_source
 from rats_video.errors import UserError
 from rats_video.evaluation.stats import share_ci95
-from rats_video.training.reward_losses import preference_loss
-from rats_video.training.vocabulary import content_words
+from rats_video.pretraining.reward_losses import preference_loss
+from rats_video.pretraining.vocabulary import content_words
 
 
 def record(source: str, start: float = 0.0, height: int = 32, digest: str = "") -> ClipRecord:

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from rats_video.datasets.cache import ClipRecord, read_lines, write_lines
-from rats_video.datasets.records import Skipped, SourceVideo
+from rats_video.datasets.prepared.cache import ClipRecord, Skipped, read_lines, write_lines
+from rats_video.datasets.video.records import SourceVideo
 from rats_video.errors import UserError
 from rats_video.preparation import units as module
 from rats_video.preparation.contact import MOST_CLIPS, write_contact
 from rats_video.preparation.encode import moments_of, thumbnail, to_dtype
 from rats_video.preparation.index import DUPLICATE, build_index, describe_index, summary
 from rats_video.preparation.units import (
-    Entry,
     Fingerprint,
     KeptClip,
-    Moments,
-    Unit,
+    RunningStats,
+    SourceBatch,
+    SourceRecord,
     claim_units,
     fingerprint,
     latest,
@@ -42,7 +42,7 @@ def clip(key: str, source: str = "a", *, caption: str = "one two", frames: int =
     record = ClipRecord(
         key, source, "d", start, start + 2.0, caption, frames, 64, 64, "train", "000000-0000.safetensors", 0
     )
-    return KeptClip(record, Moments(2, 1.0, 2.0))
+    return KeptClip(record, RunningStats(2, 1.0, 2.0))
 
 
 def test_plan_goes_on_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,9 +51,9 @@ def test_plan_goes_on_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
     whole = plan_units(found, {}, 9.0)
     assert [[each.name for _, each in unit.sources] for unit in whole] == [["a", "b"], ["c", "d"], ["e", "f"], ["g"]]
     for done in itertools.chain.from_iterable(itertools.combinations(whole, count) for count in range(5)):
-        records = {unit.number: [Entry(each, "") for each, _ in unit.sources] for unit in done}
+        records = {unit.number: [SourceRecord(each, "") for each, _ in unit.sources] for unit in done}
         assert plan_units(found, records, 9.0) == tuple(unit for unit in whole if unit not in done)
-    records = {unit.number: [Entry(each, "") for each, _ in unit.sources] for unit in whole}
+    records = {unit.number: [SourceRecord(each, "") for each, _ in unit.sources] for unit in whole}
     (added,) = plan_units(sources(*"abcdefgh"), records, 9.0)
     assert (added.number, [each.name for _, each in added.sources]) == (4, ["h"])
     changed = {mark("a", mtime=1): SourceVideo("a", Path("a")), mark("b", caption="x"): SourceVideo("b", Path("b"))}
@@ -61,18 +61,18 @@ def test_plan_goes_on_with_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_given_up_is_tried_again_with_more_time_only() -> None:
-    records = {0: [Entry(mark("a"), "", waited=5.0)]}
+    records = {0: [SourceRecord(mark("a"), "", waited=5.0)]}
     assert plan_units(sources("a"), records, 5.0) == ()
     assert plan_units(sources("a"), records, 4.0) == ()
     assert len(plan_units(sources("a"), records, 5.1)) == 1
-    read = Entry(mark("a"), "digest")
+    read = SourceRecord(mark("a"), "digest")
     for order in ({0: records[0], 1: [read]}, {0: [read], 1: records[0]}):
         assert latest(order, [mark("a"), mark("gone")]) == [read]
 
 
 def test_every_unit_is_claimed_once(tmp_path: Path) -> None:
     (tmp_path / "units").mkdir()
-    units = [Unit(number, ()) for number in range(6)]
+    units = [SourceBatch(number, ()) for number in range(6)]
     first, second = claim_units(tmp_path, units), claim_units(tmp_path, units)
     mine: dict[int, list[int]] = {0: [], 1: []}
     for turn, (_, walk) in itertools.product(range(6), enumerate((first, second))):
@@ -97,19 +97,19 @@ def test_fingerprint_of_a_file_and_of_a_prompt(tmp_path: Path) -> None:
 def test_moments_add_up_in_any_division() -> None:
     values = torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 + 50
     for sizes in ([60], [1, 59], [20, 20, 20], [7, 0, 13, 40]):
-        total = sum((moments_of(part) for part in values.split(sizes) if len(part)), Moments())
+        total = sum((moments_of(part) for part in values.split(sizes) if len(part)), RunningStats())
         assert (total.count, total.mean) == (60, pytest.approx(values.mean().item(), rel=1e-12))
         assert total.std == pytest.approx(values.std(correction=0).item(), rel=1e-9)
-    assert Moments() + Moments() == Moments()
-    assert Moments().std == 0.0
+    assert RunningStats() + RunningStats() == RunningStats()
+    assert RunningStats().std == 0.0
 
 
 def test_index_keeps_the_first_of_equal_clips() -> None:
     entries = [
-        Entry(mark("a"), "1", (clip("1-0", "a"), clip("1-2", "a", start=2.0))),
-        Entry(mark("b"), "2", (), (Skipped("b", "too short"),)),
-        Entry(mark("c"), "1", (clip("1-0", "c"), clip("1-4", "c", caption="three"))),
-        Entry(mark("a", caption="other"), "1", (clip("1-0", "a"),)),
+        SourceRecord(mark("a"), "1", (clip("1-0", "a"), clip("1-2", "a", start=2.0))),
+        SourceRecord(mark("b"), "2", (), (Skipped("b", "too short"),)),
+        SourceRecord(mark("c"), "1", (clip("1-0", "c"), clip("1-4", "c", caption="three"))),
+        SourceRecord(mark("a", caption="other"), "1", (clip("1-0", "a"),)),
     ]
     index = build_index(entries, [Skipped("d", "no caption")])
     assert [clip.record.key for clip in index.clips] == ["1-0", "1-2", "1-4"]

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rats_video.config.distill import FilePrompts, ShapesPrompts
-from rats_video.datasets.prompt_rows import read_prompts, read_rows
-from rats_video.datasets.prompts import PromptSplit, check_prompt, is_heldout, load_prompts
-from rats_video.datasets.shapes import split_combinations
+from rats_video.datasets.prompts.files import read_prompts, read_rows
+from rats_video.datasets.prompts.settings import FilePromptsConfig, ShapesPromptsConfig
+from rats_video.datasets.prompts.split import PromptSplit, check_prompt, is_heldout, load_prompts
+from rats_video.datasets.shapes.render import split_combinations
 from rats_video.errors import UserError
 
 
@@ -23,7 +23,7 @@ def written(path: Path, text: str) -> str:
 
 
 def test_shapes_split() -> None:
-    split = load_prompts(ShapesPrompts())
+    split = load_prompts(ShapesPromptsConfig())
     assert (len(split.train), len(split.heldout)) == (368, 64)
     assert split.heldout[0] == split_combinations()[1][0].prompt
     assert not set(split.train) & set(split.heldout)
@@ -59,14 +59,14 @@ def test_folder_is_no_prompt_file(tmp_path: Path) -> None:
 
 def test_split_of_files(tmp_path: Path) -> None:
     train = written(tmp_path / "train.txt", "a\nb\nc")
-    split = load_prompts(FilePrompts(kind="file", train=train, heldout=written(tmp_path / "heldout.txt", "d")))
+    split = load_prompts(FilePromptsConfig(kind="file", train=train, heldout=written(tmp_path / "heldout.txt", "d")))
     assert (split.train, split.heldout) == (("a", "b", "c"), ("d",))
 
 
 def test_heldout_prompts_must_not_be_trained_on(tmp_path: Path) -> None:
     train, heldout = written(tmp_path / "train.txt", "a\nb\nc"), written(tmp_path / "heldout.txt", "c\nd\nb")
     with pytest.raises(UserError) as caught:
-        load_prompts(FilePrompts(kind="file", train=train, heldout=heldout))
+        load_prompts(FilePromptsConfig(kind="file", train=train, heldout=heldout))
     assert str(caught.value) == f"{heldout}: 2 prompts are in the training file too, e.g. 'b'"
 
 
@@ -100,7 +100,7 @@ def test_prompt_that_cannot_be_followed(prompt: str, unknown: list[str], line: s
 def test_every_format_says_the_same(tmp_path: Path, name: str, content: str) -> None:
     path = Path(written(tmp_path / name, content))
     assert read_prompts(path) == ("# no comment", "a blå square, small")
-    split = load_prompts(FilePrompts(kind="file", train=str(path), heldout=written(tmp_path / "h.txt", "d")))
+    split = load_prompts(FilePromptsConfig(kind="file", train=str(path), heldout=written(tmp_path / "h.txt", "d")))
     assert split.train == ("# no comment", "a blå square, small")
 
 
@@ -131,13 +131,15 @@ def test_mistake_in_a_list_says_where(tmp_path: Path, name: str, content: str, l
 
 def test_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
     train, heldout = written(tmp_path / "t.txt", "b\na\nb\nb"), written(tmp_path / "h.txt", "c\nc")
-    assert load_prompts(FilePrompts(kind="file", train=train, heldout=heldout)) == PromptSplit(("b", "a"), ("c",), 3)
+    assert load_prompts(FilePromptsConfig(kind="file", train=train, heldout=heldout)) == PromptSplit(
+        ("b", "a"), ("c",), 3
+    )
 
 
 def test_split_by_share(tmp_path: Path) -> None:
     prompts = [f"prompt {i}" for i in range(2000)]
     path = written(tmp_path / "p.txt", "\n".join([*prompts, "prompt 7"]))
-    split = load_prompts(FilePrompts(kind="file", train=path, heldout_share=0.1))
+    split = load_prompts(FilePromptsConfig(kind="file", train=path, heldout_share=0.1))
     assert sorted((*split.train, *split.heldout)) == sorted(prompts)
     assert split.dropped == 1
     assert 150 < len(split.heldout) < 250
@@ -157,14 +159,14 @@ def test_new_prompts_and_greater_shares_move_none_back(old: set[str], new: set[s
 def test_share_that_leaves_nothing_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "p.txt", "a\nb")
     with pytest.raises(UserError) as caught:
-        load_prompts(FilePrompts(kind="file", train=path, heldout_share=0.001))
+        load_prompts(FilePromptsConfig(kind="file", train=path, heldout_share=0.001))
     assert str(caught.value).startswith(f"prompts.heldout_share: holds out 0 of the 2 prompts of {path} (give another")
 
 
 @pytest.mark.parametrize("keys", [{}, {"heldout": "h.txt", "heldout_share": 0.1}])
 def test_one_way_to_split(keys: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="give either `heldout`, a file, or `heldout_share`"):
-        FilePrompts(kind="file", train="t.txt", **keys)
+        FilePromptsConfig(kind="file", train="t.txt", **keys)
 
 
 def test_good_prompt_passes() -> None:

@@ -18,14 +18,19 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from rats_video.assets import ASSETS
-from rats_video.build.reward import build_reward
-from rats_video.config.published_rewards import HPSv3Config, VideoAlignConfig
 from rats_video.errors import UserError
 from rats_video.planning.judge import reward_on_meta
 from rats_video.rewards.convert import convert_checkpoint
-from rats_video.rewards.hpsv3_reward import HPSv3Reward
+from rats_video.rewards.hpsv3 import HPSv3Config, HPSv3Reward
 from rats_video.rewards.qwen_vision import PixelRule, patch_rows
-from rats_video.rewards.video_align import VideoAlignReward, VideoAlignSettings, merge_lora, sampled_frames
+from rats_video.rewards.reward import build_reward
+from rats_video.rewards.video_align import (
+    VideoAlignConfig,
+    VideoAlignReward,
+    VideoAlignSettings,
+    merge_lora,
+    sampled_frames,
+)
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 

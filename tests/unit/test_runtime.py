@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from rats_video.build.common import check_processes, start_runtime
-from rats_video.config.compute import ParallelConfig
-from rats_video.distill.store import DiskGuideStore
-from rats_video.distill.teacher import Guide
+from rats_video.backbones.compute import ParallelConfig
+from rats_video.commands.device import check_processes, start_runtime
 from rats_video.errors import UserError
+from rats_video.methods.teacher import TeacherRollout
+from rats_video.methods.teacher_cache import DiskRolloutCache
 from rats_video.runtime import ALONE, Runtime, interleave
 from rats_video.types import PromptBatch, RewardScores, Trajectory
 
@@ -27,7 +27,7 @@ def ranks(trainers: int, context: int = 1) -> list[Runtime]:
 
 @given(st.integers(1, 9), st.integers(0, 40))
 def test_shares_make_the_whole_again(trainers: int, count: int) -> None:
-    shares = [runtime.share(count) for runtime in ranks(trainers)]
+    shares = [runtime.shard(count) for runtime in ranks(trainers)]
     assert interleave(shares) == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -49,10 +49,10 @@ def test_alone_nothing_changes() -> None:
     weight = nn.Parameter(torch.ones(2))
     weight.grad = torch.tensor([1.0, 2.0])
     ALONE.average_gradients([weight])
-    ALONE.wait()
+    ALONE.barrier()
     assert weight.grad.tolist() == [1.0, 2.0]
-    assert ALONE.mean({"loss": 0.1}) == {"loss": 0.1}
-    assert ALONE.collect(["a", "b"]) == ["a", "b"]
+    assert ALONE.all_reduce_mean({"loss": 0.1}) == {"loss": 0.1}
+    assert ALONE.gather_shards(["a", "b"]) == ["a", "b"]
     assert ALONE.is_main
     assert not ALONE.serves_reward
     assert [ALONE.any(flag) for flag in (True, False)] == [True, False]
@@ -81,9 +81,9 @@ def test_the_cpu_takes_any_number_of_processes() -> None:
 
 
 def test_rollout_that_one_process_lacks_is_none_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = DiskGuideStore(tmp_path, {}, CPU)
+    store = DiskRolloutCache(tmp_path, {}, CPU)
     batch = PromptBatch(0, ("a",), torch.zeros(1, 1, 1, 1, 1), num_steps=1)
-    store.save(batch, Guide(Trajectory((0.0,), (torch.ones(1, 1, 1, 1, 1),), 1), RewardScores(torch.zeros(1))))
+    store.save(batch, TeacherRollout(Trajectory((0.0,), (torch.ones(1, 1, 1, 1, 1),), 1), RewardScores(torch.zeros(1))))
     assert store.load(batch) is not None
     monkeypatch.setattr(Runtime, "any", lambda _self, _flag: True)  # as where another rank says that it has none
     assert store.load(batch) is None

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from rats_video.datasets.scenes import Frames, find_cuts, find_scenes
+from rats_video.datasets.video.scenes import Frames, find_cuts, find_scenes
 
 SHAPE, WINDOW, THRESHOLD = (48, 80), 5, 0.3
 

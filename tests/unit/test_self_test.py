@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.build.reward import check_rewards
-from rats_video.config.distill import DistillConfig
-from rats_video.config.published_rewards import PickScoreConfig, WindowFrames
+from rats_video.distillation.run_rewards import check_rewards
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.rewards.frames import Condition, FrameReward, scored_frames
+from rats_video.rewards.clip_score import PickScoreConfig
+from rats_video.rewards.frames import FrameReward, WindowFramesConfig, scored_frames
+from rats_video.rewards.prompted import Condition
 from rats_video.rewards.self_test import SelfTest, self_test, smooth_clips, smooth_latents
-from rats_video.rewards.sum_reward import SumReward, Term
-from rats_video.rewards.word_reward import WordReward
+from rats_video.rewards.sum import SumReward, Term
+from rats_video.rewards.word import WordReward
 from rats_video.types import ClipSpec, RewardScores
 
 CLIP = ClipSpec(num_frames=49, height=16, width=24, fps=8.0)
@@ -216,7 +217,7 @@ def test_frames_that_the_prompt_chooses() -> None:
         def score_frames(self, frames: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
             return frames.mean(dim=(1, 2, 3))
 
-    cfg = PickScoreConfig(kind="pickscore", frames=WindowFrames(kind="window", count=4))
+    cfg = PickScoreConfig(kind="pickscore", frames=WindowFramesConfig(kind="window", count=4))
     found = self_test(Light(cfg), CLIP, PROMPTS, where="reward")
     found.require_loss()
     assert found.seen == tuple(scored_frames(CLIP.num_frames, cfg.frames, PROMPTS[:1])[0].tolist())

@@ -12,8 +12,8 @@ from torch import Generator, Tensor
 
 from rats_video.backbones.wan import WanBackbone
 from rats_video.evaluation.features import pixel_features
-from rats_video.evaluation.sets import Reference, diversity, fill_sets, set_notes, spreads
-from rats_video.evaluation.sweep import Arm, ArmScores, score_arm
+from rats_video.evaluation.sets import Reference, diversity, fill_sets, prompt_distances, set_notes
+from rats_video.evaluation.sweep import ArmScores, EvaluatedModel, score_arm
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
@@ -37,13 +37,15 @@ def arm(name: str, features: Tensor, prompts: Sequence[str], again: Sequence[str
 
 
 def scored(backbone: WanBackbone, name: str, clip: ClipSpec, prompts: Sequence[str]) -> ArmScores:
-    return score_arm(Arm(name, backbone, SPEC), prompts, clip, [], seed=1, batch_size=4, looks=LOOKS, again=prompts)
+    return score_arm(
+        EvaluatedModel(name, backbone, SPEC), prompts, clip, [], seed=1, batch_size=4, looks=LOOKS, again=prompts
+    )
 
 
 def test_a_collapsed_student_is_at_zero_and_an_independent_one_at_its_teachers(
     loaded: WanBackbone, clip: ClipSpec, captions: tuple[str, ...]
 ) -> None:
-    collapsed = loaded.twin()
+    collapsed = loaded.with_own_denoiser()
     collapsed.__class__ = Collapsed
     prompts = captions[:3]
     arms = [scored(loaded, "teacher", clip, prompts), scored(loaded, "same", clip, prompts),
@@ -67,8 +69,8 @@ def test_more_clips_are_other_clips_and_are_not_measured(
 ) -> None:
     prompts, again = captions[:3], captions[:2]
     scores = score_arm(
-        Arm("base", loaded, SPEC), prompts, clip, [lambda videos, _: {"mean": videos.mean(dim=(1, 2, 3, 4))}],
-        seed=4, batch_size=2, looks=LOOKS, again=again,
+        EvaluatedModel("base", loaded, SPEC), prompts, clip,
+        [lambda videos, _: {"mean": videos.mean(dim=(1, 2, 3, 4))}], seed=4, batch_size=2, looks=LOOKS, again=again,
     )  # fmt: skip
     assert (scores.prompts, scores.again) == (list(prompts), list(again))
     assert [len(values) for values in (scores.metrics["mean"], scores.seconds)] == [3, 3]
@@ -81,7 +83,15 @@ def test_shares_of_processes_make_the_whole(loaded: WanBackbone, clip: ClipSpec,
 
     def scores(share: Sequence[int] | None) -> ArmScores:
         return score_arm(
-            Arm("base", loaded, SPEC), prompts, clip, [], seed=4, batch_size=1, looks=LOOKS, again=again, share=share
+            EvaluatedModel("base", loaded, SPEC),
+            prompts,
+            clip,
+            [],
+            seed=4,
+            batch_size=1,
+            looks=LOOKS,
+            again=again,
+            share=share,
         )
 
     whole, parts = scores(None), ArmScores.together([scores(range(rank, 5, 3)) for rank in range(3)])
@@ -92,7 +102,7 @@ def test_shares_of_processes_make_the_whole(loaded: WanBackbone, clip: ClipSpec,
 
 def test_spreads_by_hand() -> None:
     features = torch.tensor([[0.0, 0.0], [1.0, 1.0], [3.0, 4.0], [0.0, 8.0]])
-    assert spreads(features, ["a", "b", "a", "a"]) == pytest.approx({"a": (5 + 8 + 5) / 3})
+    assert prompt_distances(features, ["a", "b", "a", "a"]) == pytest.approx({"a": (5 + 8 + 5) / 3})
 
 
 def test_share_is_a_ratio_of_means_with_a_paired_interval() -> None:

@@ -9,7 +9,7 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from rats_video.datasets.shapes import (
+from rats_video.datasets.shapes.render import (
     ATTRIBUTES,
     BACKGROUNDS,
     COLORS,

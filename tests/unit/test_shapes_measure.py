@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.datasets.shapes import (
+from rats_video.datasets.shapes.measure import ShapeMeasures, measure_shapes, read_shapes, read_words
+from rats_video.datasets.shapes.render import (
     ATTRIBUTES,
     BACKGROUNDS,
     COLORS,
@@ -20,7 +21,6 @@ from rats_video.datasets.shapes import (
     ShapeAttributes,
     render,
 )
-from rats_video.datasets.shapes_measure import ShapeMeasures, measure_shapes, read_shapes, read_words
 from rats_video.errors import UserError
 
 SAMPLE = [ShapeAttributes(*words) for words in itertools.product(*WORDS.values())][::7]  # 62, with every word

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.distill.shaping import frame_distance, shaping_by_horizon, weigh_horizons
+from rats_video.methods.shaping import frame_distance, shaping_by_horizon, weigh_horizons
 from rats_video.types import Trajectory
 
 

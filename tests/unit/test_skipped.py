@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.distill import DistillConfig, TrainingConfig
-from rats_video.config.schema import OptimizerConfig
-from rats_video.distill.gate import build_gate
-from rats_video.distill.step import Rats, rats_step
-from rats_video.distill.teacher import TeacherSampler
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.methods.gate import build_gate
+from rats_video.methods.rats import Rats, rats_step
+from rats_video.methods.teacher import TeacherSampler
+from rats_video.optim import OptimizerConfig
 from rats_video.training.batches import draw_batch
 from rats_video.training.faults import StepFault
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
+from rats_video.training.settings import TrainingConfig
 from rats_video.training.skipped import SkippedClips
 from rats_video.training.update import accumulate_gradient
 from rats_video.types import PromptBatch, Reward, RewardScores
@@ -52,7 +53,7 @@ class Failing:
 def make_rats(
     backbone: WanBackbone, color_reward: Reward, make_config: MakeConfig
 ) -> Callable[..., tuple[Rats, DistillConfig]]:
-    base = backbone.twin()
+    base = backbone.with_own_denoiser()
     with torch.no_grad():
         for parameter in backbone.denoiser.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))

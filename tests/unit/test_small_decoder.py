@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rats_video.backbones.compute import DecodeConfig
 from rats_video.backbones.small_decoder import SmallDecoder, load_small_decoder
-from rats_video.build.distill import build_backbone, build_roles
-from rats_video.build.method import teacher_identity
-from rats_video.config.compute import DecodeConfig
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.method import teacher_identity
+from rats_video.distillation.roles import build_backbone, build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from rats_video.config.prepare import PrepareConfig
-from rats_video.datasets.clips import read_source
-from rats_video.datasets.records import split_of
-from rats_video.datasets.shapes import split_combinations
-from rats_video.datasets.sources import SourceList, find_sources
+from rats_video.datasets.shapes.render import split_combinations
+from rats_video.datasets.video.clips import read_source
+from rats_video.datasets.video.records import split_of
+from rats_video.datasets.video.settings import PrepareConfig
+from rats_video.datasets.video.sources import SourceList, find_sources
 from rats_video.errors import UserError
 
 

@@ -13,9 +13,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from rats_video.backbones.split import split_tokens, split_weights
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.compute import check_compute
-from rats_video.build.distill import build_roles
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.checks import check_compute
+from rats_video.distillation.roles import build_roles
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.runtime import Runtime
 
@@ -34,7 +34,7 @@ def _of_four(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_of_four")
 def test_every_weight_is_split(loaded: WanBackbone, make_config: MakeConfig) -> None:
-    roles = build_roles(make_config("student.weights.kind=lora", "student.weights.rank=8"), loaded.twin())
+    roles = build_roles(make_config("student.weights.kind=lora", "student.weights.rank=8"), loaded.with_own_denoiser())
     whole = [(name, tuple(weight.shape)) for name, weight in roles[0].denoiser.named_parameters()]
     split_weights([roles[0].denoiser], Runtime.join(CPU))
     weights = list(roles[0].denoiser.named_parameters())
@@ -44,7 +44,7 @@ def test_every_weight_is_split(loaded: WanBackbone, make_config: MakeConfig) -> 
     assert local == pytest.approx(sum(weight.numel() for _, weight in weights) / 4, rel=0.05)
     assert (
         roles[0].weights.keys()
-        == build_roles(make_config("student.weights.kind=lora", "student.weights.rank=8"), loaded.twin())[
+        == build_roles(make_config("student.weights.kind=lora", "student.weights.rank=8"), loaded.with_own_denoiser())[
             0
         ].weights.keys()
     )
@@ -67,14 +67,14 @@ def test_clips_that_cannot_be_shared_are_one_line(loaded: WanBackbone) -> None:
     with pytest.raises(UserError, match=r"^parallel\.context: CogVideoXTransformer3DModel cannot share a clip \(use 1"):
         split_tokens([odd_one], 32, runtime)
     with pytest.raises(UserError, match=r"^parallel\.context: 2 does not divide the 33 tokens of a clip$"):
-        split_tokens([loaded.twin().denoiser], 33, runtime)
+        split_tokens([loaded.with_own_denoiser().denoiser], 33, runtime)
     with pytest.raises(UserError, match=r"^parallel\.context: 4 does not divide the 2 attention heads$"):
-        split_tokens([loaded.twin().denoiser], 32, Runtime.join(CPU, context=4))
+        split_tokens([loaded.with_own_denoiser().denoiser], 32, Runtime.join(CPU, context=4))
 
 
 @pytest.mark.usefixtures("_of_four")
 def test_kernel_that_cannot_share_a_clip_is_one_line(loaded: WanBackbone) -> None:
-    network = loaded.twin().parts["transformer"]
+    network = loaded.with_own_denoiser().parts["transformer"]
     for block in network.blocks:
         block.attn1.processor._attention_backend = "xformers"
     with pytest.raises(UserError, match=r"^compute\.attention: .* cannot share a clip \(use native or flash\)$"):
@@ -97,4 +97,4 @@ def test_levers_that_do_not_go_with_split_weights(make_config: MakeConfig, lever
 def test_clips_cannot_be_shared_without_a_gpu(loaded: WanBackbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     with pytest.raises(UserError, match=r"^parallel\.context: clips can only be shared by GPUs, 0 seen \(use 1\)$"):
-        split_tokens([loaded.twin().denoiser], 32, Runtime.join(CPU, context=2))
+        split_tokens([loaded.with_own_denoiser().denoiser], 32, Runtime.join(CPU, context=2))

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.distill import DistillConfig
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.distill.ema import update_ema
-from rats_video.distill.gate import build_gate
-from rats_video.distill.step import Rats, rats_step, reward_gain
-from rats_video.distill.store import DiskGuideStore
-from rats_video.distill.teacher import Guide, TeacherSampler
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.methods.gate import build_gate
+from rats_video.methods.rats import Rats, capped_reward, rats_step
+from rats_video.methods.teacher import TeacherRollout, TeacherSampler
+from rats_video.methods.teacher_cache import DiskRolloutCache
+from rats_video.optim import ema_update_
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import PromptBatch, Reward, RewardScores, TextCondition
@@ -38,12 +38,12 @@ FRAMES = ((0, 1), (1, 5))  # pixel frames of each latent frame
 @pytest.fixture
 def make_rats(backbone: WanBackbone, color_reward: Reward, make_config: MakeConfig) -> Callable[..., Rats]:
     """Student and teacher of different weights, with the colour reward."""
-    base = backbone.twin()
+    base = backbone.with_own_denoiser()
     with torch.no_grad():
         for parameter in backbone.denoiser.parameters():
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
 
-    def make(*overrides: str, reward: Reward = color_reward, store: DiskGuideStore | None = None) -> Rats:
+    def make(*overrides: str, reward: Reward = color_reward, store: DiskRolloutCache | None = None) -> Rats:
         cfg = make_config(*SET, *overrides)
         teacher = TeacherSampler(base, reward, cfg.teacher, cfg.shift, store)
         gate = build_gate(cfg.method.gate, backbone.temporal_stride)
@@ -138,7 +138,7 @@ def test_the_row_shows_both_rewards_the_gate_and_each_horizon(
 def test_gradient_reaches_the_student_only(
     make_rats: Callable[..., Rats], backbone: WanBackbone, batch: PromptBatch, reward_folders: tuple[Path, Path]
 ) -> None:
-    from rats_video.rewards.word_reward import WordReward
+    from rats_video.rewards.word import WordReward
 
     reward = WordReward.load(reward_folders[0])
     rats = make_rats(reward=reward)
@@ -164,18 +164,18 @@ def test_imitation_builds_no_graph_through_the_reward(
 
 def test_reward_margin_caps_the_gradient() -> None:
     student, teacher = torch.tensor([1.0, 2.0, 4.0], requires_grad=True), torch.tensor([1.5, 1.5, 1.5])
-    gain = reward_gain(student, teacher, margin=1.0)
+    gain = capped_reward(student, teacher, margin=1.0)
     assert gain.tolist() == [1.0, 2.0, 2.5]
     gain.sum().backward()
     assert student.grad is not None
     assert student.grad.tolist() == [1.0, 1.0, 0.0]
-    assert reward_gain(student, teacher, None) is student
+    assert capped_reward(student, teacher, None) is student
 
 
 def test_reward_margin_reaches_the_loss(make_rats: Callable[..., Rats], batch: PromptBatch) -> None:
     margin = "method.reward_margin=0"
     loss, row = rats_step(make_rats(margin, "method.alpha=0"), batch)
-    guide = make_rats().teacher.guide(batch)
+    guide = make_rats().teacher.rollout(batch)
     _, free = rats_step(make_rats(), batch)
     assert free["reward/gap"] != 0
     assert row["reward/student"] == free["reward/student"]  # the log shows the true reward
@@ -185,10 +185,10 @@ def test_reward_margin_reaches_the_loss(make_rats: Callable[..., Rats], batch: P
 
 
 def rats_scores(rats: Rats, batch: PromptBatch) -> Tensor:
-    from rats_video.distill.step import student_path
+    from rats_video.methods.base import student_rollout
 
     with torch.no_grad():
-        return rats.reward(rats.student.decode(student_path(rats, batch).x0), batch.prompts).clip
+        return rats.reward(rats.student.decode(student_rollout(rats, batch).x0), batch.prompts).clip
 
 
 # ------------------------------------------------------------------------------------------------------ the teacher
@@ -205,7 +205,7 @@ class Counted:
         self.calls += 1
 
 
-def same_guide(one: Guide, other: Guide) -> bool:
+def same_guide(one: TeacherRollout, other: TeacherRollout) -> bool:
     pairs = [*zip(one.trajectory.latents, other.trajectory.latents, strict=True), (one.scores.clip, other.scores.clip)]
     assert one.scores.frames is not None
     assert other.scores.frames is not None
@@ -217,7 +217,7 @@ def same_guide(one: Guide, other: Guide) -> bool:
 
 def test_the_guide_is_the_guided_rollout(make_rats: Callable[..., Rats], batch: PromptBatch) -> None:
     rats = make_rats()
-    guide, (by_hand, scores) = rats.teacher.guide(batch), guide_by_hand(rats.teacher.backbone, batch, rats.reward)
+    guide, (by_hand, scores) = rats.teacher.rollout(batch), guide_by_hand(rats.teacher.backbone, batch, rats.reward)
     torch.testing.assert_close(guide.scores.clip, scores.clip)
     assert guide.trajectory.nfe == 16
     assert guide.trajectory.sigmas == tuple(sigma_grid(4, 3.0)[1:].tolist())
@@ -229,17 +229,17 @@ def test_the_guide_is_the_guided_rollout(make_rats: Callable[..., Rats], batch: 
 def test_grids_that_do_not_nest_still_give_the_students_horizons(
     make_rats: Callable[..., Rats], batch: PromptBatch
 ) -> None:
-    guide = make_rats("teacher.num_steps=7").teacher.guide(batch)
+    guide = make_rats("teacher.num_steps=7").teacher.rollout(batch)
     assert guide.trajectory.sigmas == tuple(sigma_grid(4, 3.0)[1:].tolist())
 
 
 def test_one_rollout_serves_all_updates_on_a_batch(make_rats: Callable[..., Rats], batch: PromptBatch) -> None:
     teacher = make_rats().teacher
     count = Counted(teacher)
-    first = teacher.guide(batch)
-    assert teacher.guide(batch) is first
+    first = teacher.rollout(batch)
+    assert teacher.rollout(batch) is first
     assert count.calls == 8  # both guidance branches in one call
-    teacher.guide(replace(batch, index=1))
+    teacher.rollout(replace(batch, index=1))
     assert count.calls == 16
 
 
@@ -248,7 +248,7 @@ def test_ema_moves_by_its_decay() -> None:
     with torch.no_grad():
         average.weight.fill_(1.0)
         model.weight.fill_(3.0)
-    update_ema(dict(average.named_parameters()), dict(model.named_parameters()), 0.75)
+    ema_update_(dict(average.named_parameters()), dict(model.named_parameters()), 0.75)
     assert average.weight.tolist() == [[1.5, 1.5]]
     assert model.weight.tolist() == [[3.0, 3.0]]
 
@@ -257,10 +257,10 @@ def test_only_an_ema_teacher_follows(make_rats: Callable[..., Rats]) -> None:
     ema = make_rats("teacher.kind=ema", "teacher.num_steps=8", "teacher.decay=0.9")
     teacher, student = ema.teacher.backbone.denoiser, ema.student.denoiser
     before = copy.deepcopy(teacher.state_dict())
-    make_rats().teacher.follow(ema.student, 1)  # frozen, the same weights
-    ema.teacher.follow(ema.student, 5, resumed=True)
+    make_rats().teacher.update_ema(ema.student, 1)  # frozen, the same weights
+    ema.teacher.update_ema(ema.student, 5, resumed=True)
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    ema.teacher.follow(ema.student, 6)
+    ema.teacher.update_ema(ema.student, 6)
     for name, parameter in student.named_parameters():
         torch.testing.assert_close(dict(teacher.named_parameters())[name], 0.9 * before[name] + 0.1 * parameter)
 
@@ -270,7 +270,7 @@ def test_guidance_fades_with_the_updates(make_rats: Callable[..., Rats]) -> None
     rats = make_rats("teacher.kind=ema", *(f"teacher.{key}" for key in fade))
     scales = []
     for updates in (0, 5, 10, 99):
-        rats.teacher.follow(rats.student, updates, resumed=True)
+        rats.teacher.update_ema(rats.student, updates, resumed=True)
         scales.append(rats.teacher.guidance_scale)
     assert scales == [3.0, 2.0, 1.0, 1.0]
     assert make_rats("teacher.guidance_scale=4").teacher.guidance_scale == 4.0
@@ -279,9 +279,9 @@ def test_guidance_fades_with_the_updates(make_rats: Callable[..., Rats]) -> None
 def test_a_faded_teacher_costs_half(make_rats: Callable[..., Rats], batch: PromptBatch) -> None:
     fade = ["guidance_scale=3", "guidance_end=1", "guidance_fade_steps=1", "num_steps=8"]
     rats = make_rats("teacher.kind=ema", *(f"teacher.{key}" for key in fade))
-    assert rats.teacher.guide(batch).trajectory.nfe == 16
-    rats.teacher.follow(rats.student, 1, resumed=True)
-    assert rats.teacher.guide(replace(batch, index=1)).trajectory.nfe == 8
+    assert rats.teacher.rollout(batch).trajectory.nfe == 16
+    rats.teacher.update_ema(rats.student, 1, resumed=True)
+    assert rats.teacher.rollout(replace(batch, index=1)).trajectory.nfe == 8
 
 
 def test_training_moves_the_student_and_no_frozen_teacher(
@@ -328,8 +328,8 @@ def test_what_is_not_finite_never_reaches_the_weights(
 
 
 @pytest.fixture
-def store_at(tmp_path: Path) -> Callable[..., DiskGuideStore]:
-    return lambda **identity: DiskGuideStore(tmp_path / "cache", {"model": 1, **identity}, torch.device("cpu"))
+def store_at(tmp_path: Path) -> Callable[..., DiskRolloutCache]:
+    return lambda **identity: DiskRolloutCache(tmp_path / "cache", {"model": 1, **identity}, torch.device("cpu"))
 
 
 def files(tmp_path: Path) -> list[Path]:
@@ -337,12 +337,12 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def test_a_stored_rollout_is_the_rollout(
-    make_rats: Callable[..., Rats], batch: PromptBatch, store_at: Callable[..., DiskGuideStore], tmp_path: Path
+    make_rats: Callable[..., Rats], batch: PromptBatch, store_at: Callable[..., DiskRolloutCache], tmp_path: Path
 ) -> None:
-    fresh = make_rats(store=store_at()).teacher.guide(batch)
+    fresh = make_rats(store=store_at()).teacher.rollout(batch)
     teacher = make_rats(store=store_at()).teacher
     count = Counted(teacher)
-    assert same_guide(teacher.guide(batch), fresh)
+    assert same_guide(teacher.rollout(batch), fresh)
     assert count.calls == 0
     assert len(files(tmp_path)) == 1
     assert [path.suffix for path in (tmp_path / "cache").rglob("*.partial")] == []
@@ -350,9 +350,9 @@ def test_a_stored_rollout_is_the_rollout(
 
 @pytest.mark.parametrize("change", ["identity", "noise", "prompts", "num_steps", "index"])
 def test_another_rollout_is_not_mixed_in(
-    make_rats: Callable[..., Rats], batch: PromptBatch, store_at: Callable[..., DiskGuideStore], change: str
+    make_rats: Callable[..., Rats], batch: PromptBatch, store_at: Callable[..., DiskRolloutCache], change: str
 ) -> None:
-    make_rats(store=store_at()).teacher.guide(batch)
+    make_rats(store=store_at()).teacher.rollout(batch)
     others = {
         "identity": batch,
         "noise": replace(batch, noise=batch.noise + 1e-3),
@@ -369,14 +369,14 @@ def test_another_rollout_is_not_mixed_in(
 def test_a_damaged_file_is_computed_again(
     make_rats: Callable[..., Rats],
     batch: PromptBatch,
-    store_at: Callable[..., DiskGuideStore],
+    store_at: Callable[..., DiskRolloutCache],
     tmp_path: Path,
     damage: str,
 ) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    fresh = make_rats(store=store_at()).teacher.guide(batch)
+    fresh = make_rats(store=store_at()).teacher.rollout(batch)
     (path,) = files(tmp_path)
     content = path.read_bytes()
     with safe_open(path, framework="pt") as file:
@@ -393,8 +393,8 @@ def test_a_damaged_file_is_computed_again(
         case "no latents":
             save_file({"clip": torch.zeros(2)}, path, header)
     teacher = make_rats(store=store_at()).teacher
-    assert same_guide(teacher.guide(batch), fresh)
-    assert same_guide(make_rats(store=store_at()).teacher.guide(batch), fresh)
+    assert same_guide(teacher.rollout(batch), fresh)
+    assert same_guide(make_rats(store=store_at()).teacher.rollout(batch), fresh)
     stored = store_at().load(batch)
     assert stored is not None
     assert same_guide(stored, fresh)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 
+from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
-from rats_video.build.inference import load_student
-from rats_video.config.compute import LoraWeights
+from rats_video.commands.students import load_student
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
@@ -43,7 +43,7 @@ def test_card_comes_back(folder: Path, card: StudentCard) -> None:
 def test_student_is_loaded_in_the_precision_it_was_trained_beside(
     backbone: WanBackbone, card: StudentCard, tmp_path: Path, dtype: str, bits: int
 ) -> None:
-    role = backbone.adapted("student", LoraWeights(kind="lora", rank=2, alpha=2))
+    role = backbone.with_adapter("student", LoraConfig(kind="lora", rank=2, alpha=2))
     save_student(role, replace(card, dtype=dtype), tmp_path / "lora")
     loaded = load_student(tmp_path / "lora", torch.device("cpu"))
     assert torch.finfo(loaded.base.dtype).bits == bits

@@ -12,12 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from rats_video.build.reward import build_reward
-from rats_video.config.published_rewards import SubjectConsistencyConfig
 from rats_video.errors import UserError
 from rats_video.planning.judge import reward_on_meta
+from rats_video.rewards.reward import build_reward
 from rats_video.rewards.self_test import self_test
-from rats_video.rewards.subject_reward import SubjectConsistency, dino_pixels
+from rats_video.rewards.subject_consistency import SubjectConsistency, SubjectConsistencyConfig, dino_pixels
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 

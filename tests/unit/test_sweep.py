@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.evaluation.sweep import Arm, ArmScores, reward_measure, score_arm, shapes_measure
+from rats_video.evaluation.sweep import ArmScores, EvaluatedModel, reward_measure, score_arm, shapes_measure
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.types import ClipSpec, Reward
 
@@ -48,7 +48,7 @@ def test_metrics_are_aligned_with_the_clips(
     spec = SamplerSpec(2, 3.0)
     done: list[int] = []
     scores = score_arm(
-        Arm("base", loaded, spec), prompts, clip, [brightness, reward_measure("reward", color_reward)],
+        EvaluatedModel("base", loaded, spec), prompts, clip, [brightness, reward_measure("reward", color_reward)],
         seed=4, batch_size=2, advance=done.append,
     )  # fmt: skip
     assert scores.prompts == list(prompts)
@@ -67,7 +67,9 @@ def test_guidance_doubles_nfe(loaded: WanBackbone, clip: ClipSpec, scale: float,
     spec = SamplerSpec(3, 3.0, scale)
     rows: list[int] = []
     handle = loaded.denoiser.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
-    scores = score_arm(Arm("teacher", loaded, spec), ["a red circle"] * 2, clip, [brightness], seed=0, batch_size=2)
+    scores = score_arm(
+        EvaluatedModel("teacher", loaded, spec), ["a red circle"] * 2, clip, [brightness], seed=0, batch_size=2
+    )
     handle.remove()
     row = scores.row()
     assert (row.num_steps, row.nfe) == (3, nfe)

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from rats_video import files
-from rats_video.build.method import teacher_identity
-from rats_video.config.distill import DistillConfig, FrozenTeacher
+from rats_video.distillation.method import teacher_identity
+from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.teacher import FrozenTeacherConfig
 
 MakeConfig = Callable[..., DistillConfig]
 
 
 def identity(cfg: DistillConfig) -> dict[str, object]:
-    assert isinstance(cfg.teacher, FrozenTeacher)
+    assert isinstance(cfg.teacher, FrozenTeacherConfig)
     return teacher_identity(cfg, cfg.teacher)
 
 

@@ -13,14 +13,13 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from rats_video.backbones.wan import decode_unclamped
-from rats_video.config.pretrain import VaeConfig
-from rats_video.datasets.shapes import split_combinations
-from rats_video.datasets.video_pool import VideoPool, read_videos
+from rats_video.backbones.wan_decode import decode_unclamped
+from rats_video.datasets.shapes.render import split_combinations
+from rats_video.datasets.video.pool import VideoPool, read_videos
 from rats_video.errors import UserError
 from rats_video.inference.video import write_mp4
-from rats_video.seeds import seeded
-from rats_video.training.vae import (
+from rats_video.pretraining.vae import (
+    VaeConfig,
     build_vae,
     draw_shapes,
     evaluate_psnr,
@@ -30,6 +29,7 @@ from rats_video.training.vae import (
     vae_loss,
     video_clips,
 )
+from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
 
@@ -158,7 +158,7 @@ def test_loss_weighs_the_object_up(fresh: Any, vae_config: VaeConfig, monkeypatc
     videos = torch.full((1, 1, 3, 32, 32), 0.5)
     videos[..., 8:16, 8:16] = 1.0  # 64 of 1024 pixels
     off = 0.25  # everywhere, in [-1, 1]
-    monkeypatch.setattr("rats_video.training.vae.decode_unclamped", lambda *_: videos.transpose(1, 2) * 2 - 1 + off)
+    monkeypatch.setattr("rats_video.pretraining.vae.decode_unclamped", lambda *_: videos.transpose(1, 2) * 2 - 1 + off)
     loss, mse = vae_loss(fresh, videos, vae_config, vae_config.stages[0], seeded(0))
     assert mse.item() == pytest.approx(off**2 / 4)
     assert loss.item() == pytest.approx((1 + 15.0 * 64 / 1024) * (off + 4 * off**2), rel=1e-5)

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.distill import DistillConfig
 from rats_video.config.load import write_resolved
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.inference.student import StudentCard, save_student
 from rats_video.inference.vbench import VBenchPrompt, official_commands, read_vbench_prompts, vbench_clips
@@ -31,7 +31,7 @@ INFO = [
 def run(loaded: WanBackbone, tiny_wan: Path, make_config: Callable[..., DistillConfig], tmp_path_factory: Any) -> Path:
     """What a finished run leaves, as far as sampling reads it; the student is not its teacher."""
     folder: Path = tmp_path_factory.mktemp("run")
-    student = loaded.twin()
+    student = loaded.with_own_denoiser()
     with torch.no_grad():
         student.denoiser.proj_out.weight.mul_(1.5)
     save_student(student, StudentCard(str(tiny_wan), (2,), 3.0, CARD, steps=1, seed=0), folder / "student")
@@ -60,10 +60,10 @@ def test_layout_is_found_resumed_and_reproduced(
     command: Command, run: Path, info: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[int] = []
-    from rats_video.build import vbench
+    from rats_video.commands import vbench
 
     monkeypatch.setattr(
-        "rats_video.build.vbench.sample_batch",
+        "rats_video.commands.vbench.sample_batch",
         lambda backbone, prompts, *rest, real=vbench.sample_batch: (
             made.append(len(prompts)) or real(backbone, prompts, *rest)
         ),

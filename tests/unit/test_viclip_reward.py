@@ -17,13 +17,12 @@ from tiny_clip import save_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 
-from rats_video.build.reward import build_reward, check_reward_prompts
-from rats_video.config.published_rewards import ViClipConfig
 from rats_video.errors import UserError
-from rats_video.planning.dry_run import dry_reward
 from rats_video.planning.judge import reward_on_meta
-from rats_video.planning.ledger import no_workspace
-from rats_video.rewards.viclip_reward import ViClipReward
+from rats_video.planning.memory_tracker import no_workspace
+from rats_video.planning.trace import trace_reward
+from rats_video.rewards.reward import build_reward, check_reward_prompts
+from rats_video.rewards.viclip import ViClipConfig, ViClipReward
 from rats_video.seeds import seeded
 
 PROMPTS = ["a red dog runs", "two blue birds"]
@@ -257,7 +256,7 @@ def test_plan_counts_the_published_network(folder: Path) -> None:
         assert isinstance(small, ViClipReward)
         assert sum(weight.numel() for weight in small.parameters()) == sum(needed)
         videos = torch.empty(2, 8, 3, SIZE, SIZE, device="meta")
-        counted = dry_reward(small, videos, PROMPTS, with_gradient=True, workspace=no_workspace)
+        counted = trace_reward(small, videos, PROMPTS, with_gradient=True, workspace=no_workspace)
         peaks.append(counted["reward backward", "reward backward"])
     assert peaks[0] < 0.8 * peaks[1]
 

@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from video_prompts import SCENES, write_prompts
 
-from rats_video.config.distill import FilePrompts
-from rats_video.datasets.prompts import load_prompts, prompt_path
-from rats_video.datasets.video_prompts import SCENES, write_prompts
+from rats_video.datasets.prompts.settings import FilePromptsConfig
+from rats_video.datasets.prompts.split import load_prompts, prompt_path
 from rats_video.errors import UserError
 
-PACKAGED = FilePrompts(kind="file", train="video-train", heldout="video-heldout")
+PACKAGED = FilePromptsConfig(kind="file", train="video-train", heldout="video-heldout")
 
 
 def pair(prompt: str) -> tuple[str, str]:

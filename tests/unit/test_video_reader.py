@@ -11,9 +11,9 @@ import pytest
 import zoo
 from numpy.typing import NDArray
 
-from rats_video.config.schema import MOST_PIXELS
-from rats_video.datasets.video_files import is_upright
-from rats_video.datasets.video_reader import Unreadable, open_video
+from rats_video.config.fields import MOST_PIXELS
+from rats_video.datasets.video.files import Unreadable, is_upright
+from rats_video.datasets.video.reader import open_video
 
 CLOSED = {
     "h264", "h264 in mkv", "h264 yuv444", "h264 full range", "h264 gray", "hevc", "odd", "portrait", "turned 90",

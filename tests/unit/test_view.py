@@ -11,32 +11,34 @@ import pytest
 import torch
 from rich.console import Console
 
-from rats_video.config.distill import DistillConfig
+from rats_video.distillation.settings import DistillConfig
 from rats_video.timing import Stopwatch, phase
-from rats_video.training.guard import Guard, Look
+from rats_video.training.guard import Guard, GuardEvaluation
 from rats_video.training.run_folder import RunFolder
-from rats_video.training.view import BARS, View, sparkline
+from rats_video.training.view import BARS, TerminalView, sparkline
 
 CPU = torch.device("cpu")
 ROW = {"loss": 2.0, "reward/skipped": 1, "faults/skipped": 0, "faults/rollbacks": 0, "grad_norm": 0.5, "lr": 1e-3}
 RATS = {"reward/student": 0.25, "reward/teacher": 0.5, "reward/gap": -0.25, "gate/weight": 0.75}
 RIVAL = {"reward/student": 0.25, "fake_score/loss": 0.125}
-Make = Callable[..., tuple[View, io.StringIO]]
+Make = Callable[..., tuple[TerminalView, io.StringIO]]
 
 
 @pytest.fixture
 def make(make_config: Callable[..., DistillConfig], tmp_path: Path) -> Make:
     def call(
         width: int, *overrides: str, terminal: bool = True, guard: Guard | None = None
-    ) -> tuple[View, io.StringIO]:
+    ) -> tuple[TerminalView, io.StringIO]:
         written = io.StringIO()
         console = Console(file=written, width=width, height=30, force_terminal=terminal, color_system=None)
-        return View(make_config("training.steps=20", *overrides), RunFolder(tmp_path), CPU, guard, console), written
+        return TerminalView(
+            make_config("training.steps=20", *overrides), RunFolder(tmp_path), CPU, guard, console
+        ), written
 
     return call
 
 
-def shown(view: View, width: int) -> list[str]:
+def shown(view: TerminalView, width: int) -> list[str]:
     console = Console(file=io.StringIO(), record=True, width=width, force_terminal=True, color_system=None)
     console.print(view)
     return console.export_text().splitlines()
@@ -51,13 +53,13 @@ def test_every_line_fits(
     assert cfg.guard is not None
     guard = Guard(cfg.guard, None, RunFolder(tmp_path))  # type: ignore[arg-type]  # samples nothing
     guard._teacher = {"reward": [0.5]}
-    guard.looks = [Look(4, {"reward": [0.25]}, 0.01, alarms=("x" * 300,))]
+    guard.looks = [GuardEvaluation(4, {"reward": [0.25]}, 0.01, alarms=("x" * 300,))]
     view, written = make(width, "validation={every: 6}", "guard={every: 4}", guard=guard)
-    view.begin({"step": 0})
+    view.on_start({"step": 0})
     before = len(shown(view, width))
     for step in range(7):
-        view.after(step + 1, ROW | extra)
-    view.end()
+        view.on_step(step + 1, ROW | extra)
+    view.on_end()
     lines = shown(view, width)
     assert max(map(len, lines)) <= width
     assert before + sum(name in extra for name in ("gate/weight", "fake_score/loss")) == len(lines)
@@ -68,11 +70,11 @@ def test_every_line_fits(
 
 def test_figures_are_the_runs(make: Make) -> None:
     view, _ = make(200, "validation={every: 6}", "training.checkpoint_every=5")
-    view.begin({"step": 0})
+    view.on_start({"step": 0})
     for step in range(7):
-        view.after(step + 1, ROW | RATS)
-    view.after(8, {"faults/skipped": 1, "faults/rollbacks": 2})  # a step that was left out has nothing else
-    view.end()
+        view.on_step(step + 1, ROW | RATS)
+    view.on_step(8, {"faults/skipped": 1, "faults/rollbacks": 2})  # a step that was left out has nothing else
+    view.on_end()
     lines = {line.split("  ")[0]: line for line in shown(view, 200)}
     assert "student 0.25  teacher 0.5  gap -0.25" in lines["reward"]
     assert "weight 0.75" in lines["gate"]
@@ -85,10 +87,10 @@ def test_figures_are_the_runs(make: Make) -> None:
 
 def test_figures_are_smoothed_and_companions_are_shown(make: Make) -> None:
     view, _ = make(120)
-    view.begin({"step": 0})
+    view.on_start({"step": 0})
     for step in range(15):
-        view.after(step + 1, ROW | RIVAL | {"reward/student": float(step)})
-    view.end()
+        view.on_step(step + 1, ROW | RIVAL | {"reward/student": float(step)})
+    view.on_end()
     lines = {line.split("  ")[0]: line for line in shown(view, 120)}
     assert f"student {sum(range(5, 15)) / 10:.3g}" in lines["reward"]
     assert "loss 0.125" in lines["fake score"]
@@ -98,8 +100,8 @@ def test_figures_are_smoothed_and_companions_are_shown(make: Make) -> None:
 def test_run_that_goes_on_shows_its_past(make: Make, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 4, "reward/skipped": 2, "reward/student": 0.5}\n')
     view, _ = make(120)
-    view.begin({"step": 1})
-    view.end()
+    view.on_start({"step": 1})
+    view.on_end()
     text = "\n".join(shown(view, 120))
     assert "loss 4" in text
     assert "2 clips" in text
@@ -109,10 +111,10 @@ def test_run_that_goes_on_shows_its_past(make: Make, tmp_path: Path) -> None:
 
 def test_log_file_gets_plain_lines(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     view, written = make(60, terminal=False)
-    view.begin({"step": 18})
+    view.on_start({"step": 18})
     for step in (19, 20):
-        view.after(step, ROW | RATS)
-    view.end()
+        view.on_step(step, ROW | RATS)
+    view.on_end()
     assert written.getvalue() == ""
     assert capsys.readouterr().err == "distill 20/20  left 0:00  reward 0.25  teacher 0.5  gate 0.75  loss 2\n"
 

@@ -14,9 +14,9 @@ from diffusers import WanPipeline
 from torch import Tensor
 from wan22_family import BOUNDARY, CLIP, build, load_lora, native_velocity
 
+from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, expert_by_step
 from rats_video.backbones.wan import WanBackbone
-from rats_video.config.compute import LoraWeights
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
@@ -24,7 +24,7 @@ from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
-LORA = LoraWeights(kind="lora", rank=2, alpha=4)
+LORA = LoraConfig(kind="lora", rank=2, alpha=4)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_batch_on_both_sides_is_split(a14b: Path, backbone: WanBackbone) -> No
 def test_an_expert_learns_from_the_steps_it_makes(
     backbone: WanBackbone, grad_steps: Sequence[int], learning: set[str]
 ) -> None:
-    student, noise = backbone.adapted("student", LORA), backbone.sample_noise(2, CLIP, seeded(3))
+    student, noise = backbone.with_adapter("student", LORA), backbone.sample_noise(2, CLIP, seeded(3))
     text = student.encode_text(PROMPTS)
     path = rollout(student.velocity, noise, sigma_grid(4, 3.0), text, grad_steps=grad_steps)
     student.decode(path.x0).square().mean().backward()
@@ -124,7 +124,7 @@ def test_both_experts_are_the_denoiser(backbone: WanBackbone) -> None:
     assert set(backbone.denoisers) == {HIGH_NOISE, LOW_NOISE}
     assert {name.split(".")[0] for name in backbone.weights} == {HIGH_NOISE, LOW_NOISE}
     assert all(weight.requires_grad for weight in backbone.weights.values())
-    twin = backbone.twin()
+    twin = backbone.with_own_denoiser()
     with torch.no_grad():
         for weight in twin.weights.values():
             weight.zero_()
@@ -133,7 +133,7 @@ def test_both_experts_are_the_denoiser(backbone: WanBackbone) -> None:
 
 
 def test_whole_students_of_two_experts(backbone: WanBackbone, tmp_path: Path) -> None:
-    student, noise = backbone.twin(), backbone.sample_noise(2, CLIP, seeded(4))
+    student, noise = backbone.with_own_denoiser(), backbone.sample_noise(2, CLIP, seeded(4))
     with torch.no_grad():
         for network in student.denoisers.values():
             network.proj_out.weight.mul_(1.5)
@@ -148,7 +148,7 @@ def test_whole_students_of_two_experts(backbone: WanBackbone, tmp_path: Path) ->
 def test_one_lora_file_for_two_experts(a14b: Path, backbone: WanBackbone, tmp_path: Path) -> None:
     noise = backbone.sample_noise(2, CLIP, seeded(5))
     base = our_sample(backbone, noise, 4)
-    student = backbone.adapted("student", LORA)
+    student = backbone.with_adapter("student", LORA)
     assert torch.equal(our_sample(student, noise, 4), base)
     with torch.no_grad():
         for name, weight in student.weights.items():

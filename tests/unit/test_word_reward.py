@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rats_video.errors import UserError
-from rats_video.rewards.word_reward import Encoder, WordReward
+from rats_video.rewards.word import Encoder, WordReward
 from rats_video.seeds import seeded
 
 WORDS = ["red", "blue", "circle", "left"]

@@ -1,0 +1,173 @@
+"""The models of a run as shapes on the meta device: from config files or a preset, never from weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from rats_video.assets import is_embedded, resolve_folder
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.kinds import FAMILIES
+from rats_video.errors import AsUserError, UserError
+from rats_video.meta import LongPrompts, empty_model
+from rats_video.reading import DAMAGED, read_json, read_sizes
+
+DEPTHS = ("num_layers", "num_single_layers")  # config keys that repeat a block of a denoiser
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A pipeline without its weights.
+
+    Args:
+        source: where it was read, for messages.
+        pipeline: diffusers' name of its class.
+        parts: the `config.json` of each part.
+        settings: plain values of `model_index.json`.
+        folder: the pipeline's own folder, where its tokenizer is; None for a preset.
+    """
+
+    source: str
+    pipeline: str
+    parts: Mapping[str, Mapping[str, Any]]
+    settings: Mapping[str, Any]
+    folder: Path | None = None
+
+    @property
+    def family(self) -> type[PipelineBackbone]:
+        """The adapter that would load it."""
+        for family in FAMILIES:
+            if self.pipeline in family.pipelines:
+                return family
+        known = ", ".join(name for family in FAMILIES for name in family.pipelines)
+        raise UserError(f"is a {self.pipeline}", where=self.source, fix=f"give one of: {known}")
+
+    @property
+    def denoiser_parts(self) -> list[str]:
+        """Its denoiser, or its experts."""
+        return [name for name in ("transformer", "transformer_2") if name in self.parts]
+
+    @property
+    def depths(self) -> dict[str, int]:
+        """How often the blocks of its denoiser repeat; experts are alike."""
+        denoiser = self.parts[self.denoiser_parts[0]]
+        return {key: int(denoiser[key]) for key in DEPTHS if denoiser.get(key)}
+
+    def cut(self, depths: Mapping[str, int]) -> Architecture:
+        """The same with other numbers of blocks."""
+        cut = {name: {**part, **depths} if name in self.denoiser_parts else part for name, part in self.parts.items()}
+        return replace(self, parts=cut)
+
+
+def find_architecture(model: str, preset: str | None) -> Architecture:
+    """The configuration files of the folder `model` if it is there, or else the preset.
+
+    Raises:
+        UserError: neither is there, or the folder is no pipeline.
+    """
+    if preset is not None:
+        read_preset(preset)  # a misspelt name is told even where the folder is there
+    if is_embedded(model) or Path(model).expanduser().is_dir():
+        return _read_folder(resolve_folder(model, where="model"))
+    if preset is not None:
+        return read_preset(preset)
+    raise UserError(
+        f"no such folder: {model}", where="model", fix=f"or set architecture to one of: {', '.join(preset_names())}"
+    )
+
+
+def preset_names() -> list[str]:
+    """The presets that ship with the package."""
+    folder = resources.files("rats_video.configs") / "architectures"
+    return sorted(Path(str(path)).stem for path in folder.iterdir() if str(path).endswith(".yaml"))
+
+
+def read_preset(name: str) -> Architecture:
+    """A preset by name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    names = preset_names()
+    if name not in names:
+        close = difflib.get_close_matches(name, names, n=1)
+        fix = f"did you mean {close[0]}?" if close else f"one of: {', '.join(names)}"
+        raise UserError(f"no such preset: {name}", where="architecture", fix=fix)
+    text = (resources.files("rats_video.configs") / "architectures" / f"{name}.yaml").read_text(encoding="utf-8")
+    tree = yaml.safe_load(text)
+    parts = {part: tree.pop(part) for part in list(tree) if isinstance(tree[part], dict)}
+    return Architecture(f"preset {name}", tree.pop("pipeline"), parts, tree)
+
+
+def _read_folder(folder: Path) -> Architecture:
+    try:
+        index = read_json(folder / "model_index.json")
+        pipeline = str(index["_class_name"])
+        parts = {path.parent.name: read_sizes(path) for path in sorted(folder.glob("*/config.json"))}
+    except DAMAGED as error:
+        raise UserError(
+            "not a diffusers pipeline: its model_index.json or a config.json cannot be read", where=str(folder)
+        ) from error
+    settings = {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
+    return Architecture(str(folder), pipeline, parts, settings, folder)
+
+
+def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBackbone:
+    """The family's adapter around models without numbers; the VAE in float32, as `from_pretrained` has it.
+
+    Raises:
+        UserError: a part has no configuration, or one that its class does not take.
+    """
+    family = architecture.family
+    parts: dict[str, Any] = {key: architecture.settings[key] for key in family.settings if key in architecture.settings}
+    for name, kind in family.component_classes().items():
+        if not hasattr(kind, "forward"):
+            parts[name] = _small_part(kind, architecture, name)
+        elif name in architecture.parts:
+            parts[name] = _part(architecture, name, kind, torch.float32 if name == "vae" else dtype)
+        elif name not in family.optional_parts:
+            raise UserError(f"no {name}/config.json in it", where=architecture.source)
+    return family(**parts)
+
+
+def with_depths(base: PipelineBackbone, architecture: Architecture, depths: Mapping[str, int]) -> PipelineBackbone:
+    """The same model with denoisers of that many blocks; all else is shared."""
+    cut, classes = architecture.cut(depths), base.component_classes()
+    networks = {name: _part(cut, name, classes[name], base.dtype) for name in architecture.denoiser_parts}
+    return type(base)(**{**base.parts, **networks})
+
+
+def _part(architecture: Architecture, name: str, kind: Any, dtype: torch.dtype) -> nn.Module:
+    model = empty_model(kind, architecture.parts[name], where=f"{architecture.source}: {name}")
+    return _cast(model, dtype)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """What `from_pretrained(dtype=...)` does: all but the modules that their class keeps in float32."""
+    from diffusers import ModelMixin
+
+    key = "_keep_in_fp32_modules" if isinstance(model, ModelMixin) else "_keep_in_fp32_modules_strict"
+    kept = set(getattr(model, key, None) or ())
+    for name, parameter in model.named_parameters():
+        if not kept & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def _small_part(kind: Any, architecture: Architecture, name: str) -> Any:
+    """A tokenizer or a scheduler."""
+    if architecture.folder is not None and (architecture.folder / name).is_dir():
+        options = {} if hasattr(kind, "from_config") else {"trust_remote_code": False}
+        with AsUserError("cannot load it", where=f"{architecture.source}: {name}"):
+            return kind.from_pretrained(architecture.folder / name, local_files_only=True, **options)
+    if name in architecture.parts:
+        return kind.from_config(dict(architecture.parts[name]))
+    return LongPrompts()

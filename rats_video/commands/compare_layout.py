@@ -1,0 +1,233 @@
+"""The arms of a comparison: what each one is, where it lies and what of it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from rats_video.assets import resolve_folder
+from rats_video.commands.compare_config import CompareConfig, curve_steps, weights_key
+from rats_video.commands.finish import is_finished
+from rats_video.commands.students import cycle
+from rats_video.datasets.prompts.split import load_prompts
+from rats_video.distillation.method import DECIDES, NOT_SCORED
+from rats_video.distillation.real_data import with_data_digest
+from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import UserError, first_line, warn
+from rats_video.evaluation.compare_result import BASE, Cost
+from rats_video.evaluation.compare_stats import StudentScores
+from rats_video.evaluation.sweep import ArmScores
+from rats_video.evaluation.tables import TEACHER, MetricValue
+from rats_video.files import weights_digest
+from rats_video.inference.sampler import SamplerSpec
+from rats_video.reading import read_json, read_text
+from rats_video.rewards.reward import reward_folders
+from rats_video.training.metrics import read_metrics
+from rats_video.training.run_folder import RunFolder
+
+
+class KeptScores(BaseModel):
+    """What is kept of an arm's scores: all but the features that its sets were measured from."""
+
+    arm: str
+    spec: SamplerSpec
+    prompts: list[str]
+    seconds: list[float]
+    metrics: dict[str, list[float]]
+    sets: dict[str, MetricValue]
+    spreads: dict[str, dict[str, float]]
+    reference: str
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A student of one method and seed with its training, or the teacher or the base model without one.
+
+    Args:
+        method: its name in the table.
+        seed: of its training; None of teacher and base.
+        folder: its own: of a student a whole run as `distill` leaves it, in all cases `scores`.
+        cfg: its training; None of teacher and base.
+        specs: how it is sampled.
+    """
+
+    method: str
+    seed: int | None
+    folder: Path
+    cfg: DistillConfig | None
+    specs: tuple[SamplerSpec, ...]
+
+    @property
+    def title(self) -> str:
+        """E.g. "rats, seed 0"."""
+        return self.method if self.seed is None else f"{self.method}, seed {self.seed}"
+
+    @property
+    def cost_file(self) -> Path:
+        """What its training cost."""
+        return self.folder / "cost.json"
+
+
+@dataclass(frozen=True)
+class ArmEvaluation:
+    """One way of sampling an arm, as it was after `step` updates; None is at the end."""
+
+    spec: SamplerSpec
+    step: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.spec.nfe} NFE" + ("" if self.step is None else f" after {self.step} updates")
+
+
+@dataclass(frozen=True)
+class CompareLayout:
+    """A whole comparison: who takes part, and who judges."""
+
+    cfg: CompareConfig
+    base: DistillConfig
+    arms: tuple[Arm, ...]
+    output: Path
+
+    @staticmethod
+    def of(cfg: CompareConfig, output: Path) -> CompareLayout:
+        """Lay it out; everything that can be wrong with a configuration is found here.
+
+        Raises:
+            UserError: as `CompareConfig.arm` and `check_nfe`.
+        """
+        cfg.check_nfe()
+        base, root = with_data_digest(cfg.base_config()), output / "arms"
+        teacher = SamplerSpec(cfg.teacher_steps, base.shift, base.evaluation.guidance_scale)
+        plain = tuple(SamplerSpec(nfe, base.shift) for nfe in cfg.nfe)
+        arms = [
+            Arm(TEACHER, None, root / TEACHER, None, (teacher,)), Arm(BASE, None, root / BASE, None, plain)
+        ]  # fmt: skip
+        for seed in cfg.seeds:  # a whole seed of all methods is there before the next one begins
+            for method in cfg.methods:
+                arm = with_data_digest(cfg.arm(method, seed, str(output / "teacher")))
+                folder = root / f"{method}-seed{seed}-{weights_key(arm)}"
+                arms.append(Arm(method, seed, folder, arm, plain))
+        return CompareLayout(cfg, base, tuple(arms), output)
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """Of the clips that are judged."""
+        return cycle(load_prompts(self.base.prompts).heldout, self.cfg.num_clips)
+
+    @cached_property
+    def _rewards_key(self) -> dict[str, object]:
+        """Everything that scores depend on besides who is judged and how it is sampled."""
+        base = self.base
+        folders = [resolve_folder(base.model, where="model"), *reward_folders(base.reward, where="reward")]
+        if base.heldout_reward is not None:
+            folders += reward_folders(base.heldout_reward, where="heldout_reward")
+        judges = {"reward": base.reward, "heldout_reward": base.heldout_reward}
+        without = NOT_SCORED | {"terms": {"__all__": {"reward": NOT_SCORED}}}
+        return {
+            **{key: judge and judge.model_dump(mode="json", exclude=without) for key, judge in judges.items()},
+            "weights": weights_digest(folders, DECIDES),
+            "clip": base.clip.model_dump(),
+            "embedded_guidance": base.embedded_guidance,
+            "dtype": base.compute.dtype,
+            "prompts": self.prompts,
+            "seed": self.cfg.clip_seed,
+            "sets": base.evaluation.model_dump(mode="json", include={"features", "diversity"}),
+        }
+
+    def evaluations(self, arm: Arm) -> list[ArmEvaluation]:
+        """All that is to be judged of an arm: what it is at the end, then what it was on its way there."""
+        if arm.cfg is None:
+            return [ArmEvaluation(spec) for spec in arm.specs]
+        midway = SamplerSpec(self.cfg.curve_nfe, self.base.shift)
+        ends = [ArmEvaluation(spec) for spec in dict.fromkeys((*arm.specs, midway))]
+        return ends + [ArmEvaluation(midway, step) for step in self.milestones(arm)]
+
+    def milestones(self, arm: Arm) -> list[int]:
+        """Updates after which it is judged on its way; one that was trained before can only be where it was kept."""
+        steps = [] if arm.cfg is None else curve_steps(arm.cfg, self.cfg.curve_points)
+        if not is_trained(arm):
+            return steps
+        return [step for step in steps if RunFolder(arm.folder).milestone(step).is_dir()]
+
+    def scores_file(self, arm: Arm, evaluation: ArmEvaluation) -> Path:
+        """Where the scores of a evaluation lie, clip by clip; its name tells all they depend on."""
+        spec = evaluation.spec
+        key = json.dumps([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale], sort_keys=True)
+        step = "" if evaluation.step is None else f"step{evaluation.step}-"
+        name = f"{step}nfe{spec.nfe}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+        return arm.folder / "scores" / name
+
+    def unscored(self, arm: Arm) -> list[ArmEvaluation]:
+        """What of it is not judged yet."""
+        return [evaluation for evaluation in self.evaluations(arm) if not self.scores_file(arm, evaluation).is_file()]
+
+    def unshown(self, arm: Arm) -> list[str]:
+        """Prompts whose clips are to be laid beside the teacher's; only of the first student of each method."""
+        if arm.cfg is None or arm.seed != self.cfg.seeds[0]:
+            return []
+        index = RunFolder(arm.folder).comparison / "index.json"
+        prompts = self.prompts[: self.base.comparison.num_videos]
+        shown = [(row["prompt"], row["seed"]) for row in read_json(index)] if index.is_file() else []
+        return [] if shown == [(prompt, self.cfg.clip_seed) for prompt in prompts] else prompts
+
+    def is_done(self, arm: Arm) -> bool:
+        """Whether it is trained, judged and shown."""
+        return is_trained(arm) and not self.unscored(arm) and not self.unshown(arm)
+
+    def scores(self, arm: Arm) -> list[StudentScores]:
+        """Its scores at the end, and cost; raises UserError if a file of them is damaged."""
+        cost = None if arm.cfg is None else Cost.model_validate_json(read_text(arm.cost_file))
+        found = [read_scores(self.scores_file(arm, ArmEvaluation(spec))) for spec in arm.specs]
+        return [StudentScores(arm.method, arm.seed, scores, cost) for scores in found]
+
+    def curve(self, arm: Arm) -> list[StudentScores]:
+        """Its scores on its way and at the end, at the curve's NFE, each with its cost by then; none without training.
+
+        Raises:
+            UserError: a file of them is damaged.
+        """
+        if arm.cfg is None:
+            return []
+        rows = read_metrics(RunFolder(arm.folder).metrics)
+        end = Cost.model_validate_json(read_text(arm.cost_file))
+        points = []
+        for evaluation in self.evaluations(arm):
+            if evaluation.spec.nfe == self.cfg.curve_nfe:
+                cost = end if evaluation.step is None else cost_of(rows[: evaluation.step], end.peak_bytes)
+                scores = read_scores(self.scores_file(arm, evaluation))
+                points.append(StudentScores(arm.method, arm.seed, scores, cost))
+        return sorted(points, key=lambda point: point.cost.updates if point.cost else 0)
+
+
+def is_trained(arm: Arm) -> bool:
+    """Whether its student is finished, or it needs no training."""
+    if arm.cfg is None:
+        return True
+    run = RunFolder(arm.folder)
+    return run.config.is_file() and arm.cost_file.is_file() and is_finished(arm.cfg, run)
+
+
+def cost_of(rows: Sequence[Mapping[str, float]], peak_bytes: int | None) -> Cost:
+    """What the updates of a log have cost."""
+    return Cost(
+        updates=len(rows),
+        evaluations=sum(row["evaluations"] for row in rows),
+        seconds=sum(row["seconds"] + row.get("saved_seconds", 0.0) for row in rows),
+        peak_bytes=peak_bytes,
+    )
+
+
+def read_scores(path: Path) -> ArmScores:
+    """The scores that `judge` kept; raises UserError if they are damaged, and removes them: they can be made again."""
+    try:
+        return ArmScores(**dict(KeptScores.model_validate_json(path.read_bytes())))
+    except ValidationError as error:
+        path.unlink()
+        warn(f"damaged, and removed: {first_line(error)}", where=str(path))
+        raise UserError("scores were damaged", where=str(path), fix="the same command makes them again") from error

@@ -1,0 +1,86 @@
+"""`demo`: the page of a run or a student."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+
+from rats_video.assets import ASSETS
+from rats_video.commands.device import explain_memory, pick_device
+from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, load_run, load_student
+from rats_video.config.load import load_config
+from rats_video.datasets.prompts.settings import ShapesPromptsConfig
+from rats_video.datasets.prompts.split import load_prompts
+from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import Interrupted, UserError
+from rats_video.evaluation.settings import EvaluationConfig
+from rats_video.inference.demo import DemoModels
+from rats_video.inference.demo_page import build_page, launch_page
+from rats_video.inference.sampler import SamplerSpec
+from rats_video.rewards.reward import build_reward
+from rats_video.training.run_folder import RunFolder
+
+_SMALL = 100e6  # parameters of a teacher that nobody waits for
+_NUM_EXAMPLES = 4
+
+
+def run_demo(*, model: Path | None, port: int, device: str, echo: Callable[[str], None]) -> NoReturn:
+    """Serve the page until it is stopped.
+
+    Args:
+        model: a run, whose reward is then shown, or a student; None takes the embedded one.
+        port: on this machine.
+        device: as `--device`.
+        echo: told where the page is.
+
+    Raises:
+        Interrupted: when it is stopped, by Ctrl-C.
+        UserError: gradio is missing, the port is taken, or there is no student.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the page needs gradio, which is not here", fix="pip install 'rats-video[demo]'")
+    with tempfile.TemporaryDirectory(prefix="rats-video-") as folder:
+        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # before it is imported
+        with explain_memory(lambda: "the page needs a GPU that holds the model; --device cpu is slow"):
+            studio, examples = load_studio(model, pick_device(device))
+            # The first clip of a process takes longer than any other: nobody shall take it for the student's speed.
+            studio.make("student", studio.accept(examples[0], studio.trained[0], 0), lambda: None)
+        parameters = sum(weight.numel() for weight in studio.base.denoiser.parameters())
+        page = build_page(studio, examples, name=(model or Path(DEFAULT_STUDENT)).name, teacher=parameters < _SMALL)
+        launch_page(page, port)
+        try:
+            echo(f"http://127.0.0.1:{port} (this machine only; Ctrl-C ends it)")
+            signal.pause()
+        except KeyboardInterrupt as stop:
+            raise Interrupted("the page is closed") from stop
+        finally:
+            page.close(verbose=False)
+    raise AssertionError
+
+
+def load_studio(model: Path | None, device: torch.device) -> tuple[DemoModels, tuple[str, ...]]:
+    """Student, teacher and reward, and prompts that fit them."""
+    cfg = _config(model)
+    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, device)
+    options = EvaluationConfig() if cfg is None else cfg.evaluation
+    reward = None if cfg is None else build_reward(cfg.reward, device, where="reward", clip=loaded.clip)
+    teacher = SamplerSpec(options.teacher_steps, loaded.card.shift, options.guidance_scale)
+    studio = DemoModels(
+        loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps, teacher, reward
+    )
+    shapes = cfg is None or isinstance(cfg.prompts, ShapesPromptsConfig)
+    return studio, EXAMPLE_PROMPTS if cfg is None or shapes else load_prompts(cfg.prompts).heldout[:_NUM_EXAMPLES]
+
+
+def _config(model: Path | None) -> DistillConfig | None:
+    """How the student was trained; None for a student without its run."""
+    if model is None:  # the embedded one was trained by the packaged configuration
+        return load_config(DistillConfig, "tiny", group="distill")
+    return load_run(model)[1] if RunFolder(model).config.is_file() else None

@@ -1,0 +1,102 @@
+"""`export comparison`: teacher, base model and student side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rats_video.commands.device import explain_memory, start_runtime
+from rats_video.commands.folders import make_folder
+from rats_video.commands.students import LoadedStudent, checked_prompts, cycle, load_run, load_student
+from rats_video.datasets.prompts.split import load_prompts
+from rats_video.distillation.measures import build_measures
+from rats_video.distillation.settings import DistillConfig
+from rats_video.evaluation.sweep import EvaluatedModel
+from rats_video.files import write_json
+from rats_video.inference.sampler import SamplerSpec, sample_videos
+from rats_video.inference.side_by_side import Panel, compose_comparison, panel_boxes
+from rats_video.inference.video import slugify, write_mp4
+from rats_video.progress import ProgressBar
+from rats_video.runtime import Runtime
+
+
+def run_export_comparison(
+    *,
+    run: Path,
+    nfe: int,
+    prompts: Sequence[str],
+    prompts_file: Path | None,
+    num_videos: int | None,
+    seed: int,
+    output: Path | None,
+    device: str,
+) -> list[str]:
+    """Write teacher | base | student mp4s from the same noise; returns the lines to show."""
+    folder, cfg = load_run(run)
+    runtime = start_runtime(device)
+    loaded = load_student(run, runtime.device)
+    heldout = load_prompts(cfg.prompts).heldout
+    asked = checked_prompts(prompts, prompts_file, heldout, loaded.student)
+    chosen = cycle(asked, num_videos or cfg.comparison.num_videos)
+    spec, output = loaded.spec(nfe), output or folder.comparison
+    with explain_memory(lambda: "give a smaller --num-videos: they are sampled together"):
+        lines = compare_files(cfg, loaded, chosen, spec, runtime, seed=seed, output=output)
+    runtime.close()
+    return lines
+
+
+def compare_files(
+    cfg: DistillConfig,
+    loaded: LoadedStudent,
+    prompts: Sequence[str],
+    spec: SamplerSpec,
+    runtime: Runtime,
+    *,
+    seed: int,
+    output: Path,
+) -> list[str]:
+    """Sample the three columns with paired noise, measure them as `evaluate` does and write one mp4 a prompt.
+
+    `index.json` says of each file where in the picture every panel lies, what it cost and all it was measured at.
+    """
+    make_folder(output)
+    measures = build_measures(cfg, loaded.base.device)
+    teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
+    arms = [
+        EvaluatedModel("teacher", loaded.base, teacher),
+        EvaluatedModel("base", loaded.base, spec),
+        EvaluatedModel("student", loaded.student, spec),
+    ]
+    share = runtime.shard(len(prompts))
+    columns: list[list[Panel]] = []
+    scores: dict[str, dict[str, list[float]]] = {}
+    with ProgressBar("comparison", sum(arm.spec.nfe for arm in arms)) as progress:
+        for arm in arms:
+            panels: list[Panel] = []
+            for samples in sample_videos(arm.backbone, prompts, loaded.clip, arm.spec, seed=seed, share=share):
+                for measure in measures:
+                    for metric, values in measure(samples.videos, samples.prompts).items():
+                        scores.setdefault(metric, {}).setdefault(arm.name, []).extend(values.tolist())
+                cost = (arm.spec.num_steps, arm.spec.nfe, samples.seconds_per_clip)
+                rewards = scores["reward"][arm.name][-len(samples.videos) :]
+                panels += [
+                    Panel(arm.name, frames.cpu(), *cost, score)
+                    for frames, score in zip(samples.videos, rewards, strict=True)
+                ]
+            columns.append(panels)
+            progress.advance(arm.spec.nfe)
+    mine: list[dict[str, object]] = []
+    for place, (index, *panels) in enumerate(zip(share, *columns, strict=True)):
+        prompt = prompts[index]
+        name = f"{index:03d}-{slugify(prompt)}.mp4"
+        write_mp4(compose_comparison(panels, prompt=prompt), output / name, fps=loaded.clip.fps)
+        measured = {metric: {arm: values[place] for arm, values in arms.items()} for metric, arms in scores.items()}
+        shown = [
+            {"title": panel.title, "num_steps": panel.num_steps, "nfe": panel.nfe, "seconds": panel.seconds, "box": box}
+            for panel, box in zip(panels, panel_boxes(panels), strict=True)
+        ]
+        mine.append({"file": name, "prompt": prompt, "seed": seed, **measured, "panels": shown})
+    rows = runtime.gather_shards(mine)
+    if runtime.is_main:
+        write_json(output / "index.json", rows)
+    return [f"{len(prompts)} comparisons (teacher | base | student, same noise): {output}"]

@@ -1,0 +1,253 @@
+"""`sample`: one mp4 a prompt, of a list or of a pipe, with what a folder holds already left alone."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from rats_video.assets import ASSETS
+from rats_video.commands.device import explain_memory, start_runtime
+from rats_video.commands.folders import clean_interrupt, make_folder
+from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, LoadedStudent, load_student
+from rats_video.datasets.prompts.files import read_rows
+from rats_video.datasets.prompts.split import check_prompt
+from rats_video.errors import UserError
+from rats_video.files import weights_digest
+from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
+from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
+from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.video import slugify, write_mp4
+from rats_video.progress import ProgressBar
+from rats_video.runtime import Runtime
+
+BATCH_SIZE = 16
+PIPE = Path("-")
+
+
+class ClipFolder:
+    """Context in which the clips of one student are made into a folder, or found there.
+
+    Args:
+        loaded: the student.
+        output: the folder, which must be there.
+        rank: which of several processes this is.
+    """
+
+    def __init__(self, loaded: LoadedStudent, output: Path, rank: int) -> None:
+        self._loaded, self._output = loaded, output
+        self._student = identity(loaded)
+        self._journal = Journal(output, rank)
+        self._specs: dict[int, SamplerSpec] = {}
+        self.clips: dict[int, SampledClip] = {}
+
+    def __enter__(self) -> Self:
+        self.clips = read_clips(self._output)
+        self._journal.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._journal.__exit__(kind, error, trace)
+
+    def spec(self, nfe: int) -> SamplerSpec:
+        """The student's sampler; warns the first time where it was trained for other counts."""
+        if nfe not in self._specs:
+            self._specs[nfe] = self._loaded.spec(nfe)
+        return self._specs[nfe]
+
+    def path(self, request: Request) -> Path:
+        """The file of a request's clip."""
+        return self._output / self._describe(request, 0.0).file
+
+    def has(self, request: Request) -> bool:
+        """Whether the clip is there and whole.
+
+        Raises:
+            UserError: the folder tells of another clip in its place.
+        """
+        found = self.clips.get(request.index)
+        if found is None:
+            return False
+        asked = self._describe(request, found.seconds)
+        differ = [
+            name for name in SampledClip.model_fields if getattr(found, name) != getattr(asked, name) and name != "file"
+        ]
+        if differ:
+            raise UserError(
+                f"holds clip {request.index} of another {' and '.join(differ)}", where=str(self._output),
+                fix="--overwrite replaces what is there, or give another --output",
+            )  # fmt: skip
+        return is_whole(self._output / found.file, self._loaded.clip.num_frames)
+
+    def make(self, requests: Sequence[Request]) -> Iterator[SampledClip]:
+        """Sample requests together, as far as they are of one NFE; each clip comes when its file is there."""
+        for nfe, together in groupby(
+            sorted(requests, key=lambda request: request.nfe), key=lambda request: request.nfe
+        ):
+            batch, spec, clip = list(together), self.spec(nfe), self._loaded.clip
+            began = time.perf_counter()
+            noise = torch.cat([clip_noise(self._loaded.student, clip, r.seed, r.noise) for r in batch])
+            videos, _ = sample_batch(self._loaded.student, [r.prompt for r in batch], noise, spec)
+            seconds = (time.perf_counter() - began) / len(batch)
+            for request, frames in zip(batch, videos, strict=True):
+                made = self._describe(request, round(seconds, 4))
+                write_mp4(frames.cpu(), self._output / made.file, fps=clip.fps)
+                self._journal.add(made)
+                self.clips[made.index] = made
+                yield made
+
+    def _describe(self, request: Request, seconds: float) -> SampledClip:
+        name = f"{request.index:03d}-{slugify(request.id or request.prompt)}-nfe{request.nfe}-seed{request.seed}.mp4"
+        num_steps = self.spec(request.nfe).num_steps
+        return SampledClip(**asdict(request), file=name, num_steps=num_steps, student=self._student, seconds=seconds)
+
+
+def identity(loaded: LoadedStudent) -> str:
+    """16 hex digits that tell one student from another: by weights, noise levels, clip size and base."""
+    told = json.dumps([weights_digest([loaded.folder]), asdict(loaded.card)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def run_sample(
+    *,
+    model: Path | None,
+    nfe: int,
+    prompts: Sequence[str],
+    prompts_file: Path | None,
+    num_videos: int | None,
+    seed: int,
+    output: Path,
+    device: str,
+    batch_size: int,
+    overwrite: bool,
+    echo: Callable[[str], None],
+) -> None:
+    """Write one mp4 a prompt; `echo` gets what was made, or each file once it is there if prompts come from a pipe."""
+    piped = prompts_file == PIPE
+    runtime = start_runtime(device)
+    if piped and (num_videos or runtime.trainers > 1):
+        option = "--num-videos" if num_videos else "--gpus"
+        raise UserError("a pipe has one clip a line, and one process that reads it", where=option, fix="leave it out")
+    given = list(prompts) if prompts_file is None or piped else read_rows(prompts_file)
+    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, runtime.device)
+    with explain_memory(lambda: f"use a --batch-size below {batch_size}"):
+        if piped:
+            sample_pipe(
+                loaded,
+                sys.stdin.fileno(),
+                nfe=nfe,
+                seed=seed,
+                output=output,
+                batch_size=batch_size,
+                overwrite=overwrite,
+                echo=echo,
+            )
+        else:
+            requests = list_requests(given or EXAMPLE_PROMPTS, nfe=nfe, seed=seed, count=num_videos)
+            for line in sample_files(
+                loaded, requests, runtime, output=output, batch_size=batch_size, overwrite=overwrite
+            ):
+                echo(line)
+    runtime.close()
+
+
+def sample_files(
+    loaded: LoadedStudent,
+    requests: Sequence[Request],
+    runtime: Runtime,
+    *,
+    output: Path,
+    batch_size: int = BATCH_SIZE,
+    overwrite: bool = False,
+) -> list[str]:
+    """Make the clips that `output` does not hold yet, and the manifest of all; returns the lines to show.
+
+    Stopped at any moment and called again, it makes the rest.
+
+    Raises:
+        UserError: a prompt is wrong, or the folder holds other clips and `overwrite` is off.
+        Interrupted: by Ctrl-C; says how to go on.
+    """
+    for prompt in dict.fromkeys(request.prompt for request in requests):
+        check_prompt(prompt, loaded.student.unknown_words)
+    mine = [requests[i] for i in runtime.shard(len(requests))]
+    with _claimed(output, runtime, overwrite=overwrite), ClipFolder(loaded, output, runtime.rank) as folder:
+        todo = [request for request in mine if not folder.has(request)]
+        done = before = len(mine) - len(todo)
+        began = time.monotonic()
+        with ProgressBar("sample", len(mine), start=before) as progress, clean_interrupt(output):
+            for batch in in_batches(todo, batch_size):
+                done += sum(1 for _ in folder.make(batch))
+                progress.advance(len(batch), **{"clips/s": (done - before) / (time.monotonic() - began)})
+        clips = runtime.gather_shards([folder.clips[request.index] for request in mine])
+        if runtime.is_main:
+            write_manifest(output, (folder.clips | {clip.index: clip for clip in clips}).values())
+    return [summary(clips, output)]
+
+
+def sample_pipe(
+    loaded: LoadedStudent,
+    descriptor: int,
+    *,
+    nfe: int,
+    seed: int,
+    output: Path,
+    batch_size: int,
+    overwrite: bool,
+    echo: Callable[[str], None],
+) -> None:
+    """Make a clip of each line as it arrives, batching those that have arrived together; `echo` is told each file.
+
+    A line that cannot be followed is left out with a warning, and keeps its number.
+
+    Raises:
+        UserError: at the end, where lines were left out or there was none; or as `sample_files` does.
+        Interrupted: by Ctrl-C.
+    """
+    alone, refused = Runtime(loaded.base.device), list[UserError]()
+    arriving = piped_requests(descriptor, loaded.student.unknown_words, nfe=nfe, seed=seed, refused=refused)
+    with (
+        _claimed(output, alone, overwrite=overwrite),
+        ClipFolder(loaded, output, 0) as folder,
+        clean_interrupt(output),
+    ):
+        for batch in in_batches(arriving, batch_size):
+            todo = [request for request in batch if not folder.has(request)]
+            for request in batch:
+                if request not in todo:
+                    echo(str(folder.path(request)))
+            for clip in folder.make(todo):
+                echo(str(output / clip.file))
+        write_manifest(output, folder.clips.values())
+    if refused:
+        raise UserError(f"{len(refused)} lines were left out, the first: {refused[0]}", where="--prompts -")
+
+
+def summary(clips: Sequence[SampledClip], output: Path) -> str:
+    """How many clips, at how many calls, how fast."""
+    seconds = sum(clip.seconds for clip in clips) / len(clips)
+    counts = ", ".join(str(nfe) for nfe in sorted({clip.nfe for clip in clips}))
+    return f"{len(clips)} clip{'s' if len(clips) != 1 else ''} at {counts} NFE, {seconds:.2f} s each: {output}"
+
+
+@contextlib.contextmanager
+def _claimed(output: Path, runtime: Runtime, *, overwrite: bool) -> Iterator[None]:
+    """Have the folder for ourselves, without what it tells of if it is to be overwritten."""
+    make_folder(output)
+    with locked(output) if runtime.is_main else contextlib.nullcontext():
+        if overwrite and runtime.is_main:
+            clear(output)
+        runtime.barrier()
+        yield

@@ -1,0 +1,98 @@
+"""What `sample`, `demo`, `export comparison` and `evaluate` share: a finished student, its run, its prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rats_video.assets import resolve_folder
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.kinds import load_backbone
+from rats_video.config.load import load_config
+from rats_video.datasets.prompts.files import read_prompts
+from rats_video.datasets.prompts.split import check_prompt
+from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import UserError, warn
+from rats_video.inference.sampler import SamplerSpec
+from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
+from rats_video.training.run_folder import RunFolder
+from rats_video.types import ClipSpec
+
+DEFAULT_STUDENT = "tiny-wan-student"
+EXAMPLE_PROMPTS = (
+    "a fast red circle moving left on a gray background",
+    "a slow blue square moving up on a white background",
+    "a fast yellow triangle moving right on a black background",
+)
+
+
+@dataclass(frozen=True)
+class LoadedStudent:
+    """A student beside the base model it came from, and the student's own folder."""
+
+    folder: Path
+    card: StudentCard
+    base: PipelineBackbone
+    student: PipelineBackbone
+
+    @property
+    def clip(self) -> ClipSpec:
+        """The clip size it was trained at."""
+        size = self.card.clip
+        return ClipSpec(int(size["num_frames"]), int(size["height"]), int(size["width"]), size["fps"])
+
+    def spec(self, nfe: int) -> SamplerSpec:
+        """The student's sampler at `nfe` calls; warns on stderr where it was trained for other counts.
+
+        Raises:
+            UserError: it is guided, which takes two calls a step, and `nfe` is odd.
+        """
+        calls = 1 if self.card.guidance_scale == 1.0 else 2
+        if nfe % calls:
+            raise UserError("guidance takes two calls a step", where=f"--nfe {nfe}", fix="give an even number")
+        if nfe // calls not in self.card.num_steps:
+            trained = ", ".join(str(calls * steps) for steps in self.card.num_steps)
+            warn(f"this student was trained for {trained}; quality may drop", where=f"--nfe {nfe}")
+        return SamplerSpec(nfe // calls, self.card.shift, self.card.guidance_scale)
+
+
+def load_student(folder: Path, device: torch.device) -> LoadedStudent:
+    """Load a run's student, or a student folder itself."""
+    folder = folder if (folder / CARD).is_file() else folder / "student"
+    card = load_card(folder)
+    is_whole = card.model == ITSELF
+    model = folder if is_whole else resolve_folder(card.model, where=f"{folder / CARD}: model")
+    base = load_backbone(model, device, getattr(torch, card.dtype))
+    base.fps, base.embedded_guidance = card.clip["fps"], card.embedded_guidance
+    return LoadedStudent(folder, card, base, base if is_whole else base.load_role(folder))
+
+
+def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
+    """A finished run and its configuration; raises UserError if the folder is none."""
+    run = RunFolder(folder)
+    if not run.config.is_file():
+        raise UserError(
+            "not a run: it has no config.resolved.yaml",
+            where=str(folder),
+            fix="give the folder of a `rats-video distill`",
+        )
+    run.check_entries()
+    return run, load_config(DistillConfig, str(run.config.resolve()), group="distill")
+
+
+def checked_prompts(
+    given: Sequence[str], file: Path | None, fallback: Sequence[str], backbone: PipelineBackbone
+) -> list[str]:
+    """The prompts given, those of the file, or else the fallback; refuses what the model cannot follow."""
+    prompts = list(given) or (list(read_prompts(file)) if file else list(fallback))
+    for prompt in prompts:
+        check_prompt(prompt, backbone.unknown_words)
+    return prompts
+
+
+def cycle(prompts: Sequence[str], count: int | None) -> list[str]:
+    """`count` prompts, taken in turn; None takes each once."""
+    return [prompts[i % len(prompts)] for i in range(len(prompts) if count is None else count)]

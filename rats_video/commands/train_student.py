@@ -1,0 +1,103 @@
+"""Trains a student: settings in, a trained student's folder out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.commands.record import environment, record_session
+from rats_video.commands.start_run import prepare_run
+from rats_video.distillation.callbacks import build_callbacks
+from rats_video.distillation.checks import check_horizons
+from rats_video.distillation.compute import cached_text, describe, save_text
+from rats_video.distillation.guard import SEED_OFFSET, build_guard
+from rats_video.distillation.method import build_method
+from rats_video.distillation.parallel import serve_rewards, split_roles
+from rats_video.distillation.roles import build_backbone, build_roles, checked_prompts, prepare_base
+from rats_video.distillation.run_rewards import check_rewards, load_run_rewards
+from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import UserError
+from rats_video.files import write_json
+from rats_video.planning.runs import Builders, can_plan, plan_of_run
+from rats_video.rewards.remote import RemoteReward
+from rats_video.runtime import Runtime
+from rats_video.training.callbacks import StudentSnapshots
+from rats_video.training.loop import train_loop
+from rats_video.training.run_folder import RunFolder
+from rats_video.training.trackers import check_trackers
+
+
+def train_student(
+    cfg: DistillConfig,
+    run: RunFolder,
+    runtime: Runtime,
+    *,
+    resume: bool,
+    overwrite: bool,
+    milestones: Collection[int] = (),
+) -> PipelineBackbone | None:
+    """Train a student; everything that can be wrong with the configuration is found before the folder is touched.
+
+    It is kept on its way as well, after each of the `milestones`.
+
+    Returns:
+        The student, which only its checkpoints hold whole if its weights are split; None on a reward rank.
+    """
+    if runtime.serves_reward:
+        serve_rewards(cfg, runtime)
+        return None
+    for steps in cfg.student.num_steps:
+        check_horizons(cfg, steps)
+    if cfg.parallel.shard and runtime.trainers == 1:
+        raise UserError("one process has nobody to share the weights with", where="parallel.shard",
+                        fix="start more with --gpus and --nodes, or set parallel.shard=false")  # fmt: skip
+    check_trackers(cfg.tracking.trackers)
+    rows = runtime.rows(cfg.training.batch_size)
+    cfg.training.num_micro_batches(rows.stop - rows.start)
+    # No name for the base: where both roles have weights of their own, its memory is free again.
+    text = cached_text(cfg, run.text)
+    student, teacher = build_roles(cfg, build_backbone(cfg, runtime.device, text=text))
+    prompts = checked_prompts(cfg, student)
+    split_roles(cfg, student, teacher, runtime)
+    method = build_method(cfg, student, teacher, runtime)
+    try:
+        judges = None
+        if not isinstance(method.reward, RemoteReward):  # whose own process has checked it
+            everything = (*prompts.train, *prompts.heldout)
+            judges = check_rewards(cfg, method.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
+        if cfg.guard is not None or cfg.validation is not None:
+            judges = judges or load_run_rewards(cfg, method.reward, runtime.device)
+        guard = None
+        if cfg.guard is not None and judges is not None:
+            guard = build_guard(cfg, cfg.guard, judges, prompts.heldout, run, runtime)
+        callbacks = build_callbacks(cfg, judges, student, prompts.heldout, run, guard, runtime)
+        callbacks.append(StudentSnapshots(milestones, student.weights, run, runtime))
+        del judges  # what nobody needs any more makes room
+        runtime.barrier()  # all have looked at the folder before one changes it
+        if runtime.is_main:
+            goes_on = prepare_run(cfg, run, resume=resume, overwrite=overwrite)
+            save_text(cfg, student, run.text)
+            if can_plan(cfg) and not (goes_on and run.plan.is_file()):
+                shares = runtime.trainers // runtime.context
+                write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
+            _record(cfg, run, student, runtime)
+        runtime.barrier()
+        train_loop(method, cfg, prompts.train, run, runtime, guard, callbacks)
+    finally:
+        if isinstance(method.reward, RemoteReward):
+            method.reward.close()
+    return student
+
+
+def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runtime: Runtime) -> None:
+    """Write down and say what the run computes with."""
+    world = runtime.trainers + runtime.reward_ranks
+    in_force = describe(cfg, student) | ({"processes": str(world)} if world > 1 else {})
+    record_session(run.environment, {**environment(runtime.device), "seeds": _seeds(cfg), **in_force})
+    shown = "; ".join(f"{key} {value}" for key, value in in_force.items())
+    print(f"distill on {runtime.device}: {shown}", file=sys.stderr)  # noqa: T201
+
+
+def _seeds(cfg: DistillConfig) -> dict[str, int]:
+    return {"training": cfg.seed} | ({} if cfg.guard is None else {"guard": cfg.seed + SEED_OFFSET})

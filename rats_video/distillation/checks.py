@@ -1,0 +1,57 @@
+"""Checks of a run's settings that need no model."""
+
+from __future__ import annotations
+
+import torch
+
+from rats_video.backbones.attention import check_attention
+from rats_video.backbones.compute import FullWeightsConfig
+from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import UserError
+from rats_video.methods.imitation import ImitationConfig
+from rats_video.methods.rats import RatsConfig
+from rats_video.optim import adamw8bit
+
+
+def check_compute(cfg: DistillConfig, device: torch.device) -> None:
+    """Find out before anything is loaded whether the levers work here and together.
+
+    Raises:
+        UserError: they do not.
+    """
+    compute = cfg.compute
+    check_attention(compute.attention, device, compute.dtype)
+    if cfg.training.optimizer.kind == "adamw8bit":
+        if cfg.parallel.shard:
+            raise UserError(
+                "does not go with parallel.shard: its kernels take whole tensors", where="training.optimizer.kind",
+                fix="use adamw, whose state is split as well",
+            )  # fmt: skip
+        adamw8bit()  # is it installed?
+    if compute.offload == "none":
+        return
+    if cfg.parallel.shard:
+        raise UserError(
+            "does not go with parallel.shard, which moves weights too", where="compute.offload", fix="use none"
+        )
+    if isinstance(cfg.student.weights, FullWeightsConfig):
+        raise UserError("keeps a frozen base in host memory, but all weights train", where="compute.offload",
+                        fix="set student.weights.kind=lora")  # fmt: skip
+    if compute.compile:
+        raise UserError("compiled blocks cannot be offloaded", where="compute.offload", fix="set compute.compile=false")
+
+
+def check_horizons(cfg: DistillConfig, student_steps: int) -> None:
+    """Raise UserError where teacher and student cannot be compared at that many student steps."""
+    if not cfg.method.uses_teacher:
+        return
+    weights = cfg.method.shaping.horizon_weights if isinstance(cfg.method, RatsConfig | ImitationConfig) else None
+    if weights is not None and (len(weights) != student_steps or sum(weights) == 0):
+        raise UserError(
+            f"needs {student_steps} weights that are not all 0, got {list(weights)}",
+            where="method.shaping.horizon_weights", fix="one a student step, or null",
+        )  # fmt: skip
+    if cfg.teacher.num_steps < student_steps:
+        raise UserError(
+            f"{cfg.teacher.num_steps} is fewer than the student's {student_steps}", where="teacher.num_steps"
+        )

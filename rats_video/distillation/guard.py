@@ -1,0 +1,92 @@
+"""The guard of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rats_video.distillation.run_rewards import RunRewards
+from rats_video.distillation.settings import DistillConfig
+from rats_video.evaluation.sweep import Measure, reward_measure
+from rats_video.inference.sampler import SamplerSpec
+from rats_video.rewards.temporal import dynamic_degree, saturation
+from rats_video.runtime import Runtime
+from rats_video.training.guard import HELDOUT, IMITATED, MOTION, REWARD, SATURATION, Guard, GuardClips, GuardConfig
+from rats_video.training.run_folder import RunFolder
+from rats_video.types import LatentScorer, Reward
+
+SEED_OFFSET = 2**20  # of the guard's noise from the run's seed: no evaluation starts there
+
+
+def build_guard(
+    cfg: DistillConfig,
+    options: GuardConfig,
+    judges: RunRewards,
+    prompts: Sequence[str],
+    run: RunFolder,
+    runtime: Runtime,
+) -> Guard:
+    """The guard with these options, on the first of the held-out prompts."""
+    return Guard(options, guard_clips(cfg, judges, prompts[: options.num_clips], runtime), run, runtime)
+
+
+def guard_clips(
+    cfg: DistillConfig, judges: RunRewards, prompts: Sequence[str], runtime: Runtime, num_steps: int | None = None
+) -> GuardClips:
+    """One clip a prompt, in `num_steps` student steps, else the first count it is trained for."""
+    teacher = cfg.teacher
+    return GuardClips(
+        prompts=prompts,
+        clip=cfg.clip.spec,
+        spec=SamplerSpec(num_steps or cfg.student.num_steps[0], cfg.shift),
+        teacher=SamplerSpec(teacher.num_steps, cfg.shift, teacher.guidance_scale),
+        measures=guard_measures(cfg, judges, runtime.device),
+        seed=cfg.seed + SEED_OFFSET,
+        batch_size=cfg.evaluation.batch_size,
+        latent_measures=[] if judges.latent is None else [_latent_measure(judges.latent)],
+    )
+
+
+def guard_measures(cfg: DistillConfig, judges: RunRewards, device: torch.device) -> list[Measure]:
+    """Measures of pixels: the trained reward or what it imitates, the held-out one where there is one, the monitors."""
+    if judges.latent is None:
+        measures = [reward_measure(REWARD, judges.trained)]
+    else:  # what it imitates is not what the loss needs
+        measures = [_visiting(reward_measure(IMITATED, judges.trained), judges.trained, device)]
+    if judges.heldout is not None:
+        measures.append(_visiting(_with_parts(HELDOUT, judges.heldout), judges.heldout, device))
+    if cfg.clip.num_frames > 1:
+        measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
+    measures.append(lambda videos, _: {SATURATION: saturation(videos).clip})
+    return measures
+
+
+def _latent_measure(reward: LatentScorer) -> Measure:
+    return lambda latents, prompts: {REWARD: reward.score_latents(latents, prompts).clip}
+
+
+def _with_parts(name: str, reward: Reward) -> Measure:
+    def scores(videos: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        found = reward(videos, prompts)
+        return {name: found.clip} | {f"{name}/{part}": values for part, values in found.parts.items()}
+
+    return scores
+
+
+def _visiting(measure: Measure, reward: Reward, device: torch.device) -> Measure:
+    """Measure by a reward that is on the device only meanwhile: between looks its memory is the training's."""
+
+    def move(to: torch.device | str) -> None:
+        if isinstance(reward, nn.Module):
+            reward.to(to)
+
+    def scores(videos: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
+        move(device)
+        found = measure(videos, prompts)
+        move("cpu")
+        return found
+
+    move("cpu")
+    return scores

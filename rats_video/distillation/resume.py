@@ -1,0 +1,40 @@
+"""Which settings a run may be given anew when it goes on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rats_video.config.changes import differences, pruned
+from rats_video.distillation.settings import DistillConfig
+
+FREE = {
+    # how it is planned, shared out, looked at and judged
+    "architecture", "parallel", "validation", "tracking", "comparison", "evaluation", "heldout_reward",
+    "training.checkpoint_every", "training.keep_checkpoints", "training.max_skipped", "training.faults",
+    # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
+    "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile",
+    "compute.offload", "compute.cache_text", "compute.decode.checkpoint", "compute.decode.offload",
+    "reward.chunk", "reward.terms.*.reward.chunk", "teacher.cache",
+}  # fmt: skip
+"""Dotted keys, each with all below it; `*` is any name. A key that is not named here decides the weights."""
+
+WATCH = {"guard.every", "guard.choose", "guard.motion_loss", "guard.saturation_gain"}
+"""Keys that change what a guard says, and the weights only if it may do more than warn."""
+
+
+def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
+    """The dotted keys that decide what is learned and differ; `training.steps` is one where the rate decays to it."""
+    free = FREE if after.training.optimizer.decay else FREE | {"training.steps"}
+    if before.guard is not None and after.guard is not None:  # whose looks are compared with one another
+        free = free - {"heldout_reward"}
+        free = free | WATCH if {before.guard.on_alarm, after.guard.on_alarm} == {"warn"} else free
+    return list(differences(before.model_dump(), after.model_dump(), "", free))
+
+
+def deciding(cfg: DistillConfig) -> dict[str, Any]:
+    """The configuration without defaults and without the keys that decide nothing of what is learned.
+
+    A key that a later version brings, at its default, changes nothing of it.
+    """
+    kept: dict[str, Any] = pruned(cfg.model_dump(mode="json", exclude_defaults=True), "", FREE)
+    return kept

@@ -1,0 +1,124 @@
+"""The base model, and the roles that are built on it: student, teacher, fake score."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from rats_video.assets import resolve_folder
+from rats_video.backbones.apply_compute import apply_compute, use_decode_dtype
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.compute import FullWeightsConfig, LoraConfig
+from rats_video.backbones.kinds import load_backbone
+from rats_video.backbones.small_decoder import load_small_decoder
+from rats_video.backbones.text_cache import TextCache
+from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts
+from rats_video.distillation.checks import check_compute
+from rats_video.distillation.compute import encode_prompts, move_to_device
+from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import UserError, warn
+from rats_video.methods.teacher import EmaTeacherConfig
+from rats_video.optim import ema_update_
+
+
+def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
+    """The base model, checked against the clip size and the way it is to be decoded.
+
+    Where its prompts are encoded already, it comes without text encoder.
+    """
+    check_compute(cfg, device)
+    folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
+    first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
+    backbone = load_backbone(folder, first, dtype, with_text=text is None)
+    prepare_base(cfg, backbone, device)
+    move_to_device(cfg, backbone, device)
+    if cfg.compute.cache_text:
+        backbone.cache_text(text or encode_prompts(cfg, backbone))
+    return backbone
+
+
+def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
+    """Tell the base model what the run asks of it.
+
+    Raises:
+        UserError: it cannot make or decode such clips.
+    """
+    backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
+    backbone.embedded_guidance = cfg.embedded_guidance
+    if cfg.compute.decode.small is not None:
+        backbone.small_decoder = load_small_decoder(
+            Path(cfg.compute.decode.small),
+            latent_channels=backbone.latent_channels,
+            spatial_stride=backbone.spatial_stride,
+            temporal_stride=backbone.temporal_stride,
+            where="compute.decode.small",
+        ).to(device)
+    use_decode_dtype(backbone, getattr(torch, cfg.compute.decode.dtype))
+    backbone.latent_shape(cfg.clip.spec)
+    if backbone.small_decoder is not None or backbone.exact_window:
+        return
+    if cfg.compute.decode.offload:
+        raise UserError(
+            f"{backbone.family}'s VAE is not decoded frame by frame: nothing waits between frames",
+            where="compute.decode.offload", fix="set it to false; compute.decode.checkpoint saves memory exactly",
+        )  # fmt: skip
+    if cfg.compute.decode.window is not None:
+        raise UserError(
+            f"each frame that {backbone.family}'s VAE decodes depends on later ones: a window would change them",
+            where="compute.decode.window", fix="set it to null; compute.decode.checkpoint saves memory exactly",
+        )  # fmt: skip
+
+
+def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSplit:
+    """The run's prompts, each of them known to the model's text encoder; warns, once, of those it reads in part."""
+    prompts = load_prompts(cfg.prompts)
+    everything = (*prompts.train, *prompts.heldout)
+    if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
+        for prompt in everything:
+            check_prompt(prompt, backbone.unknown_words, where="prompts")
+    if prompts.dropped:
+        warn(f"{prompts.dropped} were there already and are left out", where="prompts")
+    misread = Counter(filter(None, map(backbone.truncation_note, everything)))
+    for how, count in misread.items():
+        warn(f"{count} of {len(everything)} are {how}", where="prompts")
+    return prompts
+
+
+def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[PipelineBackbone, PipelineBackbone]:
+    """Student and teacher: models of their own, or adapters on one denoiser; a frozen teacher is the base itself."""
+    has_average = isinstance(cfg.teacher, EmaTeacherConfig)
+    match cfg.student.weights:
+        case FullWeightsConfig():
+            student, teacher = backbone.with_own_denoiser(), backbone.with_own_denoiser() if has_average else backbone
+        case LoraConfig() as lora:
+            with torch.random.fork_rng(devices=[]):  # A is drawn at random: by the run's seed
+                torch.default_generator.manual_seed(cfg.seed)
+                student = backbone.with_adapter("student", lora)
+            average = lora.model_copy(update={"dtype": "float32"})  # small steps vanish in bfloat16
+            teacher = backbone.with_adapter("teacher", average) if has_average else backbone
+            if has_average:  # the average starts where the student does
+                ema_update_(teacher.weights, student.weights, decay=0.0)
+    for weight in teacher.weights.values():
+        weight.requires_grad = False
+    apply_compute(cfg.compute, student, teacher)
+    return student, teacher
+
+
+def build_fake_score(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone) -> PipelineBackbone:
+    """A third role that trains, of the student's kind of weights, for methods that model what the student makes.
+
+    It starts as the base model: a full one as a copy of the teacher, an adapter as one that changes nothing.
+    """
+    match cfg.student.weights:
+        case FullWeightsConfig():
+            fake = teacher.with_own_denoiser()
+            apply_compute(cfg.compute, fake)
+        case LoraConfig() as lora:
+            with torch.random.fork_rng(devices=[]):  # A is drawn at random: by the run's seed
+                torch.default_generator.manual_seed(cfg.seed + 1)
+                fake = student.with_adapter("fake_score", lora)
+    for weight in fake.weights.values():
+        weight.requires_grad = True
+    return fake

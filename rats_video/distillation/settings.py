@@ -1,0 +1,104 @@
+"""Settings of `rats-video distill` and `rats-video run`."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from rats_video.backbones.compute import ComputeConfig, FullWeightsConfig, ParallelConfig, WeightsConfig
+from rats_video.config.fields import ClipConfig, Config, NumClips, PositiveFloat, Seed
+from rats_video.datasets.prompts.settings import PromptsConfig, ShapesPromptsConfig
+from rats_video.evaluation.settings import EvaluationConfig
+from rats_video.methods.base import WITH_GRADIENT, StepsConfig
+from rats_video.methods.kinds import MethodConfig
+from rats_video.methods.rats import RatsConfig
+from rats_video.methods.t2v_turbo import T2VTurboConfig
+from rats_video.methods.teacher import FrozenTeacherConfig, TeacherConfig
+from rats_video.rewards.latent import LatentRewardConfig
+from rats_video.rewards.reward import RewardConfig
+from rats_video.training.guard import GuardConfig
+from rats_video.training.settings import TrackingConfig, TrainingConfig, ValidationConfig
+
+
+class StudentConfig(StepsConfig):
+    """The few-step sampler that is trained."""
+
+    weights: WeightsConfig = FullWeightsConfig()
+
+
+class ComparisonConfig(Config):
+    """`export comparison`."""
+
+    num_videos: NumClips = 6
+
+
+class DistillConfig(Config):
+    """Root of `distill` and `run`."""
+
+    seed: Seed = 0
+    model: str = Field(description="pipeline folder as diffusers saves it, or the name of an embedded one")
+    architecture: str | None = Field(
+        None, description="for `plan`, while the model folder is not there: a preset, e.g. wan21_1b"
+    )
+    clip: ClipConfig = ClipConfig()
+    shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")
+    embedded_guidance: PositiveFloat = Field(
+        6.0, description="scale told to a model that takes its guidance as an input (HunyuanVideo); others ignore it"
+    )
+    prompts: PromptsConfig = ShapesPromptsConfig()
+    reward: RewardConfig
+    heldout_reward: RewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
+    method: MethodConfig
+    teacher: TeacherConfig
+    student: StudentConfig = StudentConfig()
+    guard: GuardConfig | None = GuardConfig()
+    training: TrainingConfig
+    compute: ComputeConfig = ComputeConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    validation: ValidationConfig | None = None
+    tracking: TrackingConfig = TrackingConfig()
+    comparison: ComparisonConfig = ComparisonConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_is_rats_unless_named(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(tree.get("method"), dict):
+            return tree | {"method": {"kind": "rats"} | tree["method"]}
+        return tree
+
+    @model_validator(mode="after")
+    def _fits_the_method(self) -> Self:
+        if self.guard is not None and self.guard.on_alarm == "shape" and not isinstance(self.method, RatsConfig):
+            raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
+        if self.method.trains_critic and (self.parallel.shard or self.parallel.context > 1):
+            raise ValueError(
+                f"{self.method.kind} trains networks beside the student: set parallel.shard=false, parallel.context=1"
+            )
+        if min(self.student.num_steps) < self.method.least_steps:
+            raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
+        if self.method.uses_trajectory and isinstance(self.teacher, FrozenTeacherConfig) and self.teacher.cache:
+            raise ValueError(f"{self.method.kind} uses all of the teacher's path, unstored: set teacher.cache=null")
+        return self
+
+    @model_validator(mode="after")
+    def _latents_stay_at_home(self) -> Self:
+        if self.parallel.reward_ranks and isinstance(self.reward, LatentRewardConfig):
+            raise ValueError("a latent reward is small and computes beside the student: set parallel.reward_ranks=0")
+        if self.parallel.reward_ranks and isinstance(self.method, T2VTurboConfig) and self.method.video_reward:
+            raise ValueError("a reward rank has one reward, not method.video_reward too: set parallel.reward_ranks=0")
+        return self
+
+    def evaluations(self, num_steps: int) -> float:
+        """Network evaluations of an update at that many student steps, over all clips and processes.
+
+        One call on one clip is one evaluation; with gradient it counts three, since backward is twice the work. A
+        teacher's rollout that is found again in `teacher.cache` counts as well.
+        """
+        student = num_steps + (WITH_GRADIENT - 1) * len(self.student.gradient_steps(num_steps))
+        teacher = self.teacher.num_steps * self.teacher.calls_per_step / self.teacher.reuse
+        a_clip = self.method.evaluations(num_steps, student, teacher, self.teacher.calls_per_step)
+        real = self.method.real_data
+        num_real = 0 if real is None or real.weight == 0 else real.batch_size or self.training.batch_size
+        return self.training.batch_size * a_clip + WITH_GRADIENT * num_real

@@ -1,0 +1,118 @@
+"""What the demo page asks for: one clip at a time, by the student or its teacher, from the same noise."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.datasets.prompts.split import check_prompt
+from rats_video.errors import UserError
+from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.video import write_mp4
+from rats_video.types import ClipSpec, PromptChecker, Reward
+
+MAX_PROMPT = 500  # characters
+MAX_SEED = 2**32 - 1
+Role = Literal["student", "teacher"]
+
+
+@dataclass(frozen=True)
+class DemoRequest:
+    """What a visitor asked for, within bounds."""
+
+    prompt: str
+    nfe: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class DemoClip:
+    """A clip as an mp4 file's bytes, what it cost, and the reward's score where there is a reward."""
+
+    role: Role
+    mp4: bytes
+    num_steps: int
+    nfe: int
+    seconds: float
+    reward: float | None
+
+
+@dataclass(frozen=True)
+class DemoModels:
+    """A student beside its teacher.
+
+    Args:
+        student: the distilled model.
+        base: the model it came from, which with many guided steps is its teacher.
+        clip: size of the clips.
+        shift: of the student's sigma grid.
+        trained: NFE the student was trained for.
+        teacher: how the teacher is sampled.
+        reward: what scores the clips, if anything does.
+    """
+
+    student: PipelineBackbone
+    base: PipelineBackbone
+    clip: ClipSpec
+    shift: float
+    trained: tuple[int, ...]
+    teacher: SamplerSpec
+    reward: Reward | None
+
+    @property
+    def nfe_range(self) -> tuple[int, int]:
+        """Fewest and most network evaluations of the student: 3 to 8, and what it was trained for."""
+        return min(3, *self.trained), max(8, *self.trained)
+
+    def accept(self, prompt: object, nfe: object, seed: object) -> DemoRequest:
+        """What a browser sent, if it is within bounds; nothing is taken for granted.
+
+        Raises:
+            UserError: it is not, or the model cannot follow the prompt.
+        """
+        if not isinstance(prompt, str):
+            raise UserError("the prompt must be text")
+        prompt = " ".join(prompt.split())
+        if len(prompt) > MAX_PROMPT:
+            raise UserError(f"the prompt has {len(prompt)} characters, {MAX_PROMPT} at most")
+        wish = DemoRequest(
+            prompt, _whole("the number of calls", nfe, *self.nfe_range), _whole("the seed", seed, 0, MAX_SEED)
+        )
+        check_prompt(prompt, self.student.unknown_words, where="")
+        if lost := self.student.truncation_note(prompt):
+            raise UserError(f"the prompt is {lost}")
+        if isinstance(self.reward, PromptChecker):
+            self.reward.check_prompts([prompt])
+        return wish
+
+    def spec(self, role: Role, nfe: int) -> SamplerSpec:
+        """How a role is sampled."""
+        return self.teacher if role == "teacher" else SamplerSpec(nfe, self.shift)
+
+    @torch.no_grad()
+    def make(self, role: Role, wish: DemoRequest, advance: Callable[[], None]) -> DemoClip:
+        """Make a clip; `advance` is called before every solver step. No file of it stays."""
+        backbone = self.base if role == "teacher" else self.student
+        spec = self.spec(role, wish.nfe)
+        began = time.perf_counter()
+        noise = clip_noise(self.base, self.clip, wish.seed, 0)
+        videos, _ = sample_batch(backbone, [wish.prompt], noise, spec, advance)
+        seconds = time.perf_counter() - began
+        score = None if self.reward is None else float(self.reward(videos, [wish.prompt]).clip)
+        with tempfile.TemporaryDirectory(prefix="rats-video-") as folder:
+            path = Path(folder) / "clip.mp4"
+            write_mp4(videos[0].cpu(), path, fps=self.clip.fps)
+            return DemoClip(role, path.read_bytes(), spec.num_steps, spec.nfe, seconds, score)
+
+
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high or value % 1:
+        raise UserError(f"{name} must be a whole number from {low} to {high}")
+    return int(value)

@@ -1,0 +1,231 @@
+"""What the training loop knows of a method, RATS or a rival, and what methods share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveInt, SolverSteps
+from rats_video.diffusion.rollout import rollout
+from rats_video.methods.finite import SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
+from rats_video.methods.real_data import RealData, RealDataConfig
+from rats_video.methods.scoring import score_clips
+from rats_video.methods.teacher import TeacherSampler
+from rats_video.optim import OptimizerConfig
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
+
+
+class StepsConfig(Config):
+    """The student's step counts, and which of its steps carry gradient."""
+
+    num_steps: tuple[SolverSteps, ...] = Field((4,), min_length=1, description="NFE trained for; several take turns")
+    grad_steps: PositiveInt | tuple[NonNegativeInt, ...] | None = Field(
+        None, description="how many of the last steps carry gradient, or which (0 is the first); null = all"
+    )
+
+    @model_validator(mode="after")
+    def _every_nfe_learns(self) -> Self:
+        for num_steps in self.num_steps:
+            if isinstance(self.grad_steps, tuple) and not self.gradient_steps(num_steps):
+                raise ValueError(
+                    f"no step of {num_steps} (0 to {num_steps - 1}) is in grad_steps {list(self.grad_steps)}"
+                )
+        return self
+
+    def gradient_steps(self, num_steps: int) -> tuple[int, ...]:
+        """Which of `num_steps` solver steps carry gradient."""
+        match self.grad_steps:
+            case None:
+                return tuple(range(num_steps))
+            case int(last):
+                return tuple(range(max(0, num_steps - last), num_steps))
+            case chosen:
+                return tuple(step for step in chosen if step < num_steps)
+
+
+WITH_GRADIENT = 3
+"""Network evaluations that one with its backward pass counts as."""
+
+
+class BaseMethodConfig(Config):
+    """What every method has."""
+
+    trains_critic: ClassVar[bool] = False
+    """Whether other networks learn beside the student."""
+
+    least_steps: ClassVar[int] = 1
+    """Solver steps without which nothing would be learned."""
+
+    uses_trajectory: ClassVar[bool] = False
+    """Whether all points of the teacher's rollouts are asked for."""
+
+    drift_weight: NonNegativeFloat = Field(
+        0.0, description="pull of the weights towards where they started: half this times the squared distance"
+    )
+    real_data: RealDataConfig | None = Field(None, description="flow matching on real clips beside it; null = none")
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Whether the reward's own gradient is in the loss."""
+        return False
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the teacher's rollouts are asked for."""
+        return False
+
+    @abstractmethod
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
+        """Network evaluations a clip and update; one with gradient counts `WITH_GRADIENT`.
+
+        Args:
+            num_steps: the student's.
+            student: evaluations of its rollout with the gradient that `student.grad_steps` asks for.
+            teacher: evaluations of a teacher rollout.
+            guided: evaluations of one call of the guided teacher.
+        """
+
+
+LogRow = dict[str, float]
+"""What is logged of a batch: `loss` and `reward/skipped` always, the rest by `group/name`."""
+
+
+@dataclass(frozen=True)
+class Critic:
+    """A network that learns beside the student, before each of its updates: DMD's fake score, a discriminator.
+
+    Args:
+        weights: what of it trains; they go into every checkpoint, with their optimizer's state.
+        loss: `(batch, round) -> 0-d tensor with gradient to the weights, row to log` of the batch that the student is
+            about to learn from. What it draws is a pure function of the batch's seeds and the round.
+        optimizer: its own.
+        rounds: updates before each one of the student.
+    """
+
+    weights: Mapping[str, nn.Parameter]
+    loss: Callable[[PromptBatch, int], tuple[Tensor, LogRow]]
+    optimizer: OptimizerConfig
+    rounds: int = 1
+
+
+class Method(Protocol):
+    """An objective: the loss of a batch, and who else learns. `rats_video/methods/` has one file for each kind."""
+
+    @property
+    def student(self) -> Backbone:
+        """Who is trained."""
+        ...
+
+    @property
+    def teacher(self) -> TeacherSampler:
+        """The many-step sampler, whether or not the loss asks for its rollouts."""
+        ...
+
+    @property
+    def reward(self) -> Reward:
+        """What is trained on, or only logged."""
+        ...
+
+    @property
+    def student_config(self) -> StepsConfig:
+        """Its step counts, and which steps carry gradient."""
+        ...
+
+    @property
+    def shift(self) -> float:
+        """Of the sigma grid."""
+        ...
+
+    @property
+    def real_data(self) -> RealData | None:
+        """Real clips that the loop adds a term for."""
+        ...
+
+    @property
+    def critics(self) -> Mapping[str, Critic]:
+        """Networks that learn beside the student, by the name of their files in a checkpoint."""
+        ...
+
+    def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
+        """Loss of one batch, a 0-d tensor with gradient to the student, and what to log of it."""
+        ...
+
+    def update_ema(self, updates: int, *, resumed: bool = False) -> None:
+        """After the student's `updates`-th update: what moves after it does.
+
+        `resumed` only tells how many updates are done: what moves came with the checkpoint, or the step is left out.
+        """
+        ...
+
+
+class FollowsTeacher:
+    """What holds of a method where nobody else learns."""
+
+    student: Backbone
+    teacher: TeacherSampler
+
+    @property
+    def critics(self) -> Mapping[str, Critic]:
+        """None."""
+        return {}
+
+    def update_ema(self, updates: int, *, resumed: bool = False) -> None:
+        """An EMA teacher moves after the student."""
+        self.teacher.update_ema(self.student, updates, resumed=resumed)
+
+
+@dataclass(frozen=True)
+class BaseMethod(FollowsTeacher):
+    """Who takes part in every method; a rival is a subclass that has a `step`."""
+
+    student: Backbone
+    teacher: TeacherSampler
+    reward: Reward
+    student_config: StepsConfig
+    shift: float
+    real_data: RealData | None = None
+
+
+def student_rollout(
+    players: Method | BaseMethod, batch: PromptBatch, grad_steps: Collection[int] | None = None
+) -> Trajectory:
+    """The student's own few-step trajectory from the shared noise, kept at every noise level below 1.
+
+    `grad_steps` carry gradient; None takes those of the configuration.
+    """
+    if grad_steps is None:
+        grad_steps = players.student_config.gradient_steps(batch.num_steps)
+    return rollout(
+        players.student.velocity,
+        batch.noise,
+        players.student.sigmas(batch.num_steps, players.shift),
+        players.student.encode_text(batch.prompts),
+        keep=range(1, batch.num_steps + 1),
+        grad_steps=grad_steps,
+    )
+
+
+def score_student_clip(
+    players: Method | BaseMethod, batch: PromptBatch, x0: Tensor, *, with_gradient: bool
+) -> tuple[RewardScores, LogRow]:
+    """The reward of clean latents `[B, C, F, H, W]`, and its part of the row.
+
+    A clip whose score is not finite scores 0, passes no gradient on and is counted.
+    """
+    clip = x0.view_as(x0)  # gradient from pixels comes back here, no other does
+    with torch.set_grad_enabled(with_gradient):
+        scores = score_clips(players.reward, players.student, clip, batch.prompts, batch.grad_frames)
+    kept = finite_clips(scores)
+    block_gradient(clip, kept)
+    scores = mask_scores(scores, kept)
+    if not bool(kept.all()):
+        warn_skipped(batch.prompts, kept)
+    row = {"reward/student": scores.clip, SKIPPED: (~kept).float()}
+    row |= {f"reward/student/{name}": part for name, part in scores.parts.items()}
+    return scores, {name: float(value.detach().mean()) for name, value in row.items()}

@@ -1,0 +1,217 @@
+"""Distribution matching distillation, DMD2 (arXiv 2405.14867), the core of SenseFlow and AdvDMD.
+
+What the student is judged on is what it makes when used: its whole Euler rollout from noise (DMD2's backward
+simulation, section 4.4). Gradient goes back through the steps that `student.grad_steps` names, all unless it is set.
+DMD2 takes the x0 prediction of one step instead, since its students draw noise anew between steps, so that each
+prediction is a clip that the next step starts from; an Euler student's early predictions are never shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from rats_video.config.fields import Config, NonNegativeFloat, PositiveFloat
+from rats_video.diffusion.flow import add_noise
+from rats_video.diffusion.rollout import rollout
+from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow, score_student_clip
+from rats_video.methods.discriminator import Discriminator, GanConfig
+from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig
+from rats_video.methods.draws import DISCRIMINATOR, FAKE_SCORE, REAL, STUDENT_LEVEL, draw_noise
+from rats_video.methods.finite import SKIPPED
+from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_rollouts
+from rats_video.methods.real_data import RealSource
+from rats_video.optim import ema_update_
+from rats_video.seeds import seeded
+from rats_video.types import PromptBatch, RewardScores, TextCondition
+
+
+class AdversarialRewardConfig(Config):
+    """The discriminator's logit as a reward that noisy rollouts are compared by (AdvDMD, arXiv 2604.28126).
+
+    As we read it: the discriminator knows clips at all levels of noise and learns along with the student, so that its
+    reward is no fixed one to be hacked. AdvDMD's schedule, more of the policy as training goes on, is not in it.
+    """
+
+    weight: PositiveFloat = Field(0.1, description="of the policy gradient in the loss")
+    policy: PolicyConfig = PolicyConfig()
+
+
+class Dmd2Config(BaseMethodConfig):
+    """Loss = distribution matching (- reward_weight * R_student) (+ gan.weight * gan), on the student's last clip.
+
+    With `adversarial_reward` a policy gradient joins them.
+    """
+
+    trains_critic: ClassVar[bool] = True
+
+    kind: Literal["dmd2"]
+    fake_score: FakeScoreConfig = FakeScoreConfig()
+    reward_weight: NonNegativeFloat = Field(0.0, description="of the reward's own gradient beside it; 0 leaves it out")
+    gan: GanConfig | None = None
+    adversarial_reward: AdversarialRewardConfig | None = None
+    ida: float | None = Field(
+        None, ge=0, lt=1,
+        description="implicit distribution alignment (SenseFlow, arXiv 2506.00523): after each update of the student "
+        "the fake score keeps this much of its weights and takes the rest from the student's, e.g. 0.97",
+    )  # fmt: skip
+    data_forcing: float = Field(
+        0.0, ge=0, le=1,
+        description="share of updates (0.5 is published) on clips of `real_data`, noised to a level of the student: "
+        "it goes on from there, and the teacher is asked about the real clip (Data-Forcing, arXiv 2606.18478, eq. 10)",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.data_forcing and self.real_data is None:
+            raise ValueError("data_forcing needs real_data, a cache; its weight may be 0")
+        if self.adversarial_reward is not None and self.gan is None:
+            raise ValueError("adversarial_reward is the logit of a discriminator: it needs gan")
+        return self
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Where a reward term stands beside it."""
+        return self.reward_weight > 0
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Where its rollouts are the discriminator's real clips."""
+        return self.gan is not None and self.real_data is None
+
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
+        """Rollouts for student and fake score, its updates, the gradient; a mean where some begin at real clips."""
+        share = 1 - self.data_forcing * (1 - (num_steps + 1) / 2 / num_steps)  # of a rollout's steps that are made
+        found = share * student + self.fake_score.evaluations(share * num_steps, guided)
+        if self.gan is not None:
+            found += WITH_GRADIENT * (self.fake_score.rounds + 1) + teacher * self.uses_teacher
+        if self.adversarial_reward is not None:
+            policy = self.adversarial_reward.policy
+            found += policy.evaluations(num_steps) + policy.samples
+        return found
+
+
+@dataclass(frozen=True)
+class GeneratedClips:
+    """What the student made of a text, and the real clips that it began at, if it did; `[B, C, F, H, W]`."""
+
+    x0: Tensor
+    text: TextCondition
+    real: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dmd2(BaseMethod):
+    """Loss = distribution matching, with whatever the method asks for beside it.
+
+    Args:
+        matching: teacher and fake score.
+        gan: the discriminator, if there is one.
+        clips: `index of a batch -> real clips, text`, of this process's rows, where real clips are used.
+        seed: of what is drawn once for a whole batch.
+    """
+
+    method: Dmd2Config
+    matching: DistributionMatching
+    gan: Discriminator | None = None
+    clips: RealSource | None = None
+    seed: int = 0
+
+    def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
+        """Loss of one batch, and what to log of it."""
+        made = self.generate(batch, STUDENT_LEVEL)
+        loss = self.matching.loss(made.x0, batch, text=made.text, teacher_at=made.real).mean()
+        row = {"matching/loss": float(loss.detach()), SKIPPED: 0.0}
+        if self.gan is not None:
+            logit = self.logit(self.gan, made, batch)
+            loss = loss + self.gan.cfg.weight * self.gan.generator_loss(logit)
+            row["gan/student"] = float(logit.detach().mean())
+            if self.method.adversarial_reward is not None:
+                policy = self.policy_term(self.gan, batch, self.method.adversarial_reward.policy)
+                loss = loss + self.method.adversarial_reward.weight * policy
+                row["policy/loss"] = float(policy.detach())
+        if self.method.reward_weight > 0 and made.real is None:  # real clips' captions are not at hand
+            scores, judged = score_student_clip(self, batch, made.x0, with_gradient=True)
+            loss, row = loss - self.method.reward_weight * scores.clip.mean(), row | judged
+        return loss, {"loss": float(loss.detach()), **row}
+
+    @property
+    def critics(self) -> Mapping[str, Critic]:
+        """The fake score, with the discriminator's head where there is one."""
+        weights = dict(self.matching.fake.weights)
+        if self.gan is not None:
+            weights |= {f"discriminator.{name}": weight for name, weight in self.gan.head.named_parameters()}
+        cfg = self.method.fake_score
+        return {NAME: Critic(weights, self.fake_score_loss, cfg.optimizer, cfg.rounds)}
+
+    def fake_score_loss(self, batch: PromptBatch, index: int) -> tuple[Tensor, LogRow]:
+        """Flow matching on clips that the student makes of new noise in a round; the discriminator learns along."""
+        with torch.no_grad():
+            made = self.generate(batch, FAKE_SCORE, index)
+        if self.gan is None:
+            return self.matching.fake_loss(made.x0, made.text, batch, index)
+        latents, noise, sigma = self.matching.renoise(made.x0, batch, FAKE_SCORE, index)
+        velocity, student = self.gan(latents, sigma, made.text)
+        real, text = self.real_clips(batch)
+        _, logit = self.gan(add_noise(real, draw_noise(batch, DISCRIMINATOR, index), sigma), sigma, text)
+        flow, own = (
+            self.matching.flow_error(velocity, made.x0, noise).mean(),
+            self.gan.discriminator_loss(student, logit),
+        )
+        loss = flow + self.gan.cfg.fake_score_weight * own
+        row = {"loss": loss, "flow": flow, "gan": own, "real": logit.mean(), "student": student.mean()}
+        return loss, {name: float(value.detach()) for name, value in row.items()}
+
+    def generate(self, batch: PromptBatch, *stream: int) -> GeneratedClips:
+        """The student's clips: of the batch's own noise in its own step, of new noise in a round of the fake score.
+
+        With data forcing, a share of the batches begins at real clips noised to one of the student's levels.
+        """
+        sigmas = self.student.sigmas(batch.num_steps, self.shift)
+        grad_steps = self.student_config.gradient_steps(batch.num_steps)
+        generator = seeded(self.seed, REAL, batch.index)
+        forced, place = torch.rand(2, generator=generator).tolist()
+        noise = batch.noise if stream == (STUDENT_LEVEL,) else draw_noise(batch, *stream, 2)
+        if forced >= self.method.data_forcing:
+            text = self.student.encode_text(batch.prompts)
+            return GeneratedClips(rollout(self.student.velocity, noise, sigmas, text, grad_steps=grad_steps).x0, text)
+        real, text = self.real_clips(batch)
+        first = int(place * (grad_steps[-1] + 1))  # one step that carries gradient is always left
+        start = add_noise(real, noise, sigmas[first].to(real).expand(len(real)))
+        left = [step - first for step in grad_steps if step >= first]
+        return GeneratedClips(
+            rollout(self.student.velocity, start, sigmas[first:], text, grad_steps=left).x0, text, real
+        )
+
+    def logit(self, gan: Discriminator, made: GeneratedClips, batch: PromptBatch) -> Tensor:
+        """Of clips of a batch `[B]`, noised to a level and with noise that are the same for all clips of a prompt."""
+        latents, _, sigma = self.matching.renoise(made.x0, batch, DISCRIMINATOR)
+        return gan(latents, sigma, made.text)[1]
+
+    def policy_term(self, gan: Discriminator, batch: PromptBatch, policy: PolicyConfig) -> Tensor:
+        """Noisy rollouts of each prompt, the more real ones made likelier: 0-d, with gradient to the student."""
+        sigmas, text = self.student.sigmas(batch.num_steps, self.shift), self.student.encode_text(batch.prompts)
+        paths = sample_rollouts(self.student, batch, sigmas, policy)
+        with torch.no_grad():
+            logits = torch.stack([self.logit(gan, GeneratedClips(path.x0, text), batch) for path in paths])
+        return policy_loss(Group(paths, tuple(map(RewardScores, logits)), policy), logits).mean()
+
+    def real_clips(self, batch: PromptBatch) -> tuple[Tensor, TextCondition]:
+        """Clips `[B, C, F, H, W]` that count as real, and their text: a part's own of the cache, or the teacher's."""
+        if self.clips is None:
+            return self.teacher.rollout(batch).trajectory.x0, self.student.encode_text(batch.prompts)
+        latents, text = self.clips(batch.index)
+        rows = slice(batch.micro_batch * len(batch.prompts), (batch.micro_batch + 1) * len(batch.prompts))
+        where = self.student.device
+        return latents[rows].to(where), text.map(lambda part: part[rows].to(where))
+
+    def update_ema(self, updates: int, *, resumed: bool = False) -> None:
+        """With implicit distribution alignment the fake score moves towards the student (SenseFlow, section 4.1)."""
+        super().update_ema(updates, resumed=resumed)
+        if self.method.ida is not None and not resumed:
+            ema_update_(self.matching.fake.weights, self.student.weights, self.method.ida)

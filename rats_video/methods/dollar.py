@@ -1,0 +1,71 @@
+"""Variational score and consistency distillation with a latent reward model (DOLLAR, arXiv 2412.15689).
+
+Three terms in one loss, as we read its sections 3 and 4: variational score distillation, which is distribution matching
+with a fake score (`methods/distribution_matching.py`), on the clips of the student's own sampler; consistency along the
+teacher's path, here in the segments that the sampler steps over (`methods/consistency_loss.py`); and a reward of the
+same clips that needs no decoder (`rewards/latent.py`). The paper fine-tunes with the reward after distillation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from rats_video.config.fields import NonNegativeFloat
+from rats_video.methods.base import BaseMethod, Critic, LogRow, score_student_clip, student_rollout
+from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
+from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig
+from rats_video.methods.draws import FAKE_SCORE, draw_noise
+from rats_video.types import PromptBatch
+
+
+class DollarConfig(BaseConsistencyConfig):
+    """Loss = score_weight * distribution matching + consistency_weight * consistency - reward_weight * R (DOLLAR).
+
+    In the paper the reward is a latent one (`reward.kind=latent`), which needs no decoder; any other works as well.
+    """
+
+    trains_critic: ClassVar[bool] = True
+
+    kind: Literal["dollar"]
+    fake_score: FakeScoreConfig = FakeScoreConfig(rounds=2)
+    score_weight: NonNegativeFloat = Field(1.0, description="of distribution matching")
+    consistency_weight: NonNegativeFloat = 1.0
+
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
+        """The student's rollout, which both scores and the reward judge; the fake score's own; the pairs."""
+        return student + self.fake_score.evaluations(num_steps, guided) + self.pairs.evaluations(teacher, guided)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dollar(BaseMethod):
+    """Loss = score_weight * distribution matching + consistency_weight * consistency - reward_weight * R_student."""
+
+    method: DollarConfig
+    matching: DistributionMatching
+
+    @property
+    def critics(self) -> Mapping[str, Critic]:
+        """The fake score; each of its rounds sees clips from noise of its own."""
+        return {NAME: self.matching.critic(self._clips_from_new_noise)}
+
+    def _clips_from_new_noise(self, batch: PromptBatch, index: int) -> Tensor:
+        noise = draw_noise(batch, FAKE_SCORE, index, 2)
+        return student_rollout(self, replace(batch, noise=noise), grad_steps=()).x0
+
+    def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
+        """Loss of one batch, and what to log of it."""
+        method = self.method
+        x0 = student_rollout(self, batch).x0
+        scores, row = score_student_clip(self, batch, x0, with_gradient=method.uses_gradient)
+        matching = self.matching.loss(x0, batch).mean()
+        ends = self.student.sigmas(batch.num_steps, self.shift)
+        consistency, _ = trajectory_consistency_loss(self.student, self.teacher, batch, ends, method.pairs)
+        loss = method.score_weight * matching + method.consistency_weight * consistency
+        loss = loss - method.reward_weight * scores.clip.mean()
+        terms = {"loss": loss, "matching/loss": matching, "consistency/loss": consistency}
+        return loss, {name: float(term.detach()) for name, term in terms.items()} | row

@@ -1,0 +1,49 @@
+"""Imitation: the teacher's trajectory matched at every horizon, and nothing else.
+
+Its shaping is RATS' own (`methods/shaping.py`); without reward and gate the teacher stays the upper bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, student_rollout
+from rats_video.methods.finite import SKIPPED
+from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
+from rats_video.types import PromptBatch
+
+
+class ImitationConfig(BaseMethodConfig):
+    """Loss = shaping: the teacher's trajectory matched at every horizon, whatever the reward says."""
+
+    kind: Literal["imitation"]
+    shaping: ShapingConfig = ShapingConfig()
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Always."""
+        return True
+
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
+        """A rollout of each."""
+        return teacher + student
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imitation(BaseMethod):
+    """Loss = mean over horizons and latent frames of `|student - teacher|^2`."""
+
+    method: ImitationConfig
+
+    def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
+        """Loss of one batch, and what to log of it."""
+        guide, path = self.teacher.rollout(batch), student_rollout(self, batch)
+        by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=self.method.shaping.motion_weight)
+        loss = weigh_horizons(by_horizon, self.method.shaping.horizon_weights).mean()
+        apart = by_horizon.detach().mean(dim=(1, 2)).tolist()
+        row = {f"shaping/{sigma:.3f}": distance for sigma, distance in zip(path.sigmas, apart, strict=True)}
+        teacher = float(guide.scores.clip.mean())  # finite or not: nothing learns from it
+        return loss, {"loss": float(loss.detach()), "reward/teacher": teacher, SKIPPED: 0.0, **row}

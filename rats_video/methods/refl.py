@@ -1,0 +1,56 @@
+"""Reward feedback alone, backpropagated through the last steps of the student's rollout.
+
+ReFL (ImageReward, arXiv 2304.05977, algorithm 1) takes one late step, DRaFT-K (arXiv 2309.17400, section 4.2) the last
+K; VADER (arXiv 2407.08737) does so for video. What comes before runs without gradient: truncated backpropagation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from rats_video.config.fields import PositiveFloat, PositiveInt
+from rats_video.methods.base import (
+    WITH_GRADIENT,
+    BaseMethod,
+    BaseMethodConfig,
+    LogRow,
+    score_student_clip,
+    student_rollout,
+)
+from rats_video.types import PromptBatch
+
+
+class ReflConfig(BaseMethodConfig):
+    """Loss = -R_student, backpropagated through the last steps of the rollout alone (ReFL, DRaFT-K)."""
+
+    kind: Literal["refl"]
+    last_steps: PositiveInt = Field(1, description="K: steps of the rollout, the last ones, that carry gradient")
+    reward_weight: PositiveFloat = 1.0
+
+    @property
+    def uses_gradient(self) -> bool:
+        """Always."""
+        return True
+
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
+        """The student's rollout, with gradient in its last steps."""
+        return num_steps + (WITH_GRADIENT - 1) * min(self.last_steps, num_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refl(BaseMethod):
+    """Loss = -reward_weight * R_student."""
+
+    method: ReflConfig
+
+    def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
+        """Loss of one batch, and what to log of it."""
+        last = range(max(0, batch.num_steps - self.method.last_steps), batch.num_steps)
+        path = student_rollout(self, batch, grad_steps=last)
+        scores, row = score_student_clip(self, batch, path.x0, with_gradient=True)
+        loss = -self.method.reward_weight * scores.clip.mean()
+        return loss, {"loss": float(loss.detach()), **row}

@@ -1,0 +1,57 @@
+"""Consistency distillation with an image reward and a video reward (T2V-Turbo, arXiv 2405.18750, section 3).
+
+The loss is the consistency loss over the whole path, minus both rewards of the clip that the student predicts in a
+single step from wherever the pair lies: no rollout is backpropagated through, and the rewards cost no further call of
+the network. One guidance scale is distilled, the teacher's; the paper tells the student which.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from rats_video.config.fields import NonNegativeFloat, PositiveFloat
+from rats_video.methods.base import BaseMethod, LogRow, score_student_clip
+from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
+from rats_video.methods.finite import SKIPPED
+from rats_video.rewards.reward import RewardConfig
+from rats_video.types import PromptBatch
+
+
+class T2VTurboConfig(BaseConsistencyConfig):
+    """Loss = consistency with the clip - reward_weight * (R + video_weight * R_video) of the clip that is predicted.
+
+    R is the run's reward, in the paper one that scores frames; both judge what the student predicts in one step.
+    """
+
+    kind: Literal["t2v_turbo"]
+    reward_weight: NonNegativeFloat = Field(1.0, description="of both rewards in the loss")
+    video_reward: RewardConfig | None = Field(None, description="judges the same clips; null = none")
+    video_weight: PositiveFloat = Field(1.0, description="of `video_reward` beside the run's reward")
+
+    def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
+        """The pairs; the rewards judge what they predict."""
+        return self.pairs.evaluations(teacher, guided)
+
+
+@dataclass(frozen=True, kw_only=True)
+class T2VTurbo(BaseMethod):
+    """Loss = consistency - reward_weight * R(predicted clip).
+
+    With a video reward, `reward` is `R_image + video_weight * R_video` (`rewards/reward.py`): one decode serves both.
+    """
+
+    method: T2VTurboConfig
+
+    def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
+        """Loss of one batch, and what to log of it; the rewards judge the first pair of each clip."""
+        ends = self.student.sigmas(1, self.shift)
+        loss, predicted = trajectory_consistency_loss(self.student, self.teacher, batch, ends, self.method.pairs)
+        row = {"consistency/loss": float(loss.detach()), SKIPPED: 0.0}
+        if self.method.uses_gradient:
+            scores, judged = score_student_clip(self, batch, predicted, with_gradient=True)
+            loss, row = loss - self.method.reward_weight * scores.clip.mean(), row | judged
+        return loss, {"loss": float(loss.detach()), **row}

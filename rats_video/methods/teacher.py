@@ -1,0 +1,193 @@
+"""The teacher: a many-step sampler whose trajectory and reward the student is measured against."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rats_video.config.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, SolverSteps
+from rats_video.diffusion.guidance import guided
+from rats_video.diffusion.rollout import rollout
+from rats_video.methods.horizon import at_horizons, match_horizons
+from rats_video.methods.scoring import score_clips
+from rats_video.optim import ema_update_
+from rats_video.timing import phase
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, TextCondition, Trajectory
+
+
+class FrozenTeacherConfig(Config):
+    """The base model, sampled with many steps."""
+
+    kind: Literal["frozen"]
+    num_steps: SolverSteps = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
+    guidance_scale: PositiveFloat = 3.0
+    reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
+    cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
+
+    @property
+    def calls_per_step(self) -> int:
+        """Network evaluations of one guided call."""
+        return 1 if self.guidance_scale == 1.0 else 2
+
+
+class EmaTeacherConfig(Config):
+    """The running average of the student's weights, sampled with many steps (as published)."""
+
+    kind: Literal["ema"]
+    decay: float = Field(0.99, ge=0, lt=1)
+    num_steps: SolverSteps = 48
+    guidance_scale: PositiveFloat = Field(1.0, description="at the start")
+    guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
+    guidance_fade_steps: NonNegativeInt = 0
+    reuse: PositiveInt = 1
+
+    @property
+    def calls_per_step(self) -> int:
+        """Network evaluations of one guided call, while guidance lasts."""
+        return 1 if self.guidance_scale == self.guidance_end == 1.0 else 2
+
+
+TeacherConfig = Annotated[FrozenTeacherConfig | EmaTeacherConfig, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class TeacherRollout:
+    """A teacher rollout as the student sees it: latents at the student's noise levels, and how the clip scores.
+
+    `seconds` is what it took to make, where it was made for a store.
+    """
+
+    trajectory: Trajectory
+    scores: RewardScores
+    seconds: float = 0.0
+
+
+class RolloutCache(Protocol):
+    """Rollouts of a teacher that never changes, found again by batch."""
+
+    def load(self, batch: PromptBatch) -> TeacherRollout | None:
+        """The stored rollout, or None."""
+        ...
+
+    def save(self, batch: PromptBatch, guide: TeacherRollout) -> None:
+        """Keep a rollout."""
+        ...
+
+
+class TeacherSampler:
+    """Rolls the teacher out without gradient.
+
+    Args:
+        backbone: the teacher's own model: the base for a frozen teacher, a twin of the student for an EMA one.
+        reward: scores the decoded clips.
+        cfg: which teacher.
+        shift: of the sigma grid, the student's own.
+        store: where a frozen teacher's rollouts are kept, if anywhere.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        reward: Reward,
+        cfg: FrozenTeacherConfig | EmaTeacherConfig,
+        shift: float,
+        store: RolloutCache | None = None,
+    ) -> None:
+        self.backbone, self.cfg = backbone, cfg
+        self._reward, self._shift, self._store = reward, shift, store
+        self._negative = backbone.encode_text([""])
+        self._index = -1
+        self._guides: dict[int, TeacherRollout] = {}  # of this batch, by part
+        self._paths: dict[int, Trajectory] = {}  # likewise
+        self._updates = 0
+        self._saved_seconds = 0.0
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale in force: an EMA teacher's fades as the student absorbs guidance into its own weights."""
+        match self.cfg:
+            case FrozenTeacherConfig():
+                return self.cfg.guidance_scale
+            case EmaTeacherConfig():
+                progress = min(1.0, self._updates / max(1, self.cfg.guidance_fade_steps))
+                return self.cfg.guidance_scale + progress * (self.cfg.guidance_end - self.cfg.guidance_scale)
+
+    @phase("teacher")
+    @torch.no_grad()
+    def rollout(self, batch: PromptBatch) -> TeacherRollout:
+        """The rollout for a batch; one rollout serves all the updates that see the same batch."""
+        self._forget_other_batches(batch.index)
+        if batch.micro_batch in self._guides:
+            return self._guides[batch.micro_batch]
+        if self._store is None:
+            guide = self._judged_rollout(batch)
+        elif (found := self._store.load(batch)) is not None:
+            guide = found
+            self._saved_seconds += found.seconds
+        else:
+            began = time.perf_counter()
+            guide = self._judged_rollout(batch)
+            if batch.noise.is_cuda:
+                torch.cuda.synchronize()
+            guide = replace(guide, seconds=time.perf_counter() - began)
+            self._store.save(batch, guide)
+        self._guides[batch.micro_batch] = guide
+        return guide
+
+    def take_saved_seconds(self) -> float:
+        """What the rollouts found in the store since the last call had taken to make."""
+        saved, self._saved_seconds = self._saved_seconds, 0.0
+        return saved
+
+    @torch.no_grad()
+    def trajectory(self, batch: PromptBatch) -> Trajectory:
+        """Every point of the rollout for a batch, its noise first; kept like `guide`, never judged and never stored."""
+        self._forget_other_batches(batch.index)
+        if batch.micro_batch not in self._paths:
+            sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
+            self._paths[batch.micro_batch] = self._rollout(batch, sigmas, keep=range(len(sigmas)))
+        return self._paths[batch.micro_batch]
+
+    def _forget_other_batches(self, index: int) -> None:
+        if index != self._index:
+            self._index, self._guides, self._paths = index, {}, {}
+
+    @phase("teacher")
+    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
+        if self.guidance_scale == 1.0:
+            return self.backbone.velocity(latents, sigma, text)
+        return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, text)
+
+    def _judged_rollout(self, batch: PromptBatch) -> TeacherRollout:
+        sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
+        horizons = match_horizons(self.backbone.sigmas(batch.num_steps, self._shift), sigmas)
+        path = self._rollout(batch, sigmas, horizons.keep)
+        scores = score_clips(self._reward, self.backbone, path.x0, batch.prompts)
+        return TeacherRollout(at_horizons(path, horizons.sigmas), scores)
+
+    def _rollout(self, batch: PromptBatch, sigmas: Tensor, keep: Collection[int]) -> Trajectory:
+        return rollout(
+            self.backbone.velocity,
+            batch.noise,
+            sigmas,
+            self.backbone.encode_text(batch.prompts),
+            negative=self._negative,
+            guidance_scale=self.guidance_scale,
+            keep=keep,
+        )
+
+    def update_ema(self, student: Backbone, updates: int, *, resumed: bool = False) -> None:
+        """After the student's `updates`-th optimizer step: an EMA teacher moves after it, a frozen one stays.
+
+        `resumed` only tells how many updates are done: the average came with the checkpoint, or the step is left out.
+        """
+        self._updates = updates
+        if isinstance(self.cfg, EmaTeacherConfig) and not resumed:
+            ema_update_(self.backbone.weights, student.weights, self.cfg.decay)

@@ -1,0 +1,98 @@
+"""A frozen teacher's rollouts on disk: computed once, found again by every run with the same teacher and seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from rats_video.errors import warn
+from rats_video.files import replacing, write_json
+from rats_video.methods.teacher import TeacherRollout
+from rats_video.runtime import ALONE, Runtime
+from rats_video.types import PromptBatch, RewardScores, Trajectory
+
+
+class DiskRolloutCache:
+    """One safetensors file a batch, under a folder named after everything the rollout depends on.
+
+    Args:
+        root: parent folder.
+        identity: what the teacher, its reward and its sampling are; rollouts of another identity are never mixed in.
+        device: where loaded tensors go.
+        runtime: the processes that store theirs beside each other; what one of them lacks is none for all, because a
+            teacher whose weights are split over them must be rolled out by all of them together.
+    """
+
+    def __init__(self, root: Path, identity: dict[str, object], device: torch.device, runtime: Runtime = ALONE) -> None:
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self._folder, self._device, self._runtime = root / digest, device, runtime
+        write_json(self._folder / "identity.json", identity)
+
+    def _path(self, batch: PromptBatch) -> Path:
+        content = hashlib.sha256(repr(batch.prompts).encode() + batch.noise.cpu().numpy().tobytes())
+        return self._folder / f"{batch.index:06d}-{batch.num_steps}-{content.hexdigest()[:12]}.safetensors"
+
+    def load(self, batch: PromptBatch) -> TeacherRollout | None:
+        """The stored rollout, or None; a damaged file, of which it warns, is as good as none."""
+        guide = self._read(self._path(batch))
+        return None if self._runtime.any(guide is None) else guide
+
+    def _read(self, path: Path) -> TeacherRollout | None:
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+                written, digest = file.metadata()["guide"], file.metadata()["sha256"]
+            if digest == _digest(path, written, tensors):
+                return _guide({name: tensor.to(self._device) for name, tensor in tensors.items()}, json.loads(written))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            pass  # whatever it is, it is no rollout
+        warn("damaged, computed again", where=f"teacher rollout {path}")
+        return None
+
+    def save(self, batch: PromptBatch, guide: TeacherRollout) -> None:
+        """Write a rollout whole or not at all; one that is not finite is not kept.
+
+        Raises:
+            UserError: it cannot be written.
+        """
+        path, trajectory, scores = self._path(batch), guide.trajectory, guide.scores
+        tensors = {f"latents.{k}": latents for k, latents in enumerate(trajectory.latents)}
+        tensors |= {f"part.{name}": part for name, part in scores.parts.items()} | {"clip": scores.clip}
+        if scores.frames is not None:
+            tensors["frames"] = scores.frames
+        header = {
+            "sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts), "seconds": guide.seconds
+        }  # fmt: skip
+        host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        if not all(bool(tensor.isfinite().all()) for tensor in host.values()):
+            return  # what went wrong once must not come back for ever
+        written = json.dumps(header)
+        with replacing(path, "teacher rollout") as aside:
+            save_file(host, aside, {"guide": written, "sha256": _digest(path, written, host)})
+
+
+def _digest(path: Path, header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of everything in a file and of its name, which tells whose batch it is."""
+    digest = hashlib.sha256(f"{path.name} {header}".encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _guide(tensors: dict[str, Tensor], header: dict[str, Any]) -> TeacherRollout:
+    latents = tuple(tensors[f"latents.{k}"] for k in range(len(header["sigmas"])))
+    parts = {name: tensors[f"part.{name}"] for name in header["parts"]}
+    scores = RewardScores(tensors["clip"], tensors.get("frames"), parts)
+    path = Trajectory(tuple(header["sigmas"]), latents, header["nfe"])
+    return TeacherRollout(path, scores, header.get("seconds", 0.0))  # rollouts of before do not say

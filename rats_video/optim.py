@@ -1,0 +1,84 @@
+"""AdamW, learning-rate schedule and moving averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from rats_video.errors import UserError
+
+
+class OptimizerConfig(Config):
+    """AdamW with linear warm-up and an optional cosine decay."""
+
+    kind: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit keeps its state in 8 bits")
+    lr: PositiveFloat = Field(description="peak learning rate")
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: NonNegativeFloat = 0.0
+    warmup_steps: NonNegativeInt = 0
+    decay: bool = Field(default=False, description="cosine decay to zero at the last step; otherwise constant")
+    max_grad_norm: PositiveFloat = 1.0
+
+
+@torch.no_grad()
+def ema_update_(average: Mapping[str, Tensor], weights: Mapping[str, Tensor], decay: float) -> None:
+    """`average = decay * average + (1 - decay) * weights` in the average's precision, for weights of the same names."""
+    latest = [weights[name].to(mean.dtype) for name, mean in average.items()]
+    torch._foreach_lerp_(list(average.values()), latest, 1 - decay)  # one kernel
+
+
+def cosine_lr(step: int, total: int, peak: float, *, warmup: int = 0, floor: float = 0.0) -> float:
+    """Learning rate at `step` of `total`: linear warm-up, then half a cosine down to `floor * peak`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int, total: int, scale: float = 1.0
+) -> float:
+    """Set and return the rate of `step` of `total`: linear warm-up, then constant or a cosine decay to zero; scaled."""
+    lr = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
+    if cfg.decay:
+        lr = cosine_lr(step, total, cfg.lr, warmup=cfg.warmup_steps)
+    for group in optimizer.param_groups:
+        group["lr"] = scale * lr
+    return scale * lr
+
+
+def build_optimizer(cfg: OptimizerConfig, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW over `weights`, its two moments in float32 or in 8 bits (Dettmers et al., 2021).
+
+    Raises:
+        UserError: the 8-bit optimizer is not installed.
+    """
+    settings: dict[str, Any] = {"lr": cfg.lr, "betas": cfg.betas, "weight_decay": cfg.weight_decay}
+    match cfg.kind:
+        case "adamw":
+            return torch.optim.AdamW(weights, **settings)
+        case "adamw8bit":
+            optimizer: torch.optim.Optimizer = adamw8bit()(weights, **settings)
+            return optimizer
+
+
+def adamw8bit() -> Any:
+    """The class of the 8-bit optimizer.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "adamw8bit needs bitsandbytes, which is not installed", where="training.optimizer.kind",
+            fix="pip install 'rats-video[gpu]', or adamw",
+        ) from error  # fmt: skip
+    return AdamW8bit

@@ -1,0 +1,103 @@
+"""The cheapest settings that make a run fit into the memory there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from rats_video.backbones.compute import FullWeightsConfig
+from rats_video.distillation.settings import DistillConfig
+
+
+@dataclass(frozen=True)
+class MemoryOption:
+    """A setting that saves memory.
+
+    Args:
+        setting: as `--set` takes it.
+        price: what it costs.
+    """
+
+    setting: str
+    cost: str
+
+
+MEMORY_OPTIONS = (
+    MemoryOption("compute.cache_text=true", "exact, and saves time"),
+    MemoryOption("compute.decode.checkpoint=true", "exact; one more decode a step"),
+    MemoryOption("compute.activation_checkpointing=true", "exact; one more student forward a step"),
+    MemoryOption("training.micro_batch_size=1", "exact; a GPU is used less well by one clip at a time"),
+    MemoryOption("parallel.shard=true", "exact; weights travel between the GPUs"),
+    MemoryOption("compute.decode.offload=true", "exact; decode caches travel to the host and back"),
+    MemoryOption("compute.dtype=bfloat16", "rounds the frozen weights; faster on a GPU"),
+    MemoryOption("compute.decode.dtype=bfloat16", "rounds the decode; twice as fast on a GPU"),
+    MemoryOption("training.optimizer.kind=adamw8bit", "rounds the optimizer's state; needs bitsandbytes"),
+    MemoryOption("student.weights.kind=lora", "the student learns in adapters of limited rank"),
+    MemoryOption("compute.offload=block", "exact, but every call waits for the base's weights from the host"),
+    MemoryOption("student.grad_steps=2", "gradient through the last two student steps only"),
+    MemoryOption("student.grad_steps=1", "gradient through the last student step only"),
+    MemoryOption("compute.decode.window=4", "reward gradient from four latent frames a step only"),
+)
+"""By price, the cheapest first."""
+
+
+def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> list[MemoryOption]:
+    """Those that are not pulled yet and that can do something here; not every VAE can decode a window."""
+    compute, steps = cfg.compute, max(cfg.student.num_steps)
+    gradient = len(cfg.student.gradient_steps(steps))
+    is_full = isinstance(cfg.student.weights, FullWeightsConfig)
+    useful = {
+        "compute.cache_text=true": not compute.cache_text,
+        "compute.decode.checkpoint=true": not compute.decode.checkpoint,
+        "compute.activation_checkpointing=true": not compute.activation_checkpointing,
+        "training.micro_batch_size=1": cfg.training.batch_size > gpus and cfg.training.micro_batch_size != 1,
+        "parallel.shard=true": gpus > 1 and not cfg.parallel.shard,
+        "compute.decode.offload=true": can_window and not compute.decode.offload,
+        "compute.dtype=bfloat16": compute.dtype == "float32",
+        "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
+        "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
+        "student.weights.kind=lora": is_full,
+        "compute.offload=block": compute.offload == "none" and not compute.compile,
+        "student.grad_steps=2": gradient > 2,
+        "student.grad_steps=1": gradient > 1,
+        "compute.decode.window=4": can_window and compute.decode.window is None,
+    }
+    return [option for option in MEMORY_OPTIONS if useful[option.setting]]
+
+
+def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> list[MemoryOption]:
+    """Those of `options` that work together.
+
+    Offload needs a frozen base that is not split over GPUs, decode.offload a checkpointed decode.
+    """
+    settings = {option.setting for option in options}
+    is_full = isinstance(cfg.student.weights, FullWeightsConfig) and "student.weights.kind=lora" not in settings
+    is_whole = not cfg.compute.decode.checkpoint and "compute.decode.checkpoint=true" not in settings
+    is_split = cfg.parallel.shard or "parallel.shard=true" in settings
+    idle = {"compute.offload=block": is_full or is_split, "compute.decode.offload=true": is_whole,
+            "student.grad_steps=2": "student.grad_steps=1" in settings}  # fmt: skip
+    return [option for option in options if not idle.get(option.setting, False)]
+
+
+def cheapest(
+    options: Sequence[MemoryOption], fits: Callable[[Sequence[MemoryOption]], bool]
+) -> list[MemoryOption] | None:
+    """The cheapest set that fits, or None if not even all of them do.
+
+    Any number of cheaper options is better than a dearer one. So each is dropped in turn, the dearest first, if what is
+    left still fits: as every option only saves memory, that is the cheapest set, in one trial a option.
+
+    Args:
+        options: by price, the cheapest first.
+        fits: whether a run with these options fits.
+    """
+    if fits([]):
+        return []
+    if not fits(options):
+        return None
+    kept = list(options)
+    for option in reversed(options):
+        fewer = [each for each in kept if each is not option]
+        if fits(fewer):
+            kept = fewer
+    return kept

@@ -1,0 +1,258 @@
+"""The dry runs behind a plan: the run's own models and step on meta tensors; no weights are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rats_video.backbones.architecture import build_on_meta, find_architecture, with_depths
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.compute import ComputeConfig
+from rats_video.backbones.experts import expert_by_step
+from rats_video.backbones.text_cache import TextCache
+from rats_video.datasets.prompts.settings import ShapesPromptsConfig
+from rats_video.datasets.prompts.split import load_prompts
+from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import UserError
+from rats_video.meta import META
+from rats_video.methods.horizon import match_horizons
+from rats_video.methods.rats import RatsConfig
+from rats_video.methods.teacher import EmaTeacherConfig
+from rats_video.planning.devices import Device, detect_device
+from rats_video.planning.estimate import Plan, TracedCosts, make_plan
+from rats_video.planning.judge import reward_on_meta
+from rats_video.planning.memory_tracker import MemoryTracker, Workspace, cpu_workspace, no_workspace
+from rats_video.planning.trace import (
+    AVERAGE,
+    DENOISER,
+    FLOPS,
+    TEXT,
+    TRAINED,
+    Counts,
+    at_full_depth,
+    count_weights,
+    trace_decode,
+    trace_reward,
+    trace_step,
+    trace_text,
+)
+from rats_video.rewards.latent import LatentRewardConfig
+from rats_video.training.batches import draw_batch
+from rats_video.types import PromptBatch, Reward, TextCondition
+
+
+def can_plan(cfg: DistillConfig) -> bool:
+    """Whether the plan knows the method's step."""
+    return isinstance(cfg.method, RatsConfig)
+
+
+class Builders(NamedTuple):
+    """What `distill` makes of a base model: the same is made of one without values."""
+
+    prepare: Callable[[DistillConfig, PipelineBackbone, torch.device], None]
+    roles: Callable[[DistillConfig, PipelineBackbone], tuple[PipelineBackbone, PipelineBackbone]]
+
+
+class PlanBuilder:
+    """The dry runs of one model on one kind of device, each made once however many settings are tried.
+
+    Args:
+        cfg: the run.
+        builders: of the run itself.
+        device: decides what operators take for themselves.
+        gpus: processes that share a batch.
+
+    Raises:
+        UserError: the method's step is not one that can be counted.
+    """
+
+    def __init__(self, cfg: DistillConfig, builders: Builders, device: Device, gpus: int) -> None:
+        if not can_plan(cfg):
+            raise UserError(f"plan counts the step of rats, not of {cfg.method.kind}", where="method.kind")
+        self._architecture = find_architecture(cfg.model, cfg.architecture)
+        self._build, self._cpu, self._gpus = builders, device.is_cpu, gpus
+        self._made: dict[str, Any] = {}
+        has_tokenizer = self._architecture.folder is not None  # without one, all prompts are alike
+        source = cfg.prompts if has_tokenizer else ShapesPromptsConfig()
+        self._prompt = max(load_prompts(source).train, key=len)
+
+    @property
+    def source(self) -> str:
+        """Where the architecture was read."""
+        return self._architecture.source
+
+    def plan(self, cfg: DistillConfig, device: Device) -> Plan:
+        """The plan of these settings.
+
+        Raises:
+            UserError: the model cannot make such a clip, or no layer is called as the adapter's targets say.
+        """
+        counted = TracedCosts(
+            step=self._step(cfg),
+            decode=self._decode(cfg),
+            reward=self._judge(cfg),
+            text=self._text(cfg),
+            blocks=sum(self._architecture.depths.values()),
+            num_steps=max(cfg.student.num_steps),
+            parts=self._parts(cfg),
+        )
+        base = self._base(cfg)
+        return make_plan(
+            cfg, counted, device, gpus=self._gpus, clips=self._share(cfg), source=self.source,
+            horizons=tuple(horizon_rows(cfg, base)),
+        )  # fmt: skip
+
+    def _once(self, key: str, make: Callable[[], Any]) -> Any:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _share(self, cfg: DistillConfig) -> int:
+        """Clips of a process and an update."""
+        return -(-cfg.training.batch_size // self._gpus)
+
+    def _parts(self, cfg: DistillConfig) -> int:
+        return cfg.training.num_micro_batches(self._share(cfg))
+
+    def _clips(self, cfg: DistillConfig) -> int:
+        """Clips that a process works on at a time."""
+        return self._share(cfg) // self._parts(cfg)
+
+    @property
+    def can_window(self) -> bool:
+        """Whether the family's VAE can decode some latent frames with gradient and the others without."""
+        return self._architecture.family.exact_window
+
+    def _base(self, cfg: DistillConfig) -> PipelineBackbone:
+        """The model with a denoiser of one block: all that does not depend on its depth."""
+        dtype = cfg.compute.dtype
+        shallow = self._architecture.cut(dict.fromkeys(self._architecture.depths, 1))
+        base: PipelineBackbone = self._once(f"base {dtype}", lambda: build_on_meta(shallow, getattr(torch, dtype)))
+        self._build.prepare(cfg, base, META)
+        return base
+
+    def _text(self, cfg: DistillConfig) -> Counts:
+        def run() -> Counts:
+            return trace_text(self._base(cfg), [self._prompt] * self._clips(cfg))
+
+        numbers: Counts = self._once(f"text {cfg.compute.dtype} {self._clips(cfg)}", run)
+        return numbers
+
+    def _batch(self, cfg: DistillConfig, backbone: PipelineBackbone) -> PromptBatch:
+        most = max(cfg.student.num_steps)
+        cfg = cfg.model_copy(update={
+            "student": cfg.student.model_copy(update={"num_steps": (most,)}),
+            "training": cfg.training.model_copy(update={"batch_size": self._clips(cfg)}),
+        })  # fmt: skip
+        return draw_batch(backbone, cfg, [self._prompt], 0)
+
+    def _step(self, cfg: DistillConfig) -> Counts:
+        """What depends on the denoiser, its weights and how it is called."""
+        compute = ComputeConfig(dtype=cfg.compute.dtype, activation_checkpointing=cfg.compute.activation_checkpointing)
+        cfg = cfg.model_copy(update={"compute": compute})
+        parts, is_gpu = self._parts(cfg), not self._cpu
+        key = f"step {cfg.student!r} {compute!r} {self._clips(cfg)}"
+
+        def at(depths: Mapping[str, int]) -> Counts:
+            base = with_depths(self._base(cfg), self._architecture, depths)
+            self._build.prepare(cfg, base, META)
+            base.text_cache = TextCache(self._once(f"rows {compute.dtype}", lambda: self._rows(cfg)))
+            with META:  # adapters too
+                student, teacher = self._build.roles(cfg, base)
+            found = trace_step(student, teacher, self._batch(cfg, student), cfg, parts=parts, foreach=is_gpu)
+            return found | count_weights(self._weights(cfg, base, student, teacher))
+
+        numbers: Counts = self._once(key, lambda: at_full_depth(at, self._architecture.depths))
+        return numbers
+
+    def _rows(self, cfg: DistillConfig) -> dict[str, TextCondition]:
+        with MemoryTracker():
+            return {prompt: self._base(cfg).encode_text([prompt]) for prompt in (self._prompt, "")}
+
+    def _weights(
+        self, cfg: DistillConfig, base: PipelineBackbone, student: PipelineBackbone, teacher: PipelineBackbone
+    ) -> Iterator[tuple[str, list[Tensor]]]:
+        yield TRAINED, list(student.weights.values())
+        if isinstance(cfg.teacher, EmaTeacherConfig):
+            yield AVERAGE, list(teacher.weights.values())
+        for role in (teacher, student):
+            yield DENOISER, [*role.denoiser.parameters(), *role.denoiser.buffers()]
+        for name, part in base.parts.items():
+            if isinstance(part, torch.nn.Module):
+                kind = TEXT if name.startswith("text_encoder") else name.upper()
+                yield kind, [*part.parameters(), *part.buffers()]
+        reward = self._reward(cfg)
+        if isinstance(reward, torch.nn.Module):
+            yield "reward", [*reward.parameters(), *reward.buffers()]
+
+    def _reward(self, cfg: DistillConfig) -> Reward:
+        reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward", clip=cfg.clip.spec))
+        return reward
+
+    @property
+    def _workspace(self) -> Workspace:
+        return cpu_workspace if self._cpu else no_workspace
+
+    def _decode(self, cfg: DistillConfig) -> Counts:
+        """What depends on the VAE: nothing where the reward needs no pixels."""
+        if isinstance(cfg.reward, LatentRewardConfig):
+            return dict.fromkeys((("teacher decode", FLOPS), ("student decode", FLOPS)), 0.0)
+
+        def run() -> Counts:
+            base = self._base(cfg)
+            return trace_decode(
+                base, self._batch(cfg, base), with_gradient=cfg.method.uses_gradient, workspace=self._workspace
+            )
+
+        numbers: Counts = self._once(f"decode {cfg.compute.decode!r} {self._clips(cfg)}", run)
+        return numbers
+
+    def _judge(self, cfg: DistillConfig) -> Counts:
+        """What depends on the reward."""
+
+        def run() -> Counts:
+            clip, clips = cfg.clip, self._clips(cfg)
+            size = (clip.num_frames, 3, clip.height, clip.width)
+            if isinstance(cfg.reward, LatentRewardConfig):
+                size = self._base(cfg).latent_shape(clip.spec)
+            return trace_reward(
+                self._reward(cfg), torch.empty(clips, *size, device=META),
+                [self._prompt] * clips, with_gradient=cfg.method.uses_gradient, workspace=self._workspace,
+            )  # fmt: skip
+
+        numbers: Counts = self._once(f"judge {self._clips(cfg)}", run)
+        return numbers
+
+
+def horizon_rows(cfg: DistillConfig, backbone: PipelineBackbone) -> Iterator[dict[str, Any]]:
+    """The student's noise levels and the teacher's that they are compared at, for each student step count."""
+    teacher = backbone.sigmas(cfg.teacher.num_steps, cfg.shift)
+    boundary: float | None = getattr(backbone, "boundary_ratio", None)
+    for steps in dict.fromkeys(cfg.student.num_steps):
+        grid = backbone.sigmas(steps, cfg.shift)
+        makers = expert_by_step(grid, boundary)
+        for start, sigma, maker in zip(grid[:-1].tolist(), grid[1:], makers, strict=True):
+            matched = match_horizons(torch.stack([grid[0], sigma]), teacher)
+            row = {
+                "num_steps": steps, "from": start, "student": float(sigma),
+                "teacher": [float(teacher[i]) for i in matched.keep], "residual": matched.residual,
+            }  # fmt: skip
+            if boundary is not None:  # the expert that makes the step that ends there
+                row["expert"] = maker
+            yield row
+
+
+def plan_of_run(cfg: DistillConfig, builders: Builders, device: torch.device, processes: int = 1) -> dict[str, Any]:
+    """The plan that a run keeps, as JSON, for the device it is about to run on.
+
+    Args:
+        cfg: of the run.
+        builders: of the run itself.
+        device: of this process.
+        processes: that share a batch.
+    """
+    where = detect_device(device)
+    return PlanBuilder(cfg, builders, where, processes).plan(cfg, where).as_json()

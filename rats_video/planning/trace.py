@@ -1,0 +1,215 @@
+"""A step of the real method on meta tensors: what it holds at each moment and what it computes."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.gate import build_gate
+from rats_video.methods.rats import Rats, RatsConfig, rats_step
+from rats_video.methods.teacher import TeacherSampler
+from rats_video.planning.memory_tracker import MemoryTracker, Workspace
+from rats_video.types import Backbone, LatentScorer, PromptBatch, Reward, RewardScores
+
+Counts = dict[tuple[str, str], float]
+"""`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began,
+`(phase, "flops") -> FLOPs`, and `("weights" or "parameters", part) -> bytes or count`."""
+
+HELD, FLOPS, RESIDENT = "held:", "flops", "resident"
+TRAINED, AVERAGE, DENOISER, TEXT = "student (trained)", "EMA teacher", "denoiser (base)", "text encoder"
+ROLLOUT_STEPS = 1  # of the teacher's: they are alike, and none is kept
+
+
+class RoleWithoutDecode:
+    """A role whose decode costs nothing: the denoiser's share of a step, with a phase for each thing it does."""
+
+    def __init__(self, role: PipelineBackbone, name: str, ledger: MemoryTracker) -> None:
+        self._role, self._name, self._ledger = copy.copy(role), name, ledger
+        if role.autocast is not None:  # torch has no autocast for meta tensors
+            ledger.autocast, self._role.autocast = role.autocast, None
+
+    def __getattr__(self, key: str) -> Any:
+        return getattr(self._role, key)
+
+    def velocity(self, *args: Any) -> Tensor:
+        """The role's own."""
+        self._ledger.enter_phase(f"{self._name} rollout")
+        return self._role.velocity(*args)
+
+    def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:  # noqa: ARG002
+        """A view of the latents."""
+        self._ledger.enter_phase(f"{self._name} pixels")
+        return latents[:, :1].transpose(1, 2)
+
+
+def free_reward(videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa: ARG001
+    """A reward that costs nothing."""
+    return RewardScores(videos.mean(dim=(1, 2, 3, 4)))
+
+
+def trace_step(
+    student: PipelineBackbone,
+    teacher: PipelineBackbone,
+    batch: PromptBatch,
+    cfg: DistillConfig,
+    *,
+    parts: int,
+    foreach: bool,
+) -> Counts:
+    """The loop's update, optimizer included, without decode and reward; weights and optimizer state are not counted.
+
+    Args:
+        student: the role that trains, on the meta device.
+        teacher: its teacher.
+        batch: prompts and noise.
+        cfg: of the run.
+        parts: of an update; the gradients of one are there while the next is worked on.
+        foreach: the optimizer's temporaries: of all weights at once as on a GPU, or of one at a time as on a CPU.
+    """
+    ledger = MemoryTracker()
+    weights = list(student.weights.values())
+    optimizer = torch.optim.AdamW(weights, lr=cfg.training.optimizer.lr, foreach=foreach)
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    optimizer.step()  # from the second step on its state is there
+    ledger.own_modules(RESIDENT, [student.denoiser, teacher.denoiser])
+    ledger.own(RESIDENT, (value for state in optimizer.state.values() for value in state.values()))
+    ledger.own("gradients", (weight.grad for weight in weights if weight.grad is not None))
+    with ledger:
+        rats = _watched(student, teacher, cfg, ledger)
+        student.denoiser.train()
+        if parts == 1:
+            optimizer.zero_grad(set_to_none=True)
+        loss, _ = rats_step(rats, batch)
+        ledger.enter_phase("student backward")
+        ledger.backward(loss)
+        torch.nn.utils.clip_grad_norm_(weights, cfg.training.optimizer.max_grad_norm)
+        ledger.enter_phase("optimizer")
+        optimizer.step()
+    numbers = _numbers(ledger)
+    if unmet := sum(weight.nbytes for weight in weights if weight.grad is None):  # of an expert: no sigma is known here
+        numbers |= {(phase, "gradients"): float(unmet) for phase in ("student backward", "optimizer")}
+    return numbers
+
+
+def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillConfig, ledger: MemoryTracker) -> Rats:
+    seen: Backbone = RoleWithoutDecode(teacher, "teacher", ledger)
+    assert isinstance(cfg.method, RatsConfig)
+    few = cfg.teacher.model_copy(update={"num_steps": ROLLOUT_STEPS})
+    return Rats(
+        student=RoleWithoutDecode(student, "student", ledger),
+        teacher=TeacherSampler(seen, free_reward, few, cfg.shift),
+        reward=free_reward,
+        gate=build_gate(cfg.method.gate.model_copy(update={"part": None}), student.temporal_stride),  # it has no parts
+        method=cfg.method,
+        student_config=cfg.student,
+        shift=cfg.shift,
+    )
+
+
+def trace_decode(
+    backbone: PipelineBackbone, batch: PromptBatch, *, with_gradient: bool, workspace: Workspace
+) -> Counts:
+    """Decode, as the teacher calls it (without gradient) and as the student does."""
+    ledger = MemoryTracker(workspace)
+    latents = batch.noise.detach().requires_grad_()
+    ledger.own(RESIDENT, [latents])
+    ledger.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
+    with ledger:
+        ledger.enter_phase("teacher decode")
+        with torch.no_grad():
+            videos = backbone.decode(latents)
+        ledger.enter_phase("teacher reward")
+        del videos
+        ledger.enter_phase("student decode")
+        with torch.set_grad_enabled(with_gradient):
+            videos = backbone.decode(latents, batch.grad_frames)
+        ledger.enter_phase("student reward")
+        if with_gradient:
+            loss = videos.mean()
+            del videos
+            ledger.enter_phase("decode backward")
+            ledger.backward(loss)
+    return _numbers(ledger)
+
+
+def trace_reward(
+    reward: Reward, inputs: Tensor, prompts: Sequence[str], *, with_gradient: bool, workspace: Workspace
+) -> Counts:
+    """The reward of clips `[B, T, 3, height, width]`, or of latents, as the teacher asks for it and as the student."""
+    ledger = MemoryTracker(workspace)
+    inputs = inputs.requires_grad_()
+    score = reward.score_latents if isinstance(reward, LatentScorer) else reward
+    ledger.own(RESIDENT, [inputs])
+    ledger.own_modules(RESIDENT, [reward] if isinstance(reward, nn.Module) else [])
+    with ledger:
+        ledger.enter_phase("teacher reward")
+        with torch.no_grad():
+            score(inputs, prompts)
+        ledger.enter_phase("student reward")
+        with torch.set_grad_enabled(with_gradient):
+            loss = score(inputs, prompts).clip.mean()
+        if with_gradient:
+            ledger.enter_phase("reward backward")
+            ledger.backward(loss)
+    return _numbers(ledger)
+
+
+def trace_text(backbone: PipelineBackbone, prompts: Sequence[str]) -> Counts:
+    """Encoding the prompts of a batch."""
+    ledger = MemoryTracker()
+    ledger.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
+    with ledger:
+        ledger.enter_phase("text")
+        backbone.encode_text(prompts)
+    return _numbers(ledger)
+
+
+def count_weights(parts: Iterable[tuple[str, Iterable[Tensor]]]) -> Counts:
+    """Bytes and counts of weights by part; what several parts share is the first one's."""
+    seen: set[int] = set()
+    found: Counter[tuple[str, str]] = Counter()
+    for part, tensors in parts:
+        for tensor in tensors:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found["weights", part] += tensor.nbytes
+                found["parameters", part] += tensor.numel() if isinstance(tensor, nn.Parameter) else 0
+    return {key: float(value) for key, value in found.items()}
+
+
+def _numbers(ledger: MemoryTracker) -> Counts:
+    found: Counts = {}
+    for name, phase in ledger.phases.items():
+        found |= {(name, owner): float(size) for owner, size in phase.peak.items() if owner != RESIDENT and size}
+        found |= {
+            (name, HELD + owner): float(size) for owner, size in phase.start.items() if owner != RESIDENT and size
+        }
+        found[name, FLOPS] = phase.flops
+    return found
+
+
+def at_full_depth(measure: Callable[[Mapping[str, int]], Counts], depths: Mapping[str, int]) -> Counts:
+    """Numbers of a deep model from shallow ones: blocks are alike, so each number is linear in each depth.
+
+    Args:
+        measure: numbers of a model with that many blocks.
+        depths: how often each kind of block repeats in the real model.
+    """
+    shallow = {key: min(depth, 2) for key, depth in depths.items()}
+    base = measure(shallow)
+    total = dict(base)
+    for key, depth in depths.items():
+        if depth > shallow[key]:
+            deeper = measure({**shallow, key: shallow[key] + 1})
+            for name in base.keys() | deeper.keys():
+                slope = deeper.get(name, 0.0) - base.get(name, 0.0)
+                total[name] = total.get(name, 0.0) + (depth - shallow[key]) * slope
+    return total

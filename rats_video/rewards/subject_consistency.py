@@ -1,0 +1,129 @@
+"""Subject consistency of VBench: whether what a clip shows stays the same, by a DINO in transformers' format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rats_video.errors import UserError
+from rats_video.reading import read_sizes
+from rats_video.rewards.clip_score import normalize
+from rats_video.rewards.files import load_transformers_model
+from rats_video.rewards.frames import FrameReward, FrameRewardConfig, scored_frames
+from rats_video.rewards.temporal import in_chunks
+from rats_video.types import RewardScores
+
+
+class SubjectConsistencyConfig(FrameRewardConfig):
+    """Likeness of frames to the first and to the one before, by DINO: about 0.9 to 1; prompts are not read."""
+
+    source = "facebook/dino-vitb16"
+
+    kind: Literal["subject_consistency"]
+    path: str = "models/dino-vitb16"
+
+
+_SIZE = 224  # pixels of the short side
+_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red, green, blue
+_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A family of image encoders.
+
+    Args:
+        model: transformers' class.
+        making: how it is made without a pooling layer, which checkpoints of DINO lack.
+        calling: how it is told to take frames of any shape.
+    """
+
+    model: str
+    making: Mapping[str, bool] = field(default_factory=dict)
+    calling: Mapping[str, bool] = field(default_factory=dict)
+
+
+ENCODERS = {
+    "vit": Encoder("ViTModel", {"add_pooling_layer": False}, {"interpolate_pos_encoding": True}),
+    "dinov2": Encoder("Dinov2Model"),
+}
+"""By the model_type of config.json: DINO is a plain ViT."""
+
+
+def encoder_of(config: Mapping[str, Any], *, where: str) -> Encoder:
+    """The family of a config.json; raises UserError for another one."""
+    kind = config.get("model_type")
+    if kind not in ENCODERS:
+        raise UserError(f"is a {kind!r} model, not a DINO ({' or '.join(ENCODERS)})", where=where)
+    return ENCODERS[kind]
+
+
+class SubjectConsistency(FrameReward):
+    """Mean over the scored frames but the first of (cos to the one before + cos to the first) / 2; 1 is a still clip.
+
+    VBench (arXiv 2311.17982), vbench/subject_consistency.py: DINO's class token, cosines below 0 count as 0. VBench has
+    it from `facebook/dino-vitb16` and all frames. A frame's own score is its mean of the two; the first frame has the
+    second's, and one that is not scored the nearest one's.
+
+    Args:
+        model: a `ViTModel` or `Dinov2Model`.
+        cfg: which frames are scored, and how many at a time.
+    """
+
+    def __init__(self, model: Any, cfg: SubjectConsistencyConfig) -> None:
+        super().__init__(cfg)
+        self.model = model.requires_grad_(requires_grad=False).eval()
+        self.model.pooler = None  # the class token is taken before it
+        self._calling = dict(ENCODERS[model.config.model_type].calling)
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Unit features `[N, D]` of frames `[N, 3, height, width]` in [0, 1]."""
+        pixels = dino_pixels(frames).to(self.model.dtype)
+        return F.normalize(self.model(pixel_values=pixels, **self._calling).last_hidden_state[:, 0].float(), dim=-1)
+
+    def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
+        """Score `[B, T, 3, height, width]` in [0, 1]; raises UserError where fewer than two frames are scored."""
+        batch, num_frames = videos.shape[:2]
+        scored = scored_frames(num_frames, self.cfg.frames, prompts).to(videos.device)
+        if scored.shape[1] < 2:
+            raise UserError("subject consistency compares frames: one is too few", fix="score at least 2 frames")
+        features = in_chunks(
+            self.features, self.cfg.chunk, videos[torch.arange(batch, device=videos.device)[:, None], scored]
+        )
+        later = features[:, 1:]
+        to_first, to_former = ((later * other).sum(dim=-1).relu() for other in (features[:, :1], features[:, :-1]))
+        scores = (to_first + to_former) / 2
+        distance = (torch.arange(num_frames, device=videos.device)[:, None] - scored[:, None, 1:]).abs()
+        return RewardScores(clip=scores.mean(dim=1), frames=scores.gather(1, distance.argmin(dim=2)))
+
+    @classmethod
+    def load(cls, folder: Path, cfg: SubjectConsistencyConfig, device: torch.device) -> SubjectConsistency:
+        """Load a frozen reward; raises UserError if the folder does not hold a DINO, whole and in safetensors."""
+        import transformers
+
+        try:
+            config = read_sizes(folder / "config.json")
+        except (OSError, ValueError) as error:
+            fix = "give the folder of a hub download, e.g. of facebook/dino-vitb16"
+            raise UserError("not a DINO: no readable config.json in it", where=str(folder), fix=fix) from error
+        encoder = encoder_of(config, where=str(folder))
+        kind = getattr(transformers, encoder.model)
+        model = load_transformers_model(kind, folder, config["model_type"], getattr(torch, cfg.dtype), **encoder.making)
+        return cls(model.to(device), cfg)
+
+
+def dino_pixels(frames: Tensor) -> Tensor:
+    """What VBench gives DINO of frames `[N, 3, height, width]`: short side 224, ImageNet's mean and deviation.
+
+    Bilinear without antialiasing and without a crop (vbench/utils.py, dino_transform).
+    """
+    height, width = frames.shape[-2:]
+    short = min(height, width)
+    size = (int(_SIZE * height / short), int(_SIZE * width / short))
+    return normalize(F.interpolate(frames.float(), size, mode="bilinear", align_corners=False), _MEAN, _STD)

@@ -1,0 +1,248 @@
+"""ViCLIP: how well a whole clip fits its prompt (InternVid, arXiv 2307.06942; github OpenGVLab/InternVideo)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from einops import rearrange
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rats_video.config.fields import PositiveInt
+from rats_video.rewards.base import BaseRewardConfig
+from rats_video.rewards.clip_score import centre_square, load_clip_tokenizer, normalize
+from rats_video.rewards.files import check_keys, load_checkpoint_tensors
+from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks
+from rats_video.rewards.sizes import HEAD_WIDTH, TensorSizes
+from rats_video.types import RewardScores
+
+
+class ViClipConfig(BaseRewardConfig):
+    """Fit of the whole clip to the prompt (ViCLIP, arXiv 2307.06942): cos(clip, prompt), about 0.1 to 0.35."""
+
+    per = "clip"
+    source = "OpenGVLab/ViCLIP-L-14-hf"
+
+    kind: Literal["viclip"]
+    path: str = Field("models/ViCLIP-L-14-hf", description="folder of the model, in safetensors")
+    tokenizer: str = Field("models/clip-vit-large-patch14", description="folder of CLIP's tokenizer")
+    chunk: PositiveInt = Field(2, description="clips a forward; they are recomputed in backward, so it bounds memory")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
+
+
+_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, which it was trained with; VBench gives it CLIP's
+_STD = (0.229, 0.224, 0.225)
+_NOT_NEEDED = {"temp"}  # of the training loss
+
+
+@dataclass(frozen=True)
+class ViClipSizes:
+    """Of the two towers; the published ViT-L/14's by default."""
+
+    patch: int = 14
+    image: int = 224
+    num_frames: int = 8
+    vision_width: int = 1024
+    vision_depth: int = 24
+    text_width: int = 768
+    text_depth: int = 12
+    words: int = 49408
+    text_limit: int = 32
+    features: int = 768
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], *, where: Path) -> Self:
+        """Those of a checkpoint; raises UserError if it lacks a tensor that tells."""
+        sizes = TensorSizes(tensors, where=where)
+        vision, text = "vision_encoder", "text_encoder"
+        vision_width, _, _, _, patch = sizes.of(f"{vision}.conv1.weight", 5)
+        words, text_width = sizes.of(f"{text}.token_embedding.weight", 2)
+        return cls(
+            patch=patch,
+            image=sizes.image_size(f"{vision}.positional_embedding", 2, patch),
+            num_frames=sizes.of(f"{vision}.temporal_positional_embedding", 3)[1],
+            vision_width=vision_width,
+            vision_depth=sizes.depth(f"{vision}.transformer.resblocks", vision_width),
+            text_width=text_width,
+            text_depth=sizes.depth(f"{text}.transformer.resblocks", text_width),
+            words=words,
+            text_limit=sizes.of(f"{text}.positional_embedding", 2)[0],
+            features=sizes.of(f"{vision}.proj", 2)[1],
+        )
+
+
+class ViClipReward(PromptedReward):
+    """`cos(clip, prompt)`: one score a clip.
+
+    It reads the middle frames of eight equal stretches of a clip, as ViCLIP's own evaluation and VBench do. A clip with
+    fewer frames shows some of them more than once: five are read as 0, 0, 1, 1, 2, 3, 3, 4.
+
+    Built without weights, on the meta device; the network has the names of the published checkpoint.
+
+    Args:
+        sizes: of the network.
+        tokenizer: CLIP's.
+        cfg: how many clips at a time.
+    """
+
+    def __init__(self, sizes: ViClipSizes, tokenizer: Any, cfg: ViClipConfig) -> None:
+        super().__init__()
+        self.sizes, self.tokenizer, self.cfg = sizes, tokenizer, cfg
+        self.text_limit = sizes.text_limit
+        with torch.device("meta"):
+            self.vision_encoder, self.text_encoder = VisionEncoder(sizes), TextEncoder(sizes)
+        self.to(getattr(torch, cfg.dtype)).requires_grad_(requires_grad=False).eval()
+
+    def looks_at(self, num_frames: int) -> Tensor:
+        """Indices of the frames that are read, rising."""
+        bounds = torch.arange(self.sizes.num_frames + 1) * num_frames // self.sizes.num_frames
+        first, last = bounds[:-1], torch.maximum(bounds[1:] - 1, bounds[:-1])
+        return (first + last) // 2
+
+    def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
+        """Score `[B, T, 3, height, width]` in [0, 1]; a prompt longer than the model reads is cut, with one warning."""
+        self.check_prompts(prompts)
+        with torch.no_grad():
+            condition = self.condition(prompts)
+        clips = videos[:, self.looks_at(videos.shape[1]).to(videos.device)]
+        return RewardScores(clip=score_in_chunks(self.score_clips, clips, condition, self.cfg.chunk))
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
+        """Unit features `[B, D]` of the prompts."""
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self.text_limit, return_tensors="pt"
+        )
+        ids = tokens.input_ids.to(self.text_encoder.text_projection.device)
+        return {"text": F.normalize(self.text_encoder(ids).float(), dim=-1)}
+
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens of each prompt with start and end."""
+        return [len(self.tokenizer(prompt, verbose=False).input_ids) for prompt in prompts]
+
+    def score_clips(self, clips: Tensor, condition: Condition) -> Tensor:
+        """Scores `[N]` of clips `[N, 8, 3, height, width]` in [0, 1]."""
+        pixels = normalize(centre_square(clips.flatten(0, 1), self.sizes.image, half=round), _MEAN, _STD)
+        features = self.vision_encoder(pixels.unflatten(0, clips.shape[:2]).to(self.vision_encoder.proj.dtype))
+        return (F.normalize(features.float(), dim=-1) * condition["text"]).sum(dim=-1)
+
+    @classmethod
+    def load(cls, path: Path, tokenizer: Path, cfg: ViClipConfig, device: torch.device) -> Self:
+        """Load a frozen reward; raises UserError if the checkpoint or the tokenizer is not the one it needs, whole.
+
+        Args:
+            path: OpenGVLab/ViCLIP-L-14-hf, or the `model` of ViClip-InternVid-10M-FLT.pth as safetensors.
+            tokenizer: folder of CLIP's tokenizer.
+            cfg: how many clips at a time.
+            device: where it computes.
+        """
+        tensors = {name: tensor for name, tensor in load_checkpoint_tensors(path).items() if name not in _NOT_NEEDED}
+        sizes = ViClipSizes.read(tensors, where=path)
+        reward = cls(sizes, load_clip_tokenizer(tokenizer, sizes.words), cfg)
+        check_keys(tensors, reward.state_dict(), where=path)
+        reward.load_state_dict(
+            {name: tensor.to(getattr(torch, cfg.dtype)) for name, tensor in tensors.items()}, assign=True
+        )
+        return reward.requires_grad_(requires_grad=False).to(device)
+
+
+class VisionEncoder(nn.Module):
+    """Pixels `[N, T, 3, side, side]` to features `[N, D]`: all patches of all frames attend to each other."""
+
+    def __init__(self, sizes: ViClipSizes) -> None:
+        super().__init__()
+        width, patch = sizes.vision_width, sizes.patch
+        self.conv1 = nn.Conv3d(3, width, (1, patch, patch), (1, patch, patch), bias=False)
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty((sizes.image // patch) ** 2 + 1, width))
+        self.temporal_positional_embedding = nn.Parameter(torch.empty(1, sizes.num_frames, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, sizes.vision_depth)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(torch.empty(width, sizes.features))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode."""
+        # Its kernel is one frame deep: the 2-D convolution is the same, and much faster on a CPU.
+        patches = F.conv2d(pixels.flatten(0, 1), self.conv1.weight[:, :, 0], stride=self.conv1.stride[1:])
+        tokens = rearrange(patches, "(n t) w y x -> n (y x) t w", n=len(pixels))
+        tokens = tokens + self.positional_embedding[1:, None] + self.temporal_positional_embedding
+        whole = (self.class_embedding + self.positional_embedding[0]).expand(len(pixels), 1, -1)
+        hidden = self.transformer(self.ln_pre(torch.cat([whole, tokens.flatten(1, 2)], dim=1)))
+        features: Tensor = self.ln_post(hidden[:, 0]) @ self.proj
+        return features
+
+
+class TextEncoder(nn.Module):
+    """Token ids `[N, L]` to features `[N, D]`: what is read up to the end token, which is the largest."""
+
+    def __init__(self, sizes: ViClipSizes) -> None:
+        super().__init__()
+        width = sizes.text_width
+        self.token_embedding = nn.Embedding(sizes.words, width)
+        self.positional_embedding = nn.Parameter(torch.empty(sizes.text_limit, width))
+        self.transformer = Transformer(width, sizes.text_depth, causal=True)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, sizes.features))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Encode."""
+        hidden = self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]]
+        hidden = self.ln_final(self.transformer(hidden))
+        end = hidden[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
+        features: Tensor = end @ self.text_projection
+        return features
+
+
+class Transformer(nn.Module):
+    """Residual blocks on `[N, L, width]`."""
+
+    def __init__(self, width: int, depth: int, *, causal: bool = False) -> None:
+        super().__init__()
+        self.resblocks = nn.Sequential(*(Block(width, causal=causal) for _ in range(depth)))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """One block after the other."""
+        changed: Tensor = self.resblocks(hidden)
+        return changed
+
+
+class Block(nn.Module):
+    """CLIP's: attention and a network of two layers with GELU as `x * sigmoid(1.702 x)`, each after its norm."""
+
+    def __init__(self, width: int, *, causal: bool) -> None:
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.attn = Attention(width, causal=causal)
+        self.ln_2 = nn.LayerNorm(width)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Attend, then change each token."""
+        hidden = hidden + self.attn(self.ln_1(hidden))
+        inner = self.mlp["c_fc"](self.ln_2(hidden))
+        changed: Tensor = hidden + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
+        return changed
+
+
+class Attention(nn.Module):
+    """`nn.MultiheadAttention` by its weights, without its other paths."""
+
+    def __init__(self, width: int, *, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.empty(3 * width))
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Every token, or those before it and itself."""
+        projected = F.linear(hidden, self.in_proj_weight, self.in_proj_bias)
+        query, key, value = rearrange(projected, "n l (three h d) -> three n h l d", three=3, d=HEAD_WIDTH)
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        changed: Tensor = self.out_proj(rearrange(attended, "n h l d -> n l (h d)"))
+        return changed
