@@ -25,12 +25,7 @@ Run = Callable[..., RunFolder]
 
 
 @pytest.fixture
-def run(make_config: Callable[..., DistillConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
-    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
-    for figure in ("plot_training", "plot_guard"):
-        monkeypatch.setattr(f"rats_video.commands.finish.{figure}", lambda *_: None)
-
+def run(make_config: Callable[..., DistillConfig], tmp_path: Path) -> Run:
     def call(name: str, *overrides: str) -> RunFolder:
         cfg, folder = make_config(*overrides), RunFolder(tmp_path / name)
         student = train_student(cfg, folder, ALONE, resume=True, overwrite=False)

@@ -37,12 +37,8 @@ MOMENTS = {
 
 
 @pytest.fixture
-def go(make_config: Callable[..., DistillConfig], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+def go(make_config: Callable[..., DistillConfig]) -> Callable[[Path], None]:
     """`distill --resume` into a folder."""
-    plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
-    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
-    for figure in ("plot_training", "plot_guard"):
-        monkeypatch.setattr(f"rats_video.commands.finish.{figure}", lambda *_: None)
 
     def call(folder: Path) -> None:
         cfg, run = make_config(*OPTIONS), RunFolder(folder)

@@ -123,12 +123,8 @@ LORA = ("student.weights.kind=lora", "student.weights.rank=2")
 
 
 @pytest.fixture
-def run_for(
-    make_config: Callable[..., DistillConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., dict[str, Tensor]]:
+def run_for(make_config: Callable[..., DistillConfig], tmp_path: Path) -> Callable[..., dict[str, Tensor]]:
     """Trains an adapter in a folder that holds a run, or none yet, as `distill --resume` does."""
-    plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
-    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
 
     def call(folder: str, steps: int, *overrides: str) -> dict[str, Tensor]:
         cfg = make_config(*LORA, f"training.steps={steps}", *overrides)
@@ -154,11 +150,9 @@ def test_split_student_is_written_without_a_gpus_kernels(
     run_for: Callable[..., dict[str, Tensor]],
     make_config: Callable[..., DistillConfig],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trained, run = run_for("run", 1), RunFolder(tmp_path / "run")
     levers = ("parallel.shard=true", "compute.attention=xformers", "compute.compile=true", "compute.cache_text=true")
-    monkeypatch.setattr("rats_video.commands.finish.plot_training", lambda *_: None)
     finish(make_config(*LORA, *levers), run, student=None)  # type: ignore[arg-type]  # its weights are split
     written = load_file(run.student / "pytorch_lora_weights.safetensors")
     assert written.keys() == trained.keys()

@@ -43,10 +43,7 @@ def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def run(make_config: Callable[..., DistillConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    plan = {"seconds_per_step": 1.0, "peak_bytes": 1}  # takes longer than the steps, and is looked at elsewhere
-    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: plan)
-
+def run(make_config: Callable[..., DistillConfig], tmp_path: Path) -> Run:
     def call(name: str, *overrides: str) -> RunFolder:
         folder = RunFolder(tmp_path / name)
         train_student(make_config(*overrides), folder, ALONE, resume=True, overwrite=False)

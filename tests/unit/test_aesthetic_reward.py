@@ -26,6 +26,8 @@ from rats_video.rewards.aesthetic import AestheticConfig, AestheticReward, Aesth
 from rats_video.rewards.reward import build_reward, reward_folders
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 PROMPTS = ["a red dog runs", "two blue birds"]
 SIZE = 32
 CPU = torch.device("cpu")

@@ -21,6 +21,8 @@ from rats_video.rewards.reward import RewardConfig
 from rats_video.rewards.word import WordReward, WordRewardConfig
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 
 @pytest.fixture(scope="module")
 def backbone() -> WanBackbone:

@@ -29,6 +29,8 @@ from rats_video.methods.teacher import FrozenTeacherConfig
 from rats_video.seeds import seeded
 from rats_video.training.batches import draw_batch
 
+pytestmark = pytest.mark.pipeline
+
 PLAIN, CHECKPOINT = DecodeConfig(), DecodeConfig(checkpoint=True)
 OFFLOAD = DecodeConfig(checkpoint=True, offload=True)
 Decode = Callable[[Any, Tensor, DecodeConfig | None, range | None], Tensor]

@@ -19,6 +19,8 @@ from rats_video.rewards.clip_score import ClipReward, ClipScoreConfig, PickScore
 from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 PROMPTS = ["a red dog runs", "two blue birds"]
 SIZE, LENGTH = 32, 20
 CPU = torch.device("cpu")

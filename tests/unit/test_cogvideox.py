@@ -19,6 +19,8 @@ from rats_video.inference.student import CARD, StudentCard, save_student
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
+pytestmark = pytest.mark.pipeline
+
 
 @pytest.fixture(scope="module", params=COGVIDEOX_FAMILIES, ids=lambda family: family.name)
 def cogvideox(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> CogVideoXBackbone:

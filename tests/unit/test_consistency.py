@@ -140,7 +140,7 @@ def test_each_update_of_a_rollout_draws_other_pairs_of_the_same_path(
     assert field.calls == 3 * 8  # one rollout of three clips
     assert torch.equal(drawn[0], drawn[2])
     assert not torch.equal(drawn[0], drawn[1])
-    teacher.trajectory(replace(latents_batch, part=1))
+    teacher.trajectory(replace(latents_batch, micro_batch=1))
     assert field.calls == 2 * 3 * 8
     teacher.trajectory(replace(latents_batch, index=1))
     assert field.calls == 3 * 3 * 8

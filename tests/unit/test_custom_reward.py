@@ -272,10 +272,6 @@ def test_a_run_with_measured_adherence(
     command: Callable[..., Any], config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(
-        "rats_video.commands.train_student.plan_of_run", lambda *_: {"seconds_per_step": 1.0, "peak_bytes": 1}
-    )
-    monkeypatch.setattr("rats_video.commands.finish.plot_training", lambda *_: None)
     options = ("reward={kind: custom, target: 'examples.measured_adherence:adherence'}", "method.policy={samples: 2}")
     flags = [item for option in options for item in ("--set", option)]
     outcome = command("distill", "--config", config_file, "--output", tmp_path / "run", *flags, "--device", "cpu")
@@ -286,11 +282,8 @@ def test_a_run_with_measured_adherence(
 
 
 def test_a_run_of_a_reward_without_numbers_ends_in_one_line(
-    command: Callable[..., Any], config_file: Path, here: Here, monkeypatch: pytest.MonkeyPatch
+    command: Callable[..., Any], config_file: Path, here: Here
 ) -> None:
-    monkeypatch.setattr(
-        "rats_video.commands.train_student.plan_of_run", lambda *_: {"seconds_per_step": 1.0, "peak_bytes": 1}
-    )
     outcome = command(
         "distill", "--config", config_file, "--output", "run", "--device", "cpu",
         "--set", f"reward={{kind: custom, target: '{here.module}:no_number'}}", "--set", "training.faults.skip=0",

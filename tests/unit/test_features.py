@@ -21,6 +21,8 @@ from rats_video.rewards.convert import convert_checkpoint
 from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 CPU = torch.device("cpu")
 PROMPTS = tuple(attributes.prompt for attributes in split_combinations()[1])
 

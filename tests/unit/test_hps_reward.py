@@ -26,6 +26,8 @@ from rats_video.rewards.hpsv2 import HPSv2Config, hps_pixels
 from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 PROMPTS = ["a red dog runs", "two blue birds"]
 SIZE, PATCH, LENGTH, WIDTH, EMBED = 32, 8, 20, 16, 8
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -24,6 +24,8 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
 SIGMA = torch.tensor([0.9, 0.3])
 

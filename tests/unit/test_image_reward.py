@@ -22,6 +22,8 @@ from rats_video.rewards.image_reward import ImageReward, ImageRewardConfig
 from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 PROMPTS = ["a red dog runs", "two blue birds"]
 CPU = torch.device("cpu")
 SIZE, PATCH, VISION, TEXT, WORDS = 32, 8, 128, 192, 59

@@ -28,6 +28,8 @@ from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
+pytestmark = pytest.mark.pipeline
+
 CAPTION = "a fast red circle moving right on a gray background"
 PATH = ((0.25, 0.5), (0.5, 0.4), (0.75, 0.5))
 PROMPT = f"{CAPTION} @ 0.25,0.50 0.50,0.40 0.75,0.50"

@@ -33,6 +33,8 @@ from rats_video.training.loop import train_loop
 from rats_video.training.plan_check import PlanCheck, compared
 from rats_video.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.pipeline
+
 CPU = Device("cpu", 0, 0.1, 0.1, 0.1, 0.5)
 LORA = ("student.weights.kind=lora", "student.weights.rank=4")
 MakeConfig = Callable[..., DistillConfig]

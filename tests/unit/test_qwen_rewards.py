@@ -34,6 +34,8 @@ from rats_video.rewards.video_align import (
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
+pytestmark = pytest.mark.pipeline
+
 CPU = torch.device("cpu")
 SPEC = ClipSpec(num_frames=5, height=56, width=84, fps=8.0)
 PROMPTS = ["a b c", "d {e} f g h a b"]  # of different lengths

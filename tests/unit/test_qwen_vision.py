@@ -15,6 +15,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from rats_video.rewards.qwen_vision import PixelRule, patch_rows, smart_resize
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 SMALL = PixelRule(2 * 28 * 28, 8 * 28 * 28)
 
 

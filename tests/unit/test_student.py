@@ -19,6 +19,8 @@ from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
 from rats_video.inference.student import CARD, StudentCard, load_card, save_student
 from rats_video.types import ClipSpec
 
+pytestmark = pytest.mark.pipeline
+
 CLIP = {"num_frames": 5.0, "height": 32.0, "width": 32.0, "fps": 8.0}
 
 

@@ -20,6 +20,8 @@ from rats_video.rewards.subject_consistency import SubjectConsistency, SubjectCo
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
+pytestmark = pytest.mark.pipeline
+
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 
 

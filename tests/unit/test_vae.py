@@ -32,6 +32,8 @@ from rats_video.pretraining.vae import (
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
+pytestmark = pytest.mark.pipeline
+
 
 @pytest.fixture(scope="module")
 def fresh(vae_config: VaeConfig) -> Any:

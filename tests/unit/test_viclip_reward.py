@@ -25,6 +25,8 @@ from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.rewards.viclip import ViClipConfig, ViClipReward
 from rats_video.seeds import seeded
 
+pytestmark = pytest.mark.pipeline
+
 PROMPTS = ["a red dog runs", "two blue birds"]
 CPU = torch.device("cpu")
 SIZE, PATCH, VISION, TEXT, WORDS, LIMIT, FEATURES = 28, 14, 128, 192, 54, 20, 24

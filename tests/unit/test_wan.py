@@ -14,6 +14,8 @@ from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, TextCondition
 
+pytestmark = pytest.mark.pipeline
+
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
 
 

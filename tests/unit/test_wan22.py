@@ -23,6 +23,8 @@ from rats_video.errors import UserError
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
+pytestmark = pytest.mark.pipeline
+
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
 LORA = LoraConfig(kind="lora", rank=2, alpha=4)
 
