@@ -32,7 +32,7 @@ demo: install
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
 
 check: lint typecheck
-	$(BIN)/pytest $(WORKERS) -m 'not pipeline' tests/test_architecture.py tests/unit
+	$(BIN)/pytest $(WORKERS) -m 'not pipeline'
 
 test: lint typecheck
 	$(BIN)/pytest $(WORKERS)

@@ -35,20 +35,24 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, scope="session")
 def fast_disk() -> Iterator[None]:
-    """No waiting for the disk itself: 10 ms for each of thousands of files; tests/unit/test_files.py looks at it."""
+    """Skips fsync, 10 ms for each of thousands of files; tests/small_tools/test_files.py tests it."""
     with mock.patch("os.fsync"):
         yield
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What asks for a model is marked so."""
+    """Marks the tests that build a model or run a whole command."""
     for item in items:
-        if PIPELINES.intersection(getattr(item, "fixturenames", ())):
+        if PIPELINES.intersection(getattr(item, "fixturenames", ())) or item.path.parent.name in WHOLE_COMMANDS:
             item.add_marker(pytest.mark.pipeline)
 
 
 PIPELINES = {"tiny_wan", "browser"}
+WHOLE_COMMANDS = {"cli", "commands", "distributed", "export", "faults", "reporting", "security"}
+
+
+pytest_plugins = ["browser"]
 
 
 # ------------------------------------------------------------------------------------- what takes longer than a step

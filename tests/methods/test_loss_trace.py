@@ -2,7 +2,7 @@
 
 After an intended change of the method, write the trace anew and say in the commit what moved:
 
-    UPDATE_GOLDEN=1 pytest tests/golden
+    UPDATE_GOLDEN=1 pytest tests/methods/test_loss_trace.py
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What only Wan does: text folded into few rows, encoding, words; tests/contract has what every family promises."""
+"""What only Wan does: text folded into few rows, encoding, words; test_contract.py has what every family promises."""
 
 from __future__ import annotations
 
