@@ -187,7 +187,7 @@ def wan21_1b(options: argparse.Namespace) -> None:
         reward = RandomClipReward(device)
         sampler = TeacherSampler(teacher, reward, cfg.teacher, cfg.shift)
         gate = build_gate(cfg.method.gate, student.temporal_stride)
-        return Rats(student, sampler, reward, gate, cfg.method, cfg.student, cfg.shift), PROMPTS[:1]
+        return Rats(student, sampler, reward, cfg.student, cfg.shift, gate=gate, config=cfg.method), PROMPTS[:1]
 
     options.only = options.only or WAN_LEVERS
     with tempfile.TemporaryDirectory() as folder:

@@ -236,7 +236,7 @@ def wan21_1b(options: argparse.Namespace) -> None:
         reward = RandomClipReward(device)
         sampler = TeacherSampler(teacher, reward, cfg.teacher, cfg.shift)
         gate = build_gate(cfg.method.gate, student.temporal_stride)
-        rats = Rats(student, sampler, reward, gate, cfg.method, cfg.student, cfg.shift)
+        rats = Rats(student, sampler, reward, cfg.student, cfg.shift, gate=gate, config=cfg.method)
         batch = draw_batch(student, cfg, PROMPTS[:1], 0)
         flops = forward_flops(rats, batch)
         measured = measure_step(rats, batch, options.repeats)

@@ -125,6 +125,9 @@ class PromptBatch:
 VelocityFn = Callable[[Tensor, Tensor, TextCondition], Tensor]
 """`(latents [B, C, F, H, W], sigma [B], text) -> velocity [B, C, F, H, W]`: one call is one network evaluation."""
 
+VelocityAndFeatures = Callable[[Tensor, Tensor, TextCondition], tuple[Tensor, Tensor]]
+"""`(latents, sigma, text) -> velocity [B, C, F, H, W], features [B, tokens, D]` in one call of the denoiser."""
+
 
 class Reward(Protocol):
     """Scores clips. Differentiable rewards carry gradient from the scores to every frame they look at.

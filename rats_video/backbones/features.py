@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.errors import UserError
-from rats_video.types import TextCondition
-
-VelocityAndFeatures = Callable[[Tensor, Tensor, TextCondition], tuple[Tensor, Tensor]]
-"""`(latents, sigma, text) -> velocity [B, C, F, H, W], features [B, tokens, D]` in one call of the denoiser."""
+from rats_video.types import TextCondition, VelocityAndFeatures
 
 
 def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:

@@ -258,7 +258,7 @@ def _balance(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], method: dic
 
 def _gradient_norm(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], **weights: float) -> float:
     """Mean over batches of the norm of the loss's gradient with other weights."""
-    rats = replace(rats, method=rats_of(cfg).model_copy(update=weights))
+    rats = replace(rats, config=rats_of(cfg).model_copy(update=weights))
     norms = []
     for index in range(NUM_BATCHES):
         batch = draw_batch(rats.student, cfg, prompts, index * cfg.teacher.reuse)

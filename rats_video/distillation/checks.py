@@ -8,8 +8,6 @@ from rats_video.backbones.attention import check_attention
 from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.methods.imitation import ImitationConfig
-from rats_video.methods.rats import RatsConfig
 from rats_video.optim import adamw8bit
 
 
@@ -45,12 +43,7 @@ def check_horizons(cfg: DistillConfig, student_steps: int) -> None:
     """Raise UserError where teacher and student cannot be compared at that many student steps."""
     if not cfg.method.uses_teacher:
         return
-    weights = cfg.method.shaping.horizon_weights if isinstance(cfg.method, RatsConfig | ImitationConfig) else None
-    if weights is not None and (len(weights) != student_steps or sum(weights) == 0):
-        raise UserError(
-            f"needs {student_steps} weights that are not all 0, got {list(weights)}",
-            where="method.shaping.horizon_weights", fix="one a student step, or null",
-        )  # fmt: skip
+    cfg.method.check_horizons(student_steps)
     if cfg.teacher.num_steps < student_steps:
         raise UserError(
             f"{cfg.teacher.num_steps} is fewer than the student's {student_steps}", where="teacher.num_steps"

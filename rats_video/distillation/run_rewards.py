@@ -13,7 +13,6 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
-from rats_video.methods.t2v_turbo import T2VTurboConfig
 from rats_video.rewards.latent import LatentReward, LatentRewardConfig, LatentSpace
 from rats_video.rewards.reward import RewardConfig, build_reward, check_reward_prompts
 from rats_video.rewards.self_test import self_test
@@ -31,11 +30,12 @@ def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
     """
     if not isinstance(cfg.reward, LatentRewardConfig):
         reward = build_reward(cfg.reward, backbone.device, where="reward", clip=cfg.clip.spec)
-        if not isinstance(cfg.method, T2VTurboConfig) or cfg.method.video_reward is None:
-            return reward
-        video = build_reward(cfg.method.video_reward, backbone.device, where=VIDEO_REWARD, clip=cfg.clip.spec)
-        return SumReward({"image": Term(reward), "video": Term(video, cfg.method.video_weight)})
-    if isinstance(cfg.method, T2VTurboConfig) and cfg.method.video_reward is not None:
+        further = {
+            name: Term(build_reward(settings, backbone.device, where=VIDEO_REWARD, clip=cfg.clip.spec), weight)
+            for name, (settings, weight) in cfg.method.further_rewards.items()
+        }
+        return SumReward({"image": Term(reward), **further}) if further else reward
+    if cfg.method.further_rewards:
         raise UserError(
             "judges pixels, which a latent reward does not see", where=VIDEO_REWARD,
             fix="set it to null, or choose a reward of pixels",
@@ -122,7 +122,7 @@ def check_rewards(
 
 def _loss_terms(cfg: DistillConfig, reward: Reward) -> dict[str, Term]:
     """The terms of what a run trains on by their keys in its configuration."""
-    if isinstance(cfg.method, T2VTurboConfig) and cfg.method.video_reward is not None:
+    if cfg.method.further_rewards:
         assert isinstance(reward, SumReward)
         image, video = reward.terms.values()
         return terms_of(image.reward, "reward") | terms_of(video.reward, VIDEO_REWARD)

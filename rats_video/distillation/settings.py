@@ -12,8 +12,6 @@ from rats_video.datasets.prompts.settings import PromptsConfig, ShapesPromptsCon
 from rats_video.evaluation.settings import EvaluationConfig
 from rats_video.methods.base import WITH_GRADIENT, StepsConfig
 from rats_video.methods.kinds import MethodConfig
-from rats_video.methods.rats import RatsConfig
-from rats_video.methods.t2v_turbo import T2VTurboConfig
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherConfig
 from rats_video.rewards.latent import LatentRewardConfig
 from rats_video.rewards.reward import RewardConfig
@@ -70,7 +68,7 @@ class DistillConfig(Config):
 
     @model_validator(mode="after")
     def _fits_the_method(self) -> Self:
-        if self.guard is not None and self.guard.on_alarm == "shape" and not isinstance(self.method, RatsConfig):
+        if self.guard is not None and self.guard.on_alarm == "shape" and not self.method.can_strengthen_shaping:
             raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
         if self.method.trains_critic and (self.parallel.shard or self.parallel.context > 1):
             raise ValueError(
@@ -86,7 +84,7 @@ class DistillConfig(Config):
     def _latents_stay_at_home(self) -> Self:
         if self.parallel.reward_ranks and isinstance(self.reward, LatentRewardConfig):
             raise ValueError("a latent reward is small and computes beside the student: set parallel.reward_ranks=0")
-        if self.parallel.reward_ranks and isinstance(self.method, T2VTurboConfig) and self.method.video_reward:
+        if self.parallel.reward_ranks and self.method.further_rewards:
             raise ValueError("a reward rank has one reward, not method.video_reward too: set parallel.reward_ranks=0")
         return self
 

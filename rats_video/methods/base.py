@@ -1,11 +1,11 @@
-"""What the training loop knows of a method, RATS or a rival, and what methods share."""
+"""What every method has: its settings, the protocol that the training loop sees, and parts they share."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypedDict
 
 import torch
 from pydantic import Field, model_validator
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveInt, SolverSteps
 from rats_video.diffusion.rollout import rollout
 from rats_video.methods.finite import SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
-from rats_video.methods.real_data import RealData, RealDataConfig
+from rats_video.methods.real_data import RealData, RealDataConfig, RealSource
 from rats_video.methods.scoring import score_clips
 from rats_video.methods.teacher import TeacherSampler
 from rats_video.optim import OptimizerConfig
-from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory, VelocityAndFeatures
 
 
 class StepsConfig(Config):
@@ -57,13 +57,19 @@ class BaseMethodConfig(Config):
     """What every method has."""
 
     trains_critic: ClassVar[bool] = False
-    """Whether other networks learn beside the student."""
+    """True if other networks learn beside the student."""
 
     least_steps: ClassVar[int] = 1
     """Solver steps without which nothing would be learned."""
 
     uses_trajectory: ClassVar[bool] = False
-    """Whether all points of the teacher's rollouts are asked for."""
+    """True if the loss needs every point of the teacher's rollouts."""
+
+    can_strengthen_shaping: ClassVar[bool] = False
+    """True if the guard may strengthen the loss's shaping."""
+
+    plannable: ClassVar[bool] = False
+    """True if `plan` can count the step."""
 
     drift_weight: NonNegativeFloat = Field(
         0.0, description="pull of the weights towards where they started: half this times the squared distance"
@@ -72,13 +78,29 @@ class BaseMethodConfig(Config):
 
     @property
     def uses_gradient(self) -> bool:
-        """Whether the reward's own gradient is in the loss."""
+        """True if the reward's own gradient is in the loss."""
         return False
 
     @property
     def uses_teacher(self) -> bool:
-        """Whether the teacher's rollouts are asked for."""
+        """True if the loss needs teacher rollouts."""
         return False
+
+    @property
+    def policy_samples(self) -> int:
+        """Further rollouts of the student, a clip and update, that are decoded and scored beside its own."""
+        return 0
+
+    @property
+    def further_rewards(self) -> Mapping[str, tuple[Any, float]]:
+        """Rewards in the loss beside the run's: settings, of a type that methods do not see, and weight.
+
+        `video` is the key of `method.video_reward`.
+        """
+        return {}
+
+    def check_horizons(self, num_steps: int) -> None:
+        """Raise UserError if teacher and student cannot be compared at that many student steps."""
 
     @abstractmethod
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
@@ -115,31 +137,31 @@ class Critic:
 
 
 class Method(Protocol):
-    """An objective: the loss of a batch, and who else learns. `rats_video/methods/` has one file for each kind."""
+    """An objective: the loss of a batch, and the networks that learn. `rats_video/methods/` has one file a kind."""
 
     @property
     def student(self) -> Backbone:
-        """Who is trained."""
+        """The model being trained."""
         ...
 
     @property
     def teacher(self) -> TeacherSampler:
-        """The many-step sampler, whether or not the loss asks for its rollouts."""
+        """The many-step sampler, even if the loss does not use its rollouts."""
         ...
 
     @property
     def reward(self) -> Reward:
-        """What is trained on, or only logged."""
+        """The reward in the loss, or one that is only logged."""
         ...
 
     @property
     def student_config(self) -> StepsConfig:
-        """Its step counts, and which steps carry gradient."""
+        """The student's step counts, and which steps carry gradient."""
         ...
 
     @property
     def shift(self) -> float:
-        """Of the sigma grid."""
+        """Shift of the sigma grid."""
         ...
 
     @property
@@ -157,32 +179,67 @@ class Method(Protocol):
         ...
 
     def update_ema(self, updates: int, *, resumed: bool = False) -> None:
-        """After the student's `updates`-th update: what moves after it does.
+        """Called after each student update; updates the averages of its weights.
 
-        `resumed` only tells how many updates are done: what moves came with the checkpoint, or the step is left out.
+        With `resumed` it only sets the counter: the averages came with the checkpoint, or the step was skipped.
         """
         ...
 
+    def with_shaping(self, strength: float) -> Method:
+        """The method with its shaping this many times as strong; itself if it has none."""
+        ...
 
-class FollowsTeacher:
-    """What holds of a method where nobody else learns."""
+
+class MethodInputs(TypedDict):
+    """The fields that every method has; see `Method`."""
 
     student: Backbone
     teacher: TeacherSampler
+    reward: Reward
+    student_config: StepsConfig
+    shift: float
+    real_data: RealData | None
+
+
+class MethodContext(Protocol):
+    """What a method may ask the run for while it is built. A method calls `inputs` first."""
 
     @property
-    def critics(self) -> Mapping[str, Critic]:
-        """None."""
-        return {}
+    def seed(self) -> int:
+        """The run's."""
+        ...
 
-    def update_ema(self, updates: int, *, resumed: bool = False) -> None:
-        """An EMA teacher moves after the student."""
-        self.teacher.update_ema(self.student, updates, resumed=resumed)
+    @property
+    def num_batches(self) -> int:
+        """Batches of the run: each serves `teacher.reuse` updates."""
+        ...
+
+    @property
+    def temporal_stride(self) -> int:
+        """Pixel frames of one latent frame."""
+        ...
+
+    def inputs(self) -> MethodInputs:
+        """Load reward, teacher and real clips."""
+        ...
+
+    @property
+    def critic(self) -> Backbone:
+        """A third role that trains, of the student's kind of weights; it starts as the base model."""
+        ...
+
+    def critic_features(self) -> tuple[VelocityAndFeatures, int]:
+        """Calls of the critic that also give its middle block's output, and the width D of that."""
+        ...
+
+    def clips(self, real: RealDataConfig) -> RealSource:
+        """Real clips of a prepared cache."""
+        ...
 
 
 @dataclass(frozen=True)
-class BaseMethod(FollowsTeacher):
-    """Who takes part in every method; a rival is a subclass that has a `step`."""
+class BaseMethod:
+    """The fields of every method; a kind is a subclass that has a `step`."""
 
     student: Backbone
     teacher: TeacherSampler
@@ -191,36 +248,49 @@ class BaseMethod(FollowsTeacher):
     shift: float
     real_data: RealData | None = None
 
+    @property
+    def critics(self) -> Mapping[str, Critic]:
+        """None."""
+        return {}
+
+    def update_ema(self, updates: int, *, resumed: bool = False) -> None:
+        """Update an EMA teacher."""
+        self.teacher.update_ema(self.student, updates, resumed=resumed)
+
+    def with_shaping(self, strength: float) -> Self:  # noqa: ARG002  # nothing to strengthen
+        """Itself."""
+        return self
+
 
 def student_rollout(
-    players: Method | BaseMethod, batch: PromptBatch, grad_steps: Collection[int] | None = None
+    method: Method | BaseMethod, batch: PromptBatch, grad_steps: Collection[int] | None = None
 ) -> Trajectory:
     """The student's own few-step trajectory from the shared noise, kept at every noise level below 1.
 
     `grad_steps` carry gradient; None takes those of the configuration.
     """
     if grad_steps is None:
-        grad_steps = players.student_config.gradient_steps(batch.num_steps)
+        grad_steps = method.student_config.gradient_steps(batch.num_steps)
     return rollout(
-        players.student.velocity,
+        method.student.velocity,
         batch.noise,
-        players.student.sigmas(batch.num_steps, players.shift),
-        players.student.encode_text(batch.prompts),
+        method.student.sigmas(batch.num_steps, method.shift),
+        method.student.encode_text(batch.prompts),
         keep=range(1, batch.num_steps + 1),
         grad_steps=grad_steps,
     )
 
 
 def score_student_clip(
-    players: Method | BaseMethod, batch: PromptBatch, x0: Tensor, *, with_gradient: bool
+    method: Method | BaseMethod, batch: PromptBatch, x0: Tensor, *, with_gradient: bool
 ) -> tuple[RewardScores, LogRow]:
-    """The reward of clean latents `[B, C, F, H, W]`, and its part of the row.
+    """The reward of clean latents `[B, C, F, H, W]`, and its columns of the log row.
 
     A clip whose score is not finite scores 0, passes no gradient on and is counted.
     """
-    clip = x0.view_as(x0)  # gradient from pixels comes back here, no other does
+    clip = x0.view_as(x0)  # only the gradient from pixels comes back here
     with torch.set_grad_enabled(with_gradient):
-        scores = score_clips(players.reward, players.student, clip, batch.prompts, batch.grad_frames)
+        scores = score_clips(method.reward, method.student, clip, batch.prompts, batch.grad_frames)
     kept = finite_clips(scores)
     block_gradient(clip, kept)
     scores = mask_scores(scores, kept)

@@ -15,7 +15,14 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat, PositiveInt
-from rats_video.methods.base import WITH_GRADIENT, BaseMethod, LogRow, score_student_clip, student_rollout
+from rats_video.methods.base import (
+    WITH_GRADIENT,
+    BaseMethod,
+    LogRow,
+    MethodContext,
+    score_student_clip,
+    student_rollout,
+)
 from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
 from rats_video.methods.finite import SKIPPED
 from rats_video.types import PromptBatch
@@ -43,6 +50,10 @@ class ConsistencyConfig(BaseConsistencyConfig):
         """The pairs; the reward's rollout has gradient in its last step."""
         return self.pairs.evaluations(teacher, guided) + self.uses_gradient * (num_steps + WITH_GRADIENT - 1)
 
+    def build(self, context: MethodContext) -> Consistency:
+        """The method on the run's roles."""
+        return Consistency(**context.inputs(), config=self, num_batches=context.num_batches)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency(BaseMethod):
@@ -53,12 +64,12 @@ class Consistency(BaseMethod):
         num_batches: of the run, which the stages share equally.
     """
 
-    method: ConsistencyConfig
+    config: ConsistencyConfig
     num_batches: int
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
-        method = self.method
+        method = self.config
         stage = min(batch.index * len(method.stages) // self.num_batches, len(method.stages) - 1)
         ends = self.student.sigmas(batch.num_steps * method.stages[stage], self.shift)
         loss, _ = trajectory_consistency_loss(self.student, self.teacher, batch, ends, method.pairs)

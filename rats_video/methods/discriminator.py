@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from rats_video.config.fields import Config, PositiveFloat
-from rats_video.types import TextCondition
+from rats_video.types import TextCondition, VelocityAndFeatures
 
 
 class GanConfig(Config):
@@ -42,12 +41,12 @@ class Discriminator:
     """DMD2's (arXiv 2405.14867, section 4.3): `log(1 + exp(...))` on both sides, that is the non-saturating loss.
 
     Args:
-        see: one call of the fake score that gives its velocity and its features.
+        features: one call of the fake score that gives its velocity and its features.
         head: what learns here; the features learn along, as part of the fake score.
         cfg: weights of the losses.
     """
 
-    features: Callable[[Tensor, Tensor, TextCondition], tuple[Tensor, Tensor]]
+    features: VelocityAndFeatures
     head: DiscriminatorHead
     cfg: GanConfig
 

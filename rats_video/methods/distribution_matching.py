@@ -18,9 +18,10 @@ from torch import Tensor
 from rats_video.config.fields import Config, PositiveInt
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.schedule import shift_sigma
-from rats_video.methods.base import WITH_GRADIENT, Critic, LogRow
+from rats_video.errors import UserError
+from rats_video.methods.base import WITH_GRADIENT, Critic, LogRow, MethodInputs
 from rats_video.methods.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
-from rats_video.methods.teacher import TeacherSampler
+from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.optim import OptimizerConfig
 from rats_video.types import Backbone, PromptBatch, TextCondition
 
@@ -139,3 +140,17 @@ class DistributionMatching:
             return self.fake_loss(x0, self.fake.encode_text(batch.prompts), batch, index)
 
         return Critic(self.fake.weights, loss, self.cfg.optimizer, self.cfg.rounds)
+
+
+def build_matching(cfg: FakeScoreConfig, inputs: MethodInputs, critic: Backbone) -> DistributionMatching:
+    """The two scores of distribution matching.
+
+    Raises:
+        UserError: the teacher is an average of the student: there would be nothing to match.
+    """
+    if not isinstance(inputs["teacher"].cfg, FrozenTeacherConfig):
+        raise UserError(
+            "is the student's own average: matching what it makes would change nothing", where="teacher.kind",
+            fix="set teacher.kind=frozen",
+        )  # fmt: skip
+    return DistributionMatching(inputs["teacher"], critic, cfg, inputs["shift"])

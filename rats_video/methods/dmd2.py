@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -19,9 +20,17 @@ from torch import Tensor
 from rats_video.config.fields import Config, NonNegativeFloat, PositiveFloat
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow, score_student_clip
-from rats_video.methods.discriminator import Discriminator, GanConfig
-from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig
+from rats_video.methods.base import (
+    WITH_GRADIENT,
+    BaseMethod,
+    BaseMethodConfig,
+    Critic,
+    LogRow,
+    MethodContext,
+    score_student_clip,
+)
+from rats_video.methods.discriminator import Discriminator, GanConfig, build_head
+from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
 from rats_video.methods.draws import DISCRIMINATOR, FAKE_SCORE, REAL, STUDENT_LEVEL, draw_noise
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_rollouts
@@ -95,6 +104,20 @@ class Dmd2Config(BaseMethodConfig):
             found += policy.evaluations(num_steps) + policy.samples
         return found
 
+    def build(self, context: MethodContext) -> Dmd2:
+        """Distribution matching, with the discriminator and real clips that the settings ask for."""
+        inputs = context.inputs()
+        critic, gan, clips = context.critic, None, None
+        matching = build_matching(self.fake_score, inputs, critic)
+        if self.gan is not None:
+            features, width = context.critic_features()
+            gan = Discriminator(features, build_head(width, context.seed + 2).to(critic.device), self.gan)
+        if self.ida is not None:  # adapters start alike, or their factors' mean would be no adapter between the two
+            ema_update_(critic.weights, inputs["student"].weights, decay=0.0)
+        if self.real_data is not None and (self.data_forcing or self.gan):
+            clips = lru_cache(maxsize=1)(context.clips(self.real_data))  # each round asks for them
+        return Dmd2(**inputs, config=self, matching=matching, gan=gan, clips=clips, seed=context.seed)
+
 
 @dataclass(frozen=True)
 class GeneratedClips:
@@ -116,7 +139,7 @@ class Dmd2(BaseMethod):
         seed: of what is drawn once for a whole batch.
     """
 
-    method: Dmd2Config
+    config: Dmd2Config
     matching: DistributionMatching
     gan: Discriminator | None = None
     clips: RealSource | None = None
@@ -131,13 +154,13 @@ class Dmd2(BaseMethod):
             logit = self.logit(self.gan, made, batch)
             loss = loss + self.gan.cfg.weight * self.gan.generator_loss(logit)
             row["gan/student"] = float(logit.detach().mean())
-            if self.method.adversarial_reward is not None:
-                policy = self.policy_term(self.gan, batch, self.method.adversarial_reward.policy)
-                loss = loss + self.method.adversarial_reward.weight * policy
+            if self.config.adversarial_reward is not None:
+                policy = self.policy_term(self.gan, batch, self.config.adversarial_reward.policy)
+                loss = loss + self.config.adversarial_reward.weight * policy
                 row["policy/loss"] = float(policy.detach())
-        if self.method.reward_weight > 0 and made.real is None:  # real clips' captions are not at hand
+        if self.config.reward_weight > 0 and made.real is None:  # real clips' captions are not at hand
             scores, judged = score_student_clip(self, batch, made.x0, with_gradient=True)
-            loss, row = loss - self.method.reward_weight * scores.clip.mean(), row | judged
+            loss, row = loss - self.config.reward_weight * scores.clip.mean(), row | judged
         return loss, {"loss": float(loss.detach()), **row}
 
     @property
@@ -146,7 +169,7 @@ class Dmd2(BaseMethod):
         weights = dict(self.matching.fake.weights)
         if self.gan is not None:
             weights |= {f"discriminator.{name}": weight for name, weight in self.gan.head.named_parameters()}
-        cfg = self.method.fake_score
+        cfg = self.config.fake_score
         return {NAME: Critic(weights, self.fake_score_loss, cfg.optimizer, cfg.rounds)}
 
     def fake_score_loss(self, batch: PromptBatch, index: int) -> tuple[Tensor, LogRow]:
@@ -177,7 +200,7 @@ class Dmd2(BaseMethod):
         generator = seeded(self.seed, REAL, batch.index)
         forced, place = torch.rand(2, generator=generator).tolist()
         noise = batch.noise if stream == (STUDENT_LEVEL,) else draw_noise(batch, *stream, 2)
-        if forced >= self.method.data_forcing:
+        if forced >= self.config.data_forcing:
             text = self.student.encode_text(batch.prompts)
             return GeneratedClips(rollout(self.student.velocity, noise, sigmas, text, grad_steps=grad_steps).x0, text)
         real, text = self.real_clips(batch)
@@ -213,5 +236,5 @@ class Dmd2(BaseMethod):
     def update_ema(self, updates: int, *, resumed: bool = False) -> None:
         """With implicit distribution alignment the fake score moves towards the student (SenseFlow, section 4.1)."""
         super().update_ema(updates, resumed=resumed)
-        if self.method.ida is not None and not resumed:
-            ema_update_(self.matching.fake.weights, self.student.weights, self.method.ida)
+        if self.config.ida is not None and not resumed:
+            ema_update_(self.matching.fake.weights, self.student.weights, self.config.ida)

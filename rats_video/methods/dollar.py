@@ -16,9 +16,9 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat
-from rats_video.methods.base import BaseMethod, Critic, LogRow, score_student_clip, student_rollout
+from rats_video.methods.base import BaseMethod, Critic, LogRow, MethodContext, score_student_clip, student_rollout
 from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
-from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig
+from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
 from rats_video.methods.draws import FAKE_SCORE, draw_noise
 from rats_video.types import PromptBatch
 
@@ -40,12 +40,17 @@ class DollarConfig(BaseConsistencyConfig):
         """The student's rollout, which both scores and the reward judge; the fake score's own; the pairs."""
         return student + self.fake_score.evaluations(num_steps, guided) + self.pairs.evaluations(teacher, guided)
 
+    def build(self, context: MethodContext) -> Dollar:
+        """The method on the run's roles."""
+        inputs = context.inputs()
+        return Dollar(**inputs, config=self, matching=build_matching(self.fake_score, inputs, context.critic))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dollar(BaseMethod):
     """Loss = score_weight * distribution matching + consistency_weight * consistency - reward_weight * R_student."""
 
-    method: DollarConfig
+    config: DollarConfig
     matching: DistributionMatching
 
     @property
@@ -59,7 +64,7 @@ class Dollar(BaseMethod):
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
-        method = self.method
+        method = self.config
         x0 = student_rollout(self, batch).x0
         scores, row = score_student_clip(self, batch, x0, with_gradient=method.uses_gradient)
         matching = self.matching.loss(x0, batch).mean()

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
 from rats_video.methods.finite import SKIPPED, warn_skipped
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_group
 from rats_video.types import PromptBatch
@@ -37,6 +37,10 @@ class GrpoConfig(BaseMethodConfig):
         base = self.policy.samples * self.policy.num_trained(num_steps) if self.kl_weight > 0 else 0
         return self.policy.evaluations(num_steps) + base
 
+    def build(self, context: MethodContext) -> Grpo:
+        """The method on the run's roles."""
+        return Grpo(**context.inputs(), config=self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grpo(BaseMethod):
@@ -47,18 +51,18 @@ class Grpo(BaseMethod):
     without guidance.
     """
 
-    method: GrpoConfig
+    config: GrpoConfig
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
         sigmas = self.student.sigmas(batch.num_steps, self.shift)
-        base = self.teacher.backbone.velocity if self.method.kl_weight > 0 else None
-        group = sample_group(self.student, self.reward, batch, sigmas, self.method.policy, reference=base)
+        base = self.teacher.backbone.velocity if self.config.kl_weight > 0 else None
+        group = sample_group(self.student, self.reward, batch, sigmas, self.config.policy, reference=base)
         loss = policy_loss(group, group.rewards(group.kept)).mean()
         row = group_row(group, batch)
         if base is not None:
             divergence = (group.divergence * group.kept).mean()
-            loss = loss + self.method.kl_weight * divergence
+            loss = loss + self.config.kl_weight * divergence
             row["policy/divergence"] = float(divergence.detach())
         return loss, {"loss": float(loss.detach()), **row}
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, student_rollout
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext, student_rollout
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
 from rats_video.types import PromptBatch
@@ -27,22 +27,30 @@ class ImitationConfig(BaseMethodConfig):
         """Always."""
         return True
 
+    def check_horizons(self, num_steps: int) -> None:
+        """Raise UserError if its weights do not fit that many steps."""
+        self.shaping.check_horizons(num_steps)
+
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """A rollout of each."""
         return teacher + student
+
+    def build(self, context: MethodContext) -> Imitation:
+        """The method on the run's roles."""
+        return Imitation(**context.inputs(), config=self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Imitation(BaseMethod):
     """Loss = mean over horizons and latent frames of `|student - teacher|^2`."""
 
-    method: ImitationConfig
+    config: ImitationConfig
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
         guide, path = self.teacher.rollout(batch), student_rollout(self, batch)
-        by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=self.method.shaping.motion_weight)
-        loss = weigh_horizons(by_horizon, self.method.shaping.horizon_weights).mean()
+        by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=self.config.shaping.motion_weight)
+        loss = weigh_horizons(by_horizon, self.config.shaping.horizon_weights).mean()
         apart = by_horizon.detach().mean(dim=(1, 2)).tolist()
         row = {f"shaping/{sigma:.3f}": distance for sigma, distance in zip(path.sigmas, apart, strict=True)}
         teacher = float(guide.scores.clip.mean())  # finite or not: nothing learns from it

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from rats_video.methods.consistency import ConsistencyConfig
+from rats_video.methods.custom import CustomMethodConfig
 from rats_video.methods.dmd2 import Dmd2Config
 from rats_video.methods.dollar import DollarConfig
 from rats_video.methods.grpo import GrpoConfig
@@ -25,6 +26,7 @@ MethodConfig = Annotated[
     | Dmd2Config
     | ConsistencyConfig
     | T2VTurboConfig
-    | DollarConfig,
+    | DollarConfig
+    | CustomMethodConfig,
     Field(discriminator="kind"),
 ]  # fmt: skip

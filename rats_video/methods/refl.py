@@ -18,6 +18,7 @@ from rats_video.methods.base import (
     BaseMethod,
     BaseMethodConfig,
     LogRow,
+    MethodContext,
     score_student_clip,
     student_rollout,
 )
@@ -40,17 +41,21 @@ class ReflConfig(BaseMethodConfig):
         """The student's rollout, with gradient in its last steps."""
         return num_steps + (WITH_GRADIENT - 1) * min(self.last_steps, num_steps)
 
+    def build(self, context: MethodContext) -> Refl:
+        """The method on the run's roles."""
+        return Refl(**context.inputs(), config=self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Refl(BaseMethod):
     """Loss = -reward_weight * R_student."""
 
-    method: ReflConfig
+    config: ReflConfig
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
-        last = range(max(0, batch.num_steps - self.method.last_steps), batch.num_steps)
+        last = range(max(0, batch.num_steps - self.config.last_steps), batch.num_steps)
         path = student_rollout(self, batch, grad_steps=last)
         scores, row = score_student_clip(self, batch, path.x0, with_gradient=True)
-        loss = -self.method.reward_weight * scores.clip.mean()
+        loss = -self.config.reward_weight * scores.clip.mean()
         return loss, {"loss": float(loss.detach()), **row}

@@ -17,8 +17,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat, PositiveFloat
-from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow
-from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig
+from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow, MethodContext
+from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
 from rats_video.methods.draws import FAKE_SCORE, draw_noise
 from rats_video.methods.grpo import group_row
 from rats_video.methods.policy import PolicyConfig, policy_loss, sample_group, stochastic_rollout
@@ -53,6 +53,11 @@ class RtdmdConfig(BaseMethodConfig):
         group = self.policy.evaluations(num_steps) + self.policy.samples * (WITH_GRADIENT - 1 + guided + 1)
         return group + self.fake_score.rounds * (num_steps + WITH_GRADIENT)
 
+    def build(self, context: MethodContext) -> Rtdmd:
+        """The method on the run's roles."""
+        inputs = context.inputs()
+        return Rtdmd(**inputs, config=self, matching=build_matching(self.fake_score, inputs, context.critic))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rtdmd(BaseMethod):
@@ -62,12 +67,12 @@ class Rtdmd(BaseMethod):
     rollout alone.
     """
 
-    method: RtdmdConfig
+    config: RtdmdConfig
     matching: DistributionMatching
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
-        method, sigmas = self.method, self.student.sigmas(batch.num_steps, self.shift)
+        method, sigmas = self.config, self.student.sigmas(batch.num_steps, self.shift)
         group = sample_group(
             self.student, self.reward, batch, sigmas, method.policy,
             through_last=True, with_gradient=method.uses_gradient,
@@ -94,5 +99,5 @@ class Rtdmd(BaseMethod):
         batch = replace(batch, noise=draw_noise(batch, FAKE_SCORE, index, 2))
         sigmas = self.student.sigmas(batch.num_steps, self.shift)
         return stochastic_rollout(
-            self.student, batch, sigmas, self.method.policy.noise, self.method.policy.samples + index
+            self.student, batch, sigmas, self.config.policy.noise, self.config.policy.samples + index
         ).x0

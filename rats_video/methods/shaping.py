@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import Config, NonNegativeFloat
+from rats_video.errors import UserError
 from rats_video.types import Trajectory
 
 
@@ -19,6 +20,15 @@ class ShapingConfig(Config):
     horizon_weights: tuple[NonNegativeFloat, ...] | None = Field(
         None, description="one weight a student step, first to last; null weighs all alike"
     )
+
+    def check_horizons(self, num_steps: int) -> None:
+        """Raise UserError if there is not one weight for each student step."""
+        weights = self.horizon_weights
+        if weights is not None and (len(weights) != num_steps or sum(weights) == 0):
+            raise UserError(
+                f"needs {num_steps} weights that are not all 0, got {list(weights)}",
+                where="method.shaping.horizon_weights", fix="one a student step, or null",
+            )  # fmt: skip
 
 
 def shaping_by_horizon(student: Trajectory, teacher: Trajectory, *, motion_weight: float) -> Tensor:

@@ -7,6 +7,7 @@ the network. One guidance scale is distilled, the teacher's; the paper tells the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +15,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat, PositiveFloat
-from rats_video.methods.base import BaseMethod, LogRow, score_student_clip
+from rats_video.methods.base import BaseMethod, LogRow, MethodContext, score_student_clip
 from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
 from rats_video.methods.finite import SKIPPED
 from rats_video.rewards.reward import RewardConfig
@@ -32,9 +33,18 @@ class T2VTurboConfig(BaseConsistencyConfig):
     video_reward: RewardConfig | None = Field(None, description="judges the same clips; null = none")
     video_weight: PositiveFloat = Field(1.0, description="of `video_reward` beside the run's reward")
 
+    @property
+    def further_rewards(self) -> Mapping[str, tuple[RewardConfig, float]]:
+        """The video reward."""
+        return {} if self.video_reward is None else {"video": (self.video_reward, self.video_weight)}
+
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The pairs; the rewards judge what they predict."""
         return self.pairs.evaluations(teacher, guided)
+
+    def build(self, context: MethodContext) -> T2VTurbo:
+        """The method on the run's roles."""
+        return T2VTurbo(**context.inputs(), config=self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,14 +54,14 @@ class T2VTurbo(BaseMethod):
     With a video reward, `reward` is `R_image + video_weight * R_video` (`rewards/reward.py`): one decode serves both.
     """
 
-    method: T2VTurboConfig
+    config: T2VTurboConfig
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it; the rewards judge the first pair of each clip."""
         ends = self.student.sigmas(1, self.shift)
-        loss, predicted = trajectory_consistency_loss(self.student, self.teacher, batch, ends, self.method.pairs)
+        loss, predicted = trajectory_consistency_loss(self.student, self.teacher, batch, ends, self.config.pairs)
         row = {"consistency/loss": float(loss.detach()), SKIPPED: 0.0}
-        if self.method.uses_gradient:
+        if self.config.uses_gradient:
             scores, judged = score_student_clip(self, batch, predicted, with_gradient=True)
-            loss, row = loss - self.method.reward_weight * scores.clip.mean(), row | judged
+            loss, row = loss - self.config.reward_weight * scores.clip.mean(), row | judged
         return loss, {"loss": float(loss.detach()), **row}

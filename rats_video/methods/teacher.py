@@ -35,6 +35,10 @@ class FrozenTeacherConfig(Config):
         """Network evaluations of one guided call."""
         return 1 if self.guidance_scale == 1.0 else 2
 
+    def guided_share(self, steps: int) -> float:  # noqa: ARG002  # it never fades
+        """The share of a run of `steps` updates in which it is guided."""
+        return float(self.guidance_scale != 1.0)
+
 
 class EmaTeacherConfig(Config):
     """The running average of the student's weights, sampled with many steps (as published)."""
@@ -51,6 +55,12 @@ class EmaTeacherConfig(Config):
     def calls_per_step(self) -> int:
         """Network evaluations of one guided call, while guidance lasts."""
         return 1 if self.guidance_scale == self.guidance_end == 1.0 else 2
+
+    def guided_share(self, steps: int) -> float:
+        """The share of a run of `steps` updates in which it is guided: guidance may fade to none."""
+        if self.guidance_end != 1.0:
+            return 1.0
+        return min(1.0, self.guidance_fade_steps / steps) if self.guidance_scale != 1.0 else 0.0
 
 
 TeacherConfig = Annotated[FrozenTeacherConfig | EmaTeacherConfig, Field(discriminator="kind")]

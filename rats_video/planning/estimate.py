@@ -8,8 +8,6 @@ from typing import Any
 
 from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.distillation.settings import DistillConfig
-from rats_video.methods.rats import RatsConfig
-from rats_video.methods.teacher import EmaTeacherConfig, FrozenTeacherConfig
 from rats_video.planning.devices import Device
 from rats_video.planning.trace import AVERAGE, DENOISER, FLOPS, HELD, TEXT, TRAINED, Counts
 
@@ -139,34 +137,19 @@ def network_calls(cfg: DistillConfig) -> dict[str, float]:
     """Network evaluations a clip and a step, averaged over the run; guidance makes two of one."""
     teacher = cfg.teacher
     student = sum(cfg.student.num_steps) / len(cfg.student.num_steps)
-    calls = {"teacher": teacher.num_steps * (1 + guided_share(cfg)) / teacher.reuse, "student": student}
-    return calls | ({"policy": policy_samples(cfg) * student} if policy_samples(cfg) else {})
-
-
-def policy_samples(cfg: DistillConfig) -> int:
-    """Further rollouts of the student, a clip and a step, that are decoded and judged for the policy objective."""
-    method = cfg.method
-    assert isinstance(method, RatsConfig)
-    return method.policy.samples if method.policy is not None and method.reward_weight > 0 else 0
-
-
-def guided_share(cfg: DistillConfig) -> float:
-    """The share of the run in which the teacher is guided: an EMA teacher's guidance may fade to none."""
-    match cfg.teacher:
-        case FrozenTeacherConfig(guidance_scale=scale):
-            return float(scale != 1.0)
-        case EmaTeacherConfig(guidance_scale=start, guidance_end=end, guidance_fade_steps=fade):
-            if end != 1.0:
-                return 1.0
-            return min(1.0, fade / cfg.training.steps) if start != 1.0 else 0.0
+    calls = {
+        "teacher": teacher.num_steps * (1 + teacher.guided_share(cfg.training.steps)) / teacher.reuse,
+        "student": student,
+    }
+    return calls | ({"policy": cfg.method.policy_samples * student} if cfg.method.policy_samples else {})
 
 
 def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float]:
     """TFLOPs of one step by phase, averaged over the run."""
     step, decode, reward, reuse = counted.step, counted.decode, counted.reward, cfg.teacher.reuse
-    judged = 1 + policy_samples(cfg)  # of the student's clips; the dry step itself calls the network for all of them
+    scored = 1 + cfg.method.policy_samples  # student clips; the dry step itself calls the network for all of them
     student = network_calls(cfg)["student"] / counted.num_steps
-    is_guided = guided_share(cfg) > 0  # the dry run's one call is two evaluations then
+    is_guided = cfg.teacher.guided_share(cfg.training.steps) > 0  # the dry run's one call is two evaluations then
     teacher = network_calls(cfg)["teacher"] / (2 if is_guided else 1)
     found = {
         "text": 0.0 if cfg.compute.cache_text else counted.text.get(("text", FLOPS), 0.0) * (1 + 1 / reuse),
@@ -174,8 +157,8 @@ def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float
         "teacher decode": decode["teacher decode", FLOPS] / reuse,
         "teacher reward": reward["teacher reward", FLOPS] / reuse,
         "student rollout": step["student rollout", FLOPS] * student,
-        "student decode": decode["student decode", FLOPS] * judged,
-        "student reward": reward["student reward", FLOPS] * judged,
+        "student decode": decode["student decode", FLOPS] * scored,
+        "student reward": reward["student reward", FLOPS] * scored,
         "reward backward": reward.get(("reward backward", FLOPS), 0.0),
         "decode backward": decode.get(("decode backward", FLOPS), 0.0),
         "student backward": step["student backward", FLOPS] * student,

@@ -19,7 +19,6 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.meta import META
 from rats_video.methods.horizon import match_horizons
-from rats_video.methods.rats import RatsConfig
 from rats_video.methods.teacher import EmaTeacherConfig
 from rats_video.planning.devices import Device, detect_device
 from rats_video.planning.estimate import Plan, TracedCosts, make_plan
@@ -46,7 +45,7 @@ from rats_video.types import PromptBatch, Reward, TextCondition
 
 def can_plan(cfg: DistillConfig) -> bool:
     """Whether the plan knows the method's step."""
-    return isinstance(cfg.method, RatsConfig)
+    return cfg.method.plannable
 
 
 class Builders(NamedTuple):

@@ -108,7 +108,7 @@ def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillC
         teacher=TeacherSampler(seen, free_reward, few, cfg.shift),
         reward=free_reward,
         gate=build_gate(cfg.method.gate.model_copy(update={"part": None}), student.temporal_stride),  # it has no parts
-        method=cfg.method,
+        config=cfg.method,
         student_config=cfg.student,
         shift=cfg.shift,
     )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from rats_video.methods.base import LogRow, Method
-from rats_video.methods.rats import Rats
 from rats_video.runtime import Runtime
 from rats_video.timing import phase
 from rats_video.training.anchor import InitialWeights
@@ -133,10 +132,8 @@ class GuardCallback:
 
     @property
     def guided_method(self) -> Method:
-        """The method; RATS with its shaping as strong as the guard wants it."""
-        if self.guard is None or not isinstance(self.method, Rats):
-            return self.method
-        return replace(self.method, shaping_strength=self.guard.shaping)
+        """The method, with its shaping as strong as the guard wants it."""
+        return self.method if self.guard is None else self.method.with_shaping(self.guard.shaping)
 
     @property
     def stops(self) -> bool:

@@ -239,7 +239,7 @@ def pairs_by_hand(method: Any, batch: PromptBatch, ends: Tensor) -> tuple[Tensor
             cond, uncond = base.velocity(x, level, text), base.velocity(x, level, negative)
             x = x + (low - high) * (uncond + 2.0 * (cond - uncond))
             points.append(x)
-    drawn = list(draw_pairs(method.teacher, batch, ends, method.method.pairs))
+    drawn = list(draw_pairs(method.teacher, batch, ends, method.config.pairs))
     for index, pairs in enumerate(drawn):
         for row, prompt in enumerate(batch.prompts):
             one = student.encode_text([prompt])
@@ -379,7 +379,7 @@ def test_stages_cut_the_segments_finer_first(
         return torch.zeros(()), None
 
     with mock.patch("rats_video.methods.consistency.trajectory_consistency_loss", ends_of):
-        method = replace(method, method=method.method.model_copy(update={"reward_weight": 0.0}))
+        method = replace(method, config=method.config.model_copy(update={"reward_weight": 0.0}))
         for step in range(10):
             method.step(draw_batch(method.student, cfg, captions, step))
     assert ends == [8, 8, 8, 8, 8, 8, 4, 4, 4, 4]  # batches 0 to 2 of 5, two updates each

@@ -238,7 +238,7 @@ def test_noisy_steps_and_the_last_one_are_the_whole_gradient() -> None:
     nothing = SimpleNamespace(loss=lambda x0, *_: 0 * x0.sum(dim=(1, 2, 3, 4)))
     rtdmd = Rtdmd(
         student=student, teacher=None, reward=NearTarget(), student_config=None, shift=2.0,
-        method=method, matching=nothing,
+        config=method, matching=nothing,
     )  # type: ignore[arg-type]  # fmt: skip
     loss, _ = rtdmd.step(batch)
     ours = torch.autograd.grad(clips * loss, (student.slope, student.offset))

@@ -46,7 +46,7 @@ def test_loss_trace(
     student = backbone.with_own_denoiser()
     teacher = TeacherSampler(base, color_reward, cfg.teacher, cfg.shift)
     gate = build_gate(cfg.method.gate, backbone.temporal_stride)
-    rats = Rats(student, teacher, color_reward, gate, cfg.method, cfg.student, cfg.shift)
+    rats = Rats(student, teacher, color_reward, cfg.student, cfg.shift, gate=gate, config=cfg.method)
     train_loop(rats, cfg, captions, RunFolder(tmp_path))
     trace = [{key: row[key] for key in KEYS} for row in read_metrics(tmp_path / "metrics.jsonl")]
 

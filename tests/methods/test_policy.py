@@ -141,8 +141,8 @@ def test_the_step_is_policy_and_shaping(make_rats: Make, captions: tuple[str, ..
     rats, cfg = make_rats("method.reward_weight=0.7", *weights)
     batch = draw_batch(rats.student, cfg, captions, 0)
     loss, row = rats_step(rats, batch)
-    shaping, _ = rats_step(replace(rats, method=cfg.method.model_copy(update={"reward_weight": 0.0})), batch)
-    group = sample_group(rats.student, rats.reward, batch, rats.student.sigmas(4, cfg.shift), rats.method.policy)  # type: ignore[arg-type]
+    shaping, _ = rats_step(replace(rats, config=cfg.method.model_copy(update={"reward_weight": 0.0})), batch)
+    group = sample_group(rats.student, rats.reward, batch, rats.student.sigmas(4, cfg.shift), rats.config.policy)  # type: ignore[arg-type]
     rewards = torch.stack([scores.clip for scores in group.scores])
     lead = (rewards - rewards.mean(dim=0)) / rewards.std(dim=0, correction=0)
     by_hand = shaping - 0.7 * (lead * group.log_likelihood).mean()

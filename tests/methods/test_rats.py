@@ -47,7 +47,7 @@ def make_rats(backbone: WanBackbone, color_reward: Reward, make_config: MakeConf
         cfg = make_config(*SET, *overrides)
         teacher = TeacherSampler(base, reward, cfg.teacher, cfg.shift, store)
         gate = build_gate(cfg.method.gate, backbone.temporal_stride)
-        return Rats(backbone, teacher, reward, gate, cfg.method, cfg.student, cfg.shift)
+        return Rats(backbone, teacher, reward, cfg.student, cfg.shift, gate=gate, config=cfg.method)
 
     return make
 

@@ -64,7 +64,7 @@ def make_rats(
         cfg = make_config(*overrides)
         sampler = TeacherSampler(base, teacher, cfg.teacher, cfg.shift)
         gate = build_gate(cfg.method.gate, backbone.temporal_stride)
-        return Rats(backbone, sampler, student, gate, cfg.method, cfg.student, cfg.shift), cfg
+        return Rats(backbone, sampler, student, cfg.student, cfg.shift, gate=gate, config=cfg.method), cfg
 
     return make
 
