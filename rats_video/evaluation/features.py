@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from rats_video.config.fields import Config
 from rats_video.evaluation.i3d import I3dFeaturesConfig
-from rats_video.rewards.clip_score import normalize
 from rats_video.rewards.files import load_transformers_model
+from rats_video.rewards.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from rats_video.rewards.word import WordReward
 
 
@@ -37,8 +37,6 @@ FeaturesConfig = Annotated[
 ]
 
 
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red, green, blue
-_STD = (0.229, 0.224, 0.225)
 _LOG_ODDS = 10.0  # those of a clear clip are about as large: features of order 1 suit the kernel
 _CELLS = (8, 16, 16)  # frames, height and width that pixels are averaged to
 
@@ -82,7 +80,7 @@ class VideoMae(nn.Module):
         frames = videos[:, index].float().flatten(0, 1)
         size = (config.image_size, config.image_size)
         frames = F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
-        pixels = normalize(frames, _MEAN, _STD).unflatten(0, (len(videos), len(index)))
+        pixels = normalize(frames, IMAGENET_MEAN, IMAGENET_STD).unflatten(0, (len(videos), len(index)))
         tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state
         return tokens.mean(dim=1)
 

@@ -21,8 +21,8 @@ from pydantic import Field, JsonValue, field_validator
 from torch import Tensor, nn
 
 from rats_video.errors import UserError
-from rats_video.rewards.base import RewardKindConfig
-from rats_video.types import RewardScores
+from rats_video.rewards.base import RewardContext, RewardKindConfig, free_reward
+from rats_video.types import Reward, RewardScores
 
 
 class CustomRewardConfig(RewardKindConfig):
@@ -38,6 +38,18 @@ class CustomRewardConfig(RewardKindConfig):
         {}, description="named arguments: of the class, or of every call of the function"
     )
     differentiable: bool = Field(default=True, description="where its own attribute `differentiable` does not say it")
+
+    def build(self, context: RewardContext) -> CustomReward:
+        """Import it."""
+        return build_custom(self, context.device, where=context.where)
+
+    def on_meta(self, context: RewardContext) -> Reward:  # noqa: ARG002
+        """A free reward in its place: only running the code would tell its cost."""
+        return free_reward
+
+    def sources(self, where: str) -> list[Path]:
+        """The module and those beside it, which it may import; what it imports from elsewhere is not seen."""
+        return sorted(source_file(self.target, where=where).parent.glob("*.py"))
 
     @field_validator("options")
     @classmethod

@@ -1,18 +1,21 @@
-"""What all rewards that look at single frames have in common: which frames, how many at a time, and what it costs."""
+"""The base of rewards for single frames: which frames are scored, and how many at a time."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Discriminator, Field, Tag
-from torch import Tensor
+from torch import Tensor, nn
 
 from rats_video.config.explain import KIND
 from rats_video.config.fields import Config, PositiveInt
+from rats_video.meta import empty_model
 from rats_video.rewards.base import BaseRewardConfig
+from rats_video.rewards.files import read_config
 from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks
 from rats_video.types import RewardScores
 
@@ -44,7 +47,7 @@ FrameChoice = Annotated[
 
 
 class FrameRewardConfig(BaseRewardConfig):
-    """How a reward for single frames looks at clips."""
+    """Settings of a reward for single frames."""
 
     per = "frame"
 
@@ -55,15 +58,26 @@ class FrameRewardConfig(BaseRewardConfig):
     chunk: PositiveInt = Field(8, description="frames a forward; they are recomputed in backward, so it bounds memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
 
+    def hub_config(self, published: dict[str, Any]) -> dict[str, Any]:
+        """The config.json in the folder of the model; `published` where there is no such folder."""
+        folder = Path(self.path).expanduser()
+        return read_config(folder) if folder.is_dir() else published
+
+    def empty_model(self, kind: str, config: Mapping[str, Any]) -> nn.Module:
+        """The model of that class of transformers, without weights."""
+        import transformers
+
+        return empty_model(getattr(transformers, kind), config, where=self.path).to(getattr(torch, self.dtype))
+
 
 class FrameReward(PromptedReward):
     """Scores some frames of each clip one by one; a clip's score is the mean of theirs.
 
-    A frame that is not scored takes the score of the nearest one that is (the earlier of two), so a gate by latent
-    frames works with few scored frames too; gradient goes to the scored ones alone. Frames are worked on `cfg.chunk` at
+    A frame that is not scored takes the score of the nearest scored one (the earlier of two), so a gate by latent
+    frames works with few scored frames too. Gradient reaches the scored frames alone. `cfg.chunk` frames are scored at
     a time and recomputed in backward, so memory does not grow with their number.
 
-    A reward of this kind says how it reads prompts (`condition`, `token_counts`) and frames (`score_frames`).
+    A subclass defines how it reads prompts (`condition`, `token_counts`) and frames (`score_frames`).
     """
 
     def __init__(self, cfg: FrameRewardConfig) -> None:
