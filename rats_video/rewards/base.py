@@ -17,7 +17,7 @@ from rats_video.types import ClipSpec, LatentScorer, Reward, RewardScores
 
 @dataclass(frozen=True)
 class RewardContext:
-    """What `build` and `on_meta` of a reward's settings are given.
+    """The arguments of `build` and `on_meta` of a reward's settings.
 
     Args:
         where: the reward's key in the configuration.

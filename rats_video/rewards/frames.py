@@ -43,7 +43,7 @@ FrameChoice = Annotated[
     | Annotated[EndFramesConfig, Tag("ends")],
     Discriminator(_frame_choice),
 ]
-"""Which frames of a clip are scored: a number of evenly spaced ones, all (null), or another choice by its `kind`."""
+"""The frames of a clip that are scored: a number of evenly spaced ones, all (null), or another choice by its `kind`."""
 
 
 class FrameRewardConfig(BaseRewardConfig):
@@ -89,13 +89,13 @@ class FrameReward(PromptedReward):
         raise NotImplementedError  # one that compares frames overrides `forward` instead
 
     def looks_at(self, num_frames: int) -> Tensor:
-        """Indices of the frames that are scored; a window lies elsewhere for each prompt, so it may be any of them."""
+        """Indices of the frames that may be scored: all for a window, whose place depends on the prompt."""
         if isinstance(self.cfg.frames, WindowFramesConfig):
             return torch.arange(num_frames)
         return self.looks_at_for("", num_frames)
 
     def looks_at_for(self, prompt: str, num_frames: int) -> Tensor:
-        """Indices of the frames that are scored of a clip of that prompt."""
+        """Indices of the frames of a clip of that prompt that are scored."""
         return scored_frames(num_frames, self.cfg.frames, [prompt])[0]
 
     def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
@@ -116,7 +116,7 @@ def scored_frames(num_frames: int, choice: FrameChoice, prompts: Sequence[str]) 
     match choice:
         case WindowFramesConfig():
             count = min(choice.count, num_frames)
-            # The prompt alone decides: teacher and student, a part of the batch and a resumed run see the same frames.
+            # The prompt alone decides, so that teacher, student, micro-batches and resumed runs see the same frames.
             digests = (hashlib.sha256(prompt.encode()).digest() for prompt in prompts)
             first = torch.tensor([int.from_bytes(digest, "big") % (num_frames - count + 1) for digest in digests])
             return first[:, None] + torch.arange(count)
@@ -128,7 +128,7 @@ def scored_frames(num_frames: int, choice: FrameChoice, prompts: Sequence[str]) 
 
 
 def evenly_spaced(num_frames: int, count: int | None) -> Tensor:
-    """Indices of `count` frames, the first and the last among them; of all where a clip has no more, or for None."""
+    """Indices of `count` frames, first and last included; of all if a clip has no more, or for None."""
     if count is None or count >= num_frames:
         return torch.arange(num_frames)
     return torch.linspace(0, num_frames - 1, count).round().long()

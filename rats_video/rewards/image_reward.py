@@ -133,7 +133,7 @@ class ImageReward(FrameReward):
         with META:
             self.vision, self.text = (network.to(dtype) for network in _blip(sizes))
             layers = itertools.starmap(nn.Linear, itertools.pairwise((sizes.text_width, *_HEAD.values())))
-            # In float32; what is left out between them is dropout, and there are no activations.
+            # In float32; the gaps are dropout, and there are no activations.
             self.head = nn.Sequential(OrderedDict(zip(_HEAD, layers, strict=True)))
         self.requires_grad_(requires_grad=False).eval()
 

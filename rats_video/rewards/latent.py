@@ -30,7 +30,7 @@ from rats_video.types import Reward, RewardScores
 class LatentRewardConfig(BaseRewardConfig):
     """What another reward says of a sketch drawn from latents: the VAE decodes nothing for the loss.
 
-    That reward judges the decoded clips themselves wherever clips are compared and evaluated.
+    Comparison and evaluation score the decoded clips with that reward itself.
     """
 
     per = "frame"
@@ -101,7 +101,7 @@ class LatentReward(nn.Module):
     Args:
         space: of the latents that it scores.
         imitated: the pixel reward.
-        judge: that reward, loaded; of pixels in [0, 1].
+        judge: that reward, loaded.
         width: feature channels of the sketch.
         blocks: of the sketch.
         coarse: pixels of the clip for one of the sketch, in height and in width.
@@ -138,7 +138,7 @@ class LatentReward(nn.Module):
 
     @classmethod
     def build(cls, folder: Path, build_judge: BuildJudge) -> Self:
-        """The network of a folder's config.json, without the sketch's weights; raises UserError if there is none."""
+        """The network of a folder's config.json, without the sketch's weights; raises UserError if it holds none."""
         space, imitated, network = _read(folder)
         return cls(space, imitated, build_judge(imitated), **network)
 

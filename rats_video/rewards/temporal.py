@@ -88,7 +88,7 @@ class SaturationConfig(TemporalRewardConfig):
     at_most: PositiveFloat = Field(description="mean chroma, 0 gray to 1 pure, beyond which more costs")
 
     def measure(self, videos: Tensor) -> RewardScores:
-        """What `saturation` exceeds the limit by, as a penalty."""
+        """Saturation beyond the limit, as a penalty."""
         return _changed(saturation(videos), lambda chroma: bounded(chroma, self.at_most) - chroma)
 
 

@@ -38,7 +38,7 @@ from rats_video.types import RewardScores
 
 
 class VideoAlignWeightsConfig(Config):
-    """How much each part counts in a clip's score."""
+    """Weights of the parts in a clip's score."""
 
     vq: float = Field(1.0, description="visual quality")
     mq: float = Field(1.0, description="motion quality")
