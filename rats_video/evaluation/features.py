@@ -1,4 +1,4 @@
-"""What a clip is like, as a few numbers: the networks in which sets of clips are compared."""
+"""A few numbers for a clip: the networks by whose features sets of clips are compared."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _CELLS = (8, 16, 16)  # frames, height and width that pixels are averaged to
 class WordFeatures(nn.Module):
     """A word reward's log-odds of each word and of being undamaged, in units of ten: D = 19 for the shapes.
 
-    It sees what its words name (speed, colour, shape, direction, background) and the damages that it was trained on
-    (datasets/corruptions.py), and is blind to all else: where a shape is, how large, whether it keeps its exact hue,
-    and to detail finer than two pixels. So few numbers have a covariance that 64 clips can tell.
+    It sees what its words name (speed, colour, shape, direction, background) and the corruptions that it was trained on
+    (datasets/shapes/corruptions.py). It is blind to all else: place, size and exact hue of a shape, and detail finer
+    than two pixels. 64 clips suffice to estimate the covariance of so few numbers.
     """
 
     def __init__(self, reward: WordReward) -> None:
@@ -62,8 +62,8 @@ class WordFeatures(nn.Module):
 class VideoMae(nn.Module):
     """Mean of VideoMAE's last tokens, D = 768 for the base model (arXiv 2203.12602).
 
-    Features learnt without labels weigh motion more than I3D's do (arXiv 2404.12391). Theirs are of a ViT-g fine-tuned
-    on Something-Something v2, which transformers has not: the figures are not comparable, the idea is.
+    Features learnt without labels weigh motion more than I3D's do (arXiv 2404.12391). The paper uses a ViT-g fine-tuned
+    on Something-Something v2, which transformers lacks: the idea is the same, the figures are not comparable.
 
     Args:
         model: transformers' `VideoMAEModel`.
@@ -74,7 +74,7 @@ class VideoMae(nn.Module):
         self.model = model.requires_grad_(requires_grad=False).eval()
 
     def forward(self, videos: Tensor) -> Tensor:
-        """Encode as many frames as it was trained with, spread over the clip; squeezed to its square, bilinear."""
+        """Encode as many frames as it was trained with, spread over the clip and resized to its square, bilinear."""
         config = self.model.config
         index = torch.linspace(0, videos.shape[1] - 1, config.num_frames, device=videos.device).round().long()
         frames = videos[:, index].float().flatten(0, 1)
@@ -93,9 +93,9 @@ class VideoMae(nn.Module):
 
 
 def pixel_features(videos: Tensor) -> Tensor:
-    """The clip in coarse cells, `[B, D]`, such that the distance of two clips is the root mean square of their cells'.
+    """The clip in coarse cells, `[B, D]`; the distance of two clips is the root mean square distance of their cells.
 
-    Cells of an eighth of the frames and a sixteenth of each side: grain averages out, what is where does not.
+    A cell is an eighth of the frames and a sixteenth of each side: grain averages out, positions do not.
     """
     cells = F.adaptive_avg_pool3d(videos.float().transpose(1, 2), _CELLS).flatten(1)
     return cells / math.sqrt(cells.shape[1])
