@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from rats_video.errors import UserError
 
 T = TypeVar("T")
+GIB = 2**30
 _BUCKET_ELEMENTS = 64 * 2**20  # 256 MB of float32 travel at once: few messages, little extra memory
 
 

@@ -1,4 +1,4 @@
-"""What scores of teacher and base tell about how to scale a reward, a gate and a loss. Numbers only."""
+"""Scales of a reward, a gate and a loss from scores of teacher and base. Numbers only."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, cat
 from rats_video.evaluation.stats import Estimate, paired_difference
 
 GATE_AT_START = 0.88
-"""Where the gate's sigmoid stands at the base's typical distance from the teacher, sigmoid(2); at none it is at 0.5."""
+"""The gate's sigmoid at the base's typical distance from the teacher, sigmoid(2); at no distance it is 0.5."""
 
 
 @dataclass(frozen=True)
 class ScoreGap:
-    """How one score tells the teacher's clips from the base's, from the same prompts and noise.
+    """The gap of one score between the teacher's clips and the base's, from the same prompts and noise.
 
     Args:
         mean: of both arms' clips together.
-        spread: their standard deviation: the range that a student moves in.
+        spread: their standard deviation, the range that a student moves in.
         lead: teacher - base, with its 95% interval over prompts.
         typical_lead: median of |teacher - base|.
         wins: share of the clips on which the teacher scores higher.
@@ -33,7 +33,7 @@ class ScoreGap:
 
     @property
     def sees_teacher(self) -> bool:
-        """Whether the teacher's lead is above 0 beyond doubt."""
+        """True if the teacher's lead is above 0 beyond doubt."""
         return self.lead.mean > self.lead.ci95
 
 
@@ -56,14 +56,14 @@ def compare(teacher: Tensor, base: Tensor, prompts: Sequence[str]) -> ScoreGap:
 def tau_for(typical_lead: float) -> float:
     """The gate's tau with `sigmoid(typical_lead / tau) = sigmoid(2)`.
 
-    The gate then falls from 0.88 to 0.5 while a student that starts as the base closes a typical lead, and to 0.12 when
-    it is as far ahead.
+    The gate falls from 0.88 to 0.5 while a student that starts as the base closes a typical lead, and to 0.12 when the
+    student is as far ahead.
     """
     return typical_lead / 2
 
 
 def unit_weights(weights: Mapping[str, float], scores: Mapping[str, Tensor]) -> dict[str, float]:
-    """The weights in the same proportion, such that `sum of weight * score` has standard deviation 1 over clips.
+    """The weights scaled so that `sum of weight * score` has standard deviation 1 over clips.
 
     Args:
         weights: of the terms, at least one not 0.
@@ -75,11 +75,11 @@ def unit_weights(weights: Mapping[str, float], scores: Mapping[str, Tensor]) -> 
 
 
 def opposed_frames(teacher: Tensor, base: Tensor) -> float:
-    """Share of frames, of scores `[N, T]`, on which the other arm leads than on the mean of the clip's frames."""
+    """Share of frames, of scores `[N, T]`, on which another arm leads than on the mean of the clip's frames."""
     leads = (teacher - base).double()
     return float((leads.sign() * leads.mean(dim=1, keepdim=True).sign() < 0).double().mean())
 
 
 def significant(value: float, digits: int = 3) -> float:
-    """A number rounded to so many digits that count."""
+    """A number rounded to that many significant digits."""
     return float(f"{value:.{digits}g}")

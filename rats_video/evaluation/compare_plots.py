@@ -1,4 +1,4 @@
-"""Figures of a comparison: quality against NFE and against training cost, win rates. Shapes tell what colours tell."""
+"""Figures of a comparison: quality against NFE and training cost, win rates. Shapes repeat what colours show."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rats_video.evaluation.compare_result import BASE
 from rats_video.evaluation.compare_tables import counts_of, headline_metrics, methods_of
 from rats_video.evaluation.plots import INK, save_figure, style_axis
 from rats_video.evaluation.plots import TEACHER as TEACHER_COLOR
-from rats_video.evaluation.tables import TEACHER, metric_title
+from rats_video.evaluation.tables import TEACHER, metric_heading
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rats_video.evaluation.compare_result import CompareResult, MethodMean
 
-# Okabe and Ito's, but for the vermilion, which is the teacher's, and the yellow, which nobody can read on white.
+# Okabe and Ito's without the vermilion, which is the teacher's, and the yellow, which is illegible on white.
 _COLORS = ("#0072B2", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#000000", "#7B3294", "#8C510A", "#4D9221", "#B30059")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 _LINES = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)))
@@ -50,20 +50,20 @@ def plot_nfe(compared: CompareResult, path: Path) -> None:
         for name, style in _styles(compared).items():
             means = [mean for nfe in counts if (mean := compared.mean_of(name, nfe)) and metric in mean.metrics]
             if means:
-                shift = 1 + 0.006 * (list(_styles(compared)).index(name) - 4)  # or the bars lie on one another
+                shift = 1 + 0.006 * (list(_styles(compared)).index(name) - 4)  # so that bars do not overlap
                 _draw_line(axis, [mean.nfe * shift for mean in means], means, metric, style)
                 last = means[-1]
                 labels.append(_Label(name, last.nfe * shift, last.metrics[metric].mean, style["color"]))
         _draw_teacher(axis, compared, metric, labels)
         _limit(axis, compared.means, metric)
         _count_axis(axis, counts)
-        style_axis(axis, title=_capital(metric), xlabel="network evaluations a clip (NFE)")
+        style_axis(axis, title=metric_heading(metric), xlabel="network evaluations a clip (NFE)")
         _write_labels(axis, labels)
     save_figure(figure, path)
 
 
 def plot_cost(compared: CompareResult, path: Path) -> None:
-    """Draw the headline metrics against what training had cost by then, in network evaluations and in seconds.
+    """Draw the headline metrics against the training cost so far, in network evaluations and in seconds.
 
     Raises:
         UserError: the file cannot be written.
@@ -86,13 +86,13 @@ def plot_cost(compared: CompareResult, path: Path) -> None:
         _limit(axis, [*compared.curve, *_teachers(compared)], metric)
         _cost_axis(axis)
         nfe = f" at {compared.curve[0].nfe} NFE" if compared.curve else ""
-        style_axis(axis, title=f"{_capital(metric)}{nfe}", xlabel=units[unit])
+        style_axis(axis, title=f"{metric_heading(metric)}{nfe}", xlabel=units[unit])
         _write_labels(axis, labels)
     save_figure(figure, path)
 
 
 def plot_wins(compared: CompareResult, path: Path) -> None:
-    """Draw win rates, a panel a headline metric and opponent: methods down, NFE across; bold where it is no chance.
+    """Draw win rates, a panel a headline metric and opponent: methods down, NFE across; bold where it is not chance.
 
     Raises:
         UserError: the file cannot be written.
@@ -109,7 +109,7 @@ def plot_wins(compared: CompareResult, path: Path) -> None:
             _draw_wins(axis, compared, metric, opponent)
             axis.set_xticks(range(len(counts)), [f"{nfe}" for nfe in counts], fontsize=9, color=INK)
             axis.set_yticks(range(len(methods)), methods if column == 0 else [""] * len(methods), fontsize=9, color=INK)
-            title = f"{_capital(metric)}: against {opponent}"
+            title = f"{metric_heading(metric)}: against {opponent}"
             axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold", color=INK)
     figure.supxlabel("NFE; share of clips won, bold where its 95% interval leaves out 0.5", fontsize=9.5, color=INK)
     save_figure(figure, path)
@@ -162,7 +162,7 @@ def _draw_line(
 
 
 def _draw_teacher(axis: Any, compared: CompareResult, metric: str, labels: list[_Label]) -> None:
-    """A band, whose name joins the labels."""
+    """Draw the teacher as a band and add its name to the labels."""
     teacher = compared.mean_of(TEACHER)
     if teacher is None or metric not in teacher.metrics:
         return
@@ -180,7 +180,7 @@ def _teachers(compared: CompareResult) -> list[MethodMean]:
 
 
 def _limit(axis: Any, shown: Sequence[MethodMean], metric: str) -> None:
-    """Show all means with a margin; an interval that is wider than all of them together runs off the panel."""
+    """Show all means with a margin; an interval wider than their range runs off the panel."""
     means = [mean.metrics[metric].mean for mean in shown if metric in mean.metrics]
     if not means:
         return
@@ -209,7 +209,7 @@ def _count_axis(axis: Any, counts: Sequence[int]) -> None:
 
 
 def _write_labels(axis: Any, labels: Sequence[_Label]) -> None:
-    """Each line's name to the right of the panel, as near its height as the others let it, a hair leading there."""
+    """Write each line's name to the right of the panel, as near its height as the others allow, with a leader line."""
     low, high = axis.get_ylim()
     heights = separate_labels([(label.y - low) / (high - low) for label in labels], _LABEL_GAP)
     right = axis.get_xlim()[1]
@@ -223,7 +223,7 @@ def _write_labels(axis: Any, labels: Sequence[_Label]) -> None:
 
 
 def separate_labels(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights at least `gap` apart in the same order, moved as little as can be (least squares)."""
+    """Heights at least `gap` apart in the same order, moved as little as possible (least squares)."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     blocks: list[tuple[float, int]] = []  # mean and size: pools of neighbours that push one another
     for rank, index in enumerate(order):
@@ -234,8 +234,3 @@ def separate_labels(heights: Sequence[float], gap: float) -> list[float]:
     flat = [mean for mean, size in blocks for _ in range(size)]
     moved = {index: flat[rank] + rank * gap for rank, index in enumerate(order)}
     return [moved[index] for index in range(len(heights))]
-
-
-def _capital(metric: str) -> str:
-    title = metric_title(metric)
-    return title[:1].upper() + title[1:]

@@ -1,4 +1,4 @@
-"""What `compare` measures: a row for each method, NFE and seed, with what its training cost; kept as JSON."""
+"""The result of `compare`: a row for each method, NFE and seed, with the cost of training; kept as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BASE = "base"
-"""Rows of this and of the teacher are not trained by us: no seed, no cost."""
+"""The base model's rows, like the teacher's, have no seed and no cost: we do not train them."""
 
 
 class _Frozen(BaseModel):
@@ -22,14 +22,14 @@ class _Frozen(BaseModel):
 
 
 class Cost(_Frozen):
-    """What a training took.
+    """The cost of a training.
 
     Args:
         updates: of the student.
         evaluations: network evaluations of all updates and clips; one with gradient counts three.
-        seconds: wall time of all updates, on the machine and under the load that it happened to have; of a teacher
-            rollout that was found stored, what it had taken to make.
-        peak_bytes: of device memory; None where it is not counted (CPU).
+        seconds: wall time of all updates, on the machine and under the load of that time; a cached teacher rollout
+            counts what it took to make.
+        peak_bytes: of device memory; None if it is not counted (CPU).
     """
 
     updates: int = Field(ge=1)
@@ -63,16 +63,16 @@ class MethodMean(_Frozen):
 
 
 class CurvePoint(MethodMean):
-    """A method's students on their way; `cost` is the mean of what they had cost by then."""
+    """A method's students during training; `cost` is their mean cost so far."""
 
     cost: Cost
 
 
 class WinRate(_Frozen):
-    """How often a method's clip scores higher than another's on the same prompt and noise; a tie is half a win.
+    """The share of a method's clips that score higher than another's on the same prompt and noise; a tie is half a win.
 
-    `rate` is the mean over all seeds' clips, `ci95` its half-width over prompts and seeds; None where it is unknown. Of
-    two methods, students of the same seed meet.
+    `rate` is the mean over all seeds' clips, `ci95` its half-width over prompts and seeds, None if unknown. Of two
+    methods, students of the same seed are compared.
     """
 
     method: str
@@ -84,7 +84,7 @@ class WinRate(_Frozen):
 
 
 class CompareResult(_Frozen):
-    """The whole comparison; `settings` says under what it was made: clips, budget, seeds, code, machine."""
+    """The whole comparison; `settings` holds its conditions: clips, budget, seeds, code, machine."""
 
     settings: dict[str, str | int | float | list[int] | list[str]]
     rows: list[ComparedRow]
@@ -93,7 +93,7 @@ class CompareResult(_Frozen):
     wins: list[WinRate] = []
 
     def rates(self, metric: str, nfe: int) -> tuple[list[str], dict[str, list[MetricValue | None]]]:
-        """The opponents, and each method's win rates against them by a metric at an NFE; None where there is none."""
+        """The opponents, and each method's win rates against them by a metric at an NFE; None if there is none."""
         found = {
             (win.method, win.against): MetricValue(mean=win.rate, ci95=win.ci95)
             for win in self.wins
@@ -104,7 +104,7 @@ class CompareResult(_Frozen):
         return opponents, {method: [found.get((method, name)) for name in opponents] for method in methods}
 
     def mean_of(self, method: str, nfe: int | None = None) -> MethodMean | None:
-        """A method's mean at an NFE, or its first; None where it is missing."""
+        """A method's mean at an NFE, or its first; None if it is missing."""
         return next((each for each in self.means if each.method == method and nfe in {None, each.nfe}), None)
 
 
@@ -115,7 +115,7 @@ def write_compare_result(compared: CompareResult, path: Path) -> None:
 
 
 def read_compare_result(path: Path) -> CompareResult:
-    """Read what `write_compare_result` wrote; raises UserError if it is missing or something else."""
+    """Read a file of `write_compare_result`; raises UserError if it is missing or something else."""
     fix = "give a compare.json that `rats-video compare` wrote"
     try:
         return CompareResult.model_validate_json(path.read_bytes())

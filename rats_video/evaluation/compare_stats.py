@@ -1,4 +1,4 @@
-"""From scores clip by clip to what is compared: a row a student, means over seeds, win rates."""
+"""From scores of clips to a comparison: a row a student, means over seeds, win rates."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ class StudentScores:
         )
 
 
-def method_means(judged: Iterable[StudentScores]) -> list[MethodMean]:
-    """Over the seeds of each method at each NFE, in order of first appearance."""
-    together: dict[tuple[str, int], list[StudentScores]] = {}
-    for each in judged:
-        together.setdefault((each.method, each.scores.spec.nfe), []).append(each)
-    return [_mean(group) for group in together.values()]
+def method_means(scored: Iterable[StudentScores]) -> list[MethodMean]:
+    """Means over the seeds of each method at each NFE, in order of first appearance."""
+    groups: dict[tuple[str, int], list[StudentScores]] = {}
+    for each in scored:
+        groups.setdefault((each.method, each.scores.spec.nfe), []).append(each)
+    return [_mean(group) for group in groups.values()]
 
 
-def curve_points(judged: Iterable[StudentScores]) -> list[CurvePoint]:
-    """What each method's students had reached over their training, point by point; all of them have their cost."""
-    together: dict[tuple[str, int], list[StudentScores]] = {}
-    for each in judged:
+def curve_points(scored: Iterable[StudentScores]) -> list[CurvePoint]:
+    """Means of each method's students over their training, point by point; all of them have their cost."""
+    groups: dict[tuple[str, int], list[StudentScores]] = {}
+    for each in scored:
         assert each.cost is not None
-        together.setdefault((each.method, each.cost.updates), []).append(each)
-    return [CurvePoint(**_mean(group).model_dump(), cost=mean_cost(_costs_of(group))) for group in together.values()]
+        groups.setdefault((each.method, each.cost.updates), []).append(each)
+    return [CurvePoint(**_mean(group).model_dump(), cost=mean_cost(_costs_of(group))) for group in groups.values()]
 
 
 def _costs_of(group: Sequence[StudentScores]) -> list[Cost]:
@@ -60,7 +60,7 @@ def _costs_of(group: Sequence[StudentScores]) -> list[Cost]:
 
 
 def mean_cost(found: Sequence[Cost]) -> Cost:
-    """Of one student or more; memory is the most of them."""
+    """The mean cost of one or more students; memory is their maximum."""
     peaks = [cost.peak_bytes for cost in found if cost.peak_bytes is not None]
     return Cost(
         updates=round(sum(cost.updates for cost in found) / len(found)),
@@ -91,15 +91,15 @@ def _mean(group: Sequence[StudentScores]) -> MethodMean:
 
 
 def _mean_of_sets(values: Sequence[MetricValue]) -> MetricValue:
-    """The mean of what is measured on a set of clips as one: the interval over seeds, or the only one's own."""
+    """The mean of a metric of whole sets of clips: the interval is over seeds, or a single seed's own."""
     return values[0] if len(values) == 1 else MetricValue.of(mean_ci95([v.mean for v in values]))
 
 
-def win_rates(judged: Sequence[StudentScores], rival: str = IMITATION) -> list[WinRate]:
-    """Of each method against `rival`, the base model at the same NFE, and the teacher, by metric."""
-    by_key = {(each.method, each.seed, each.scores.spec.nfe): each.scores for each in judged}
-    teacher = next((each.scores for each in judged if each.method == TEACHER), None)
-    students = [each for each in judged if each.seed is not None]
+def win_rates(scored: Sequence[StudentScores], rival: str = IMITATION) -> list[WinRate]:
+    """Win rates of each method against `rival`, the base model at the same NFE and the teacher, by metric."""
+    by_key = {(each.method, each.seed, each.scores.spec.nfe): each.scores for each in scored}
+    teacher = next((each.scores for each in scored if each.method == TEACHER), None)
+    students = [each for each in scored if each.seed is not None]
     wins = []
     for method, nfe in dict.fromkeys((each.method, each.scores.spec.nfe) for each in students):
         ours = {each.seed: each.scores for each in students if (each.method, each.scores.spec.nfe) == (method, nfe)}
@@ -129,12 +129,12 @@ def _rates(method: str, against: str, nfe: int, pairs: Sequence[tuple[ArmScores,
 
 
 def wins_of(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    """1 where ours is higher, 0.5 where they are equal, else 0; raises ValueError if they do not pair up."""
+    """1 if ours is higher, 0.5 if they are equal, else 0; raises ValueError if they do not pair up."""
     return [0.5 * ((a > b) + (a >= b)) for a, b in zip(ours, theirs, strict=True)]
 
 
 def costs(rows: Iterable[ComparedRow]) -> Mapping[str, list[Cost]]:
-    """What each method's students cost, one a seed."""
+    """The costs of each method's students, one a seed."""
     found: dict[str, dict[int | None, Cost]] = {}
     for row in rows:
         if row.cost is not None:

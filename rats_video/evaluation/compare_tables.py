@@ -1,4 +1,4 @@
-"""The comparison for people: the paper's table in our terms, as Markdown."""
+"""The comparison as Markdown: the paper's table in our terms."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from rats_video.evaluation.tables import (
     best_of,
     better,
     metric_cell,
+    metric_heading,
     metric_title,
 )
+from rats_video.runtime import GIB
 
 FIRST = ("heldout_reward", "adherence", "reward")
-"""Headline metrics: of what no method was trained on first."""
+"""Headline metrics; those that no method was trained on come first."""
 _UNSEEN = ("fvd", "diversity_share", "pixel_diversity_share")
-"""What no reward is trained for."""
+"""Metrics that no reward is trained for."""
 
 _INTERVALS = (
     "Means with 95% intervals over prompts and seeds: both are taken as drawn at random and crossed, so that an "
@@ -35,7 +37,7 @@ _WINS = (
 
 
 def headline_metrics(compared: CompareResult) -> list[str]:
-    """The headline metrics that it has, or else its first."""
+    """The headline metrics of the comparison, or else its first metric."""
     found = metric_names(compared)
     return [name for name in FIRST if name in found] or found[:1]
 
@@ -53,29 +55,29 @@ def methods_of(compared: CompareResult) -> list[str]:
 
 
 def counts_of(compared: CompareResult) -> list[int]:
-    """The NFE that students and base were judged at, rising."""
+    """The NFE at which students and base were scored, rising."""
     return sorted({mean.nfe for mean in compared.means if mean.method != TEACHER})
 
 
 def nfe_of(compared: CompareResult) -> int:
-    """The NFE at which methods are shown where there is room for one: 4, or the lowest."""
+    """The NFE of tables with room for only one: 4, or the lowest."""
     counts = counts_of(compared)
     return 4 if 4 in counts else counts[0]
 
 
 def markdown(compared: CompareResult) -> str:
-    """All tables; one that quotes the first finds it under the first metric's title."""
+    """All tables as one document."""
     settings, headline = compared.settings, headline_metrics(compared)
     parts = ["# Methods compared", _settings_text(compared)]
     if isinstance(missing := settings.get("missing"), list) and missing:
         parts.append(f"**Missing:** {'; '.join(map(str, missing))}.")
     parts.append(f"## All methods at {nfe_of(compared)} NFE\n\n{summary_table(compared, nfe_of(compared))}")
-    parts += [f"## {_capital(name)}\n\n{metric_table(compared, name)}" for name in headline]
+    parts += [f"## {metric_heading(name)}\n\n{metric_table(compared, name)}" for name in headline]
     parts.append(f"## What training cost, a student\n\n{cost_table(compared)}")
     if compared.wins:
         parts.append(_wins_text(compared, headline))
     others = [name for name in metric_names(compared) if name not in headline]
-    parts += [f"## {_capital(name)}\n\n{metric_table(compared, name)}" for name in others]
+    parts += [f"## {metric_heading(name)}\n\n{metric_table(compared, name)}" for name in others]
     return "\n\n".join(parts) + "\n"
 
 
@@ -96,7 +98,7 @@ def metric_table(compared: CompareResult, metric: str) -> str:
 
 
 def summary_table(compared: CompareResult, nfe: int) -> str:
-    """All methods at an NFE: the headline metrics, what no reward sees, and what training took; the best are bold."""
+    """All methods at an NFE: headline metrics, metrics no reward sees, and the cost of training; the best are bold."""
     names = [name for name in (*headline_metrics(compared), *_UNSEEN) if name in metric_names(compared)]
     asked = {TEACHER: None, BASE: nfe} | dict.fromkeys(methods_of(compared), nfe)
     means = {who: mean for who, count in asked.items() if (mean := compared.mean_of(who, count))}
@@ -113,18 +115,18 @@ def summary_table(compared: CompareResult, nfe: int) -> str:
 
 
 def cost_table(compared: CompareResult) -> str:
-    """What a student of each method cost, the mean over its seeds."""
+    """The training cost of a student of each method, the mean over its seeds."""
     table = [["method", "students", "updates", "evaluations", "seconds", "peak GiB"]]
     for method, found in costs(compared.rows).items():
         cost = mean_cost(found)
-        peak = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**30:.2f}"
+        peak = "-" if cost.peak_bytes is None else f"{cost.peak_bytes / GIB:.2f}"
         row = [f"{cost.updates:,}", f"{cost.evaluations:,.0f}", f"{cost.seconds:,.0f}", peak]
         table.append([method, str(len(found)), *row])
     return "\n".join(aligned(table))
 
 
 def wins_table(compared: CompareResult, metric: str, nfe: int) -> str:
-    """How often each method wins by a metric at an NFE, a column an opponent."""
+    """Win rates of each method by a metric at an NFE, a column an opponent."""
     opponents, rates = compared.rates(metric, nfe)
     table = [["method", *(f"against {name}" for name in opponents)]]
     table += [[method, *map(metric_cell, row)] for method, row in rates.items()]
@@ -133,7 +135,7 @@ def wins_table(compared: CompareResult, metric: str, nfe: int) -> str:
 
 def _wins_text(compared: CompareResult, headline: Sequence[str]) -> str:
     nfe = nfe_of(compared)
-    tables = [f"{_capital(name)}:\n\n{wins_table(compared, name, nfe)}" for name in headline]
+    tables = [f"{metric_heading(name)}:\n\n{wins_table(compared, name, nfe)}" for name in headline]
     title = f"## Win rates at {nfe} NFE"
     return "\n\n".join([title, _WINS, *tables])
 
@@ -150,8 +152,3 @@ def _settings_text(compared: CompareResult) -> str:
 def _value(compared: CompareResult, method: str, nfe: int, metric: str) -> MetricValue | None:
     mean = compared.mean_of(method, nfe)
     return None if mean is None else mean.metrics.get(metric)
-
-
-def _capital(metric: str) -> str:
-    title = metric_title(metric)
-    return title[:1].upper() + title[1:]

@@ -1,4 +1,4 @@
-"""What a clip is like, as a few numbers: the networks in which sets of clips are compared."""
+"""A few numbers for a clip: the networks by whose features sets of clips are compared."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from rats_video.config.fields import Config
 from rats_video.evaluation.i3d import I3dFeaturesConfig
-from rats_video.rewards.clip_score import normalize
 from rats_video.rewards.files import load_transformers_model
+from rats_video.rewards.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from rats_video.rewards.word import WordReward
 
 
@@ -37,8 +37,6 @@ FeaturesConfig = Annotated[
 ]
 
 
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red, green, blue
-_STD = (0.229, 0.224, 0.225)
 _LOG_ODDS = 10.0  # those of a clear clip are about as large: features of order 1 suit the kernel
 _CELLS = (8, 16, 16)  # frames, height and width that pixels are averaged to
 
@@ -46,9 +44,9 @@ _CELLS = (8, 16, 16)  # frames, height and width that pixels are averaged to
 class WordFeatures(nn.Module):
     """A word reward's log-odds of each word and of being undamaged, in units of ten: D = 19 for the shapes.
 
-    It sees what its words name (speed, colour, shape, direction, background) and the damages that it was trained on
-    (datasets/corruptions.py), and is blind to all else: where a shape is, how large, whether it keeps its exact hue,
-    and to detail finer than two pixels. So few numbers have a covariance that 64 clips can tell.
+    It sees what its words name (speed, colour, shape, direction, background) and the corruptions that it was trained on
+    (datasets/shapes/corruptions.py). It is blind to all else: place, size and exact hue of a shape, and detail finer
+    than two pixels. 64 clips suffice to estimate the covariance of so few numbers.
     """
 
     def __init__(self, reward: WordReward) -> None:
@@ -64,8 +62,8 @@ class WordFeatures(nn.Module):
 class VideoMae(nn.Module):
     """Mean of VideoMAE's last tokens, D = 768 for the base model (arXiv 2203.12602).
 
-    Features learnt without labels weigh motion more than I3D's do (arXiv 2404.12391). Theirs are of a ViT-g fine-tuned
-    on Something-Something v2, which transformers has not: the figures are not comparable, the idea is.
+    Features learnt without labels weigh motion more than I3D's do (arXiv 2404.12391). The paper uses a ViT-g fine-tuned
+    on Something-Something v2, which transformers lacks: the idea is the same, the figures are not comparable.
 
     Args:
         model: transformers' `VideoMAEModel`.
@@ -76,13 +74,13 @@ class VideoMae(nn.Module):
         self.model = model.requires_grad_(requires_grad=False).eval()
 
     def forward(self, videos: Tensor) -> Tensor:
-        """Encode as many frames as it was trained with, spread over the clip; squeezed to its square, bilinear."""
+        """Encode as many frames as it was trained with, spread over the clip and resized to its square, bilinear."""
         config = self.model.config
         index = torch.linspace(0, videos.shape[1] - 1, config.num_frames, device=videos.device).round().long()
         frames = videos[:, index].float().flatten(0, 1)
         size = (config.image_size, config.image_size)
         frames = F.interpolate(frames, size, mode="bilinear", align_corners=False, antialias=True)
-        pixels = normalize(frames, _MEAN, _STD).unflatten(0, (len(videos), len(index)))
+        pixels = normalize(frames, IMAGENET_MEAN, IMAGENET_STD).unflatten(0, (len(videos), len(index)))
         tokens: Tensor = self.model(pixel_values=pixels).last_hidden_state
         return tokens.mean(dim=1)
 
@@ -95,9 +93,9 @@ class VideoMae(nn.Module):
 
 
 def pixel_features(videos: Tensor) -> Tensor:
-    """The clip in coarse cells, `[B, D]`, such that the distance of two clips is the root mean square of their cells'.
+    """The clip in coarse cells, `[B, D]`; the distance of two clips is the root mean square distance of their cells.
 
-    Cells of an eighth of the frames and a sixteenth of each side: grain averages out, what is where does not.
+    A cell is an eighth of the frames and a sixteenth of each side: grain averages out, positions do not.
     """
     cells = F.adaptive_avg_pool3d(videos.float().transpose(1, 2), _CELLS).flatten(1)
     return cells / math.sqrt(cells.shape[1])

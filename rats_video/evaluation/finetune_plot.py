@@ -1,4 +1,4 @@
-"""The figure of a fine-tuning: what it learnt, and whether clips it never saw gain by it."""
+"""The figure of a fine-tuning: its loss, and the loss of clips that it never saw."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def plot_finetune(rows: Sequence[Mapping[str, float]], before: float, after: flo
     left, right = figure.subplots(1, 2)
     left.plot([row["step"] for row in rows], [row["loss"] for row in rows], color=TEACHER, linewidth=1.0)
     style_axis(left, title="loss of the training clips", xlabel="optimizer step")
-    looks = {0: before} | {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
-    looks |= {max((row["step"] for row in rows), default=0): after}
-    right.plot(list(looks), list(looks.values()), color=STUDENT, linewidth=1.8, marker="o", markersize=3)
+    heldout = {0: before} | {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
+    heldout |= {max((row["step"] for row in rows), default=0): after}
+    right.plot(list(heldout), list(heldout.values()), color=STUDENT, linewidth=1.8, marker="o", markersize=3)
     style_axis(right, title="loss of the held-out clips", xlabel="optimizer step")
     save_figure(figure, path)

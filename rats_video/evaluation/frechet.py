@@ -1,4 +1,4 @@
-"""How far two sets of clips are apart, as sets: Frechet distance, and a kernel distance without its bias."""
+"""Distances of two sets of clips: Frechet distance, and a kernel distance without its bias."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ class Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """`|mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2))` of covariances A and B, in float64, at least 0.
 
-    The distance of FID (arXiv 1706.08500) and FVD (arXiv 1812.01717), squared as everybody gives it. With roots,
+    The distance of FID (arXiv 1706.08500) and FVD (arXiv 1812.01717), squared as usual. With roots,
     `A = R^T R` and `B = S^T S`, the eigenvalues of `A B` are the squared singular values of `R S^T`: their sum is the
     last trace, without a square root of a matrix that rounding may have made indefinite, and with covariances that are
     singular.
 
-    Of two finite samples of one distribution it is above 0, the more so the smaller they are and the larger D: compare
-    what was measured with the same number of clips, and see `kernel_distance`.
+    Of two finite samples of one distribution it is above 0, and grows with D and as the samples shrink: compare only
+    values from the same number of clips, and see `kernel_distance`.
     """
     means = (a.mean - b.mean).square().sum()
     overlap = torch.linalg.svdvals(a.root @ b.root.T).sum()
@@ -55,8 +55,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 def kernel_distance(a: Tensor, b: Tensor, a_groups: Sequence[Hashable], b_groups: Sequence[Hashable]) -> float:
     """Unbiased squared maximum mean discrepancy with KID's kernel `(x . y / D + 1)^3` (arXiv 1801.01401).
 
-    Clips of one prompt are not independent, so pairs of the same prompt are left out of all three means: of two sets
-    drawn alike for the same prompts it is then 0 on average, whatever their sizes, and may well be below 0.
+    Clips of one prompt are not independent, so all three means skip pairs of the same prompt. Of two sets drawn alike
+    for the same prompts it is then 0 on average, whatever their sizes, and may well be below 0.
 
     Args:
         a: features `[N, D]`.
@@ -65,7 +65,7 @@ def kernel_distance(a: Tensor, b: Tensor, a_groups: Sequence[Hashable], b_groups
         b_groups: M labels.
 
     Raises:
-        ValueError: a set has fewer than two prompts, or both have but one together.
+        ValueError: a set has fewer than two prompts, or both together have only one.
     """
     a_labels, b_labels = _numbered(a_groups, b_groups)
     a, b = a.double(), b.double()
@@ -77,8 +77,8 @@ def jackknife(statistic: Callable[[Tensor], float], groups: Sequence[Hashable]) 
     """A statistic of a set with its 95% interval, from how it changes as each group is left out (Tukey, 1958).
 
     Args:
-        statistic: of the members at these indices `[K]`.
-        groups: N labels; a clip's prompt, say.
+        statistic: of the members at indices `[K]`.
+        groups: N labels, e.g. prompts.
     """
     (labels,) = _numbered(groups)
     num = int(labels.max()) + 1

@@ -45,7 +45,7 @@ Size = tuple[int, int, int]
 
 
 def _padded(volume: Tensor, kernel: Size, stride: Size) -> Tensor:
-    """TensorFlow's "SAME": zeros such that each stride has its output, the odd one at the end."""
+    """Pad with zeros as TensorFlow's "SAME": each stride has an output, an odd zero is at the end."""
     sides: list[int] = []
     for size, width, step in reversed(list(zip(volume.shape[2:], kernel, stride, strict=True))):
         total = max(width - (size % step or step), 0)
@@ -96,7 +96,7 @@ class I3D(nn.Module):
 
     Args:
         classes: logits.
-        slim: divides every number of channels; 1 is the published network, others are for tests.
+        slim: divides all numbers of channels; 1 is the published network, others are for tests.
     """
 
     def __init__(self, classes: int = 400, slim: int = 1) -> None:
@@ -147,5 +147,5 @@ class I3D(nn.Module):
 
 
 def _is_count(name: str) -> bool:
-    """Whether it counts the batches of a training: what was saved in 2017 has none, and nothing here reads it."""
+    """True for a counter of training batches, which checkpoints of 2017 lack and nothing here reads."""
     return name.endswith("num_batches_tracked")

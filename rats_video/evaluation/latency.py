@@ -1,4 +1,4 @@
-"""What one clip takes on its own, and which part of the model takes it."""
+"""The time of one clip on its own, by part of the model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.evaluation.tables import ArmRow, Latency, aligned
 from rats_video.inference.sampler import SamplerSpec, clip_noise, timed_batch
+from rats_video.runtime import GIB
 from rats_video.types import ClipSpec
 
 
@@ -19,9 +20,8 @@ from rats_video.types import ClipSpec
 def measure_latency(arm: EvaluatedModel, prompt: str, clip: ClipSpec, *, repeats: int, seed: int = 0) -> Latency:
     """Sample one clip of a prompt `repeats` times, after one of a single step to warm up.
 
-    On a GPU every part is waited for, and the peak counts all that is allocated there, other models in this process
-    included. On a CPU there is no peak: what a process has taken it seldom gives back, so a second arm's would be the
-    first one's.
+    On a GPU each part is waited for, and the peak counts all allocations, those of other models in this process
+    included. On a CPU there is no peak: a process seldom gives memory back, so a second arm would show the first one's.
     """
     device = arm.backbone.device
     noise = clip_noise(arm.backbone, clip, seed, 0)
@@ -47,7 +47,7 @@ def measure_latency(arm: EvaluatedModel, prompt: str, clip: ClipSpec, *, repeats
 
 
 def latency_table(rows: Sequence[ArmRow]) -> list[str]:
-    """The measured arms as a Markdown table, and a line on how they were measured; nothing where none was."""
+    """The measured arms as a Markdown table, and a line on the measurement; nothing if no arm was measured."""
     found = [(row, row.latency) for row in rows if row.latency is not None]
     if not found:
         return []
@@ -55,7 +55,7 @@ def latency_table(rows: Sequence[ArmRow]) -> list[str]:
     table = [["arm", "NFE", "one clip, s", "text", "denoiser", "decode", *(["peak GiB"] if has_peak else [])]]
     for row, latency in found:
         parts = (latency.seconds, latency.text, latency.denoiser, latency.decode)
-        peak = [] if latency.peak_bytes is None else [f"{latency.peak_bytes / 2**30:.2f}"]
+        peak = [] if latency.peak_bytes is None else [f"{latency.peak_bytes / GIB:.2f}"]
         table.append([row.arm, str(row.nfe), *(f"{seconds:.3f}" for seconds in parts), *peak])
     busy = max(latency.load_average for _, latency in found)
     how = f"Medians of {found[0][1].repeats} clips sampled alone; load average of the machine at most {busy:.1f}"

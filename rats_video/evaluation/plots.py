@@ -1,4 +1,4 @@
-"""Two figures: how training went, and quality against network evaluations. Palette: Okabe and Ito's, safe for all."""
+"""Two figures: the course of training, and quality against network evaluations, in Okabe and Ito's safe colours."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from rats_video.errors import UserError
-from rats_video.evaluation.tables import metric_title
+from rats_video.evaluation.tables import metric_heading
 from rats_video.files import replacing
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STUDENT, TEACHER, _BASE, _GATE = "#0072B2", "#D55E00", "#7A7A7A", "#009E73"
 _ARM_COLORS = {"student": STUDENT, "base": _BASE}
 _OTHER_COLORS = ("#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P")  # shape tells the arms apart without colour
+_MARKERS = ("o", "s", "^", "D", "v", "P")  # arms differ in shape, not only in colour
 INK, _FAINT = "#333333", "#E3E3E3"
 _DPI = 150
 _PANELS = 4  # side by side
@@ -59,7 +59,7 @@ def plot_training(rows: Sequence[Mapping[str, float]], path: Path) -> None:
         UserError: no row holds a reward or a loss, or the file cannot be written.
     """
     shown = {key: label for key, label in _SHOWN.items() if _series(rows, key)[0]}
-    shown = shown or {"loss": "loss"}  # a method that judges nothing
+    shown = shown or {"loss": "loss"}  # a method without a reward
     if not _series(rows, *shown)[0]:
         fix = "give the log of a distillation run"
         raise UserError("the training log holds neither rewards nor a loss", where=str(path), fix=fix)
@@ -85,8 +85,8 @@ def plot_nfe_curve(
     Args:
         rows: the result table; arm "teacher" is the band, every other arm a line.
         path: the image to write; its suffix picks the format.
-        metrics: a panel each, four in a line; those that no row holds are left out. Titles mark what is not the higher
-            the better: ↓ the lower, ≈ the nearer to the teacher's.
+        metrics: a panel each, four in a line; those that no row holds are skipped. Titles mark metrics that are not
+            better higher: ↓ better lower, ≈ better near the teacher's.
 
     Raises:
         UserError: no row holds any of the metrics, or the file cannot be written.
@@ -119,7 +119,7 @@ def plot_nfe_curve(
 
 
 def _draw_rewards(axis: Any, rows: Sequence[Mapping[str, float]], shown: Mapping[str, str]) -> None:
-    """Raw traces faint, smoothed ones on top, the crossing marked."""
+    """Draw raw traces faint, smoothed ones on top, and mark the crossing."""
     steps, series = _series(rows, *shown)
     window = smoothing_window(len(steps))
     for values, label in zip(series, shown.values(), strict=True):
@@ -149,7 +149,7 @@ def _draw_rewards(axis: Any, rows: Sequence[Mapping[str, float]], shown: Mapping
 
 
 def _draw_gate(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
-    """The mean gate weight, 1 = full guidance by the teacher."""
+    """Draw the mean gate weight; 1 = full guidance by the teacher."""
     steps, (weight,) = _series(rows, "gate/weight")
     axis.plot(steps, weight, color=_GATE, alpha=0.25, linewidth=0.8)
     axis.plot(steps, trailing_mean(weight, smoothing_window(len(steps))), color=_GATE, linewidth=2.0)
@@ -159,7 +159,7 @@ def _draw_gate(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def _draw_shaping(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
-    """Shaping loss, a line a horizon: from noise (dark) to clip (light), on a log scale."""
+    """Draw the shaping loss, a line a horizon: from noise (dark) to clip (light), on a log scale."""
     from matplotlib import colormaps
 
     horizons = _horizons(rows)
@@ -185,7 +185,7 @@ def _draw_shaping(axis: Any, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def _draw_metric(axis: Any, rows: Sequence[ArmRow], name: str) -> None:
-    """One metric over NFE."""
+    """Draw one metric over NFE."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     for row in rows:
@@ -221,12 +221,11 @@ def _draw_metric(axis: Any, rows: Sequence[ArmRow], name: str) -> None:
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_xlim(present[0] / 1.18, present[-1] * 1.18)
-    title = metric_title(name)
-    style_axis(axis, title=title[0].upper() + title[1:], xlabel="network evaluations (NFE)")
+    style_axis(axis, title=metric_heading(name), xlabel="network evaluations (NFE)")
 
 
 def style_axis(axis: Any, *, title: str, xlabel: str = "") -> None:
-    """What every panel shares: a left title, two spines, faint horizontal lines."""
+    """Give a panel the common style: a left title, two spines, faint horizontal lines."""
     axis.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     axis.set_xlabel(xlabel, fontsize=10, color=INK)
     axis.spines[["top", "right"]].set_visible(False)
@@ -239,7 +238,7 @@ def style_axis(axis: Any, *, title: str, xlabel: str = "") -> None:
 def save_figure(figure: Any, path: Path) -> None:
     """Write the image, complete or not at all."""
     with replacing(path, "figure") as partial:
-        # Named: without a suffix to go by, matplotlib would write to another file than the one asked for.
+        # With the format named, matplotlib adds no suffix of its own to the file name.
         figure.savefig(partial, dpi=_DPI, format=path.suffix.removeprefix(".") or "png")
 
 
@@ -252,7 +251,7 @@ def _series(rows: Sequence[Mapping[str, float]], *keys: str) -> tuple[list[float
 def _horizons(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """The keys `shaping/<sigma>` from noise to clip; other terms may share the prefix.
 
-    At sigma 1 both trajectories start from the same noise: a loss of exactly 0 has no place on a log axis.
+    At sigma 1 both trajectories start from the same noise; their loss of exactly 0 has no place on a log axis.
     """
     keys = {key for row in rows for key, value in row.items() if key.startswith(_SHAPING) and 0 < value < math.inf}
     sigmas = {key: key.removeprefix(_SHAPING) for key in keys}
@@ -261,7 +260,7 @@ def _horizons(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def smoothing_window(num_values: int) -> int:
-    """A twentieth of the run: short enough to follow the curve, long enough to see it."""
+    """Values to average: a twentieth of the run, short enough to follow the curve and long enough to smooth it."""
     return min(max(1, num_values // 20), 50)
 
 

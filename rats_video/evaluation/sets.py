@@ -1,4 +1,4 @@
-"""What only a set of clips tells: how far it is from real ones, and whether clips of one prompt differ."""
+"""Metrics of a set of clips: its distance from real clips, and the diversity of clips of one prompt."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rats_video.evaluation.stats import Estimate, mean_ci95
 from rats_video.evaluation.sweep import ArmScores
 from rats_video.evaluation.tables import TEACHER, MetricValue
 
-_KERNEL_UNITS = 1000.0  # as KID is mostly given
+_KERNEL_UNITS = 1000.0  # the usual unit of KID
 _DIVERSITIES = {"features": "diversity", "pixels": "pixel_diversity"}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the arms' clips are held against.
+    """The clips that the arms' clips are compared with.
 
     Args:
         features: `[M, D]`.
-        prompts: M, what each clip shows.
+        prompts: M, of the clips.
         name: for people.
     """
 
@@ -37,13 +37,13 @@ class Reference:
 def distances(features: Tensor, prompts: Sequence[str], reference: Reference) -> dict[str, Estimate]:
     """Frechet (`fvd`) and kernel distance (`kvd`, times 1000) to a reference, with intervals over prompts.
 
-    The reference counts as given: it is the same for every arm. Of fewer than two clips, or two prompts on either side,
-    there is nothing to tell.
+    The reference counts as given: it is the same for every arm. With fewer than two prompts on either side there is no
+    result.
 
     Args:
         features: `[N, D]`.
         prompts: N.
-        reference: the set to be near to.
+        reference: the set to be near.
     """
     if min(len(set(prompts)), len(set(reference.prompts))) < 2:
         return {}
@@ -63,7 +63,7 @@ def distances(features: Tensor, prompts: Sequence[str], reference: Reference) ->
 
 
 def prompt_distances(features: Tensor, prompts: Sequence[str]) -> dict[str, float]:
-    """Mean distance of two clips of a prompt, by prompt, from features `[N, D]`; prompts with one clip are left out."""
+    """Mean distance of two clips of a prompt, by prompt, from features `[N, D]`; prompts with one clip are skipped."""
     members: defaultdict[str, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         members[prompt].append(index)
@@ -78,8 +78,8 @@ def prompt_distances(features: Tensor, prompts: Sequence[str]) -> dict[str, floa
 def diversity(ours: dict[str, float], theirs: dict[str, float]) -> Estimate | None:
     """Mean spread as a share of another model's on the same prompts, with its interval; None if the other has none.
 
-    The interval is that of a ratio of paired means (the delta method): a prompt that leaves both little room counts for
-    neither.
+    The interval is that of a ratio of paired means (the delta method): a prompt that leaves both models little room
+    counts for neither.
     """
     base = math.fsum(theirs.values()) / len(theirs)
     if base == 0:
@@ -92,18 +92,18 @@ def diversity(ours: dict[str, float], theirs: dict[str, float]) -> Estimate | No
 def fill_sets(scores: Sequence[ArmScores], reference: Reference | None) -> None:
     """Give every arm its metrics of sets, in place.
 
-    Without a reference the teacher's clips are one, if it is among the arms; it is then not held against itself.
+    Without a reference the teacher's clips are used, if it is among the arms; it is then not compared with itself.
     `diversity` and `pixel_diversity` are mean distances of two clips of a prompt; `diversity_share` and
-    `pixel_diversity_share` the same as a share of the teacher's.
+    `pixel_diversity_share` are shares of the teacher's.
     """
     teacher = next((arm for arm in scores if arm.arm == TEACHER), None)
     if reference is None and teacher is not None and "features" in teacher.features:
         mine = teacher.features["features"][: len(teacher.prompts)]
         reference = Reference(mine, tuple(teacher.prompts), "the teacher's clips")
-        held_against = [arm for arm in scores if arm is not teacher]
+        compared = [arm for arm in scores if arm is not teacher]
     else:
-        held_against = list(scores)
-    for arm in held_against:
+        compared = list(scores)
+    for arm in compared:
         if reference is not None and "features" in arm.features:
             rows, arm.reference = arm.features["features"][: len(arm.prompts)], reference.name
             arm.sets |= {name: MetricValue.of(value) for name, value in distances(rows, arm.prompts, reference).items()}
@@ -118,14 +118,14 @@ def fill_sets(scores: Sequence[ArmScores], reference: Reference | None) -> None:
 
 
 def fill_shares(arm: ArmScores, teacher: ArmScores) -> None:
-    """Give an arm its diversity as a share of the teacher's, in place; both have their `spreads` already."""
+    """Give an arm its diversity as a share of the teacher's, in place; both must have their `spreads`."""
     for name, theirs in teacher.spreads.items():
         if name in arm.spreads and (share := diversity(arm.spreads[name], theirs)):
             arm.sets[f"{name}_share"] = MetricValue.of(share)
 
 
 def set_notes(scores: Sequence[ArmScores]) -> list[str]:
-    """What to know beside the metrics of sets of some arms."""
+    """Notes on the metrics of sets of these arms."""
     arm, notes = scores[-1], []
     if "fvd" in arm.sets:
         num, width = len(arm.prompts), arm.features["features"].shape[1]

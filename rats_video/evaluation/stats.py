@@ -1,4 +1,4 @@
-"""Means with honest intervals: clips of one prompt are not independent, so the prompts are what is counted."""
+"""Means with honest intervals: clips of one prompt are not independent, so prompts are counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean and how far it can be trusted.
+    """A mean and its interval.
 
     Args:
         mean: the mean.
@@ -36,11 +36,11 @@ def mean_ci95(values: Sequence[float] | Tensor, groups: Sequence[Hashable] | Non
     """Mean over prompts with its 95% interval.
 
     With `groups`, values are first averaged within each group and the interval is that of the group means. Counting
-    several seeds of one prompt as if they were so many prompts would make the interval too narrow.
+    several seeds of one prompt as separate prompts would make the interval too narrow.
 
     Args:
         values: N scores, `[N]` if a tensor.
-        groups: N labels, one a value (the prompt, say); None treats every value as independent.
+        groups: N labels, one a value, e.g. the prompt; None treats all values as independent.
 
     Raises:
         ValueError: there is no value, one is not finite, or the lengths differ.
@@ -63,8 +63,8 @@ def paired_difference(
 ) -> Estimate:
     """Mean of `a - b` with its 95% interval, the two scored on the same prompts and noise in the same order.
 
-    Pairing removes what the two share (a hard prompt is hard for both), so it finds differences that two separate
-    intervals hide. The difference is distinguishable from zero when `abs(mean) > ci95`.
+    Pairing removes what the two share (a hard prompt is hard for both), so it finds differences that separate intervals
+    hide. The difference is distinguishable from zero when `abs(mean) > ci95`.
 
     Args:
         a_values: N scores, `[N]` if a tensor.
@@ -83,10 +83,10 @@ def paired_difference(
 def crossed_ci95(runs: Sequence[Sequence[float] | Tensor], groups: Sequence[Hashable] | None = None) -> Estimate:
     """Mean over runs that were all scored on the same clips, with its 95% interval over both prompts and runs.
 
-    Another set of prompts would give another mean, and so would another training: the two-way layout without
+    Another set of prompts would give another mean, and so would another training. This is the two-way layout without
     replication, both factors random. With the mean squares of prompts, runs and their interaction the variance of the
     grand mean is `(MS_prompts + MS_runs - MS_interaction) / (runs * prompts)`, here at least that of either factor
-    alone; degrees of freedom by Satterthwaite. A single run says nothing of others: then as `mean_ci95`.
+    alone; degrees of freedom by Satterthwaite. A single run says nothing of others, so it is treated as `mean_ci95`.
 
     Args:
         runs: S times N scores, clip by clip in the same order: one row a training seed.
@@ -126,7 +126,7 @@ def crossed_ci95(runs: Sequence[Sequence[float] | Tensor], groups: Sequence[Hash
 
 
 def share_ci95(share: float, num: int) -> tuple[float, float]:
-    """The 95% interval of a share seen in `num` independent units (Wilson, 1927): of some width even at 0 and 1."""
+    """The 95% interval of a share seen in `num` independent units (Wilson, 1927); it has a width even at 0 and 1."""
     z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
     centre = (share + z * z / (2 * num)) / (1 + z * z / num)
     half = z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
@@ -139,7 +139,7 @@ def finite(values: Sequence[float]) -> list[float]:
 
 
 def intervals_apart(a: Estimate, b: Estimate) -> bool:
-    """Whether the two 95% intervals do not touch: sufficient for a difference, not necessary."""
+    """True if the two 95% intervals do not touch: sufficient for a difference, not necessary."""
     return abs(a.mean - b.mean) > a.ci95 + b.ci95
 
 

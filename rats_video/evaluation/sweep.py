@@ -18,14 +18,14 @@ from rats_video.types import Backbone, ClipSpec, Reward
 
 T = TypeVar("T")
 Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""`(videos, prompts) -> named scores [B]`; `tables.better` says which of them are to be high."""
+"""`(videos, prompts) -> named scores [B]`; `tables.better` gives their direction."""
 FeatureFn = Callable[[Tensor], Tensor]
-"""`videos -> features [B, D]`, by which clips are compared."""
+"""`videos -> features [B, D]` that clips are compared by."""
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """One row of the table: a model and how it is sampled."""
+    """One row of the table: a model and its sampler."""
 
     name: str
     backbone: Backbone
@@ -38,15 +38,15 @@ class ArmScores:
 
     Args:
         arm: its name.
-        spec: how it was sampled.
+        spec: its sampler.
         prompts: of the N clips.
         seconds: wall time of each.
         metrics: N values a name.
         again: prompts of M more clips, of which only features are kept.
         features: `[N + M, D]` a name.
-        sets: what only the clips together tell (see `sets.fill_sets`).
-        spreads: by measure of diversity, how far clips of each prompt are apart.
-        reference: what the set is held against, for people.
+        sets: metrics of all clips together (see `sets.fill_sets`).
+        spreads: by measure of diversity, the mean distance of clips of each prompt.
+        reference: name of the set that features are compared with.
     """
 
     arm: str
@@ -62,7 +62,7 @@ class ArmScores:
 
     @staticmethod
     def together(shares: Sequence[ArmScores]) -> ArmScores:
-        """The scores of all clips from those that each process has of its share, the first clip in the first."""
+        """The scores of all clips from the shares of the processes; the first share holds the first clip."""
 
         def every(values: Callable[[ArmScores], list[T]]) -> list[T]:
             return interleave([part for share in shares if (part := values(share))])
@@ -74,12 +74,12 @@ class ArmScores:
             every(lambda s: s.prompts),
             every(lambda s: s.seconds),
             {name: every(lambda s: s.metrics[name]) for name in first.metrics},  # noqa: B023  # used at once
-            every(lambda s: s.prompts + s.again)[sum(len(s.prompts) for s in shares) :],  # shared out as one list
+            every(lambda s: s.prompts + s.again)[sum(len(s.prompts) for s in shares) :],  # split as one list
             {name: torch.stack(every(lambda s: list(s.features[name]))) for name in first.features},  # noqa: B023
         )
 
     def row(self) -> ArmRow:
-        """Means with 95% intervals over prompts, then what the clips together tell."""
+        """Means with 95% intervals over prompts, then the metrics of the set."""
         return ArmRow(
             arm=self.arm,
             num_steps=self.spec.num_steps,
@@ -96,7 +96,7 @@ def reward_measure(name: str, reward: Reward) -> Measure:
 
 
 def motion_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG001  # not read
-    """What pixels alone tell of any clip: its temporal measures, and how strong its colours are."""
+    """Metrics of any clip from its pixels alone: temporal measures and saturation."""
     from rats_video.rewards import temporal
 
     measures = (temporal.flicker, temporal.motion_smoothness, temporal.dynamic_degree, temporal.saturation)
@@ -104,7 +104,7 @@ def motion_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def shapes_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """What can be read back from a shapes clip: adherence, smoothness, constancy and each attribute."""
+    """Metrics read back from a shapes clip: adherence, smoothness, constancy and each attribute."""
     from rats_video.datasets.shapes.measure import measure_shapes
 
     measures = measure_shapes(videos, prompts)
@@ -117,7 +117,7 @@ def shapes_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
 
 
 def path_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """The share of frames on the prompts' motion paths; nothing where prompts have none."""
+    """The share of frames on the prompts' motion paths; nothing if prompts have none."""
     from rats_video.datasets.shapes.paths import measure_paths
 
     return {"on_path": measure_paths(videos, prompts)["on_path"]} if all(MARK in p for p in prompts) else {}
@@ -141,15 +141,17 @@ def score_arm(
     """Sample one clip a prompt and measure it; `advance` is told of each finished batch's network evaluations.
 
     `latent_measures` are given clean latents in place of videos. The features of `looks` are kept, also of one more
-    clip for each prompt in `again`. With `share` only the clips of those indices: first of `prompts`, then of `again`.
+    clip for each prompt in `again`. `share` limits the clips to those indices, first of `prompts`, then of `again`.
     """
     scores = ArmScores(arm.name, arm.spec)
     features: dict[str, list[Tensor]] = {name: [] for name in looks or {}}
-    everything = [*prompts, *again]
-    share = range(len(everything)) if share is None else share
+    all_prompts = [*prompts, *again]
+    share = range(len(all_prompts)) if share is None else share
     for is_measured in (True, False):
-        part = [index for index in share if (index < len(prompts)) is is_measured]
-        batches = sample_videos(arm.backbone, everything, clip, arm.spec, seed=seed, batch_size=batch_size, share=part)
+        chosen = [index for index in share if (index < len(prompts)) is is_measured]
+        batches = sample_videos(
+            arm.backbone, all_prompts, clip, arm.spec, seed=seed, batch_size=batch_size, share=chosen
+        )
         for samples in batches:
             if is_measured:
                 _measure(scores, samples, measures, latent_measures)

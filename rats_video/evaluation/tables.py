@@ -36,7 +36,7 @@ BESIDE = (
     "fvd", "kvd", "diversity_share", "pixel_diversity_share", "flicker", "motion_smoothness", "dynamic_degree",
     "saturation",
 )  # fmt: skip
-"""What a second table shows: no reward, and nothing that a reward is trained for."""
+"""Metrics of a second table: no reward, and nothing that a reward is trained for."""
 Direction = Literal["higher", "lower", "near teacher"]
 _DIRECTIONS: dict[str, Direction] = {
     "fvd": "lower",
@@ -54,7 +54,7 @@ DIRECTIONS_NOTE = "Best in bold: the highest; where marked ↓ the lowest, where
 
 
 def _unknown_to_inf(value: object) -> object:
-    """JSON has no infinity: an interval that is unknown (one prompt) is stored as null."""
+    """Read null as infinity, which JSON lacks: an unknown interval (one prompt) is stored as null."""
     return math.inf if value is None else value
 
 
@@ -73,16 +73,16 @@ class MetricValue(BaseModel):
 
 
 class Latency(BaseModel):
-    """What one clip takes on its own: medians of wall seconds, and the peak of device memory.
+    """The time and memory of one clip on its own: medians of wall seconds, and the peak of device memory.
 
     Args:
         seconds: from prompt to pixels.
-        text: of it encoding the prompt, and the empty one where there is guidance.
-        denoiser: of it all network evaluations.
-        decode: of it latents to pixels.
+        text: the share of encoding the prompt, and with guidance the empty prompt.
+        denoiser: the share of all network evaluations.
+        decode: the share of latents to pixels.
         peak_bytes: allocated on the GPU, weights included; None on a CPU, where only a process of its own could tell.
-        repeats: clips that the medians are of, after one to warm up.
-        load_average: of the machine over the last minute: far above its share, the seconds mean little.
+        repeats: clips behind the medians, after one to warm up.
+        load_average: of the machine over the last minute; far above the job's own share, the seconds mean little.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,7 +101,7 @@ class ArmRow(BaseModel):
 
     `arm` names it ("teacher", "base", "student"); `num_steps` solver steps cost `nfe` network evaluations a clip;
     `seconds_per_clip` is wall time in batches; `metrics` keeps its order, which is the order of the columns; `latency`
-    is of one clip alone, where it was measured.
+    belongs to one clip alone, if it was measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -116,7 +116,7 @@ class ArmRow(BaseModel):
 
 
 class _Table(BaseModel):
-    """The JSON document; `notes` say in words what the numbers cannot: the reference, how many clips, what to doubt."""
+    """The JSON document; `notes` add in words the reference, the number of clips and what to doubt."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -127,7 +127,7 @@ class _Table(BaseModel):
 def write_rows(rows: Sequence[ArmRow], path: Path, notes: Sequence[str] = ()) -> None:
     """Write `{"rows": [...], "notes": [...]}` to `path`, complete or not at all; missing parent folders are made.
 
-    What is None is left out.
+    Values of None are skipped.
 
     Raises:
         UserError: the file cannot be written.
@@ -162,17 +162,17 @@ def read_table(path: Path) -> tuple[list[ArmRow], list[str]]:
 
 
 def better(name: str) -> Direction:
-    """Which of two values of a metric is the better one; "higher" for one that is not known to be otherwise."""
+    """The direction in which a metric is better; "higher" unless it is known to be otherwise."""
     return _DIRECTIONS.get(name, "higher")
 
 
 def best_mean(name: str, rows: Sequence[ArmRow]) -> float | None:
-    """The best mean of a metric; None where a teacher to be near to is not there."""
+    """The best mean of a metric; None if it is to be near the teacher's and there is no teacher."""
     return best_of(name, [(row.arm == TEACHER, row.metrics[name].mean) for row in rows if name in row.metrics])
 
 
 def best_of(name: str, means: Sequence[tuple[bool, float]]) -> float | None:
-    """The same of means, each with whether it is the teacher's."""
+    """The best of `(is the teacher's, mean)` pairs of a metric, as `best_mean`."""
     if better(name) != "near teacher":
         return (max if better(name) == "higher" else min)((mean for _, mean in means), default=None)
     goal = next((mean for is_teacher, mean in means if is_teacher), None)
@@ -181,11 +181,17 @@ def best_of(name: str, means: Sequence[tuple[bool, float]]) -> float | None:
 
 
 def metric_title(name: str) -> str:
-    """A metric's name for people: known ones by `METRIC_TITLES`, others with blanks for underscores.
+    """A metric's name for people: from `METRIC_TITLES`, or with spaces for underscores.
 
-    It ends in ↓ where lower is better, in ≈ where near the teacher's is.
+    It ends in ↓ if lower is better, in ≈ if near the teacher's is.
     """
     return METRIC_TITLES.get(name, name.replace("_", " ")) + _MARKS[better(name)]
+
+
+def metric_heading(name: str) -> str:
+    """The same with a capital."""
+    title = metric_title(name)
+    return title[:1].upper() + title[1:]
 
 
 def headline(row: ArmRow) -> ArmRow:
@@ -194,7 +200,7 @@ def headline(row: ArmRow) -> ArmRow:
 
 
 def only(row: ArmRow, names: Sequence[str]) -> ArmRow:
-    """The row with those of its metrics alone."""
+    """The row with only these of its metrics."""
     return row.model_copy(update={"metrics": {name: row.metrics[name] for name in names if name in row.metrics}})
 
 
@@ -202,7 +208,7 @@ def markdown_table(rows: Sequence[ArmRow]) -> str:
     """The rows as an aligned Markdown table, without a final newline; the best mean of each metric is bold.
 
     Columns: arm, steps, NFE, s/clip, then the metrics in order of first appearance, as `mean ± 95% half-width`. A
-    metric that an arm lacks reads "-". `better` says what is best; titles mark what is not the higher the better.
+    metric that an arm lacks reads "-". `better` decides what is best; titles mark metrics that are not better higher.
     """
     names = list(dict.fromkeys(name for row in rows for name in row.metrics))
     best = {name: best_mean(name, rows) for name in names}
@@ -223,7 +229,7 @@ def aligned(table: Sequence[Sequence[str]], *, num_texts: int = 1) -> list[str]:
 
 
 def _is_goal(row: ArmRow, name: str) -> bool:
-    """Whether the row says what the others are to be near to."""
+    """True if the row holds the value that the others are to be near."""
     return row.arm == TEACHER and better(name) == "near teacher"
 
 

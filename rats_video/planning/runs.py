@@ -22,7 +22,6 @@ from rats_video.methods.horizon import match_horizons
 from rats_video.methods.teacher import EmaTeacherConfig
 from rats_video.planning.devices import Device, detect_device
 from rats_video.planning.estimate import Plan, TracedCosts, make_plan
-from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.memory_tracker import MemoryTracker, Workspace, cpu_workspace, no_workspace
 from rats_video.planning.trace import (
     AVERAGE,
@@ -39,6 +38,7 @@ from rats_video.planning.trace import (
     trace_text,
 )
 from rats_video.rewards.latent import LatentRewardConfig
+from rats_video.rewards.reward import reward_on_meta
 from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, Reward, TextCondition
 

@@ -16,7 +16,8 @@ from rats_video.methods.gate import build_gate
 from rats_video.methods.rats import Rats, RatsConfig, rats_step
 from rats_video.methods.teacher import TeacherSampler
 from rats_video.planning.memory_tracker import MemoryTracker, Workspace
-from rats_video.types import Backbone, LatentScorer, PromptBatch, Reward, RewardScores
+from rats_video.rewards.base import free_reward
+from rats_video.types import Backbone, LatentScorer, PromptBatch, Reward
 
 Counts = dict[tuple[str, str], float]
 """`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began,
@@ -47,11 +48,6 @@ class RoleWithoutDecode:
         """A view of the latents."""
         self._ledger.enter_phase(f"{self._name} pixels")
         return latents[:, :1].transpose(1, 2)
-
-
-def free_reward(videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa: ARG001
-    """A reward that costs nothing."""
-    return RewardScores(videos.mean(dim=(1, 2, 3, 4)))
 
 
 def trace_step(

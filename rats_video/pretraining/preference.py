@@ -20,7 +20,7 @@ from rats_video.pretraining.resumable import resumable_steps
 from rats_video.pretraining.reward import auc
 from rats_video.pretraining.reward_losses import anchor_loss, grainy, preference_loss, word_loss
 from rats_video.rewards.reward import RewardConfig
-from rats_video.rewards.temporal_score import MotionSmoothnessConfig
+from rats_video.rewards.temporal import MotionSmoothnessConfig
 from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
 from rats_video.types import Reward

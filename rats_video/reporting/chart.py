@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: colours by class, so that the page's style decides; text as text; the same every time."""
+"""Line charts as inline SVG: colours by class, so that the page's style decides; text as text; deterministic."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Series:
     Args:
         label: for the legend; lines of one label share an entry, and those without have none.
         x: places, rising.
-        y: values there; what is not finite leaves a gap.
+        y: values there; one that is not finite leaves a gap.
         look: style classes: a colour ("s0" to "s7", "teacher", "base", "r0" to "r7"), also "dashed", "faint".
-        error: half-widths of bars; not finite where unknown.
-        markers: whether each value is a point.
+        error: half-widths of bars; not finite if unknown.
+        markers: draw a point at each value.
         shift: pixels to the right, so that bars at the same place do not hide one another.
     """
 
@@ -40,20 +40,20 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """What `draw` draws.
+    """The content of a chart.
 
     Args:
-        title: what is shown.
-        xlabel: what is across.
+        title: above the chart.
+        xlabel: below the horizontal axis.
         lines: drawn in this order.
-        levels: lines all across: label, value, half-width of the band around it (0 for none), look.
-        marks: lines upright: place, text, look.
-        log_x: each power of two is as far from the next.
-        log_y: likewise of ten; values of 0 and below are left out.
-        span: least and greatest value to show at least.
+        levels: horizontal lines: label, value, half-width of the band around it (0 for none), look.
+        marks: vertical lines: place, text, look.
+        log_x: logarithmic places.
+        log_y: logarithmic values; those of 0 and below are skipped.
+        span: range of values to show at least.
         note: below the chart.
-        ticks: of the places; chosen where empty.
-        legend: even of one line.
+        ticks: of the places; chosen if empty.
+        legend: show one even for a single line.
     """
 
     title: str
@@ -70,7 +70,7 @@ class Chart:
 
 
 def draw(chart: Chart) -> Element | None:
-    """The chart as a `figure` with legend and values; None where there is nothing to show."""
+    """The chart as a `figure` with legend and values; None if there is nothing to show."""
     lines = [line for line in (_shown(line, chart) for line in chart.lines) if line.x]
     if not lines:
         return None
@@ -171,7 +171,7 @@ def _ticks(low: float, high: float, *, is_log: bool) -> list[float]:
 
 
 def _shown(line: Series, chart: Chart) -> Series:
-    """The line without what cannot be drawn, and with no more points than can be told apart."""
+    """The line without points that cannot be drawn, and with no more than can be told apart."""
     errors = line.error or [math.nan] * len(line.x)
     kept = [
         (x, y, error)
@@ -239,7 +239,7 @@ def _described(chart: Chart, lines: Sequence[Series]) -> str:
 
 
 def _values(chart: Chart, lines: Sequence[Series]) -> Element:
-    """A few rows of what the chart shows."""
+    """A few rows of the chart's values."""
     named = [line for line in lines if line.label]
     found = sorted({x for line in named for x in line.x})
     places = found[:: max(1, math.ceil(len(found) / _MOST_VALUES))]

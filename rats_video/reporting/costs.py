@@ -1,4 +1,4 @@
-"""What training took, in the paper's units, and what the runs were: configuration, environment, what differs."""
+"""The cost of training in the paper's units, and the runs' configurations, differences and environments."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from xml.etree.ElementTree import Element
 from rats_video.evaluation.compare_stats import costs, mean_cost
 from rats_video.reporting.markup import DASH, Child, cut, details, short, table, tag, unknown
 from rats_video.reporting.sources import CompareFolder, Run, method_kind, number
+from rats_video.runtime import GIB
 
-_GIB = 2**30
 _MOST_KEYS = 2000  # of a configuration
 _MOST_TEXT = 400  # characters of a value
 
 
 def cost_table(runs: Sequence[Run]) -> Element:
-    """s/step, hours, peak GB, TFLOPs/step, network evaluations; what is not known is a dash that says why."""
+    """s/step, hours, peak GB, TFLOPs/step, network evaluations; an unknown value is a dash that says why."""
     head = ["run", "steps", "s/step", "hours", "peak GiB", "TFLOPs/step", "evaluations/clip", "device"]
     rows: list[list[Child]] = []
     for run in runs:
@@ -40,7 +40,7 @@ def cost_table(runs: Sequence[Run]) -> Element:
 
 
 def methods_cost(methods: CompareFolder) -> Element:
-    """What a student of each method took, the mean over its seeds."""
+    """The training cost of a student of each method, the mean over its seeds."""
     head = ["method", "students", "updates", "evaluations", "hours", "peak GiB"]
     rows: list[list[Child]] = []
     for method, found in costs(methods.compared.rows).items():
@@ -50,13 +50,13 @@ def methods_cost(methods: CompareFolder) -> Element:
             f"{cost.updates:,}",
             f"{cost.evaluations:,.0f}",
             short(cost.seconds / 3600),
-            unknown("torch counts no peak on a CPU") if cost.peak_bytes is None else short(cost.peak_bytes / _GIB),
+            unknown("torch counts no peak on a CPU") if cost.peak_bytes is None else short(cost.peak_bytes / GIB),
         ])  # fmt: skip
     return table(head, rows, label=f"Cost of training, {methods.name}")
 
 
 def settings(runs: Sequence[Run]) -> list[Element]:
-    """The configurations: what differs between the runs, and all of it folded away."""
+    """The configurations: differences between the runs, and all keys folded away."""
     flat = [dict(_flat(run.config)) for run in runs]
     keys = list(dict.fromkeys(key for tree in flat for key in tree))
     head = ["key", *(run.name for run in runs)]
@@ -71,7 +71,7 @@ def settings(runs: Sequence[Run]) -> list[Element]:
 
 
 def environments(runs: Sequence[Run]) -> Element | None:
-    """What each run computed with; of a run in several sessions, the last, and how many there were."""
+    """The environment of each run: of its last session, with the number of sessions."""
     flat = [dict(_flat(run.sessions[-1])) | {"sessions": str(len(run.sessions))} for run in runs if run.sessions]
     named = [run.name for run in runs if run.sessions]
     keys = list(dict.fromkeys(key for tree in flat for key in tree))[:_MOST_KEYS]
@@ -81,7 +81,7 @@ def environments(runs: Sequence[Run]) -> Element | None:
 
 
 def device(run: Run) -> str:
-    """What it ran on last, or nothing."""
+    """The device of the last session, or nothing."""
     found = run.sessions[-1].get("device") if run.sessions else None
     if not isinstance(found, str):
         return ""
@@ -94,8 +94,8 @@ def _peak(run: Run) -> Child:
     peak = number(measured.get("peak_bytes") if isinstance(measured, Mapping) else None)
     planned = number(run.plan.get("peak_bytes"))
     if math.isfinite(peak):
-        return short(peak / _GIB)
-    expected = f"; {short(planned / _GIB)} GiB were planned" if math.isfinite(planned) else ""
+        return short(peak / GIB)
+    expected = f"; {short(planned / GIB)} GiB were planned" if math.isfinite(planned) else ""
     if not run.plan:
         return unknown("there is no plan.json, which holds it")
     return unknown(f"torch counts no peak on a CPU{expected}" if "cpu" in device(run) else f"not measured{expected}")

@@ -1,4 +1,4 @@
-"""The gallery: the same prompt and noise by teacher, base model and every student, to be played together."""
+"""The gallery: clips of teacher, base model and every student from the same prompt and noise, played together."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from rats_video.reporting.training import colors
 REWARD, STUDENT, GAP = "reward", "student", "gap"
 _PAUSE = "M5 3h4v14H5zM12 3h4v14h-4z"
 _NOISE = ("model", "clip", "shift", "embedded_guidance", "evaluation")
-"""What, beside prompt, place and seed, decides teacher's and base model's clips."""
+"""The settings that, with prompt, place and seed, decide teacher's and base model's clips."""
 
 
 @dataclass(frozen=True)
 class GalleryClip:
-    """One clip of a card; or what is wrong with it. Facts are what it was measured at."""
+    """One clip of a card, or its problem; facts are its metrics."""
 
     title: str
     look: str
@@ -38,7 +38,7 @@ class GalleryClip:
 
 @dataclass
 class PromptGroup:
-    """A prompt from one noise: its cells, and what it can be sorted by."""
+    """A prompt from one noise: its cells, and its values to sort by."""
 
     prompt: str
     cells: list[GalleryClip] = field(default_factory=list)
@@ -47,7 +47,7 @@ class PromptGroup:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The cards that are shown, and of how many."""
+    """The cards that are shown, and the number of all."""
 
     cards: Sequence[PromptGroup]
     total: int
@@ -55,7 +55,7 @@ class Gallery:
 
     @property
     def clips(self) -> list[WebClip]:
-        """All of them."""
+        """The clips of all cards."""
         return [cell.clip for card in self.cards for cell in card.cells if cell.clip is not None]
 
 
@@ -63,8 +63,8 @@ def make_gallery(alone: Sequence[Run], arms: Sequence[Run], most: int) -> Galler
     """Encode the clips of at most `most` prompts; runs that share prompt, noise and teacher share a card.
 
     Args:
-        alone: runs whose clips their own reward has judged.
-        arms: runs of comparisons, whose clips one reward has judged.
+        alone: runs whose clips were scored by their own rewards.
+        arms: runs of comparisons, whose clips were scored by one reward.
         most: cards.
     """
     runs = [*alone, *arms]
@@ -82,8 +82,8 @@ def make_gallery(alone: Sequence[Run], arms: Sequence[Run], most: int) -> Galler
             _add_cells(card, run, clip, looks[run.group], alone=len(runs) == 1)
     if len(keys) > len(cards):
         warn(f"the gallery shows {len(cards)} of {len(keys)} prompts: give more by --max-clips")
-    judges = {json.dumps(run.config.get("reward"), sort_keys=True, default=str) for run in alone if run.clips}
-    note = "The runs were trained on different rewards: each gap is by its own run's." if len(judges) > 1 else ""
+    rewards = {json.dumps(run.config.get("reward"), sort_keys=True, default=str) for run in alone if run.clips}
+    note = "The runs were trained on different rewards: each gap is by its own run's." if len(rewards) > 1 else ""
     return Gallery(list(cards.values()), len(keys), note)
 
 
@@ -153,7 +153,7 @@ def _cost(panel: PanelBox) -> str:
 
 
 def _sort_keys(clip: ComparisonClip, suffix: str) -> dict[str, float]:
-    """Gap first, then whatever the student was measured at, then the teacher's reward."""
+    """Gap first, then the student's metrics, then the teacher's reward."""
     reward = clip.metrics.get(REWARD, {})
     keys = {}
     if STUDENT in reward and TEACHER in reward:
@@ -203,7 +203,7 @@ def _button(name: str, label: str, title: str, *icons: Element) -> Element:
 
 
 def _icon(path: str, name: str | None = None) -> Element:
-    """Drawn: fonts lack these characters."""
+    """An icon as a path: fonts lack these characters."""
     return tag("svg", tag("path", d=path), viewBox="0 0 20 20", aria_hidden="true", class_=name)
 
 

@@ -1,4 +1,4 @@
-"""What the guard saw: its measures over the looks beside the teacher's, the alarms, and the student it kept."""
+"""The guard's record: measures of each evaluation beside the teacher's, alarms, and the student it kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from xml.etree.ElementTree import Element
 
 from rats_video.evaluation.stats import Estimate, mean_ci95
-from rats_video.evaluation.tables import metric_title
+from rats_video.evaluation.tables import metric_heading
 from rats_video.reporting.chart import Chart, Series, draw
 from rats_video.reporting.markup import tag
 from rats_video.reporting.sources import Run
@@ -24,25 +24,24 @@ def guard_charts(runs: Sequence[Run]) -> list[Element]:
     for name in names:
         lines, levels = list[Series](), list[tuple[str, float, float, str]]()
         for run, guard in seen:
-            found = [(look.step, _mean(look.scores.get(name, []))) for look in guard.looks]
+            found = [(row.step, _mean(row.scores.get(name, []))) for row in guard.looks]
             means = [(step, estimate) for step, estimate in found if estimate is not None]
             x, y = [float(step) for step, _ in means], [estimate.mean for _, estimate in means]
             error = [estimate.ci95 for _, estimate in means]
             lines.append(Series(run.group, x, y, looks[run.group], error, markers=True))
-            if guide := _mean(guard.teacher.get(name, [])):
-                levels.append((f"teacher of {run.name}", guide.mean, 0.0, looks[run.group]))
+            if goal := _mean(guard.teacher.get(name, [])):
+                levels.append((f"teacher of {run.name}", goal.mean, 0.0, looks[run.group]))
         if len({value for _, value, _, _ in levels}) == 1:  # of one run, or the same
             levels = [("teacher", levels[0][1], 0.0, "teacher")]
         lines = [replace(line, shift=4.0 * (index - (len(lines) - 1) / 2)) for index, line in enumerate(lines)]
-        title = metric_title(name)
-        charts.append(draw(Chart(title[:1].upper() + title[1:], "optimizer step", lines, levels)))
+        charts.append(draw(Chart(metric_heading(name), "optimizer step", lines, levels)))
     drift = [_drift(run, looks[run.group]) for run, _ in seen]
     charts.append(draw(Chart("Drift of the weights", "optimizer step", drift)))
     return [chart for chart in charts if chart is not None]
 
 
 def verdicts(runs: Sequence[Run]) -> Element:
-    """Which student was kept, and every alarm."""
+    """The student that was kept, and every alarm."""
     items = []
     for run in runs:
         guard = run.guard
@@ -52,9 +51,7 @@ def verdicts(runs: Sequence[Run]) -> Element:
         kept = (
             "no student is free of alarms" if guard.best is None else f"the best student is that of step {guard.best}"
         )
-        alarms = [
-            tag("li", f"Step {look.step}: {alarm}", class_="alarm") for look in guard.looks for alarm in look.alarms
-        ]
+        alarms = [tag("li", f"Step {row.step}: {alarm}", class_="alarm") for row in guard.looks for alarm in row.alarms]
         said = f": {len(guard.looks)} looks, {kept}; " + (f"{len(alarms)} alarms." if alarms else "no alarm.")
         items.append(tag("li", tag("b", run.name), said, tag("ul", *alarms) if alarms else None))
     return tag("ul", *items, class_="verdicts")

@@ -1,4 +1,4 @@
-"""HTML and SVG as trees: text and attributes are escaped where a tree is written, and nowhere else."""
+"""HTML and SVG as trees: text and attributes are escaped when a tree is written, and nowhere else."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MOST_SHOWN = 2000  # characters of one value
 
 
 def tag(name: str, /, *children: Child, **attributes: str | float | None) -> Element:
-    """An element; children and attributes that are None are left out.
+    """An element; children and attributes that are None are skipped.
 
     Args:
         name: of the element.
-        children: elements, and text as it is to be read.
+        children: elements, and text as people read it.
         attributes: `class_` is class, `data_x` is data-x; a number is written short.
     """
     element = Element(name)
@@ -58,12 +58,12 @@ def table(head: Sequence[Child], rows: Iterable[Sequence[Child]], *, label: str,
 
 
 def details(summary: str, *children: Child) -> Element:
-    """What is folded away until asked for."""
+    """Content that is folded away until asked for."""
     return tag("details", tag("summary", summary), *children)
 
 
 def unknown(why: str) -> Element:
-    """A dash where a value is not known, and why."""
+    """A dash for an unknown value, with the reason."""
     return tag("td", tag("span", DASH, title=why, aria_label=f"unknown: {why}", role="img"))
 
 
@@ -76,7 +76,7 @@ def short(value: float) -> str:
 
 
 def cut(text: str, most: int = MOST_SHOWN) -> str:
-    """Text of a length that one can read."""
+    """The text, cut to `most` characters."""
     return text if len(text) <= most else text[:most] + "…"
 
 

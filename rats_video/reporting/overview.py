@@ -1,4 +1,4 @@
-"""What to know first of each run: how its student does beside teacher and base, and what is missing."""
+"""The overview of each run: its student beside teacher and base, and what is missing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TILES = 3
 
 
 def overview(runs: Sequence[Run], methods: Sequence[CompareFolder]) -> list[Element]:
-    """A panel each."""
+    """A panel for each run and comparison."""
     looks = colors(runs)
     panels = [_run_panel(run, looks[run.group] if len(runs) > 1 else "") for run in runs]
     return [tag("div", *panels, *(_methods_panel(each) for each in methods), class_="panels")]
@@ -63,7 +63,7 @@ def _kind(run: Run) -> str:
 
 
 def _compared_rows(run: Run) -> tuple[ArmRow | None, ArmRow | None, ArmRow | None]:
-    """The student, at an NFE it was trained for where that was measured; its teacher; the base model at that NFE."""
+    """The student, at an NFE it was trained for if that was measured; its teacher; the base model at that NFE."""
     trained = run.config.get("student")
     counts = trained.get("num_steps") if isinstance(trained, dict) else None
     students = [row for row in run.table if row.arm not in {TEACHER, BASE}]
@@ -96,9 +96,9 @@ def _facts(run: Run, student: ArmRow | None, teacher: ArmRow | None) -> list[str
         facts.append(f"{student.nfe} network calls a clip instead of {teacher.nfe}: {fewer:.3g} times fewer.")
     if run.rows:
         steps, passed = f"{run.rows[-1]['step']:,.0f} steps", crossing(run)
-        judged = any(math.isfinite(row.get(GAP, math.nan)) for row in run.rows)
+        scored = any(math.isfinite(row.get(GAP, math.nan)) for row in run.rows)
         said = f", its reward first past the teacher's at step {passed:,.0f}" if passed is not None else ""
-        never = ", its reward still below the teacher's" if judged and passed is None else ""
+        never = ", its reward still below the teacher's" if scored and passed is None else ""
         seconds = math.fsum(value for row in run.rows if math.isfinite(value := row.get("seconds", math.nan)))
         took = f" in {format_seconds(seconds)}" if seconds else ""
         facts.append(f"Trained for {steps}{took}{said}{never}.")

@@ -1,4 +1,4 @@
-"""The whole page: one HTML file that asks nobody for anything, and lets nothing in that came with the data."""
+"""The whole page: one HTML file that loads nothing from elsewhere and runs nothing that came with the data."""
 
 from __future__ import annotations
 
@@ -100,14 +100,14 @@ def _section(name: str, title: str, content: Sequence[Element | None]) -> Elemen
 
 
 def _raw(name: str, text: str) -> Element:
-    """Our own style or script: written as it is."""
+    """Our own style or script, written unescaped."""
     element = Element(name)
     element.text = text
     return element
 
 
 def _policy(style: str, script: str) -> str:
-    """Nothing but this page's own style and script, and pictures and clips that are in it."""
+    """A policy that allows this page's own style and script, and the pictures and clips inside it, alone."""
     return (
         f"default-src 'none'; script-src {policy_source(script)}; style-src {policy_source(style)}; "
         "img-src data:; media-src data:; base-uri 'none'; form-action 'none'"

@@ -1,4 +1,4 @@
-"""What students reach: the method table, and quality against network evaluations."""
+"""Results of students: the method table, and quality against network evaluations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from xml.etree.ElementTree import Element
 
 from rats_video.evaluation.compare_result import BASE, CompareResult
-from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, Direction, MetricValue, best_of, better, metric_title
+from rats_video.evaluation.tables import (
+    METRIC_TITLES,
+    TEACHER,
+    Direction,
+    MetricValue,
+    best_of,
+    better,
+    metric_heading,
+    metric_title,
+)
 from rats_video.reporting.chart import Chart, Series, draw
 from rats_video.reporting.markup import Child, details, table, tag, unknown
 from rats_video.reporting.sources import CompareFolder, Run
@@ -19,7 +28,7 @@ HEADLINE = 4  # curves that are not folded away
 
 @dataclass(frozen=True)
 class TableRow:
-    """A row of the table: who, how it is sampled, what it reaches; `look` is its colour, None means not known."""
+    """A row of the table: name, sampler and metrics of an arm; `look` is its colour, None means unknown."""
 
     name: str
     look: str
@@ -31,7 +40,7 @@ class TableRow:
 
 
 def run_arms(runs: Sequence[Run]) -> list[TableRow]:
-    """The arms of all evaluations: teacher and base model once where they are the same, students by their run."""
+    """The arms of all evaluations: teacher and base model once if they are the same, students by their run."""
     looks, arms = colors(runs), dict[object, TableRow]()
     alone = len(runs) == 1
     for run in runs:
@@ -72,8 +81,8 @@ def results_table(arms: Sequence[TableRow], *, label: str, count: str = "clips")
 
     Args:
         arms: rows.
-        label: of the table, for who hears it.
-        count: what `Arm.count` counts.
+        label: of the table, for screen readers.
+        count: the title of `TableRow.count`.
     """
     names = metric_names(arms)
     timed = any(arm.seconds is not None for arm in arms)
@@ -112,7 +121,7 @@ def nfe_charts(arms: Sequence[TableRow]) -> list[Element]:
 
 
 def wins(methods: CompareFolder) -> Element | None:
-    """How often each method's clip scores higher than another's, for each metric and NFE."""
+    """The share of clips on which each method scores higher than another, for each metric and NFE."""
     found = methods.compared.wins
     names = [name for name in METRIC_TITLES if any(win.metric == name for win in found)]
     parts = []
@@ -173,7 +182,6 @@ def _nfe_chart(arms: Sequence[TableRow], metric: str) -> Element | None:
         lines.append(Series(name, x, y, points[0].look, error, markers=True))
     lines = [replace(line, shift=5.0 * (index - (len(lines) - 1) / 2)) for index, line in enumerate(lines)]
     ticks = sorted({x for line in lines for x in line.x})
-    title = metric_title(metric)
     return draw(
-        Chart(title[:1].upper() + title[1:], "network evaluations a clip (NFE)", lines, levels, log_x=True, ticks=ticks)
+        Chart(metric_heading(metric), "network evaluations a clip (NFE)", lines, levels, log_x=True, ticks=ticks)
     )

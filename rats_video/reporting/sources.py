@@ -1,4 +1,4 @@
-"""What a report is made of: run folders and comparisons of methods, read as a stranger's, part by part."""
+"""Reads the sources of a report: run folders and comparisons of methods, each file on its own and none trusted."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class GuardRow(BaseModel):
-    """One of the guard's looks, as `guard.json` holds it."""
+    """One evaluation of the guard, as `guard.json` holds it."""
 
     step: int
     scores: Scores
@@ -36,7 +36,7 @@ class GuardRow(BaseModel):
 
 
 class GuardRecord(BaseModel):
-    """What the guard has seen."""
+    """The content of `guard.json`."""
 
     best: int | None = None
     teacher: Scores = {}
@@ -59,11 +59,11 @@ class ComparisonClip:
 
     Args:
         path: the mp4.
-        place: in the list of prompts; with the seed it says which noise.
-        prompt: given to all panels.
+        place: in the list of prompts; with the seed it decides the noise.
+        prompt: of all panels.
         seed: of the noise.
         metrics: by name, then by panel.
-        panels: where each lies; empty if unknown.
+        panels: place of each; empty if unknown.
     """
 
     path: Path
@@ -82,14 +82,14 @@ class Run:
         name: for people, unique in the report.
         group: runs of one group share a colour and an entry in the legend.
         path: the folder, as given.
-        rows: the training log; values that are no numbers are left out.
+        rows: the training log; values that are no numbers are NaN.
         table: of `evaluate`.
-        guard: what it saw.
+        guard: its record.
         clips: of the comparison.
         config: as resolved.
-        sessions: what it computed with.
-        plan: what it was expected to need.
-        lacks: what is missing or unreadable, and the command that makes it, if there is one.
+        sessions: their environments.
+        plan: the expected time and memory.
+        lacks: missing or unreadable parts, each with the command that makes it, if there is one.
     """
 
     name: str
@@ -118,7 +118,7 @@ class CompareFolder:
 def read_sources(paths: Sequence[Path]) -> tuple[list[Run], list[CompareFolder]]:
     """Read run folders and comparisons of methods.
 
-    A part that a folder lacks, or that is damaged, is listed in its `lacks`; the latter is warned of too.
+    A missing or damaged part is listed in `lacks`; a damaged one also warns.
 
     Raises:
         UserError: a folder is neither, or holds links that lead out of it.
@@ -160,7 +160,7 @@ def read_run(path: Path, name: str) -> Run:
 
 
 def method_kind(run: Run) -> str:
-    """Which method trained it, or nothing if that is unknown."""
+    """The method that trained it, or nothing if that is unknown."""
     method = run.config.get("method")
     kind = method.get("kind", "rats") if isinstance(method, dict) else ""
     return kind if isinstance(kind, str) else ""
@@ -177,7 +177,7 @@ def number(value: object) -> float:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The folders' own names, with their parents' where these are the same."""
+    """The folders' own names, with as many parents as make them unique."""
     resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(resolved):
         twice = next(path for path in paths if resolved.count(path.resolve()) > 1)
@@ -215,7 +215,7 @@ def _title(arm: Path) -> str:
 
 
 def _part(lacks: list[tuple[str, str]], path: Path, read: Callable[[Path], T], what: str, *command: str) -> T | None:
-    """What `read` makes of a file; None, and a line in `lacks`, if it is missing or damaged."""
+    """Read a file; None, and a line in `lacks`, if it is missing or damaged."""
     how = shlex.join(["rats-video", *command]) if command else ""
     try:
         check_size(path)
@@ -237,7 +237,7 @@ def check_size(path: Path) -> None:
 
 
 def _read_log(path: Path) -> list[dict[str, float]]:
-    """The rows by step; a step that was logged twice counts as it was logged last."""
+    """The rows by step; of a step that was logged twice, the last row."""
     rows = {row["step"]: row for row in read_metrics(path) if math.isfinite(number(row["step"]))}
     if not rows:
         raise ValueError("it holds no step")

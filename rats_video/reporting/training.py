@@ -66,7 +66,7 @@ def training_charts(runs: Sequence[Run], *, by_cost: bool = False) -> list[Eleme
     others = [key for key in keys if not _HORIZON.fullmatch(key) and not _FRAME.fullmatch(key)]
     rest = [_other(runs, key, axis, places) for key in others[:_MOST_OTHERS]]
     shown = [chart for chart in (*overlaid, *each) if chart is not None]
-    if not shown:  # a method that judges nothing
+    if not shown:  # a method without a reward
         shown, rest = [chart for chart in rest[:1] if chart is not None], rest[1:]
     folded = [chart for chart in rest if chart is not None]
     parts = [tag("div", *shown, class_="charts")] if shown else []

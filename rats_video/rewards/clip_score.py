@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,9 +11,26 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from rats_video.meta import LongPrompts
+from rats_video.rewards.base import RewardContext
 from rats_video.rewards.files import load_tokenizer, load_transformers_model
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig
+from rats_video.rewards.pixels import Pixels, clip_pixels
 from rats_video.rewards.prompted import Condition
+
+# Sizes for a plan, where the folder is not there: PickScore and HPSv2.1 are a CLIP ViT-H/14, the usual CLIP a ViT-L/14.
+VIT_H = {
+    "projection_dim": 1024,
+    "text_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16},
+    "vision_config": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32,
+                      "num_attention_heads": 16, "patch_size": 14},
+}  # fmt: skip
+VIT_L = {
+    "projection_dim": 768,
+    "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
+    "vision_config": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+                      "num_attention_heads": 16, "patch_size": 14},
+}  # fmt: skip
 
 
 class BaseClipConfig(FrameRewardConfig):
@@ -33,6 +49,15 @@ class PickScoreConfig(BaseClipConfig):
     kind: Literal["pickscore"]
     path: str = "models/PickScore_v1"
 
+    def build(self, context: RewardContext) -> ClipReward:
+        """Load it."""
+        model, tokenizer = load_clip(self, context)
+        return ClipReward(model, tokenizer, self, scale=float(model.logit_scale.detach().exp()))
+
+    def on_meta(self, context: RewardContext) -> ClipReward:  # noqa: ARG002
+        """The same without weights; its scale has no value there and stays 1."""
+        return ClipReward(self.empty_model("CLIPModel", self.hub_config(VIT_H)), LongPrompts(), self)
+
 
 class ClipScoreConfig(BaseClipConfig):
     """Fit to the prompt (CLIP score): cos(frame, prompt), about 0.2 to 0.35."""
@@ -42,12 +67,13 @@ class ClipScoreConfig(BaseClipConfig):
     kind: Literal["clip_score"]
     path: str = "models/clip-vit-large-patch14"
 
+    def build(self, context: RewardContext) -> ClipReward:
+        """Load it."""
+        return ClipReward(*load_clip(self, context), self)
 
-Pixels = Callable[[Tensor, int], Tensor]
-"""`(frames [N, 3, height, width] in [0, 1], size) -> [N, 3, size, size]`: what an image encoder takes."""
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of CLIP's training images, red, green, blue
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+    def on_meta(self, context: RewardContext) -> ClipReward:  # noqa: ARG002
+        """The same without weights."""
+        return ClipReward(self.empty_model("CLIPModel", self.hub_config(VIT_L)), LongPrompts(), self)
 
 
 class ClipReward(FrameReward):
@@ -57,19 +83,17 @@ class ClipReward(FrameReward):
         model: a `CLIPModel`.
         tokenizer: its tokenizer.
         cfg: which frames are scored, and how many at a time.
-        scaled: multiply by the model's own exp(logit_scale), as PickScore does; otherwise the plain cosine.
-        pixels: how frames are brought to the model's size.
+        scale: of the cosine; PickScore's is the model's own exp(logit_scale).
+        pixels: brings frames to the model's size.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, cfg: FrameRewardConfig, *, scaled: bool, pixels: Pixels | None = None
+        self, model: Any, tokenizer: Any, cfg: FrameRewardConfig, *, scale: float = 1.0, pixels: Pixels = clip_pixels
     ) -> None:
         super().__init__(cfg)
         self.model = model.requires_grad_(requires_grad=False).eval()
-        self.tokenizer = tokenizer
-        self.scale = float(model.logit_scale.exp()) if scaled else 1.0
+        self.tokenizer, self.scale, self.pixels = tokenizer, scale, pixels
         self.text_limit = int(model.config.text_config.max_position_embeddings)
-        self.pixels = pixels or clip_pixels
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Unit features `[B, D]` of the prompts."""
@@ -87,20 +111,23 @@ class ClipReward(FrameReward):
         """Scores `[N]` of frames `[N, 3, height, width]` in [0, 1]."""
         return self.scale * (image_features(self.model, frames, self.pixels) * condition["text"]).sum(dim=-1)
 
-    @classmethod
-    def load(
-        cls, folder: Path, tokenizer: Path, cfg: FrameRewardConfig, device: torch.device, *, scaled: bool
-    ) -> ClipReward:
-        """Load a frozen reward; raises UserError if a folder does not hold what it should, whole and in safetensors."""
-        from transformers import CLIPModel
 
-        model = load_transformers_model(CLIPModel, folder, "clip", getattr(torch, cfg.dtype))
-        words = load_clip_tokenizer(tokenizer, model.config.text_config.vocab_size)
-        return cls(model.to(device), words, cfg, scaled=scaled)
+def load_clip(cfg: BaseClipConfig, context: RewardContext) -> tuple[Any, Any]:
+    """The model on its device, and its tokenizer.
+
+    Raises:
+        UserError: a folder does not hold what it should, whole and in safetensors.
+    """
+    from transformers import CLIPModel
+
+    folder, words = cfg.folder(context.where, "path"), cfg.folder(context.where, "tokenizer", "path")
+    model = load_transformers_model(CLIPModel, folder, "clip", getattr(torch, cfg.dtype))
+    tokenizer = load_clip_tokenizer(words, model.config.text_config.vocab_size)
+    return model.to(context.device), tokenizer
 
 
 def load_clip_tokenizer(folder: Path, words: int) -> Any:
-    """The tokenizer of a folder; raises UserError if it has none, or one of not as many words as the model's."""
+    """The tokenizer of a folder; raises UserError unless it has as many words as the model."""
     fix = "give a folder with CLIP's tokenizer as `tokenizer`, e.g. of openai/clip-vit-large-patch14"
     return load_tokenizer(folder, words, fix=fix)
 
@@ -109,41 +136,3 @@ def image_features(model: Any, frames: Tensor, pixels: Pixels) -> Tensor:
     """Unit features `[N, D]` of frames `[N, 3, height, width]` in [0, 1] by a model with towers for images and text."""
     seen = pixels(frames, model.config.vision_config.image_size).to(model.dtype)
     return F.normalize(model.get_image_features(pixel_values=seen).pooler_output.float(), dim=-1)
-
-
-def clip_pixels(frames: Tensor, size: int) -> Tensor:
-    """What CLIP's image processor makes of frames `[N, 3, height, width]` in [0, 1]: `[N, 3, size, size]`.
-
-    Short side to `size` (bicubic, antialiased), centre crop, CLIP's mean and standard deviation.
-    """
-    return normalize(centre_square(frames, size), CLIP_MEAN, CLIP_STD)
-
-
-def centre_square(frames: Tensor, size: int, *, half: Callable[[float], int] = math.floor) -> Tensor:
-    """Frames `[N, 3, height, width]` with their short side brought to `size` and cropped: `[N, 3, size, size]`.
-
-    Args:
-        frames: in [0, 1].
-        size: in pixels.
-        half: where a crop begins whose margin is odd; transformers rounds half pixels down, torchvision as `round`.
-    """
-    height, width = frames.shape[-2:]
-    short = min(height, width)
-    target = (int(size * height / short), int(size * width / short))
-    top, left = (half((side - size) / 2) for side in target)
-    return resize_bicubic(frames, target)[..., top : top + size, left : left + size]
-
-
-def resize_bicubic(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Frames `[N, 3, height, width]` in [0, 1] at another size, still in [0, 1] and in float32.
-
-    Antialiased, as image processors do it. Bicubic overshoots [0, 1]; it is clamped straight-through, so that those
-    pixels keep their gradient.
-    """
-    resized = F.interpolate(frames.float(), size, mode="bicubic", antialias=True)
-    return resized + (resized.clamp(0, 1) - resized).detach()
-
-
-def normalize(frames: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
-    """`(frames - mean) / std`, channel by channel, of frames `[N, 3, height, width]`."""
-    return (frames - frames.new_tensor(mean).view(3, 1, 1)) / frames.new_tensor(std).view(3, 1, 1)

@@ -1,4 +1,4 @@
-"""Turns a published pickle into safetensors: the one place that opens a pickle, and only for tensors."""
+"""Converts a published pickle to safetensors: the one place that opens a pickle, and only for tensors."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _CONTAINERS = ("state_dict", "model", "module")
 def convert_checkpoint(source: Path, output: Path) -> Path:
     """Write the tensors of a pickled checkpoint, under their own names and types, to `output/model.safetensors`.
 
-    The pickle is read with `weights_only`, which runs no code of it. The weights are all it holds, or what it holds as
-    `state_dict`, `model` or `module`; warns of the rest (a step count, an optimizer), which is left out.
+    The pickle is read with `weights_only`, which runs none of its code. The weights are its whole content, or its entry
+    `state_dict`, `model` or `module`. The rest (a step count, an optimizer) is skipped with a warning.
 
     Returns:
         The file written, complete or not at all.
@@ -49,7 +49,7 @@ def convert_checkpoint(source: Path, output: Path) -> Path:
 
 def _read(source: Path) -> Any:
     try:
-        # What torch wrote before 1.6 is no archive and cannot be mapped into memory.
+        # Files of torch before 1.6 are no archives and cannot be mapped into memory.
         return torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
     except pickle.UnpicklingError as error:
         raise UserError("refused: it is no checkpoint, or loading it would run code", where=str(source)) from error
@@ -65,7 +65,7 @@ def _container(content: object) -> Mapping[str, Any] | None:
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same without shared memory, which safetensors does not write: tied weights become copies."""
+    """The tensors without shared memory, which safetensors refuses: tied weights become copies."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():

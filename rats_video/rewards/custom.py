@@ -12,9 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rats_video.errors import UserError
-from rats_video.rewards.base import RewardKindConfig
-from rats_video.types import RewardScores
-from rats_video.user_code import Blame, Options, Target, load_code
+from rats_video.rewards.base import RewardContext, RewardKindConfig, free_reward
+from rats_video.types import Reward, RewardScores
+from rats_video.user_code import Blame, Options, Target, load_code, source_file
 
 
 class CustomRewardConfig(RewardKindConfig):
@@ -28,6 +28,18 @@ class CustomRewardConfig(RewardKindConfig):
     target: Target = Field(description="`package.module:Name`; modules of the current directory are found too")
     options: Options = Field({}, description="named arguments: of the class, or of every call of the function")
     differentiable: bool = Field(default=True, description="where its own attribute `differentiable` does not say it")
+
+    def build(self, context: RewardContext) -> CustomReward:
+        """Import it."""
+        return build_custom(self, context.device, where=context.where)
+
+    def on_meta(self, context: RewardContext) -> Reward:  # noqa: ARG002
+        """A free reward in its place: only running the code would tell its cost."""
+        return free_reward
+
+    def sources(self, where: str) -> list[Path]:
+        """The module and those beside it, which it may import; what it imports from elsewhere is not seen."""
+        return sorted(source_file(self.target, where=where).parent.glob("*.py"))
 
 
 class CustomReward:

@@ -1,4 +1,4 @@
-"""Folders of reward models: what is in them, and loading it whole and without running code."""
+"""Loads models from their folders, whole and without running code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def load_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: str) -> Any:
-    """The tokenizer in a folder, with `added` special tokens behind its own; it must then have so many `words`.
+    """The tokenizer in a folder, with `added` special tokens after its own; it must then have `words` tokens.
 
     Raises:
         UserError: there is none, or one of another size.
@@ -36,10 +36,18 @@ def load_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: 
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds the files of a byte-pair tokenizer, CLIP's or Qwen's."""
+    """True if a folder holds the files of a byte-pair tokenizer, CLIP's or Qwen's."""
     return (folder / "tokenizer.json").is_file() or all(
         (folder / name).is_file() for name in ("vocab.json", "merges.txt")
     )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a folder; raises UserError if there is none that can be read."""
+    try:
+        return dict(read_json(folder / "config.json"))
+    except DAMAGED as error:
+        raise UserError("no readable config.json in it", where=str(folder)) from error
 
 
 def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: torch.dtype, **options: bool) -> Any:

@@ -1,18 +1,21 @@
-"""What all rewards that look at single frames have in common: which frames, how many at a time, and what it costs."""
+"""The base of rewards for single frames: which frames are scored, and how many at a time."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Discriminator, Field, Tag
-from torch import Tensor
+from torch import Tensor, nn
 
 from rats_video.config.explain import KIND
 from rats_video.config.fields import Config, PositiveInt
+from rats_video.meta import empty_model
 from rats_video.rewards.base import BaseRewardConfig
+from rats_video.rewards.files import read_config
 from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks
 from rats_video.types import RewardScores
 
@@ -40,11 +43,11 @@ FrameChoice = Annotated[
     | Annotated[EndFramesConfig, Tag("ends")],
     Discriminator(_frame_choice),
 ]
-"""Which frames of a clip are scored: a number of evenly spaced ones, all (null), or another choice by its `kind`."""
+"""The frames of a clip that are scored: a number of evenly spaced ones, all (null), or another choice by its `kind`."""
 
 
 class FrameRewardConfig(BaseRewardConfig):
-    """How a reward for single frames looks at clips."""
+    """Settings of a reward for single frames."""
 
     per = "frame"
 
@@ -55,15 +58,26 @@ class FrameRewardConfig(BaseRewardConfig):
     chunk: PositiveInt = Field(8, description="frames a forward; they are recomputed in backward, so it bounds memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
 
+    def hub_config(self, published: dict[str, Any]) -> dict[str, Any]:
+        """The config.json in the folder of the model; `published` where there is no such folder."""
+        folder = Path(self.path).expanduser()
+        return read_config(folder) if folder.is_dir() else published
+
+    def empty_model(self, kind: str, config: Mapping[str, Any]) -> nn.Module:
+        """The model of that class of transformers, without weights."""
+        import transformers
+
+        return empty_model(getattr(transformers, kind), config, where=self.path).to(getattr(torch, self.dtype))
+
 
 class FrameReward(PromptedReward):
     """Scores some frames of each clip one by one; a clip's score is the mean of theirs.
 
-    A frame that is not scored takes the score of the nearest one that is (the earlier of two), so a gate by latent
-    frames works with few scored frames too; gradient goes to the scored ones alone. Frames are worked on `cfg.chunk` at
+    A frame that is not scored takes the score of the nearest scored one (the earlier of two), so a gate by latent
+    frames works with few scored frames too. Gradient reaches the scored frames alone. `cfg.chunk` frames are scored at
     a time and recomputed in backward, so memory does not grow with their number.
 
-    A reward of this kind says how it reads prompts (`condition`, `token_counts`) and frames (`score_frames`).
+    A subclass defines how it reads prompts (`condition`, `token_counts`) and frames (`score_frames`).
     """
 
     def __init__(self, cfg: FrameRewardConfig) -> None:
@@ -75,13 +89,13 @@ class FrameReward(PromptedReward):
         raise NotImplementedError  # one that compares frames overrides `forward` instead
 
     def looks_at(self, num_frames: int) -> Tensor:
-        """Indices of the frames that are scored; a window lies elsewhere for each prompt, so it may be any of them."""
+        """Indices of the frames that may be scored: all for a window, whose place depends on the prompt."""
         if isinstance(self.cfg.frames, WindowFramesConfig):
             return torch.arange(num_frames)
         return self.looks_at_for("", num_frames)
 
     def looks_at_for(self, prompt: str, num_frames: int) -> Tensor:
-        """Indices of the frames that are scored of a clip of that prompt."""
+        """Indices of the frames of a clip of that prompt that are scored."""
         return scored_frames(num_frames, self.cfg.frames, [prompt])[0]
 
     def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
@@ -102,7 +116,7 @@ def scored_frames(num_frames: int, choice: FrameChoice, prompts: Sequence[str]) 
     match choice:
         case WindowFramesConfig():
             count = min(choice.count, num_frames)
-            # The prompt alone decides: teacher and student, a part of the batch and a resumed run see the same frames.
+            # The prompt alone decides, so that teacher, student, micro-batches and resumed runs see the same frames.
             digests = (hashlib.sha256(prompt.encode()).digest() for prompt in prompts)
             first = torch.tensor([int.from_bytes(digest, "big") % (num_frames - count + 1) for digest in digests])
             return first[:, None] + torch.arange(count)
@@ -114,7 +128,7 @@ def scored_frames(num_frames: int, choice: FrameChoice, prompts: Sequence[str]) 
 
 
 def evenly_spaced(num_frames: int, count: int | None) -> Tensor:
-    """Indices of `count` frames, the first and the last among them; of all where a clip has no more, or for None."""
+    """Indices of `count` frames, first and last included; of all if a clip has no more, or for None."""
     if count is None or count >= num_frames:
         return torch.arange(num_frames)
     return torch.linspace(0, num_frames - 1, count).round().long()

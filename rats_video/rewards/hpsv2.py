@@ -13,16 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.errors import UserError
+from rats_video.meta import META, LongPrompts
 from rats_video.reading import DAMAGED, read_json
-from rats_video.rewards.clip_score import (
-    CLIP_MEAN,
-    CLIP_STD,
-    BaseClipConfig,
-    ClipReward,
-    load_clip_tokenizer,
-    normalize,
-)
+from rats_video.rewards.base import RewardContext
+from rats_video.rewards.clip_score import VIT_H, BaseClipConfig, ClipReward, load_clip_tokenizer
 from rats_video.rewards.files import check_keys, fill_transformers_model, load_checkpoint_tensors
+from rats_video.rewards.pixels import CLIP_MEAN, CLIP_STD, normalize
 
 
 class HPSv2Config(BaseClipConfig):
@@ -33,6 +29,32 @@ class HPSv2Config(BaseClipConfig):
     kind: Literal["hpsv2"]
     path: str = "models/HPSv2.1"
     tokenizer: str | None = "models/clip-vit-large-patch14"
+
+    def build(self, context: RewardContext) -> ClipReward:
+        """Load a converted checkpoint.
+
+        Raises:
+            UserError: the folder holds no safetensors file, or one with a missing, unknown or misshapen tensor; or the
+                tokenizer is not CLIP's.
+        """
+        from transformers import CLIPConfig, CLIPModel
+
+        folder, words = self.folder(context.where, "path"), self.folder(context.where, "tokenizer", "path")
+        tensors = load_checkpoint_tensors(folder)
+        config = CLIPConfig(**open_clip_config(tensors, folder))
+        with META:
+            wanted = CLIPModel(config).state_dict()
+        check_keys(tensors, {_published(name): _joined(name, shape) for name, shape in wanted.items()}, where=folder)
+        weights = {name: _part(name, tensors[_published(name)]) for name in wanted}
+        model = fill_transformers_model(CLIPModel, config, weights, getattr(torch, self.dtype))
+        tokenizer = load_clip_tokenizer(words, config.text_config.vocab_size)
+        return ClipReward(model.to(context.device), tokenizer, self, pixels=hps_pixels)
+
+    def on_meta(self, context: RewardContext) -> ClipReward:  # noqa: ARG002
+        """The same without weights."""
+        folder = Path(self.path).expanduser()
+        config = open_clip_config(load_checkpoint_tensors(folder), folder) if folder.is_dir() else VIT_H
+        return ClipReward(self.empty_model("CLIPModel", config), LongPrompts(), self, pixels=hps_pixels)
 
 
 # From transformers' name of a weight to open_clip's.
@@ -57,28 +79,8 @@ _NAMES = (
 )
 
 
-def load_hps(folder: Path, tokenizer: Path, cfg: HPSv2Config, device: torch.device) -> ClipReward:
-    """The frozen reward of a converted checkpoint.
-
-    Raises:
-        UserError: the folder holds no safetensors file, or one with a missing, unknown or misshapen tensor; or the
-            tokenizer is not CLIP's.
-    """
-    from transformers import CLIPConfig, CLIPModel
-
-    tensors = load_checkpoint_tensors(folder)
-    config = CLIPConfig(**open_clip_config(tensors, folder))
-    with torch.device("meta"):
-        wanted = CLIPModel(config).state_dict()
-    check_keys(tensors, {_published(name): _joined(name, shape) for name, shape in wanted.items()}, where=folder)
-    weights = {name: _part(name, tensors[_published(name)]) for name in wanted}
-    model = fill_transformers_model(CLIPModel, config, weights, getattr(torch, cfg.dtype))
-    words = load_clip_tokenizer(tokenizer, config.text_config.vocab_size)
-    return ClipReward(model.to(device), words, cfg, scaled=False, pixels=hps_pixels)
-
-
 def hps_pixels(frames: Tensor, size: int) -> Tensor:
-    """What the published code makes of frames `[N, 3, height, width]` in [0, 1]: `[N, 3, size, size]`.
+    """Pixels as the published code makes them of frames `[N, 3, height, width]` in [0, 1]: `[N, 3, size, size]`.
 
     Long side to `size` (bicubic, antialiased, overshoot kept), black on both sides of the short one, then CLIP's mean
     and standard deviation (hpsv2/src/open_clip/transform.py, ResizeMaxSize).
@@ -93,13 +95,13 @@ def hps_pixels(frames: Tensor, size: int) -> Tensor:
 
 
 def open_clip_config(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Any]:
-    """What transformers' CLIPConfig takes, from the sizes of open_clip's tensors.
+    """Arguments of transformers' CLIPConfig, from the sizes of open_clip's tensors.
 
-    No tensor tells the heads: they are `vision_cfg.head_width` and `text_cfg.heads` of open_clip's own model
-    configuration where the folder has one as `config.json`; otherwise as wide as those of ViT-H-14, 80 and 64.
+    No tensor tells the number of heads. It follows from `vision_cfg.head_width` and `text_cfg.heads` of open_clip's own
+    model configuration, if the folder has one as `config.json`; otherwise heads are as wide as ViT-H-14's, 80 and 64.
 
     Raises:
-        UserError: a tensor that tells a size is missing; or the heads do not fit.
+        UserError: a tensor that tells a size is missing, or the heads do not fit.
     """
 
     def size(name: str, dimension: int) -> int:
@@ -138,7 +140,7 @@ def open_clip_config(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, A
 
 
 def _heads(folder: Path) -> tuple[int | None, int]:
-    """Heads of the text tower, if known, and channels of a head of the other."""
+    """Number of the text tower's heads, if known, and channels of a head of the vision tower."""
     path = folder / "config.json"
     if not path.is_file():
         return None, 80
@@ -158,14 +160,14 @@ def _published(name: str) -> str:
 
 
 def _joined(name: str, weight: Tensor) -> Tensor:
-    """The tensor a weight is part of in open_clip's layout, by its shape."""
+    """An empty tensor of the shape that open_clip keeps a weight in."""
     if _third(name) is not None:
         return weight.new_empty(3 * weight.shape[0], *weight.shape[1:])
     return weight.T if _is_transposed(name) else weight
 
 
 def _part(name: str, tensor: Tensor) -> Tensor:
-    """The reverse of `_joined`."""
+    """A weight out of the tensor that open_clip keeps it in."""
     third = _third(name)
     if third is not None:
         return tensor.chunk(3)[third].clone()
@@ -173,7 +175,7 @@ def _part(name: str, tensor: Tensor) -> Tensor:
 
 
 def _third(name: str) -> int | None:
-    """Which third of open_clip's joined projection a query, key or value is."""
+    """The third of open_clip's joined projection that a query, key or value is; None for other weights."""
     found = re.search(r"self_attn\.([qkv])_proj", name)
     return "qkv".index(found[1]) if found else None
 

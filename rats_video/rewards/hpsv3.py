@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rats_video.meta import META, CountedTokens
+from rats_video.rewards.base import RewardContext
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.frames import FrameChoice, FrameReward, FrameRewardConfig
 from rats_video.rewards.prompted import Condition
-from rats_video.rewards.qwen import QWEN2_VL_7B, Question, Qwen2VLConfig, QwenJudge, load_head, load_qwen, qwen_config
+from rats_video.rewards.qwen import (
+    QWEN2_VL_7B,
+    Question,
+    Qwen2VLConfig,
+    QwenJudge,
+    empty_qwen,
+    load_head,
+    load_qwen,
+    qwen_config,
+)
 from rats_video.rewards.qwen_vision import PixelRule
 
 
@@ -30,6 +40,23 @@ class HPSv3Config(Qwen2VLConfig, FrameRewardConfig):
         4, description="score that many, evenly spaced from first to last; null = all; or {kind: window or ends}"
     )
 
+    def build(self, context: RewardContext) -> HPSv3Reward:
+        """Load it; raises UserError if a folder does not hold what it should, whole and in safetensors."""
+        folder, words = self.folder(context.where, "path"), self.folder(context.where, "tokenizer")
+        tensors = load_checkpoint_tensors(folder)
+        model = load_qwen(tensors, qwen_config(folder, QWEN2_VL_7B), getattr(torch, self.dtype), folder)
+        head = hpsv3_head(model.config.text_config.hidden_size)
+        load_head(tensors, head, folder)
+        fix = "give the folder of Qwen/Qwen2-VL-7B-Instruct as `tokenizer`"
+        tokenizer = load_tokenizer(words, model.config.text_config.vocab_size, HPSV3.answers, fix=fix)
+        return HPSv3Reward(model, head, tokenizer, self).to(context.device)
+
+    def on_meta(self, context: RewardContext) -> HPSv3Reward:  # noqa: ARG002
+        """The same without weights."""
+        model, width = empty_qwen(self, QWEN2_VL_7B)
+        with META:
+            return HPSv3Reward(model, hpsv3_head(width), CountedTokens(), self)
+
 
 HPSV3 = Question("hpsv3.txt", ("<|Reward|>",))  # hpsv3/dataset/data_collator_qwen.py
 _PIXELS = 256 * 28 * 28  # hpsv3/inference.py: at least and at most
@@ -42,7 +69,7 @@ class HPSv3Reward(FrameReward):
         model: a `Qwen2VLModel`.
         head: from its hidden state at the answer to mu and sigma (`hpsv3_head`).
         tokenizer: Qwen2-VL's, with the answer's token.
-        cfg: which frames are scored, how, and how many at a time.
+        cfg: which frames are scored, and how many at a time.
     """
 
     def __init__(self, model: Any, head: nn.Module, tokenizer: Any, cfg: HPSv3Config) -> None:
@@ -62,17 +89,6 @@ class HPSv3Reward(FrameReward):
         """Scores `[N]` of frames `[N, 3, height, width]` in [0, 1]."""
         scores: Tensor = self.head(self.judge(frames[:, None], condition))[:, 0, 0]
         return scores
-
-    @classmethod
-    def load(cls, folder: Path, tokenizer: Path, cfg: HPSv3Config, device: torch.device) -> HPSv3Reward:
-        """Load a frozen reward; raises UserError if a folder does not hold what it should, whole and in safetensors."""
-        tensors = load_checkpoint_tensors(folder)
-        model = load_qwen(tensors, qwen_config(folder, QWEN2_VL_7B), getattr(torch, cfg.dtype), folder)
-        head = hpsv3_head(model.config.text_config.hidden_size)
-        load_head(tensors, head, folder)
-        fix = "give the folder of Qwen/Qwen2-VL-7B-Instruct as `tokenizer`"
-        words = load_tokenizer(tokenizer, model.config.text_config.vocab_size, HPSV3.answers, fix=fix)
-        return cls(model, head, words, cfg).to(device)
 
 
 def hpsv3_head(width: int) -> nn.Module:

@@ -15,9 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rats_video.errors import AsUserError, UserError
-from rats_video.rewards.clip_score import CLIP_MEAN, CLIP_STD, centre_square, normalize
+from rats_video.meta import META, LongPrompts
+from rats_video.rewards.base import RewardContext
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig
+from rats_video.rewards.pixels import CLIP_MEAN, CLIP_STD, centre_square, normalize
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.sizes import HEAD_WIDTH, TensorSizes
 
@@ -30,6 +32,32 @@ class ImageRewardConfig(FrameRewardConfig):
     kind: Literal["image_reward"]
     path: str = "models/ImageReward"
     tokenizer: str = Field("models/bert-base-uncased", description="folder of the tokenizer of BERT, uncased")
+
+    def build(self, context: RewardContext) -> ImageReward:
+        """Load ImageReward.pt as safetensors, with its own names.
+
+        Raises:
+            UserError: the checkpoint or BERT's tokenizer is not the one it needs, whole.
+        """
+        path, words = self.folder(context.where, "path"), self.folder(context.where, "tokenizer", "path")
+        tensors = {
+            name: tensor for name, tensor in load_checkpoint_tensors(path).items() if not name.startswith(_NOT_NEEDED)
+        }
+        sizes = BlipSizes.read(tensors, where=path)
+        reward = ImageReward(sizes, _bert_tokenizer(words, sizes.words), self)
+        empty = reward.state_dict()
+        check_keys(tensors, {_published_name(name): tensor for name, tensor in empty.items()}, where=path)
+        filled = {name: tensors[_published_name(name)].to(tensor.dtype) for name, tensor in empty.items()}
+        reward.load_state_dict(filled, assign=True)
+        # A counter, which no checkpoint needs to hold.
+        reward.text.embeddings.position_ids = torch.arange(sizes.positions)[None]
+        return reward.requires_grad_(requires_grad=False).to(context.device)
+
+    def on_meta(self, context: RewardContext) -> ImageReward:  # noqa: ARG002
+        """The same without weights."""
+        folder = Path(self.path).expanduser()
+        sizes = BlipSizes.read(load_checkpoint_tensors(folder), where=folder) if folder.is_dir() else BlipSizes()
+        return ImageReward(sizes, LongPrompts(), self)
 
 
 _MEAN, _STD = 0.16717362830052426, 1.0333394966054072  # of the head's output, ImageReward.py of THUDM/ImageReward
@@ -55,7 +83,7 @@ _PUBLISHED_VISION = {
 
 @dataclass(frozen=True)
 class BlipSizes:
-    """Of ImageReward's two transformers; the published checkpoint's by default."""
+    """Sizes of ImageReward's two transformers; the published checkpoint's by default."""
 
     patch: int = 16
     image: int = 224
@@ -68,7 +96,7 @@ class BlipSizes:
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], *, where: Path) -> Self:
-        """Those of a checkpoint; raises UserError if it lacks a tensor that tells."""
+        """The sizes of a checkpoint; raises UserError if it lacks a tensor that tells one."""
         sizes = TensorSizes(tensors, where=where)
         vision, text = "blip.visual_encoder", "blip.text_encoder"
         vision_width, _, _, patch = sizes.of(f"{vision}.patch_embed.proj.weight", 4)
@@ -102,10 +130,10 @@ class ImageReward(FrameReward):
         super().__init__(cfg)
         self.tokenizer, self._size = tokenizer, sizes.image
         dtype = getattr(torch, cfg.dtype)
-        with torch.device("meta"):
+        with META:
             self.vision, self.text = (network.to(dtype) for network in _blip(sizes))
             layers = itertools.starmap(nn.Linear, itertools.pairwise((sizes.text_width, *_HEAD.values())))
-            # In float32; what is left out between them is dropout, and there are no activations.
+            # In float32; the gaps are dropout, and there are no activations.
             self.head = nn.Sequential(OrderedDict(zip(_HEAD, layers, strict=True)))
         self.requires_grad_(requires_grad=False).eval()
 
@@ -130,32 +158,9 @@ class ImageReward(FrameReward):
         score: Tensor = self.head(read[:, 0].float()).squeeze(-1)
         return (score - _MEAN) / _STD
 
-    @classmethod
-    def load(cls, path: Path, tokenizer: Path, cfg: FrameRewardConfig, device: torch.device) -> Self:
-        """Load a frozen reward; raises UserError if the checkpoint or the tokenizer is not the one it needs, whole.
-
-        Args:
-            path: ImageReward.pt as safetensors, with its own names; a file or its folder.
-            tokenizer: folder of bert-base-uncased.
-            cfg: which frames are scored, and how many at a time.
-            device: where it computes.
-        """
-        tensors = {
-            name: tensor for name, tensor in load_checkpoint_tensors(path).items() if not name.startswith(_NOT_NEEDED)
-        }
-        sizes = BlipSizes.read(tensors, where=path)
-        reward = cls(sizes, _bert_tokenizer(tokenizer, sizes.words), cfg)
-        empty = reward.state_dict()
-        check_keys(tensors, {_published_name(name): tensor for name, tensor in empty.items()}, where=path)
-        filled = {name: tensors[_published_name(name)].to(tensor.dtype) for name, tensor in empty.items()}
-        reward.load_state_dict(filled, assign=True)
-        # A counter, which no checkpoint needs to hold.
-        reward.text.embeddings.position_ids = torch.arange(sizes.positions)[None]
-        return reward.requires_grad_(requires_grad=False).to(device)
-
 
 def _blip(sizes: BlipSizes) -> tuple[Any, Any]:
-    """The vision transformer, and the text encoder that attends to what it sees."""
+    """The vision transformer, and the text encoder that attends to its output."""
     from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
     vision = BlipVisionConfig(
@@ -193,7 +198,7 @@ def _published_name(name: str) -> str:
 def _bert_tokenizer(folder: Path, words: int) -> Any:
     from transformers import BertTokenizer
 
-    # Without its files transformers would make up a tokenizer to which all words are unknown.
+    # Without its files transformers would make up a tokenizer that knows no word.
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserError("no tokenizer in it", where=str(folder), fix="give a folder of google-bert/bert-base-uncased")
     with AsUserError("cannot load its tokenizer", where=str(folder)):

@@ -1,4 +1,4 @@
-"""Every kind of reward that may be a term of a sum. A new one is a file here and a line below."""
+"""The kinds of rewards that may be terms of a sum. A new one is a file here and its name below."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rats_video.rewards.hpsv2 import HPSv2Config
 from rats_video.rewards.hpsv3 import HPSv3Config
 from rats_video.rewards.image_reward import ImageRewardConfig
 from rats_video.rewards.subject_consistency import SubjectConsistencyConfig
-from rats_video.rewards.temporal_score import TemporalConfig
+from rats_video.rewards.temporal import TemporalConfig
 from rats_video.rewards.viclip import ViClipConfig
 from rats_video.rewards.video_align import VideoAlignConfig
 from rats_video.rewards.word import WordRewardConfig

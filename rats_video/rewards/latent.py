@@ -1,7 +1,7 @@
-"""A reward that needs no VAE: it draws a coarse sketch of the clip from its latents, and the pixel reward judges that.
+"""A reward that needs no VAE: it draws a coarse sketch of the clip from its latents, which the pixel reward scores.
 
-In place of DOLLAR's latent reward (arXiv 2412.15689), a network that learns scores alone: that overfits the clips it
-saw, and a student finds out where. A sketch is learned pixel by pixel, and what judges it is the pixel reward itself.
+DOLLAR's latent reward (arXiv 2412.15689) is a network that learns scores alone. It overfits the clips it saw, and a
+student finds out where. A sketch is learned pixel by pixel, and the pixel reward itself scores it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.errors import UserError, first_line
+from rats_video.meta import META
 from rats_video.reading import DAMAGED, load_tensors, read_sizes
-from rats_video.rewards.base import BaseRewardConfig
+from rats_video.rewards.base import BaseRewardConfig, RewardContext
 from rats_video.rewards.sum import PixelRewardConfig
 from rats_video.types import Reward, RewardScores
 
@@ -29,7 +30,7 @@ from rats_video.types import Reward, RewardScores
 class LatentRewardConfig(BaseRewardConfig):
     """What another reward says of a sketch drawn from latents: the VAE decodes nothing for the loss.
 
-    That reward judges the decoded clips themselves wherever clips are compared and evaluated.
+    Comparison and evaluation score the decoded clips with that reward itself.
     """
 
     per = "frame"
@@ -37,6 +38,24 @@ class LatentRewardConfig(BaseRewardConfig):
 
     kind: Literal["latent"]
     path: str = Field(description="folder with config.json and model.safetensors")
+
+    def build(self, context: RewardContext) -> Reward:
+        """The pixel reward that it imitates (`LatentReward.load` is the one of latents)."""
+        folder = self.folder(context.where, "path")
+        return read_imitated(folder).build(context.at(str(folder / "config.json")))
+
+    def on_meta(self, context: RewardContext) -> Reward:
+        """The reward of latents, without weights."""
+        folder = self.folder(context.where, "path")
+        inside = context.at(str(folder / "config.json"))
+        with META:
+            reward = LatentReward.build(folder, lambda imitated: imitated.on_meta(inside))
+        return reward.requires_grad_(requires_grad=False).eval()
+
+    def sources(self, where: str) -> list[Path]:
+        """Its folder, and the sources of the reward that it imitates."""
+        folder = self.folder(where, "path")
+        return [folder, *read_imitated(folder).sources(str(folder / "config.json"))]
 
 
 BuildJudge = Callable[[PixelRewardConfig], Reward]
@@ -46,14 +65,14 @@ _FINE = 8  # channels of the last, largest layers
 
 @dataclass(frozen=True)
 class LatentSpace:
-    """Whose latents are scored: another model's, or another clip size's, mean something else.
+    """The origin of latents: those of another model or clip size mean something else.
 
     Args:
         family: of the model, e.g. "Wan".
         vae: digest of the VAE's weights.
         channels: C of the latents.
-        spatial_stride: pixels a latent row or column.
-        temporal_stride: pixel frames a latent frame, but for the first.
+        spatial_stride: pixels of a latent row or column.
+        temporal_stride: pixel frames of a latent frame, except the first.
         num_frames: pixel frames of a clip.
         height: pixels.
         width: pixels.
@@ -69,7 +88,7 @@ class LatentSpace:
     width: int
 
     def differences(self, other: LatentSpace) -> list[str]:
-        """What is not the same there, e.g. `height 64 (here 96)`."""
+        """The fields that differ, e.g. `height 64 (here 96)`."""
         names = [field.name for field in fields(self) if getattr(self, field.name) != getattr(other, field.name)]
         return [f"{name} {getattr(self, name)} (here {getattr(other, name)})" for name in names]
 
@@ -77,15 +96,15 @@ class LatentSpace:
 class LatentReward(nn.Module):
     """Scores clean latents against their prompts as the pixel reward that it imitates would score the decoded clip.
 
-    Only the sketch is learned and saved; the pixel reward is frozen and comes from its own folder.
+    Only the sketch is learned and saved. The pixel reward is frozen and comes from its own folder.
 
     Args:
-        space: whose latents it scores.
+        space: of the latents that it scores.
         imitated: the pixel reward.
-        judge: that reward, loaded; of pixels in [0, 1].
+        judge: that reward, loaded.
         width: feature channels of the sketch.
         blocks: of the sketch.
-        coarse: pixels of the clip that are one of the sketch, in height and in width.
+        coarse: pixels of the clip for one of the sketch, in height and in width.
     """
 
     def __init__(
@@ -101,9 +120,9 @@ class LatentReward(nn.Module):
         return self.judge(self.enlarge(self.sketch(latents.to(self.sketch.stem.weight.dtype))), prompts)
 
     def enlarge(self, sketch: Tensor) -> Tensor:
-        """The sketch as a clip for the judge: `[B, T, 3, height, width]` in [0, 1].
+        """The sketch at the size of the clip: `[B, T, 3, height, width]` in [0, 1].
 
-        Saturated pixels are clamped straight-through, as a decoded clip's are.
+        Pixels are clamped straight-through, as a decoded clip's are.
         """
         sketch = sketch + (sketch.clamp(0, 1) - sketch).detach()
         large = F.interpolate(sketch.flatten(0, 1), size=(self.space.height, self.space.width))
@@ -119,7 +138,7 @@ class LatentReward(nn.Module):
 
     @classmethod
     def build(cls, folder: Path, build_judge: BuildJudge) -> Self:
-        """The network of a folder's config.json, without the sketch's weights; raises UserError if there is none."""
+        """The network of a folder's config.json, without the sketch's weights; raises UserError if it holds none."""
         space, imitated, network = _read(folder)
         return cls(space, imitated, build_judge(imitated), **network)
 
@@ -156,7 +175,7 @@ def _read(folder: Path) -> tuple[LatentSpace, PixelRewardConfig, dict[str, int]]
 class SketchDecoder(nn.Module):
     """Latents `[B, C, F, H, W]` to small clips `[B, T, 3, height / coarse, width / coarse]`, about [0, 1].
 
-    Nearly all of it is computed at the size of the latents, which is why it costs a fraction of the VAE's decoder.
+    Nearly all of it is computed at the size of the latents, so it costs a fraction of the VAE's decoder.
     """
 
     def __init__(self, space: LatentSpace, *, width: int, blocks: int, coarse: int) -> None:
@@ -170,7 +189,7 @@ class SketchDecoder(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Draw."""
+        """Draw the sketches."""
         hidden = self.enlarge(F.silu(self.blocks(self.stem(latents))))
         sizes = {"t": self.stride, "y": self.scale, "x": self.scale}
         frames = rearrange(hidden, "b (c t y x) f h w -> b (f t) c (h y) (w x)", **sizes)
@@ -180,7 +199,7 @@ class SketchDecoder(nn.Module):
 
 
 class _Block(nn.Module):
-    """Residual: space, then time. Without norms: a pixel depends on what is near it alone, as in the VAE."""
+    """Residual: space, then time. Without norms, so that a pixel depends on its neighbours alone, as in the VAE."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Where things move between two frames: Lucas and Kanade's local motion, on a pyramid and differentiable throughout."""
+"""Motion between two frames: Lucas and Kanade's local motion, on a pyramid and differentiable throughout."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def softened(frames: Tensor) -> Tensor:
 
 
 def half_motion(first: Tensor, second: Tensor) -> Tensor:
-    """Displacement in pixels `[N, 2, height, width]` (x, y) of what is seen half-way between two frames.
+    """Displacement in pixels `[N, 2, height, width]` (x, y) at each place half-way between two frames.
 
-    What is at `x` half-way was at `x - d` in `first` and will be at `x + d` in `second` (each `[N, 3, height, width]`).
+    A thing at `x` half-way was at `x - d` in `first` and will be at `x + d` in `second` (each `[N, 3, height, width]`).
     Lucas and Kanade (1981), symmetric in the frames and coarse to fine (Bouguet 2001): in each window of 7 x 7 pixels
     `d` minimises the squared difference of all colours, less its mean, so that a change of brightness is no motion.
     Where there is nothing to follow `d` keeps what the coarser level found, at last 0.
@@ -54,7 +54,7 @@ def half_motion(first: Tensor, second: Tensor) -> Tensor:
 
 
 def explained(first: Tensor, second: Tensor, motion: Tensor) -> Tensor:
-    """How much of what changes around each pixel the motion explains, `[N, 1, height, width]` in [0, 1].
+    """Share of the change around each pixel that the motion explains, `[N, 1, height, width]` in [0, 1].
 
     1 - (change left when both frames are brought together) / (change), each less its mean in the window: 1 where
     something moves, about 0 for noise, which no motion explains, and 0 where nothing changes.
@@ -93,7 +93,7 @@ def _refinement(one: Tensor, two: Tensor) -> Tensor:
 
 
 def _covariance(cues: Tensor) -> Tensor:
-    """Of K cues `[N, K, 3, height, width]` in the window around each pixel, summed over colours: `[N, K, K, ...]`."""
+    """Covariance of K cues `[N, K, 3, height, width]` in the window around each pixel, summed over colours."""
     mean = _around(cues)
     return _around((cues[:, :, None] * cues[:, None]).sum(dim=3)) - (mean[:, :, None] * mean[:, None]).sum(dim=3)
 
@@ -101,7 +101,7 @@ def _covariance(cues: Tensor) -> Tensor:
 def _around(images: Tensor) -> Tensor:
     """Mean over the window around each pixel, as far as it lies in the image.
 
-    As two products with band matrices: six times as fast as pooling on a CPU.
+    Two products with band matrices: six times as fast as pooling on a CPU.
     """
     along_y, along_x = (_band(size, images) for size in images.shape[-2:])
     return along_y @ images @ along_x.T

@@ -1,4 +1,4 @@
-"""What rewards by large networks have in common: prompts up to a limit, pixels in chunks that backward recomputes."""
+"""The base of rewards by large networks: prompts up to a limit, pixels in chunks that backward recomputes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 from rats_video.errors import warn
 
 Condition = Mapping[str, Tensor]
-"""What a reward knows of its prompts: named tensors with one row a prompt."""
+"""A reward's encoding of its prompts: named tensors with one row a prompt."""
 
 
 class PromptedReward(nn.Module):
-    """A reward that says how it reads prompts (`condition`, `token_counts`)."""
+    """A reward that reads prompts (`condition`, `token_counts`)."""
 
     text_limit: int | None = None
     """Tokens it reads of a prompt; None = all."""
@@ -25,12 +25,12 @@ class PromptedReward(nn.Module):
         self._warned = False
 
     def condition(self, prompts: Sequence[str]) -> Condition:  # noqa: ARG002  # to be overridden
-        """What scoring needs of B prompts, without gradient; rewards that ignore prompts return nothing."""
+        """Encode B prompts, without gradient; rewards that ignore prompts return nothing."""
         return {}
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt, before any is cut."""
-        raise NotImplementedError  # asked only of rewards with a `text_limit`, which say it
+        raise NotImplementedError  # called only on rewards with a `text_limit`, which define it
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
         """Warn, once in the reward's life, of prompts whose end the model does not read."""
@@ -47,12 +47,12 @@ def score_in_chunks(
 ) -> Tensor:
     """Scores `[N]` of pixels `[N, ...]`, each with its own row of condition.
 
-    They are worked on `chunk` at a time and recomputed in backward, so memory does not grow with their number.
+    `chunk` of them are scored at a time and recomputed in backward, so memory does not grow with their number.
     """
     recompute = torch.is_grad_enabled() and pixels.requires_grad
-    parts = []
+    scores = []
     for first in range(0, len(pixels), chunk):
         chosen = slice(first, first + chunk)
-        part, rows = pixels[chosen], {name: row[chosen] for name, row in condition.items()}
-        parts.append(checkpoint(score, part, rows, use_reentrant=False) if recompute else score(part, rows))
-    return torch.cat(parts)
+        some, rows = pixels[chosen], {name: row[chosen] for name, row in condition.items()}
+        scores.append(checkpoint(score, some, rows, use_reentrant=False) if recompute else score(some, rows))
+    return torch.cat(scores)

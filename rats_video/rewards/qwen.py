@@ -1,7 +1,7 @@
-"""Judges that are a Qwen2-VL: it is shown pixels, asked a fixed question, and read at special tokens of that question.
+"""Rewards that are a Qwen2-VL: it is shown pixels and a fixed question, and read at special tokens of that question.
 
-transformers' own path computes 3-D rotary positions; the published judges call the language model with embeddings alone
-and so were trained, and are run, with plain sequential ones. The logits over words are never computed.
+transformers' own path computes 3-D rotary positions. The published rewards call the language model with embeddings
+alone: they were trained, and are run, with plain sequential positions. The logits over words are never computed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from rats_video.assets import ASSETS
 from rats_video.config.fields import PositiveInt
 from rats_video.errors import UserError
+from rats_video.meta import empty_model
 from rats_video.reading import DAMAGED, read_sizes
 from rats_video.rewards.base import BaseRewardConfig
 from rats_video.rewards.files import check_keys
@@ -28,7 +29,7 @@ from rats_video.rewards.qwen_vision import MERGE, PixelRule, patch_rows
 
 
 class Qwen2VLConfig(BaseRewardConfig):
-    """How a reward that is a Qwen2-VL looks at pixels."""
+    """Settings of a reward that is a Qwen2-VL."""
 
     path: str = Field(description="folder of the reward's weights, in safetensors")
     chunk: PositiveInt = Field(1, description="clips or frames a forward; they are recomputed in backward")
@@ -58,18 +59,18 @@ QWEN2_VL_7B = {
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is asked.
+    """The text beside the pixels.
 
     Args:
-        file: the published text, in rats_video/assets; `{text_prompt}` is where the prompt goes.
-        answers: the special tokens at which its scores are read, in that order.
+        file: the published text, in rats_video/assets; the prompt replaces `{text_prompt}`.
+        answers: the special tokens at which scores are read, in that order.
     """
 
     file: str
     answers: tuple[str, ...]
 
     def text(self, prompt: str) -> str:
-        """All that follows the pixels; raises UserError for a prompt with one of the special tokens."""
+        """The text after the pixels; raises UserError for a prompt with one of the special tokens."""
         for token in self.answers:
             if token in prompt:
                 raise UserError(f"{prompt!r} holds {token}, at which this reward is read", where="prompt")
@@ -83,8 +84,8 @@ class QwenJudge(nn.Module):
     Args:
         model: a `Qwen2VLModel`: vision tower and language model, no head.
         tokenizer: its tokenizer, which knows the question's special tokens.
-        question: what it is asked.
-        rule: how large frames are made.
+        question: the text beside the pixels.
+        rule: sizes that frames are resized to.
     """
 
     def __init__(self, model: Any, tokenizer: Any, question: Question, rule: PixelRule) -> None:
@@ -96,7 +97,7 @@ class QwenJudge(nn.Module):
         self._opening = self._ids(_OPENING)
 
     def read(self, prompts: Sequence[str]) -> Condition:
-        """Tokens `[B, L]` after the pixels, and where among them the answers are, `[B, answers]`.
+        """Tokens `[B, L]` after the pixels, and the places of the answers among them, `[B, answers]`.
 
         Shorter prompts are padded at the end, which no earlier token sees: attention is causal.
         """
@@ -141,7 +142,7 @@ class QwenJudge(nn.Module):
 
 
 def qwen_config(folder: Path, published: Mapping[str, Any]) -> dict[str, Any]:
-    """Sizes of the network: of the `config.json` in its folder if that is a Qwen2-VL's, else the published ones."""
+    """Sizes of the network: from the `config.json` in its folder if that is a Qwen2-VL's, else the published ones."""
     file = folder / "config.json"
     try:
         config: dict[str, Any] = read_sizes(file)
@@ -152,14 +153,22 @@ def qwen_config(folder: Path, published: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError("is no readable configuration of a model", where=str(file)) from error
 
 
+def empty_qwen(cfg: Qwen2VLConfig, published: Mapping[str, Any]) -> tuple[Any, int]:
+    """A `Qwen2VLModel` without weights, and the width of its hidden states."""
+    from transformers import Qwen2VLModel
+
+    model: Any = empty_model(Qwen2VLModel, qwen_config(Path(cfg.path).expanduser(), published), where=cfg.path)
+    return model.to(getattr(torch, cfg.dtype)), int(model.config.text_config.hidden_size)
+
+
 def load_qwen(tensors: Mapping[str, Tensor], config: Mapping[str, Any], dtype: torch.dtype, where: Path) -> Any:
     """A `Qwen2VLModel` of these weights; raises UserError unless they are its own to the last key and shape.
 
     Args:
-        tensors: by Qwen2-VL's names: today's, or as up to transformers 4.51 (`visual.*`, `model.layers.*`).
-        config: its sizes; the number of words is that of the weights, which special tokens change.
+        tensors: by Qwen2-VL's names, today's or those up to transformers 4.51 (`visual.*`, `model.layers.*`).
+        config: its sizes; the number of words comes from the weights, since special tokens change it.
         dtype: to convert them to.
-        where: they come from, for messages.
+        where: the checkpoint, for messages.
     """
     from accelerate import init_empty_weights
     from huggingface_hub.errors import StrictDataclassError

@@ -1,4 +1,4 @@
-"""Pixels as Qwen2-VL takes them, differentiable: what its image processor makes of a frame, with gradient."""
+"""Pixels as Qwen2-VL's image processor makes them, but differentiable."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rats_video.rewards.clip_score import CLIP_MEAN, CLIP_STD, normalize, resize_bicubic
+from rats_video.rewards.pixels import CLIP_MEAN, CLIP_STD, normalize, resize_bicubic
 
 PATCH = 14  # pixels a side
 MERGE = 2  # patches a side that become one token
@@ -23,7 +23,7 @@ Grid = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class PixelRule:
-    """How large frames are made.
+    """Sizes that frames are resized to.
 
     Args:
         least: pixels of a frame, at least.
@@ -53,14 +53,14 @@ def smart_resize(height: int, width: int, rule: PixelRule) -> tuple[int, int]:
 
 
 def patch_rows(clips: Tensor, rule: PixelRule) -> tuple[Tensor, Grid]:
-    """Rows of pixels that Qwen2-VL's patch embedding takes, and how each clip's are arranged.
+    """Rows of pixels that Qwen2-VL's patch embedding takes, and their arrangement in each clip.
 
-    Resize (bicubic, antialiased), CLIP's mean and standard deviation, then pairs of frames in patches of 14 x 14, where
-    the 2 x 2 that become one token follow one another. An odd number of frames is made even with the last one.
+    Resize (bicubic, antialiased), CLIP's mean and standard deviation, then pairs of frames in patches of 14 x 14. The
+    2 x 2 patches of one token follow one another. An odd number of frames is made even by repeating the last one.
 
     Args:
         clips: `[N, T, 3, height, width]` in [0, 1]; an image is a clip of one frame.
-        rule: how large frames are made.
+        rule: sizes that frames are resized to.
 
     Returns:
         `[N * pairs * rows * columns, 3 * 2 * 14 * 14]`, float32, and the grid of one clip.

@@ -1,4 +1,4 @@
-"""A reward model on another process: pixels go there, scores come back, and their gradients the other way round."""
+"""A reward model in another process: pixels go there, scores and gradients of pixels come back."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from rats_video.types import Reward, RewardScores
 
 @dataclass(frozen=True)
 class RankLink:
-    """One end of the line between a training rank and its reward rank.
+    """One end of the connection between a training rank and its reward rank.
 
     Args:
-        group: the two of them.
+        group: of the two ranks.
         peer: rank of the other end.
-        device: where tensors travel from and to.
+        device: of the tensors sent and received.
     """
 
     group: dist.ProcessGroup
@@ -42,7 +42,7 @@ class RankLink:
         dist.send_object_list([message], self.peer, self.group, self.device)
 
     def hear(self) -> Any:
-        """Receive what the other end tells."""
+        """Receive a small object."""
         heard = [None]
         dist.recv_object_list(heard, self.peer, self.group, self.device)
         return heard[0]
@@ -60,7 +60,7 @@ class RankLink:
 
 @dataclass(frozen=True)
 class _Request:
-    """`[B, T, 3, height, width]` pixels of these prompts follow; the reply is kept for `backward` if `keeps`."""
+    """Announces `[B, T, 3, height, width]` pixels of these prompts; `keeps` keeps the reply for `backward`."""
 
     prompts: tuple[str, ...]
     shape: tuple[int, ...]
@@ -69,7 +69,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Layout:
-    """`[B, columns]` scores follow: the clip's, then those of `frames` frames, then one a part."""
+    """Announces `[B, columns]` scores: the clip's, then those of `frames` frames, then one a part."""
 
     frames: int
     parts: tuple[str, ...]
@@ -80,7 +80,7 @@ class _Layout:
 
 
 class RemoteReward:
-    """Scores as the reward on this rank's reward rank does, gradients included.
+    """The reward on this rank's reward rank, gradients included.
 
     Between a call with gradient and its backward there may be calls without, but no second one with gradient.
 
@@ -90,7 +90,7 @@ class RemoteReward:
 
     def __init__(self, link: RankLink) -> None:
         self._link = link
-        link.hear()  # the reward is loaded and found good
+        link.hear()  # the reward is loaded and tested
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `videos` `[B, T, 3, height, width]` in [0, 1] against their prompts."""
@@ -104,12 +104,12 @@ class RemoteReward:
         return _unpack(_RemoteScores.apply(videos, scores, self._link) if keeps else scores, reply)  # type: ignore[no-untyped-call]
 
     def close(self) -> None:
-        """Let the reward rank go."""
+        """Tell the reward rank that this rank is done."""
         self._link.tell(None)
 
 
 class _RemoteScores(torch.autograd.Function):
-    """Hangs received scores into the graph of the pixels they were given for."""
+    """Connects scores from the reward rank to the autograd graph of the local pixels."""
 
     @staticmethod
     def forward(ctx: Any, videos: Tensor, scores: Tensor, link: RankLink) -> Tensor:
@@ -126,7 +126,7 @@ class _RemoteScores(torch.autograd.Function):
 def serve_reward(reward: Reward, runtime: Runtime) -> None:
     """Answer this reward rank's trainers until all of them have closed.
 
-    A thread each, because no backend can wait for several ranks at once everywhere; one computes at a time.
+    Each trainer has a thread, because not every backend can wait for several ranks at once; one computes at a time.
     """
     clients = range(runtime.rank - runtime.trainers, runtime.trainers, runtime.reward_ranks)
     ended: SimpleQueue[BaseException | None] = SimpleQueue()

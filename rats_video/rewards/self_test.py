@@ -1,4 +1,4 @@
-"""What a reward must keep to be trusted, tried out on two clips before anything is trained on it."""
+"""Tests a reward on two clips before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, LatentScorer, Reward, RewardScores
 
 _SAME = 5e-3  # of a score: bfloat16 rounds other batch sizes differently
-_SAME_OF_GAP = 0.25  # of the two clips' difference: half of it is what the other clip leaks into a mean
+_SAME_OF_GAP = 0.25  # of the two clips' difference: a mean over both clips would change a score by half of it
 
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What was found.
+    """The result of a test.
 
     Args:
         where: the key of the reward.
         scores: of the two clips.
-        differentiable: what the reward says of itself.
-        seen: indices of the frames (of a latent reward: latent frames) that it says it looks at.
+        differentiable: as the reward says.
+        seen: indices of the frames (of a latent reward: latent frames) that it claims to look at.
         gradient: of the first clip's score, by frame of each clip: norms `[2, frames]`; None if not asked for.
         forward_seconds: of the two clips together.
         backward_seconds: of the first clip's score.
@@ -42,7 +42,7 @@ class SelfTest:
     backward_seconds: float
 
     def require_loss(self) -> None:
-        """Raise UserError unless the reward can be climbed by its gradient."""
+        """Raise UserError unless the reward can be maximised by its gradient."""
         if not self.differentiable:
             fix = "set method.policy of rats or method.kind=grpo, which need no gradient, or method.reward_weight=0"
             raise UserError("is not differentiable and cannot be a direct loss", where=self.where, fix=fix)
@@ -73,7 +73,7 @@ def self_test(
     """Score two smooth seeded clips of the run's size, together and alone.
 
     Args:
-        reward: what is tested; one that scores latents is given smooth latents.
+        reward: one that scores latents is given smooth latents.
         clip: the run's size.
         prompts: some of the run's; the first and the last are used.
         where: the reward's key, for errors.
@@ -82,7 +82,7 @@ def self_test(
         with_gradient: also backpropagate the first clip's score, if the reward says that it is differentiable.
 
     Raises:
-        UserError: scores of another shape than `RewardScores` says, not finite, or that depend on the other clip.
+        UserError: scores have another shape than `RewardScores` says, are not finite, or depend on the other clip.
     """
     pair, score = (prompts[0], prompts[-1]), _scorer(reward)
     if isinstance(reward, LatentScorer):
@@ -116,7 +116,8 @@ def _scorer(reward: Reward | LatentScorer) -> Callable[[Tensor, Sequence[str]], 
 def smooth_clips(clip: ClipSpec) -> Tensor:
     """Two clips `[2, T, 3, height, width]` in [0.1, 0.9] that change slowly in space and time, always the same two.
 
-    With a fine grain: were change quite even, frames between others would have no slope in what compares neighbours.
+    A fine grain is added: with quite even change, rewards that compare neighbours would have no slope in the frames
+    between.
     """
     smooth = _smooth(3, (clip.num_frames, clip.height, clip.width)).transpose(1, 2).contiguous()
     return smooth * 0.78 + 0.1 + 0.02 * torch.rand(smooth.shape, generator=seeded(0, 7))
@@ -136,7 +137,7 @@ def _smooth(channels: int, sizes: Sequence[int]) -> Tensor:
 
 
 def _gradient(score: Tensor, inputs: Tensor, frame_dim: int) -> Tensor:
-    """Norms `[2, frames]`; zeros where the graph does not lead."""
+    """Norms `[2, frames]`; zeros without a path in the graph."""
     if not score.requires_grad:
         return torch.zeros(2, inputs.shape[frame_dim])
     (gradient,) = torch.autograd.grad(score, inputs, allow_unused=True)

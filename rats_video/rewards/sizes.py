@@ -1,4 +1,4 @@
-"""Sizes of a network read off the tensors of its checkpoint, where that says them nowhere else."""
+"""Sizes of a network read off the tensors of a checkpoint that does not name them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEPTHS = {512: 12, 768: 12, 1024: 24}  # published widths: a checkpoint whose l
 
 
 class TensorSizes:
-    """Asks tensors for their shapes.
+    """Reads shapes of tensors.
 
     Args:
         tensors: of a checkpoint, by name.
@@ -27,7 +27,7 @@ class TensorSizes:
         self._tensors, self._where = tensors, where
 
     def of(self, name: str, num_dims: int) -> tuple[int, ...]:
-        """Shape of a tensor; raises UserError if it is missing, or its dimensions are not that many."""
+        """Shape of a tensor; raises UserError if it is missing or has another number of dimensions."""
         if name not in self._tensors:
             raise UserError(f"lacks {name}", where=str(self._where))
         shape = tuple(self._tensors[name].shape)
@@ -36,12 +36,12 @@ class TensorSizes:
         return shape
 
     def depth(self, blocks: str, width: int) -> int:
-        """Number of blocks of that width, named `blocks.0...`; raises UserError if whole heads cannot share it."""
+        """Number of blocks of that width, named `blocks.0...`; raises UserError if heads do not fit it."""
         if not width or width % HEAD_WIDTH:
             raise UserError(f"{blocks} is {width} wide, no multiple of {HEAD_WIDTH}", where=str(self._where))
         numbered = (re.match(rf"{re.escape(blocks)}\.(\d+)\.", name) for name in self._tensors)
         return _DEPTHS.get(width, 1 + max((int(found[1]) for found in numbered if found), default=-1))
 
     def image_size(self, positions: str, num_dims: int, patch: int) -> int:
-        """Side of the images whose patches, and a token for the whole, have those positions `[..., 1 + P, width]`."""
+        """Side of the images; `positions` `[..., 1 + P, width]` holds one for the whole and one for each patch."""
         return patch * isqrt(max(self.of(positions, num_dims)[-2] - 1, 0))

@@ -1,10 +1,9 @@
-"""Subject consistency of VBench: whether what a clip shows stays the same, by a DINO in transformers' format."""
+"""Subject consistency of VBench: does what a clip shows stay the same? By a DINO in transformers' format."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,9 +12,10 @@ from torch.nn import functional as F
 
 from rats_video.errors import UserError
 from rats_video.reading import read_sizes
-from rats_video.rewards.clip_score import normalize
+from rats_video.rewards.base import RewardContext
 from rats_video.rewards.files import load_transformers_model
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig, scored_frames
+from rats_video.rewards.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
 from rats_video.rewards.temporal import in_chunks
 from rats_video.types import RewardScores
 
@@ -28,10 +28,29 @@ class SubjectConsistencyConfig(FrameRewardConfig):
     kind: Literal["subject_consistency"]
     path: str = "models/dino-vitb16"
 
+    def build(self, context: RewardContext) -> SubjectConsistency:
+        """Load it; raises UserError if the folder does not hold a DINO, whole and in safetensors."""
+        import transformers
+
+        folder = self.folder(context.where, "path")
+        try:
+            config = read_sizes(folder / "config.json")
+        except (OSError, ValueError) as error:
+            fix = "give the folder of a hub download, e.g. of facebook/dino-vitb16"
+            raise UserError("not a DINO: no readable config.json in it", where=str(folder), fix=fix) from error
+        encoder = encoder_of(config, where=str(folder))
+        kind, dtype = getattr(transformers, encoder.model), getattr(torch, self.dtype)
+        model = load_transformers_model(kind, folder, config["model_type"], dtype, **encoder.making)
+        return SubjectConsistency(model.to(context.device), self)
+
+    def on_meta(self, context: RewardContext) -> SubjectConsistency:  # noqa: ARG002
+        """The same without weights."""
+        config = self.hub_config({"model_type": "vit"})  # transformers' own defaults are a ViT-B/16
+        model = encoder_of(config, where=self.path).model
+        return SubjectConsistency(self.empty_model(model, config), self)
+
 
 _SIZE = 224  # pixels of the short side
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red, green, blue
-_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -40,8 +59,8 @@ class Encoder:
 
     Args:
         model: transformers' class.
-        making: how it is made without a pooling layer, which checkpoints of DINO lack.
-        calling: how it is told to take frames of any shape.
+        making: makes it without a pooling layer, which checkpoints of DINO lack.
+        calling: lets it take frames of any shape.
     """
 
     model: str
@@ -102,28 +121,14 @@ class SubjectConsistency(FrameReward):
         distance = (torch.arange(num_frames, device=videos.device)[:, None] - scored[:, None, 1:]).abs()
         return RewardScores(clip=scores.mean(dim=1), frames=scores.gather(1, distance.argmin(dim=2)))
 
-    @classmethod
-    def load(cls, folder: Path, cfg: SubjectConsistencyConfig, device: torch.device) -> SubjectConsistency:
-        """Load a frozen reward; raises UserError if the folder does not hold a DINO, whole and in safetensors."""
-        import transformers
-
-        try:
-            config = read_sizes(folder / "config.json")
-        except (OSError, ValueError) as error:
-            fix = "give the folder of a hub download, e.g. of facebook/dino-vitb16"
-            raise UserError("not a DINO: no readable config.json in it", where=str(folder), fix=fix) from error
-        encoder = encoder_of(config, where=str(folder))
-        kind = getattr(transformers, encoder.model)
-        model = load_transformers_model(kind, folder, config["model_type"], getattr(torch, cfg.dtype), **encoder.making)
-        return cls(model.to(device), cfg)
-
 
 def dino_pixels(frames: Tensor) -> Tensor:
-    """What VBench gives DINO of frames `[N, 3, height, width]`: short side 224, ImageNet's mean and deviation.
+    """Pixels as VBench gives them to DINO, of frames `[N, 3, height, width]`: short side 224, ImageNet's mean and std.
 
     Bilinear without antialiasing and without a crop (vbench/utils.py, dino_transform).
     """
     height, width = frames.shape[-2:]
     short = min(height, width)
     size = (int(_SIZE * height / short), int(_SIZE * width / short))
-    return normalize(F.interpolate(frames.float(), size, mode="bilinear", align_corners=False), _MEAN, _STD)
+    resized = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False)
+    return normalize(resized, IMAGENET_MEAN, IMAGENET_STD)

@@ -1,4 +1,4 @@
-"""A weighted sum of rewards, each brought to a scale of its own first."""
+"""A weighted sum of rewards, each brought to a common scale first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from rats_video.config.fields import Config, PositiveFloat
 from rats_video.errors import UserError
-from rats_video.rewards.base import BaseRewardConfig, frames_seen, is_differentiable
+from rats_video.rewards.base import BaseRewardConfig, RewardContext, frames_seen, is_differentiable
 from rats_video.rewards.kinds import SingleRewardConfig, word_by_default
 from rats_video.types import LatentScorer, PromptChecker, Reward, RewardScores
 
@@ -40,6 +41,22 @@ class SumRewardConfig(BaseRewardConfig):
         min_length=1, description="named as you like; --set reward.terms.NAME.weight=2 reaches into one"
     )
 
+    def build(self, context: RewardContext) -> SumReward:
+        """Load the terms."""
+        return SumReward.of(self, context.where, lambda term, key: term.build(context.at(key)))
+
+    def on_meta(self, context: RewardContext) -> SumReward:
+        """The same without weights."""
+        return SumReward.of(self, context.where, lambda term, key: term.on_meta(context.at(key)))
+
+    def sources(self, where: str) -> list[Path]:
+        """Those of the terms."""
+        return [path for key, term in self.rewards(where).items() for path in term.sources(key)]
+
+    def rewards(self, where: str) -> dict[str, SingleRewardConfig]:
+        """The terms' rewards by dotted key under `where`."""
+        return {f"{where}.terms.{name}.reward": term.reward for name, term in self.terms.items()}
+
     @model_validator(mode="after")
     def _some_term_counts(self) -> Self:
         if not any(term.weight for term in self.terms.values()):
@@ -63,15 +80,15 @@ class Term:
     spread: float = 1.0
 
     def count(self, scores: Tensor) -> Tensor:
-        """What scores of any shape add to the sum."""
+        """Contribution of scores of any shape to the sum."""
         return self.weight * (scores - self.mean) / self.spread
 
 
 class SumReward(nn.Module):
     """The sum of its terms, for clips and for frames; each term's own score is a part under its name.
 
-    A term without frame scores adds its clip's to every frame. One of weight 0 is scored, without gradient, and left
-    out of the sum.
+    A term without frame scores adds its clip's score to every frame. A term of weight 0 is scored without gradient and
+    does not count.
     """
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
@@ -81,14 +98,13 @@ class SumReward(nn.Module):
 
     @classmethod
     def of(cls, cfg: SumRewardConfig, where: str, build: Callable[[SingleRewardConfig, str], Reward]) -> SumReward:
-        """The sum a configuration names; `build` makes a term's reward, given its dotted key under `where`.
+        """The sum that a configuration names; `build` makes a term's reward, given its dotted key under `where`.
 
         Raises:
             UserError: a term scores latents, which no other term sees.
         """
         terms = {}
-        for name, term in cfg.terms.items():
-            key = f"{where}.terms.{name}.reward"
+        for (name, term), key in zip(cfg.terms.items(), cfg.rewards(where), strict=True):
             reward = build(term.reward, key)
             if isinstance(reward, LatentScorer):
                 raise UserError("scores latents: it cannot be added to scores of pixels", where=key, fix="use it alone")
@@ -102,7 +118,7 @@ class SumReward(nn.Module):
 
     @property
     def differentiable(self) -> bool:
-        """Whether every term that counts is."""
+        """True if every term that counts is differentiable."""
         return all(is_differentiable(term.reward) for term in self.counted)
 
     def looks_at(self, num_frames: int) -> Tensor:
@@ -119,7 +135,7 @@ class SumReward(nn.Module):
         return add_up(self.terms, scored)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Let each term that can say which prompts it cannot judge do so."""
+        """Have each term check the prompts, if it can."""
         for term in self.terms.values():
             if isinstance(term.reward, PromptChecker):
                 term.reward.check_prompts(prompts)

@@ -1,23 +1,122 @@
-"""How clips move and what colours they have, without any network: the temporal measures of VBench (arXiv 2311.17982).
+"""The temporal measures of VBench (arXiv 2311.17982): motion and colours of clips, without any network.
 
-Each is a differentiable function of videos `[B, T, 3, height, width]` in [0, 1]. Its scores are one a clip, `[B]`, the
-mean over frames, pairs or threes of them, and one a frame, `[B, T]`, the mean over those that the frame is part of.
+Each is a differentiable function of videos `[B, T, 3, height, width]` in [0, 1], and a reward. Scores are one a clip,
+`[B]`, the mean over frames, pairs or threes of them, and one a frame, `[B, T]`, the mean over those it is part of.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from rats_video.config.fields import PositiveFloat
 from rats_video.errors import UserError
+from rats_video.rewards.base import BaseRewardConfig, RewardContext
 from rats_video.rewards.motion import explained, half_motion, shrunk, softened, warped
 from rats_video.types import RewardScores
 
 _FASTEST = 0.05  # share of the pixels whose motion counts, as in VBench
 _CHUNK = 8  # pairs of frames worked on at a time
+_KNEE = 0.1  # of the limit: over how much of it a score bends
+
+
+class TemporalRewardConfig(BaseRewardConfig):
+    """A temporal measure: computed from pixels, whatever the prompt."""
+
+    per = "frame"
+    source = "no weights"
+    folders = ()
+
+    @abstractmethod
+    def measure(self, videos: Tensor) -> RewardScores:
+        """Score `[B, T, 3, height, width]` in [0, 1], higher is better; raises UserError for too short clips."""
+
+    def build(self, context: RewardContext) -> TemporalReward:  # noqa: ARG002
+        """The measure as a reward."""
+        return TemporalReward(self)
+
+    def on_meta(self, context: RewardContext) -> TemporalReward:
+        """The same: it has no weights."""
+        return self.build(context)
+
+
+class FlickerConfig(TemporalRewardConfig):
+    """Steadiness: 1 - mean change to the next frame, 0.9 to 1; motion costs too: never alone. Prompts are not read."""
+
+    kind: Literal["flicker"]
+
+    def measure(self, videos: Tensor) -> RewardScores:
+        """See `flicker`."""
+        return flicker(videos)
+
+
+class MotionSmoothnessConfig(TemporalRewardConfig):
+    """How well frames follow from their neighbours along the motion: about 0.95 to 1. Prompts are not read."""
+
+    kind: Literal["motion_smoothness"]
+
+    def measure(self, videos: Tensor) -> RewardScores:
+        """See `motion_smoothness`."""
+        return motion_smoothness(videos)
+
+
+class DynamicDegreeConfig(TemporalRewardConfig):
+    """Motion from frame to frame, as a share of the shorter side: 0 is still, 0.02 lively. Prompts are not read."""
+
+    kind: Literal["dynamic_degree"]
+    at_most: PositiveFloat | None = Field(None, description="motion beyond which more is no better; null = no end")
+
+    def measure(self, videos: Tensor) -> RewardScores:
+        """See `dynamic_degree`; bounded by the limit."""
+        scores = dynamic_degree(videos)
+        return scores if self.at_most is None else _changed(scores, partial(bounded, limit=self.at_most))
+
+
+class SaturationConfig(TemporalRewardConfig):
+    """Penalty on colours stronger than `at_most`: 0 or below; the teacher's are the measure. Prompts are not read."""
+
+    kind: Literal["saturation"]
+    at_most: PositiveFloat = Field(description="mean chroma, 0 gray to 1 pure, beyond which more costs")
+
+    def measure(self, videos: Tensor) -> RewardScores:
+        """Saturation beyond the limit, as a penalty."""
+        return _changed(saturation(videos), lambda chroma: bounded(chroma, self.at_most) - chroma)
+
+
+TemporalConfig = FlickerConfig | MotionSmoothnessConfig | DynamicDegreeConfig | SaturationConfig
+
+
+@dataclass(frozen=True)
+class TemporalReward:
+    """The measure that a configuration names."""
+
+    cfg: TemporalRewardConfig
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa: ARG002  # not read
+        """Score `[B, T, 3, height, width]` in [0, 1]; raises UserError for clips too short to move."""
+        return self.cfg.measure(videos)
+
+
+def bounded(scores: Tensor, limit: float) -> Tensor:
+    """Scores up to a limit: `min(scores, limit)` with a soft knee, so that some gradient is left on either side.
+
+    `limit - k * log(1 + exp((limit - scores) / k))` with k a tenth of the limit: at the limit 0.93 of it.
+    """
+    knee = _KNEE * limit
+    return limit - knee * F.softplus((limit - scores) / knee)
+
+
+def _changed(scores: RewardScores, change: Callable[[Tensor], Tensor]) -> RewardScores:
+    return RewardScores(change(scores.clip), None if scores.frames is None else change(scores.frames))
 
 
 def flicker(videos: Tensor) -> RewardScores:
@@ -32,7 +131,7 @@ def flicker(videos: Tensor) -> RewardScores:
 
 
 def motion_smoothness(videos: Tensor) -> RewardScores:
-    """How well each frame is foretold by its two neighbours, in [0, 1], higher is better: 1 - mean |frame - foretold|.
+    """Predictability of each frame from its two neighbours, in [0, 1], higher is better: 1 - mean |frame - foretold|.
 
     The frame foretold is the mean of both neighbours, each brought half-way along the motion between them
     (`half_motion`, which does not see the frame itself). Even motion scores about 1 whatever its speed; jitter, dropped
@@ -49,7 +148,7 @@ def motion_smoothness(videos: Tensor) -> RewardScores:
 
 
 def dynamic_degree(videos: Tensor) -> RewardScores:
-    """How far things move from one frame to the next, as a share of the frame's shorter side; 0 is a still clip.
+    """Length of motion from one frame to the next, as a share of the frame's shorter side; 0 is a still clip.
 
     Per pair of neighbours the mean length of the 5% longest motions, each times the share of the change around it that
     it explains (`half_motion`, `explained`): so neither brightness that comes and goes nor noise counts for much. More
@@ -105,9 +204,9 @@ def _longest_motion(frame: Tensor, after: Tensor) -> Tensor:
 
 
 def in_chunks(function: Callable[..., Tensor], chunk: int, *videos: Tensor) -> Tensor:
-    """What `function` makes of aligned frames `[N, 3, height, width]`, for videos `[B, T, ...]`: `[B, T, ...]`.
+    """`function` of aligned frames `[N, 3, height, width]`, for videos `[B, T, ...]`: `[B, T, ...]`.
 
-    It sees `chunk` frames at a time, which are recomputed in backward: so memory does not grow with their number.
+    It is given `chunk` frames at a time, recomputed in backward, so memory does not grow with their number.
     """
     frames = [part.flatten(0, 1).split(chunk) for part in videos]
     recompute = torch.is_grad_enabled() and videos[0].requires_grad

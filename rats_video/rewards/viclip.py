@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.config.fields import PositiveInt
-from rats_video.rewards.base import BaseRewardConfig
-from rats_video.rewards.clip_score import centre_square, load_clip_tokenizer, normalize
+from rats_video.meta import META, LongPrompts
+from rats_video.rewards.base import BaseRewardConfig, RewardContext
+from rats_video.rewards.clip_score import load_clip_tokenizer
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
+from rats_video.rewards.pixels import IMAGENET_MEAN, IMAGENET_STD, centre_square, normalize
 from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks
 from rats_video.rewards.sizes import HEAD_WIDTH, TensorSizes
 from rats_video.types import RewardScores
@@ -34,15 +36,34 @@ class ViClipConfig(BaseRewardConfig):
     chunk: PositiveInt = Field(2, description="clips a forward; they are recomputed in backward, so it bounds memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
 
+    def build(self, context: RewardContext) -> ViClipReward:
+        """Load OpenGVLab/ViCLIP-L-14-hf, or the `model` of ViClip-InternVid-10M-FLT.pth as safetensors.
 
-_MEAN = (0.485, 0.456, 0.406)  # ImageNet's, which it was trained with; VBench gives it CLIP's
-_STD = (0.229, 0.224, 0.225)
+        Raises:
+            UserError: the checkpoint or CLIP's tokenizer is not the one it needs, whole.
+        """
+        path, words = self.folder(context.where, "path"), self.folder(context.where, "tokenizer", "path")
+        tensors = {name: tensor for name, tensor in load_checkpoint_tensors(path).items() if name not in _NOT_NEEDED}
+        sizes = ViClipSizes.read(tensors, where=path)
+        reward = ViClipReward(sizes, load_clip_tokenizer(words, sizes.words), self)
+        check_keys(tensors, reward.state_dict(), where=path)
+        dtype = getattr(torch, self.dtype)
+        reward.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
+        return reward.requires_grad_(requires_grad=False).to(context.device)
+
+    def on_meta(self, context: RewardContext) -> ViClipReward:  # noqa: ARG002
+        """The same without weights."""
+        folder = Path(self.path).expanduser()
+        sizes = ViClipSizes.read(load_checkpoint_tensors(folder), where=folder) if folder.is_dir() else ViClipSizes()
+        return ViClipReward(sizes, LongPrompts(), self)
+
+
 _NOT_NEEDED = {"temp"}  # of the training loss
 
 
 @dataclass(frozen=True)
 class ViClipSizes:
-    """Of the two towers; the published ViT-L/14's by default."""
+    """Sizes of the two towers; the published ViT-L/14's by default."""
 
     patch: int = 14
     image: int = 224
@@ -57,7 +78,7 @@ class ViClipSizes:
 
     @classmethod
     def read(cls, tensors: Mapping[str, Tensor], *, where: Path) -> Self:
-        """Those of a checkpoint; raises UserError if it lacks a tensor that tells."""
+        """The sizes of a checkpoint; raises UserError if it lacks a tensor that tells one."""
         sizes = TensorSizes(tensors, where=where)
         vision, text = "vision_encoder", "text_encoder"
         vision_width, _, _, _, patch = sizes.of(f"{vision}.conv1.weight", 5)
@@ -94,7 +115,7 @@ class ViClipReward(PromptedReward):
         super().__init__()
         self.sizes, self.tokenizer, self.cfg = sizes, tokenizer, cfg
         self.text_limit = sizes.text_limit
-        with torch.device("meta"):
+        with META:
             self.vision_encoder, self.text_encoder = VisionEncoder(sizes), TextEncoder(sizes)
         self.to(getattr(torch, cfg.dtype)).requires_grad_(requires_grad=False).eval()
 
@@ -126,28 +147,10 @@ class ViClipReward(PromptedReward):
 
     def score_clips(self, clips: Tensor, condition: Condition) -> Tensor:
         """Scores `[N]` of clips `[N, 8, 3, height, width]` in [0, 1]."""
-        pixels = normalize(centre_square(clips.flatten(0, 1), self.sizes.image, half=round), _MEAN, _STD)
+        frames = centre_square(clips.flatten(0, 1), self.sizes.image, half=round)
+        pixels = normalize(frames, IMAGENET_MEAN, IMAGENET_STD)  # as it was trained; VBench gives it CLIP's
         features = self.vision_encoder(pixels.unflatten(0, clips.shape[:2]).to(self.vision_encoder.proj.dtype))
         return (F.normalize(features.float(), dim=-1) * condition["text"]).sum(dim=-1)
-
-    @classmethod
-    def load(cls, path: Path, tokenizer: Path, cfg: ViClipConfig, device: torch.device) -> Self:
-        """Load a frozen reward; raises UserError if the checkpoint or the tokenizer is not the one it needs, whole.
-
-        Args:
-            path: OpenGVLab/ViCLIP-L-14-hf, or the `model` of ViClip-InternVid-10M-FLT.pth as safetensors.
-            tokenizer: folder of CLIP's tokenizer.
-            cfg: how many clips at a time.
-            device: where it computes.
-        """
-        tensors = {name: tensor for name, tensor in load_checkpoint_tensors(path).items() if name not in _NOT_NEEDED}
-        sizes = ViClipSizes.read(tensors, where=path)
-        reward = cls(sizes, load_clip_tokenizer(tokenizer, sizes.words), cfg)
-        check_keys(tensors, reward.state_dict(), where=path)
-        reward.load_state_dict(
-            {name: tensor.to(getattr(torch, cfg.dtype)) for name, tensor in tensors.items()}, assign=True
-        )
-        return reward.requires_grad_(requires_grad=False).to(device)
 
 
 class VisionEncoder(nn.Module):
@@ -178,7 +181,7 @@ class VisionEncoder(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """Token ids `[N, L]` to features `[N, D]`: what is read up to the end token, which is the largest."""
+    """Token ids `[N, L]` to features `[N, D]`, those at the end token, which has the largest id."""
 
     def __init__(self, sizes: ViClipSizes) -> None:
         super().__init__()
@@ -222,7 +225,7 @@ class Block(nn.Module):
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Attend, then change each token."""
+        """Attend, then apply the network to each token."""
         hidden = hidden + self.attn(self.ln_1(hidden))
         inner = self.mlp["c_fc"](self.ln_2(hidden))
         changed: Tensor = hidden + self.mlp["c_proj"](inner * torch.sigmoid(1.702 * inner))
@@ -240,7 +243,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Every token, or those before it and itself."""
+        """Each token attends to all tokens, or if causal to itself and those before it."""
         projected = F.linear(hidden, self.in_proj_weight, self.in_proj_bias)
         query, key, value = rearrange(projected, "n l (three h d) -> three n h l d", three=3, d=HEAD_WIDTH)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)

@@ -1,7 +1,7 @@
 """VideoReward: visual quality, motion quality and text alignment of clips (arXiv 2501.13918; KwaiVGI/VideoAlign, MIT).
 
-By Qwen2-VL-2B, each read at a special token of its own, and normalised to about N(0, 1). The prompt stands before the
-last of them only and attention is causal, so the first two do not depend on it.
+By Qwen2-VL-2B. Each is read at a special token of its own and normalised to about N(0, 1). Attention is causal and the
+prompt stands before the last token only, so the first two do not depend on it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,27 @@ from torch import Tensor, nn
 
 from rats_video.config.fields import Config, PositiveFloat
 from rats_video.errors import UserError
+from rats_video.meta import META, CountedTokens
 from rats_video.reading import DAMAGED, read_json
+from rats_video.rewards.base import RewardContext
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.prompted import Condition, score_in_chunks
-from rats_video.rewards.qwen import QWEN2_VL_2B, Question, Qwen2VLConfig, QwenJudge, load_head, load_qwen, qwen_config
+from rats_video.rewards.qwen import (
+    QWEN2_VL_2B,
+    Question,
+    Qwen2VLConfig,
+    QwenJudge,
+    empty_qwen,
+    load_head,
+    load_qwen,
+    qwen_config,
+)
 from rats_video.rewards.qwen_vision import PAIR, PixelRule
-from rats_video.types import ClipSpec, RewardScores
+from rats_video.types import RewardScores
 
 
 class VideoAlignWeightsConfig(Config):
-    """How much each part counts in a clip's score."""
+    """Weights of the parts in a clip's score."""
 
     vq: float = Field(1.0, description="visual quality")
     mq: float = Field(1.0, description="motion quality")
@@ -48,6 +59,45 @@ class VideoAlignConfig(Qwen2VLConfig):
     fps: PositiveFloat | None = Field(None, description="frames a second of the clips; null = of the run's clip")
     weights: VideoAlignWeightsConfig = VideoAlignWeightsConfig()
 
+    def build(self, context: RewardContext) -> VideoAlignReward:
+        """Load a hub folder whose weights are converted to safetensors, the LoRA unmerged.
+
+        Raises:
+            UserError: a file is missing, or does not hold what it should.
+        """
+        folder, fps = self.folder(context.where, "path"), self.clip_fps(context)
+        settings = VideoAlignSettings.read(folder / "model_config.json")
+        saved = last_checkpoint(folder)
+        tensors = merge_lora(load_checkpoint_tensors(saved), settings.lora_scale, saved)
+        outputs = len(PARTS) if len(tensors.get("rm_head.weight", ())) == len(PARTS) else 1
+        model = load_qwen(tensors, qwen_config(folder, QWEN2_VL_2B), getattr(torch, self.dtype), saved)
+        head = nn.Linear(model.config.text_config.hidden_size, outputs, bias=False)
+        load_head(tensors, head, saved)
+        fix = "give a whole download of KlingTeam/VideoReward"
+        tokenizer = load_tokenizer(saved / "tokenizer", model.config.text_config.vocab_size, fix=fix)
+        known = tokenizer.get_vocab()
+        if unknown := [token for token in VIDEO_ALIGN.answers if token not in known]:
+            raise UserError(f"its tokenizer does not know {unknown[0]}", where=str(saved / "tokenizer"), fix=fix)
+        return VideoAlignReward(model, head, tokenizer, self, settings, fps).to(context.device)
+
+    def on_meta(self, context: RewardContext) -> VideoAlignReward:
+        """The same without weights."""
+        model, width = empty_qwen(self, QWEN2_VL_2B)
+        settings, fps = VideoAlignSettings(), self.clip_fps(context)
+        with META:
+            head = nn.Linear(width, 1, bias=False)
+            return VideoAlignReward(model, head, CountedTokens(), self, settings, fps)
+
+    def clip_fps(self, context: RewardContext) -> float:
+        """Frames a second of the clips to be scored; raises UserError, which names the key, if they are not known."""
+        if self.fps is not None:
+            return self.fps
+        if context.clip is None:
+            raise UserError(
+                "frames a second of the clips are not known here", where=f"{context.where}.fps", fix="set it"
+            )
+        return context.clip.fps
+
 
 VIDEO_ALIGN = Question(  # prompt_template.py, "detailed_special"
     "video_align.txt", ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
@@ -61,7 +111,7 @@ _LEAST_FRAMES, _MOST_FRAMES = 4, 768
 
 @dataclass(frozen=True)
 class VideoAlignSettings:
-    """What a checkpoint's model_config.json says; by default what the published one says.
+    """Content of a checkpoint's model_config.json; the published one's by default.
 
     Args:
         most_pixels: of a frame.
@@ -79,7 +129,7 @@ class VideoAlignSettings:
 
     @classmethod
     def read(cls, file: Path) -> VideoAlignSettings:
-        """Those of a file; raises UserError if it does not hold them."""
+        """The settings of a file; raises UserError if it does not hold them."""
         try:
             read = read_json(file)
             data, lora, inference = read["data_config"], read["peft_lora_config"], read["inference_config"]
@@ -105,7 +155,7 @@ class VideoAlignReward(nn.Module):
         model: a `Qwen2VLModel`.
         head: a bias-free linear layer from its hidden states to one score, or to three of which each token has its own.
         tokenizer: with the three special tokens.
-        cfg: weights of the parts, and how many clips at a time.
+        cfg: weights of the parts, and the clips of a forward.
         settings: of the checkpoint.
         fps: frames a second of the clips that are scored.
     """
@@ -130,7 +180,7 @@ class VideoAlignReward(nn.Module):
         self.judge.read(prompts)
 
     def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
-        """Score `[B, T, 3, height, width]` in [0, 1]; the parts are normalised, and not weighted."""
+        """Score `[B, T, 3, height, width]` in [0, 1]; the parts are normalised, but not weighted."""
         clips = videos[:, self.looks_at(videos.shape[1]).to(videos.device)]
         scores = score_in_chunks(self._score, clips, self.judge.read(prompts), self.cfg.chunk)
         parts = {
@@ -144,39 +194,9 @@ class VideoAlignReward(nn.Module):
         scores: Tensor = self.head(self.judge(clips, condition))  # [N, 3 tokens, 1 or 3]
         return scores.diagonal(dim1=1, dim2=2) if scores.shape[-1] == len(PARTS) else scores[..., 0]
 
-    @classmethod
-    def load(cls, folder: Path, cfg: VideoAlignConfig, fps: float, device: torch.device) -> VideoAlignReward:
-        """Load a frozen reward from a hub folder whose weights are converted to safetensors, the LoRA unmerged.
-
-        Raises:
-            UserError: a file is missing, or does not hold what it should.
-        """
-        settings = VideoAlignSettings.read(folder / "model_config.json")
-        saved = last_checkpoint(folder)
-        tensors = merge_lora(load_checkpoint_tensors(saved), settings.lora_scale, saved)
-        outputs = len(PARTS) if len(tensors.get("rm_head.weight", ())) == len(PARTS) else 1
-        model = load_qwen(tensors, qwen_config(folder, QWEN2_VL_2B), getattr(torch, cfg.dtype), saved)
-        head = nn.Linear(model.config.text_config.hidden_size, outputs, bias=False)
-        load_head(tensors, head, saved)
-        fix = "give a whole download of KlingTeam/VideoReward"
-        tokenizer = load_tokenizer(saved / "tokenizer", model.config.text_config.vocab_size, fix=fix)
-        known = tokenizer.get_vocab()
-        if unknown := [token for token in VIDEO_ALIGN.answers if token not in known]:
-            raise UserError(f"its tokenizer does not know {unknown[0]}", where=str(saved / "tokenizer"), fix=fix)
-        return cls(model, head, tokenizer, cfg, settings, fps).to(device)
-
-
-def clip_fps(cfg: VideoAlignConfig, clip: ClipSpec | None, *, where: str) -> float:
-    """Frames a second of the clips to be scored; raises UserError, which names the key under `where`, if not known."""
-    if cfg.fps is not None:
-        return cfg.fps
-    if clip is None:
-        raise UserError("frames a second of the clips are not known here", where=f"{where}.fps", fix="set it")
-    return clip.fps
-
 
 def sampled_frames(num_frames: int, fps: float, wanted_fps: float) -> Tensor:
-    """Indices of the frames that are looked at: so many a second, an even number, at least 4 (vision_process.py).
+    """Indices of the frames that are looked at: `wanted_fps`, an even number, at least 4 (vision_process.py).
 
     Raises:
         UserError: the clip is a single frame.

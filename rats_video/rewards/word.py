@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.errors import UserError, first_line, warn
+from rats_video.meta import META
 from rats_video.reading import DAMAGED, load_tensors, read_sizes
-from rats_video.rewards.base import BaseRewardConfig
+from rats_video.rewards.base import BaseRewardConfig, RewardContext
+from rats_video.rewards.files import read_config
 from rats_video.types import RewardScores
 
 
@@ -32,6 +34,19 @@ class WordRewardConfig(BaseRewardConfig):
     kind: Literal["word"] = "word"
     path: str = Field(description="folder with config.json and model.safetensors, or the name of an embedded one")
     blind_to: tuple[str, ...] = Field((), description="words that do not count, e.g. to study what a flawed judge does")
+
+    def build(self, context: RewardContext) -> WordReward:
+        """Load it."""
+        return WordReward.load(self.folder(context.where, "path"), context.device, self.blind_to)
+
+    def on_meta(self, context: RewardContext) -> WordReward:
+        """The same without weights; raises UserError if its config.json is not a word reward's."""
+        folder = self.folder(context.where, "path")
+        try:
+            with META:
+                return WordReward(**read_config(folder)).requires_grad_(requires_grad=False).eval()
+        except (TypeError, ValueError) as error:
+            raise UserError(f"not a word reward: {error}", where=str(folder)) from error
 
 
 Encoder = Literal["frames", "volume"]
@@ -54,11 +69,11 @@ class WordReward(nn.Module):
         encoder: "frames" (2-D convolutions, attention pooling with coordinates, temporal convolutions) or "volume"
             (3-D convolutions, average and maximum pooling).
         width: feature channels.
-        any_prompt: whether a prompt without a known word is scored by quality alone, its alignment 0, or refused.
-        quality_weight: of log P(undamaged) beside the words; at least 0.
+        any_prompt: score a prompt without a known word by quality alone, its alignment 0; otherwise refuse it.
+        quality_weight: of log P(undamaged) beside the words, at least 0.
 
     Attributes:
-        scored: the words that count, all of them unless some are taken out.
+        scored: the words that count; all, unless some are taken out.
     """
 
     def __init__(
@@ -134,7 +149,7 @@ class WordReward(nn.Module):
             config, tensors = read_sizes(folder / "config.json"), load_tensors(folder / "model.safetensors")
             if not all(isinstance(word, str) for word in config["words"]):
                 raise TypeError("its words are no text")
-            with torch.device("meta"):  # the file is as large as it says, the network it asks for may be larger
+            with META:  # the file is as large as it says, the network it asks for may be larger
                 cls(**config).load_state_dict(tensors, assign=True)
             reward = cls(**config)
             reward.load_state_dict(tensors)
@@ -162,8 +177,8 @@ def _mean_log_probability(logits: Tensor, mentioned: Tensor) -> Tensor:
 class FrameEncoder(nn.Module):
     """Pixels and cues `[B, T, 6, H, W]` to features `[B, T, D]`: space first, then time.
 
-    Each attention head keeps the features of what it looks at, where that is, and how far it moves in a frame. Heads
-    start out looking at what stands off the border: without that, five words took over ten times as many steps.
+    Each attention head keeps the features of what it looks at, its place, and how far it moves in a frame. Heads start
+    out looking at what stands off the border: without that, five words took over ten times as many steps.
     """
 
     def __init__(self, width: int, num_heads: int = 4) -> None:

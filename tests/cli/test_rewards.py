@@ -6,12 +6,13 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from rats_video.rewards import kinds
 from rats_video.rewards.reward import reward_kinds
 from rats_video.rewards.word import WordReward
 
@@ -63,6 +64,24 @@ def test_weights_are_looked_for_where_the_config_says(
     assert any(line.endswith(f"; in {reward} (reward.terms.a.reward)") for line in lines)
     assert any(line.endswith(f"; in {heldout} (heldout_reward)") for line in lines)
     assert any("; in nowhere (reward.terms.b.reward)" in line for line in lines)
+
+
+@pytest.mark.parametrize("kind", reward_kinds())
+def test_a_kind_says_all_that_is_asked_of_it(kind: str) -> None:
+    member = reward_kinds()[kind]
+    assert member.per in {"frame", "clip"}
+    assert member.source
+    assert [name for name in ("build", "on_meta", "sources") if not callable(getattr(member, name, None))] == []
+    assert set(member.folders) <= set(member.model_fields)
+
+
+def test_a_kind_is_one_file_and_one_line() -> None:
+    package = Path(kinds.__file__).parent
+    files = [path for room in (package, package.parent / "planning") for path in room.glob("*.py")]
+    for member in get_args(kinds.SingleRewardConfig):
+        own = f"{member.__module__.rpartition('.')[2]}.py"
+        name = re.compile(rf"\b{member.__name__}\b")
+        assert {path.name for path in files if name.search(path.read_text())} <= {own, "kinds.py"}
 
 
 @pytest.mark.parametrize("name", ["reward", "heldout_reward", "word"])

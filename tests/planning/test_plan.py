@@ -24,11 +24,11 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.planning.devices import GPUS, Device, find_device
 from rats_video.planning.estimate import Plan, guard_seconds, network_calls
-from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.memory_options import MemoryOption, cheapest, useful_options, without_conflicts
 from rats_video.planning.memory_tracker import MemoryTracker
 from rats_video.planning.runs import Builders, PlanBuilder
 from rats_video.planning.trace import DENOISER, TRAINED, at_full_depth
+from rats_video.rewards.reward import reward_on_meta
 from rats_video.training.loop import train_loop
 from rats_video.training.plan_check import PlanCheck, compared
 from rats_video.training.run_folder import RunFolder

@@ -19,11 +19,10 @@ from rats_video.distillation.method import teacher_identity
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.methods.teacher import FrozenTeacherConfig
-from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.memory_tracker import no_workspace
 from rats_video.planning.trace import trace_reward
 from rats_video.rewards.aesthetic import AestheticConfig, AestheticReward, AestheticV25Config, siglip_pixels
-from rats_video.rewards.reward import build_reward, reward_folders
+from rats_video.rewards.reward import build_reward, reward_folders, reward_on_meta
 from rats_video.seeds import seeded
 
 pytestmark = pytest.mark.pipeline

@@ -15,7 +15,8 @@ from tiny_clip import save_clip
 from torch import Tensor
 
 from rats_video.errors import UserError
-from rats_video.rewards.clip_score import ClipReward, ClipScoreConfig, PickScoreConfig, clip_pixels
+from rats_video.rewards.clip_score import ClipReward, ClipScoreConfig, PickScoreConfig
+from rats_video.rewards.pixels import clip_pixels
 from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.seeds import seeded
 

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from rats_video.assets import PICKLED, resolve_folder
 from rats_video.errors import UserError
-from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.memory_tracker import no_workspace
 from rats_video.planning.trace import trace_reward
 from rats_video.rewards.clip_score import ClipReward
 from rats_video.rewards.hpsv2 import HPSv2Config, hps_pixels
-from rats_video.rewards.reward import build_reward, check_reward_prompts
+from rats_video.rewards.reward import build_reward, check_reward_prompts, reward_on_meta
 from rats_video.seeds import seeded
 
 pytestmark = pytest.mark.pipeline

@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.errors import UserError
-from rats_video.planning.judge import reward_on_meta
-from rats_video.rewards.clip_score import CLIP_MEAN, CLIP_STD, centre_square, normalize
 from rats_video.rewards.image_reward import ImageReward, ImageRewardConfig
-from rats_video.rewards.reward import build_reward, check_reward_prompts
+from rats_video.rewards.pixels import CLIP_MEAN, CLIP_STD, centre_square, normalize
+from rats_video.rewards.reward import build_reward, check_reward_prompts, reward_on_meta
 from rats_video.seeds import seeded
 
 pytestmark = pytest.mark.pipeline

@@ -19,11 +19,10 @@ from transformers import PreTrainedTokenizerFast
 
 from rats_video.assets import ASSETS
 from rats_video.errors import UserError
-from rats_video.planning.judge import reward_on_meta
 from rats_video.rewards.convert import convert_checkpoint
 from rats_video.rewards.hpsv3 import HPSv3Config, HPSv3Reward
 from rats_video.rewards.qwen_vision import PixelRule, patch_rows
-from rats_video.rewards.reward import build_reward
+from rats_video.rewards.reward import build_reward, reward_on_meta
 from rats_video.rewards.video_align import (
     VideoAlignConfig,
     VideoAlignReward,

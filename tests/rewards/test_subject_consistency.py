@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.errors import UserError
-from rats_video.planning.judge import reward_on_meta
-from rats_video.rewards.reward import build_reward
+from rats_video.rewards.reward import build_reward, reward_on_meta
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.subject_consistency import SubjectConsistency, SubjectConsistencyConfig, dino_pixels
 from rats_video.seeds import seeded

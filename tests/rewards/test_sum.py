@@ -13,9 +13,8 @@ from torch import Tensor
 
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.planning.judge import reward_on_meta
 from rats_video.rewards.base import frames_seen, is_differentiable
-from rats_video.rewards.reward import build_reward, reward_folders
+from rats_video.rewards.reward import build_reward, reward_folders, reward_on_meta
 from rats_video.rewards.sum import SumReward, SumRewardConfig, Term
 from rats_video.seeds import seeded
 from rats_video.types import RewardScores

@@ -14,11 +14,11 @@ from rats_video.datasets.shapes import corruptions
 from rats_video.datasets.shapes.render import ShapeAttributes, render
 from rats_video.errors import UserError
 from rats_video.evaluation.sweep import motion_measure
-from rats_video.planning.judge import reward_on_meta
 from rats_video.rewards.motion import half_motion, shrunk, softened, warped
-from rats_video.rewards.reward import RewardConfig, build_reward, reward_folders
+from rats_video.rewards.reward import RewardConfig, build_reward, reward_folders, reward_on_meta
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.temporal import (
+    bounded,
     clipped,
     contrast,
     dynamic_degree,
@@ -27,7 +27,6 @@ from rats_video.rewards.temporal import (
     motion_smoothness,
     saturation,
 )
-from rats_video.rewards.temporal_score import bounded
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, Reward, RewardScores
 

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.errors import UserError
-from rats_video.planning.judge import reward_on_meta
 from rats_video.planning.memory_tracker import no_workspace
 from rats_video.planning.trace import trace_reward
-from rats_video.rewards.reward import build_reward, check_reward_prompts
+from rats_video.rewards.reward import build_reward, check_reward_prompts, reward_on_meta
 from rats_video.rewards.viclip import ViClipConfig, ViClipReward
 from rats_video.seeds import seeded
 
