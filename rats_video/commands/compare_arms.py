@@ -9,13 +9,12 @@ import torch
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import ComputeConfig
-from rats_video.backbones.kinds import load_backbone
 from rats_video.commands.compare_layout import Arm, ArmEvaluation, CompareLayout, KeptScores, cost_of
 from rats_video.commands.device import explain_memory
 from rats_video.commands.evaluate import REFERENCE, score_arms
 from rats_video.commands.export_comparison import compare_files
 from rats_video.commands.finish import finish
-from rats_video.commands.students import load_student
+from rats_video.commands.students import load_base, load_student
 from rats_video.commands.train_student import train_student
 from rats_video.distillation.compute import memory_advice
 from rats_video.distillation.roles import build_roles
@@ -90,9 +89,8 @@ def _backbone(
         for evaluation in evaluations:
             loaded.spec(evaluation.spec.nfe)  # warns of one that it was not trained for
         return loaded.student
-    base, dtype = layout.base, getattr(torch, layout.base.compute.dtype)
-    backbone = load_backbone(resolve_folder(base.model, where="model"), runtime.device, dtype)
-    backbone.fps, backbone.embedded_guidance = base.clip.fps, base.embedded_guidance
+    base, model = layout.base, resolve_folder(layout.base.model, where="model")
+    backbone = load_base(model, runtime.device, base.compute.dtype, base.clip.fps, base.embedded_guidance)
     if arm.cfg is None or step is None:
         return backbone
     student, _ = build_roles(arm.cfg.model_copy(update={"compute": ComputeConfig(dtype=base.compute.dtype)}), backbone)

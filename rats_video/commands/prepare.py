@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,16 +16,15 @@ from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.kinds import find_family, load_backbone
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import check_free, claim_folder, clean_interrupt, locked_output
+from rats_video.commands.prepare_sources import read_sources
 from rats_video.config.load import load_config
 from rats_video.datasets.prepared.cache import CONTACT, EMPTY, FORMAT, MANIFEST, CacheManifest, Skipped
-from rats_video.datasets.video.clips import ReadChunk, ReadPlan, pieces, plan_source, read_piece
-from rats_video.datasets.video.isolated import TOO_LONG, Failure, IsolatedPool
-from rats_video.datasets.video.records import ReadSource, SourceVideo
+from rats_video.datasets.video.records import SourceVideo
 from rats_video.datasets.video.settings import PrepareConfig
 from rats_video.datasets.video.sources import find_sources
 from rats_video.errors import UserError, warn
 from rats_video.files import tidy
-from rats_video.preparation.encode import SourceResult, UnitEncoder, encode_units, save_empty_prompt
+from rats_video.preparation.encode import UnitEncoder, encode_units, save_empty_prompt
 from rats_video.preparation.index import build_index, check_same, summary, write_index
 from rats_video.preparation.units import (
     Fingerprint,
@@ -169,36 +167,6 @@ def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, outpu
             lambda unit: UnitEncoder(output, unit, cfg, backbone),
             advance,
         )
-
-
-def read_sources(sources: Iterable[SourceVideo], cfg: PrepareConfig) -> Iterator[SourceResult]:
-    """What each source gives, in order: half of the workers choose the spans, the others read them piece by piece."""
-    readers, seconds = max(1, cfg.workers // 2), cfg.timeout_seconds
-    planners = max(1, cfg.workers - readers)
-    with (
-        IsolatedPool(partial(plan_source, cfg=cfg), workers=planners, timeout_seconds=seconds) as plan,
-        IsolatedPool(partial(read_piece, cfg=cfg), workers=readers, timeout_seconds=seconds) as read,
-    ):
-        parts = (part for source, found in plan.imap(sources) for part in pieces(source, plan_of(source, found)))
-        for piece, result in read.imap(parts):
-            given = result if isinstance(result, ReadSource) else without_clips(piece, result)
-            is_late = any(each.reason == TOO_LONG for each in given.skipped)
-            yield SourceResult(given, seconds if is_late else None, piece.is_last)
-
-
-def without_clips(piece: ReadChunk, failure: Failure) -> ReadSource:
-    """What a piece gave that could not be read; where it could not even be planned, that is the reason."""
-    reasons = piece.plan.skipped
-    if piece.plan.spans or not reasons:
-        reasons += (Skipped(piece.source.name, failure.reason, failure.detail),)
-    return ReadSource(piece.source, piece.plan.digest, skipped=reasons)
-
-
-def plan_of(source: SourceVideo, result: ReadPlan | Failure) -> ReadPlan:
-    """The plan, or one without spans that says why there is none."""
-    if isinstance(result, ReadPlan):
-        return result
-    return ReadPlan(skipped=(Skipped(source.name, result.reason, result.detail),))
 
 
 def describe_cache(source: str, cfg: PrepareConfig, folder: Path) -> CacheManifest:

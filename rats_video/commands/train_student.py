@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.commands.record import environment, record_session
-from rats_video.commands.start_run import prepare_run
+from rats_video.commands.start_run import prepare_run, record_start
 from rats_video.distillation.callbacks import build_callbacks
 from rats_video.distillation.checks import check_horizons
-from rats_video.distillation.compute import cached_text, describe, save_text
-from rats_video.distillation.guard import SEED_OFFSET, build_guard
+from rats_video.distillation.compute import cached_text, save_text
+from rats_video.distillation.guard import build_guard
 from rats_video.distillation.method import build_method
 from rats_video.distillation.parallel import serve_rewards, split_roles
 from rats_video.distillation.roles import build_backbone, build_roles, checked_prompts, prepare_base
@@ -81,23 +79,10 @@ def train_student(
             if can_plan(cfg) and not (goes_on and run.plan.is_file()):
                 shares = runtime.trainers // runtime.context
                 write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
-            _record(cfg, run, student, runtime)
+            record_start(cfg, run, student, runtime)
         runtime.barrier()
         train_loop(method, cfg, prompts.train, run, runtime, guard, callbacks)
     finally:
         if isinstance(method.reward, RemoteReward):
             method.reward.close()
     return student
-
-
-def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runtime: Runtime) -> None:
-    """Write down and say what the run computes with."""
-    world = runtime.trainers + runtime.reward_ranks
-    in_force = describe(cfg, student) | ({"processes": str(world)} if world > 1 else {})
-    record_session(run.environment, {**environment(runtime.device), "seeds": _seeds(cfg), **in_force})
-    shown = "; ".join(f"{key} {value}" for key, value in in_force.items())
-    print(f"distill on {runtime.device}: {shown}", file=sys.stderr)  # noqa: T201
-
-
-def _seeds(cfg: DistillConfig) -> dict[str, int]:
-    return {"training": cfg.seed} | ({} if cfg.guard is None else {"guard": cfg.seed + SEED_OFFSET})

@@ -18,7 +18,7 @@ from torch import Tensor
 from rats_video.backbones.wan import WanBackbone
 from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.datasets.video.clips import ReadChunk
-from rats_video.datasets.video.isolated import Failure
+from rats_video.datasets.video.isolated_worker import Failure
 from rats_video.datasets.video.records import ReadSource, SourceVideo
 from rats_video.errors import UserError
 from rats_video.inference.video import write_mp4

@@ -30,7 +30,7 @@ from rats_video.planning.runs import Builders, PlanBuilder
 from rats_video.pretraining import latent_reward as latent_training
 from rats_video.pretraining.latent_pool import LatentRewardTrainConfig, LatentSampler, ScoredLatents, corrupt_latents
 from rats_video.pretraining.latent_reward import agreement, ascend_reward, pixel_loss, score_loss
-from rats_video.pretraining.reward import rank_correlation
+from rats_video.pretraining.ranks import rank_correlation
 from rats_video.rewards.latent import LatentReward, LatentSpace, SketchDecoder, read_imitated
 from rats_video.rewards.reward import RewardConfig, build_reward
 from rats_video.rewards.reward import reward_folders as reward_folders_of
