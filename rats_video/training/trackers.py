@@ -14,6 +14,7 @@ from rats_video.errors import UserError, first_line, warn
 from rats_video.files import write_json
 from rats_video.methods.base import LogRow
 from rats_video.reading import read_json
+from rats_video.training.callbacks import Callback
 from rats_video.training.guard import Guard, GuardEvaluation
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.settings import RunSettings, Tracker
@@ -54,7 +55,7 @@ def check_trackers(trackers: Sequence[Tracker]) -> None:
             )
 
 
-class Trackers:
+class Trackers(Callback):
     """Sends rows of the log, the guard's looks and the clips of the main process; RUN/metrics.jsonl remains the truth.
 
     A tracker that fails is warned of once and left alone; the training goes on.

@@ -20,6 +20,7 @@ from rats_video.methods.base import LogRow
 from rats_video.reading import DAMAGED, read_json
 from rats_video.runtime import ALONE, Runtime
 from rats_video.timing import phase
+from rats_video.training.callbacks import Callback
 from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.guard import GuardClips
 from rats_video.training.run_folder import RunFolder
@@ -52,7 +53,7 @@ class ValidationEvaluation:
         return {name: math.fsum(scores) / len(scores) for name, scores in found.items() if scores}
 
 
-class ValidationClips:
+class ValidationClips(Callback):
     """Samples and scores clips on all processes, each its share, and writes them beside the training.
 
     `RUN/validation/step-NNNNNN/` has an mp4 a prompt, `sheet.png` and `scores.json`; `RUN/validation/index.json` lists

@@ -19,6 +19,7 @@ from rats_video.methods.base import LogRow
 from rats_video.methods.finite import SKIPPED
 from rats_video.progress import ProgressBar, format_seconds
 from rats_video.timing import Stopwatch
+from rats_video.training.callbacks import Callback
 from rats_video.training.faults import ROLLBACKS, SKIPPED_STEP
 from rats_video.training.guard import Guard, finite_mean
 from rats_video.training.metrics import read_metrics
@@ -36,7 +37,7 @@ ALARM = "ALARM"
 REFRESHED = 4  # times a second
 
 
-class TerminalView:
+class TerminalView(Callback):
     """What the main process shows of a training, whatever its method logs.
 
     Args:
@@ -97,9 +98,6 @@ class TerminalView:
             self._rows.append(row)
             self._skipped = {name: total + row.get(name, 0.0) for name, total in self._skipped.items()}
             self._phases = self._stopwatch.read()
-
-    def on_checkpoint(self) -> None:
-        """Nothing is kept."""
 
     def on_end(self) -> None:
         """Leave what was shown last, and the cursor below it."""
