@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -14,6 +12,7 @@ from rats_video.config.load import load_config
 from rats_video.distillation.resume import deciding
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.files import json_digest
 from rats_video.methods.teacher import FrozenTeacherConfig
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=64)]
@@ -135,4 +134,4 @@ def curve_steps(cfg: DistillConfig, points: int) -> list[int]:
 
 def weights_key(cfg: DistillConfig) -> str:
     """Digest of what decides a run's weights: runs that share it end with the same student."""
-    return hashlib.sha256(json.dumps(deciding(cfg), sort_keys=True).encode()).hexdigest()[:12]
+    return json_digest(deciding(cfg))[:12]

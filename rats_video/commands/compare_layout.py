@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +22,7 @@ from rats_video.evaluation.compare_result import BASE, Cost
 from rats_video.evaluation.compare_stats import StudentScores
 from rats_video.evaluation.sweep import ArmScores
 from rats_video.evaluation.tables import TEACHER, MetricValue
-from rats_video.files import weights_digest
+from rats_video.files import json_digest, weights_digest
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.reading import read_json, read_text
 from rats_video.rewards.reward import reward_folders
@@ -158,9 +156,9 @@ class CompareLayout:
     def scores_file(self, arm: Arm, evaluation: ArmEvaluation) -> Path:
         """Where the scores of a evaluation lie, clip by clip; its name tells all they depend on."""
         spec = evaluation.spec
-        key = json.dumps([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale], sort_keys=True)
+        key = json_digest([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale])
         step = "" if evaluation.step is None else f"step{evaluation.step}-"
-        name = f"{step}nfe{spec.nfe}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+        name = f"{step}nfe{spec.nfe}-{key[:12]}.json"
         return arm.folder / "scores" / name
 
     def unscored(self, arm: Arm) -> list[ArmEvaluation]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +21,7 @@ from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, Loade
 from rats_video.datasets.prompts.files import read_rows
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
-from rats_video.files import weights_digest
+from rats_video.files import json_digest, weights_digest
 from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
@@ -116,8 +114,7 @@ class ClipFolder:
 
 def identity(loaded: LoadedStudent) -> str:
     """16 hex digits that tell one student from another: by weights, noise levels, clip size and base."""
-    told = json.dumps([weights_digest([loaded.folder]), asdict(loaded.card)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return json_digest([weights_digest([loaded.folder]), asdict(loaded.card)])[:16]
 
 
 def run_sample(

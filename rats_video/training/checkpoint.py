@@ -5,7 +5,6 @@ A checkpoint looks the same whatever the number of processes and however the wei
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rats_video.errors import UserError, first_line, warn
-from rats_video.files import remove, replacing, weights_digest, write_json
+from rats_video.files import json_digest, remove, replacing, weights_digest, write_json
 from rats_video.reading import read_json
 from rats_video.runtime import ALONE, Runtime
 
@@ -113,11 +112,7 @@ def _write(folder: Path, state: Mapping[str, Any], content: Mapping[str, dict[st
             save_file(tensors, file)
             digests[file.name] = weights_digest([file])
         plain = json.loads(json.dumps(state))
-        write_json(aside / STATE, {**plain, _DIGESTS: {**digests, STATE: _digest(plain)}})
-
-
-def _digest(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        write_json(aside / STATE, {**plain, _DIGESTS: {**digests, STATE: json_digest(plain)}})
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -150,7 +145,7 @@ def find_damage(path: Path) -> str | None:
         if state["step"] != steps_done(path):
             return f"it says that it is of step {state['step']}"
         for name, digest in digests.items():
-            if digest != (_digest(state) if name == STATE else weights_digest([path / name])):
+            if digest != (json_digest(state) if name == STATE else weights_digest([path / name])):
                 return f"{name} is not what was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable: {first_line(error)}"
