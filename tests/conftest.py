@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -35,8 +35,79 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True, scope="session")
 def fast_disk() -> Iterator[None]:
-    """No waiting for the disk itself: 10 ms for each of thousands of files; tests/unit/test_files.py looks at it."""
+    """Skips fsync, 10 ms for each of thousands of files; tests/small_tools/test_files.py tests it."""
     with mock.patch("os.fsync"):
+        yield
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the tests that build a model or run a whole command."""
+    for item in items:
+        if PIPELINES.intersection(getattr(item, "fixturenames", ())) or item.path.parent.name in WHOLE_COMMANDS:
+            item.add_marker(pytest.mark.pipeline)
+
+
+PIPELINES = {"tiny_wan", "browser"}
+WHOLE_COMMANDS = {"cli", "commands", "distributed", "export", "faults", "reporting", "security"}
+
+
+pytest_plugins = ["browser"]
+
+
+# ------------------------------------------------------------------------------------- what takes longer than a step
+
+
+WholeRuns = Callable[[], AbstractContextManager[None]]
+
+
+def no_figure(*arguments: object, **_: object) -> None:
+    """An empty file where a figure would be drawn."""
+    (path,) = (argument for argument in arguments if isinstance(argument, Path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+STAND_INS: dict[str, Callable[..., object]] = {
+    "rats_video.commands.train_student.plan_of_run": lambda *_: {"seconds_per_step": 1.0, "peak_bytes": 1},
+    "rats_video.commands.finish.plot_training": no_figure,
+    "rats_video.commands.finish.plot_guard": no_figure,
+    "rats_video.commands.evaluate.plot_nfe_curve": no_figure,
+}
+
+
+@pytest.fixture(scope="session")
+def whole_runs() -> Iterator[WholeRuns]:
+    """Runs of this process have no plan and empty figures, but within `whole_runs()` and where a test is so marked."""
+    stack, asked = ExitStack(), 0
+
+    def shorten() -> None:
+        for target, stand_in in STAND_INS.items():
+            stack.enter_context(mock.patch(target, stand_in))
+
+    @contextmanager
+    def whole() -> Iterator[None]:
+        nonlocal asked
+        asked += 1
+        stack.close()
+        try:
+            yield
+        finally:
+            asked -= 1
+            if not asked:
+                shorten()
+
+    shorten()
+    yield whole
+    stack.close()
+
+
+@pytest.fixture(autouse=True)
+def whole_run_where_asked(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("whole_run"):
+        with request.getfixturevalue("whole_runs")():
+            yield
+    else:
         yield
 
 
@@ -123,6 +194,7 @@ def color_reward() -> ColorReward:
 
 @pytest.fixture(scope="session")
 def config_file(
+    whole_runs: WholeRuns,  # noqa: ARG001  # who has a configuration may train, and need not wait for the plan
     tmp_path_factory: pytest.TempPathFactory,
     tiny_wan: Path,
     reward_folders: tuple[Path, Path],
@@ -155,8 +227,8 @@ class Outcome(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def command() -> Callable[..., Outcome]:
-    """Runs the command line in this process."""
+def command(whole_runs: WholeRuns) -> Callable[..., Outcome]:  # noqa: ARG001
+    """Runs the command line in this process, without plan and figures."""
     from rats_video.cli.app import main
 
     def call(*arguments: object) -> Outcome:

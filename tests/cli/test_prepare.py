@@ -35,7 +35,7 @@ Command = Callable[..., Any]
 
 
 class Inline:
-    """The pool without its processes, which tests/unit/test_isolated.py looks at."""
+    """The pool without its processes, which tests/datasets/test_isolated.py looks at."""
 
     def __init__(self, function: Callable[[SourceVideo], ReadSource], **_: object) -> None:
         self._function = function

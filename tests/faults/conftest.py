@@ -9,19 +9,12 @@ from typing import Any
 
 import pytest
 
-PLAN = {"seconds_per_step": 1.0, "peak_bytes": 1}
 Command = Callable[..., Any]
 
 
 @pytest.fixture
-def distill(command: Command, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """`distill` of the 5-frame smoke configuration into a folder of `tmp_path`: `distill("run", "--resume", "a.b=1")`.
-
-    Without the plan and the figures, which take longer than the steps and are looked at elsewhere.
-    """
-    monkeypatch.setattr("rats_video.commands.train_student.plan_of_run", lambda *_: PLAN)
-    for figure in ("plot_training", "plot_guard"):
-        monkeypatch.setattr(f"rats_video.commands.finish.{figure}", lambda *_: None)
+def distill(command: Command, config_file: Path, tmp_path: Path) -> Command:
+    """`distill` of the smoke configuration into a folder of `tmp_path`: `distill("run", "--resume", "a.b=1")`."""
 
     def call(name: str | Path, *arguments: str) -> Any:
         options = [part for each in arguments for part in ([each] if each.startswith("--") else ["--set", each])]

@@ -1,0 +1,122 @@
+"""What ships with the package is what the README says it is."""
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from rats_video.assets import ASSETS, resolve_folder
+from rats_video.backbones.wan import WanBackbone
+from rats_video.datasets.shapes.measure import measure_shapes
+from rats_video.datasets.shapes.render import SHAPES_CLIP, render, split_combinations
+from rats_video.distillation.run_rewards import latent_space
+from rats_video.errors import UserError
+from rats_video.inference.sampler import SamplerSpec, sample_videos
+from rats_video.inference.student import load_card
+from rats_video.pretraining.ranks import rank_correlation
+from rats_video.rewards.latent import LatentReward
+from rats_video.rewards.reward import RewardConfig
+from rats_video.rewards.word import WordReward, WordRewardConfig
+from rats_video.seeds import seeded
+
+pytestmark = pytest.mark.pipeline
+
+
+@pytest.fixture(scope="module")
+def backbone() -> WanBackbone:
+    return WanBackbone.from_pretrained(ASSETS / "tiny-wan")
+
+
+def test_all_weights_are_safetensors_and_at_most_16_mb() -> None:
+    weights = [path for path in ASSETS.rglob("*") if path.suffix in {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}]
+    assert {path.suffix for path in weights} == {".safetensors"}
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 16 * 2**20
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["tiny-wan", "tiny-wan/vae", "shapes-reward", "shapes-reward-heldout", "shapes-latent-reward", "tiny-wan-student"],
+)
+def test_training_is_recorded_beside_the_weights(folder: str) -> None:
+    record = json.loads((ASSETS / folder / "training.json").read_text())
+    assert record["seconds"] > 0
+    assert record["seed"] == record["config"]["seed"]
+    assert record["metrics"]
+
+
+def test_vae_round_trip_keeps_at_least_28_db_and_the_words(backbone: WanBackbone) -> None:
+    _, heldout = split_combinations()
+    videos = render(heldout, SHAPES_CLIP, seeded(77))
+    with torch.no_grad():
+        decoded = torch.cat([backbone.decode(backbone.encode(part)) for part in videos.split(16)])
+    psnr = -10 * (decoded - videos).square().mean(dim=(1, 2, 3, 4)).log10()
+    assert psnr.mean() >= 28
+    assert measure_shapes(decoded, [a.prompt for a in heldout]).adherence.mean() >= 0.95
+
+
+def test_teacher_is_good_enough_to_teach_and_can_be_surpassed() -> None:
+    metrics = json.loads((ASSETS / "tiny-wan" / "training.json").read_text())["metrics"]
+    assert 0.70 <= metrics["adherence_50_steps"] <= 0.90
+    assert metrics["adherence_4_steps"] < metrics["adherence_50_steps"] - 0.04
+
+
+def test_plain_diffusers_loads_the_pipeline_on_our_grid() -> None:
+    from diffusers import WanPipeline
+
+    pipeline = WanPipeline.from_pretrained(ASSETS / "tiny-wan")
+    pipeline.scheduler.set_timesteps(4)
+    assert pipeline.scheduler.sigmas.tolist() == pytest.approx([1, 0.9, 0.75, 0.5, 0], abs=1e-6)
+
+
+def test_student_draws_its_prompts_in_four_calls(backbone: WanBackbone) -> None:
+    card = load_card(ASSETS / "tiny-wan-student")
+    student = backbone.load_denoiser(ASSETS / "tiny-wan-student")
+    calls: list[int] = []
+    handle = student.denoiser.register_forward_hook(lambda *_: calls.append(1))
+    prompts = [a.prompt for a in split_combinations()[1][:16]]
+    (samples,) = sample_videos(student, prompts, SHAPES_CLIP, SamplerSpec(4, card.shift), seed=3)
+    handle.remove()
+    assert len(calls) == 4
+    assert measure_shapes(samples.videos, prompts).adherence.mean() >= 0.75
+
+
+@pytest.mark.parametrize("name", ["shapes-reward", "shapes-reward-heldout"])
+def test_reward_prefers_the_clip_that_shows_the_prompt(name: str) -> None:
+    _, heldout = split_combinations()
+    videos = render(heldout, SHAPES_CLIP, seeded(78))
+    prompts = [a.prompt for a in heldout]
+    reward = WordReward.load(ASSETS / name)
+    with torch.no_grad():
+        right = reward(videos, prompts).clip
+        wrong = reward(videos, prompts[1:] + prompts[:1]).clip
+    assert (right > wrong).float().mean() >= 0.95
+
+
+@torch.no_grad()
+def test_latent_reward_ranks_samples_as_the_pixel_reward_does(backbone: WanBackbone) -> None:
+    def judge(imitated: RewardConfig) -> WordReward:
+        assert imitated == WordRewardConfig(path="shapes-reward")
+        return WordReward.load(ASSETS / "shapes-reward")
+
+    folder = ASSETS / "shapes-latent-reward"
+    here = latent_space(ASSETS / "tiny-wan", backbone, SHAPES_CLIP)
+    reward = LatentReward.load(folder, "cpu", judge, here)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 4 * 2**20
+    prompts, said, wanted = [a.prompt for a in split_combinations()[1]], [], []
+    for seed, (steps, scale) in enumerate(itertools.product((2, 4, 10), (1.0, 3.0))):  # bad clips and good ones
+        part = prompts[seed::6]
+        spec = SamplerSpec(steps, 3.0, scale)
+        (samples,) = sample_videos(backbone, part, SHAPES_CLIP, spec, seed=seed)
+        said.append(reward.score_latents(samples.latents, part).clip)
+        wanted.append(reward.judge(samples.videos, part).clip)
+    assert rank_correlation(torch.cat(said), torch.cat(wanted)) >= 0.87  # of 64 clips; measured on 192 below
+    assert json.loads((folder / "training.json").read_text())["metrics"]["rank_correlation_samples"] >= 0.9
+
+
+def test_names_resolve_only_inside_the_assets(tmp_path: Path) -> None:
+    assert resolve_folder("tiny-wan", where="model") == ASSETS / "tiny-wan"
+    assert resolve_folder(str(tmp_path), where="model") == tmp_path
+    with pytest.raises(UserError, match=r"model: no such folder: tiny-wam .*did you mean tiny-wan"):
+        resolve_folder("tiny-wam", where="model")
