@@ -1,4 +1,4 @@
-"""`calibrate`: how a run's reward tells its teacher from the untrained student, and the settings that follow."""
+"""`calibrate`: measures how a run's reward tells its teacher from the untrained student, and sets the run's scales."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from rats_video.training.batches import draw_batch
 from rats_video.training.update import accumulate_gradient
 
 REWARD_TO_SHAPING = 18.0
-"""Norm of the reward's gradient over that of gated shaping's, at the start: what `tiny` has (10 to 30 a batch)."""
+"""Norm of the reward's gradient over that of gated shaping, at the start; the value of `tiny` (10 to 30 a batch)."""
 NUM_BATCHES = 4  # that the gradients are measured on
 OPPOSED = 0.4  # share of frames that contradict their clip; half of them would by chance
 
@@ -61,7 +61,7 @@ def run_calibrate(
 
 
 def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tuple[list[str], dict[str, Any]]:
-    """What was measured, as lines, and the settings that follow, as a tree of the configuration's keys."""
+    """The measurements, as lines, and the settings that follow from them, as a tree of the configuration's keys."""
     alone: dict[str, Any] = {"parallel": ParallelConfig()}
     if isinstance(cfg.teacher, FrozenTeacherConfig):
         alone["teacher"] = cfg.teacher.model_copy(update={"cache": None})

@@ -23,7 +23,7 @@ from rats_video.types import ClipSpec
 _FEWEST_FRAMES = 5  # that every corruption can damage
 Item = TypeVar("Item", ClipRecord, Preference)
 Decode = Callable[[Sequence[ClipRecord]], tuple[DecodedClips, torch.device]]
-"""The pixels of clips, and the device that they are to be looked at on."""
+"""Decodes clips: returns their pixels, and the device to use them on."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def preferred_pairs(cfg: PreferenceTrainConfig, cache: ClipCache, pairs: list[Pr
 
 
 def corrupted_pairs(cfg: PreferenceTrainConfig, cache: ClipCache, decode: Decode) -> PairSplit:
-    """Clips, and damaged copies of them."""
+    """Pairs of clips and corrupted copies of them."""
     whole = [record for record in cache.records if record.num_frames >= _FEWEST_FRAMES]
     if not whole:
         what = f"no clip has the {_FEWEST_FRAMES} frames that are damaged in time"
@@ -81,7 +81,7 @@ def _records_of(item: ClipRecord | Preference) -> tuple[ClipRecord, ...]:
 def _split(
     cfg: PreferenceTrainConfig, items: Sequence[Item], cache: ClipCache
 ) -> tuple[list[Item], list[Item], list[Item], int]:
-    """To train on, to choose by, to validate on, at most as many as are asked for; and how many have sources in two.
+    """Items to train on, to choose by and to validate on; and how many were dropped, having sources in two of these.
 
     Raises:
         UserError: their sources cannot be split.

@@ -1,4 +1,4 @@
-"""`prepare`: a folder of videos becomes a cache of latents and text, now or bit by bit."""
+"""`prepare`: turns a folder of videos into a cache of latents and text, in one go or in several."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def run_prepare(
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """What the main process knows.
+    """The main process's view of a preparation.
 
     Args:
         output: the cache.
-        manifest: what all its clips have in common.
-        sources: all that there are now, in order.
-        unfit: what is no use as a source.
-        units: what is left to do; None where no model is needed.
+        manifest: the properties that all clips share.
+        sources: all present ones, in order.
+        unfit: files that are no sources.
+        units: the rest to do; None if no model is needed.
     """
 
     output: Path
@@ -91,7 +91,7 @@ class PrepareJob:
 
     @classmethod
     def begin(cls, source: str, cfg: PrepareConfig, folder: Path, output: Path, *, overwrite: bool) -> PrepareJob:
-        """Look at what there is, and make the folder ours.
+        """Find the sources, and claim the folder.
 
         Raises:
             UserError: there is nothing to prepare, or the folder holds something else.
@@ -115,7 +115,7 @@ class PrepareJob:
         return cls(output, manifest, sources, found.skipped, units if units or needs_prompt else None)
 
     def finish(self) -> list[str]:
-        """Write what tells of all units, and delete what belongs to sources that changed or are gone.
+        """Write the index of all units, and delete the units of sources that changed or are gone.
 
         Raises:
             UserError: nothing was kept.
@@ -138,7 +138,7 @@ class PrepareJob:
 
 
 def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, output: Path, runtime: Runtime) -> None:
-    """Prepare the units, as many as the other processes leave us."""
+    """Prepare the units that no other process has claimed."""
     dtype: torch.dtype = getattr(torch, cfg.compute_dtype)
     backbone = load_backbone(folder, runtime.device, dtype, with_denoiser=False)
     nn.Module.to(backbone.vae, dtype)  # diffusers' own `to` warns
@@ -157,7 +157,7 @@ def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, outpu
         for unit, is_mine in claim_units(output, units):
             if is_mine:
                 yield unit
-            else:  # another process is at it
+            else:  # another process does it
                 progress.advance(len(unit.sources))
 
     with ProgressBar("prepare", sum(len(unit.sources) for unit in units)) as progress:
@@ -170,7 +170,7 @@ def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, outpu
 
 
 def describe_cache(source: str, cfg: PrepareConfig, folder: Path) -> CacheManifest:
-    """What all clips that are made so have in common."""
+    """The properties that all clips of this preparation share."""
     settings = {name: value for name, value in cfg.model_dump(mode="json").items() if name not in HARMLESS}
     settings[SOURCE] = str(Path(source).resolve()) if Path(source).exists() else source
     family = find_family(folder).family
@@ -178,7 +178,7 @@ def describe_cache(source: str, cfg: PrepareConfig, folder: Path) -> CacheManife
 
 
 def check_apart(source: str, output: Path) -> None:
-    """Raise UserError where the cache would lie in what it is made of, or --overwrite would delete that."""
+    """Raise UserError if the cache would lie in its source, or --overwrite would delete the source."""
     here, there = output.resolve(), Path(source).resolve()
     if not there.exists():
         return
@@ -200,7 +200,7 @@ def check_buckets(cfg: PrepareConfig, backbone: PipelineBackbone) -> None:
 
 
 def warn_of_captions(captions: Sequence[str], backbone: PipelineBackbone) -> None:
-    """Say how many captions the text encoder reads only in part."""
+    """Warn of captions that the text encoder reads only in part."""
     distinct = dict.fromkeys(captions)
     if unknown := [(caption, words) for caption in distinct if (words := backbone.unknown_words(caption))]:
         caption, words = unknown[0]

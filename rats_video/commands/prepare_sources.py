@@ -15,7 +15,7 @@ from rats_video.preparation.encode import SourceResult
 
 
 def read_sources(sources: Iterable[SourceVideo], cfg: PrepareConfig) -> Iterator[SourceResult]:
-    """What each source gives, in order: half of the workers choose the spans, the others read them piece by piece."""
+    """The clips of each source, in order: half of the workers choose the spans, the others read them piece by piece."""
     readers, seconds = max(1, cfg.workers // 2), cfg.timeout_seconds
     planners = max(1, cfg.workers - readers)
     with (
@@ -30,7 +30,7 @@ def read_sources(sources: Iterable[SourceVideo], cfg: PrepareConfig) -> Iterator
 
 
 def without_clips(piece: ReadChunk, failure: Failure) -> ReadSource:
-    """What a piece gave that could not be read; where it could not even be planned, that is the reason."""
+    """The result of a piece that could not be read, with the reason; the plan's own reason comes first."""
     reasons = piece.plan.skipped
     if piece.plan.spans or not reasons:
         reasons += (Skipped(piece.source.name, failure.reason, failure.detail),)
@@ -38,7 +38,7 @@ def without_clips(piece: ReadChunk, failure: Failure) -> ReadSource:
 
 
 def plan_of(source: SourceVideo, result: ReadPlan | Failure) -> ReadPlan:
-    """The plan, or one without spans that says why there is none."""
+    """The plan of a source, or one without spans and with the reason."""
     if isinstance(result, ReadPlan):
         return result
     return ReadPlan(skipped=(Skipped(source.name, result.reason, result.detail),))

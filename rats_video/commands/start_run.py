@@ -19,10 +19,10 @@ from rats_video.training.run_folder import RunFolder
 def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: bool) -> bool:
     """Claim the run's folder, or check that the run in it may be continued with this configuration.
 
-    What a killed process left half-written in it is removed.
+    Files that a killed process left half-written are removed.
 
     Returns:
-        Whether a run of exactly this configuration goes on.
+        True if it continues a run of exactly this configuration.
 
     Raises:
         UserError: the folder holds something and neither flag is given, or `resume` meets another configuration.
@@ -38,7 +38,7 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
 
 
 def record_start(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runtime: Runtime) -> None:
-    """Write down and say what the run computes with."""
+    """Record and print the environment of the run."""
     world = runtime.trainers + runtime.reward_ranks
     in_force = describe(cfg, student) | ({"processes": str(world)} if world > 1 else {})
     record_session(run.environment, {**environment(runtime.device), "seeds": _seeds(cfg), **in_force})

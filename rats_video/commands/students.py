@@ -1,4 +1,4 @@
-"""What `sample`, `demo`, `export comparison` and `evaluate` share: a finished student, its run, its prompts."""
+"""A finished student, its run and its prompts, for the commands that use them."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
 def checked_prompts(
     given: Sequence[str], file: Path | None, fallback: Sequence[str], backbone: PipelineBackbone
 ) -> list[str]:
-    """The prompts given, those of the file, or else the fallback; refuses what the model cannot follow."""
+    """The prompts given, those of the file, or else the fallback; refuses prompts that the model cannot follow."""
     prompts = list(given) or (list(read_prompts(file)) if file else list(fallback))
     for prompt in prompts:
         check_prompt(prompt, backbone.unknown_words)

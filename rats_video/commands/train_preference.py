@@ -1,4 +1,4 @@
-"""`train reward --data`: a reward of prepared clips, from preferences or from damaged copies."""
+"""`train reward --data`: a reward of prepared clips, from preferences or from corrupted copies."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def run_train_preference(*, data: Path, preferences: Path | None, **options: Unp
 
 
 def _refuse_other_data(cfg: PreferenceTrainConfig, cache: ClipCache, output: Path) -> None:
-    """Remember what a training learns from; raises UserError if it is to go on with something else."""
+    """Record digests of the training data; raises UserError if a resumed training has other data."""
     files = {"data": cache.folder / CLIPS} | ({"preferences": Path(cfg.preferences)} if cfg.preferences else {})
     digests = {key: weights_digest([path]) for key, path in files.items()}
     if (output / DATA).is_file():
@@ -114,7 +114,7 @@ def _train(cfg: PreferenceTrainConfig, split: PairSplit, device: torch.device, o
 
 
 def _baseline(cfg: PreferenceTrainConfig, split: PairSplit, device: torch.device) -> Reward | None:
-    """The reward to compare with, unless it cannot judge these captions."""
+    """The reward to compare with, unless it cannot score these captions."""
     if cfg.baseline is None:
         return None
     baseline = build_reward(cfg.baseline, device, where="baseline", clip=split.clip)
@@ -129,7 +129,7 @@ def _baseline(cfg: PreferenceTrainConfig, split: PairSplit, device: torch.device
 
 
 def _table(cfg: PreferenceTrainConfig, found: dict[str, dict[str, Accuracy]]) -> list[str]:
-    """Shares of held-out pairs ranked right, by what makes the difference."""
+    """Shares of held-out pairs ranked right, by kind of difference."""
     names = {"reward": "this reward", "before": "untrained"}
     if cfg.baseline is not None:
         names["baseline"] = cfg.baseline.kind
@@ -142,7 +142,7 @@ def _table(cfg: PreferenceTrainConfig, found: dict[str, dict[str, Accuracy]]) ->
 
 
 def _verdict(accuracy: Accuracy, told: float | None, output: Path) -> list[str]:
-    """What to do next; warns of a reward that knows nothing."""
+    """The next commands; warns of a reward that is no better than chance."""
     if told is not None and told < _WORDS_TOLD:
         warn(
             "words are told apart hardly better than by guessing: set num_words=0, or give more clips",

@@ -35,9 +35,9 @@ def train_student(
     overwrite: bool,
     milestones: Collection[int] = (),
 ) -> PipelineBackbone | None:
-    """Train a student; everything that can be wrong with the configuration is found before the folder is touched.
+    """Train a student; all mistakes in the configuration are found before the folder is touched.
 
-    It is kept on its way as well, after each of the `milestones`.
+    Snapshots are saved after each of the `milestones`.
 
     Returns:
         The student, which only its checkpoints hold whole if its weights are split; None on a reward rank.
@@ -53,7 +53,7 @@ def train_student(
     check_trackers(cfg.tracking.trackers)
     rows = runtime.rows(cfg.training.batch_size)
     cfg.training.num_micro_batches(rows.stop - rows.start)
-    # No name for the base: where both roles have weights of their own, its memory is free again.
+    # The base has no name here, so that its memory is freed where both roles have weights of their own.
     text = cached_text(cfg, run.text)
     student, teacher = build_roles(cfg, build_backbone(cfg, runtime.device, text=text))
     prompts = checked_prompts(cfg, student)
@@ -61,7 +61,7 @@ def train_student(
     method = build_method(cfg, student, teacher, runtime)
     try:
         judges = None
-        if not isinstance(method.reward, RemoteReward):  # whose own process has checked it
+        if not isinstance(method.reward, RemoteReward):  # its own process has checked it
             everything = (*prompts.train, *prompts.heldout)
             judges = check_rewards(cfg, method.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
         if cfg.guard is not None or cfg.validation is not None:
@@ -71,8 +71,8 @@ def train_student(
             guard = build_guard(cfg, cfg.guard, judges, prompts.heldout, run, runtime)
         callbacks = build_callbacks(cfg, judges, student, prompts.heldout, run, guard, runtime)
         callbacks.append(StudentSnapshots(milestones, student.weights, run, runtime))
-        del judges  # what nobody needs any more makes room
-        runtime.barrier()  # all have looked at the folder before one changes it
+        del judges  # frees the models that nothing else holds
+        runtime.barrier()  # no process changes the folder before all have read it
         if runtime.is_main:
             goes_on = prepare_run(cfg, run, resume=resume, overwrite=overwrite)
             save_text(cfg, student, run.text)

@@ -39,7 +39,7 @@ class CheckpointWriter:
     Args:
         folder: the run's checkpoint folder.
         keep: how many checkpoints stay.
-        writes: off on all processes but one; the others only bring their parts of split weights.
+        writes: True on one process; the others only send their shards of split weights.
     """
 
     def __init__(self, folder: Path, keep: int, *, writes: bool = True) -> None:
@@ -64,14 +64,14 @@ class CheckpointWriter:
         state: Mapping[str, Any] | None = None,
         critics: Mapping[str, Trained] | None = None,
     ) -> None:
-        """Begin to write `folder/step-NNNNNN`, whole or not at all, once the checkpoint before it is written.
+        """Start to write `folder/step-NNNNNN`, whole or not at all; waits for the checkpoint before it.
 
         Args:
             step: optimizer steps done.
             student: the weights that train.
             teacher: the EMA teacher's weights; None for a frozen teacher, which the run can rebuild.
             optimizer: its state is flattened into tensors.
-            state: whatever else the run must find again, as JSON.
+            state: everything else that a resumed run needs, as JSON.
             critics: other networks that train, by name.
 
         Raises:
@@ -88,7 +88,7 @@ class CheckpointWriter:
             self._pending = self._thread.submit(self._write, {"step": step, **(state or {})}, copies)
 
     def wait(self) -> None:
-        """Until everything is written; raises UserError if it could not be."""
+        """Wait until everything is written; raises UserError if it could not be."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -116,7 +116,7 @@ def _write(folder: Path, state: Mapping[str, Any], content: Mapping[str, dict[st
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of a split one, which all processes gather together."""
+    """The whole tensor; all processes gather a split one together."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
@@ -138,7 +138,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, one clause; None if they are as they were written."""
+    """The damage of a checkpoint's files, one clause; None if they are as they were written."""
     try:
         state = read_json(path / STATE)
         digests = state.pop(_DIGESTS, {})  # older ones have none
@@ -161,10 +161,10 @@ def resume(
     is_exact: Callable[[int], bool] = lambda _: True,
     critics: Mapping[str, Trained] | None = None,
 ) -> dict[str, Any]:
-    """Restore everything in place from the best checkpoint to go on from; all processes call it together.
+    """Restore everything in place from a checkpoint; all processes call it together.
 
-    That is the newest one that is undamaged, and where there are any, of a step at which a run goes on exactly.
-    Checkpoints after it are deleted: their steps will be done again.
+    It takes the newest undamaged one of a step from which a run continues exactly, or else the newest undamaged one.
+    Later checkpoints are deleted: their steps will be done again.
 
     Returns:
         Its state; `{"step": 0}` where there is no checkpoint.
@@ -239,7 +239,7 @@ def _restore(weights: Weights, saved: Weights) -> None:
 
 
 def _split_like(like: Tensor, whole: Tensor) -> Tensor:
-    """This process's part of a whole tensor, if `like` is split."""
+    """This process's shard of a whole tensor, if `like` is split."""
     if not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole
     # Every process has read the file: no need to send it around.

@@ -62,7 +62,7 @@ def _row(clip: Tensor, chosen: Tensor, zoom: int) -> Tensor:
 
 
 def write_page(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A page beside the clips: a row a prompt, a column a step; a row plays when it is pointed at.
+    """Write a page beside the clips: a row a prompt, a column a step; a row plays under the pointer.
 
     Args:
         path: the file.

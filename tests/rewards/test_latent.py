@@ -258,7 +258,7 @@ def test_the_guard_looks_at_what_trains_and_at_what_it_imitates(
     guard = build_guard(cfg, GuardConfig(num_clips=2), judges, batch.prompts, RunFolder(tmp_path / "run"), ALONE)
     guard.evaluate(SimpleNamespace(student=backbone, teacher=SimpleNamespace(backbone=backbone)), 0, 0.0)  # type: ignore[arg-type]
     (samples,) = sample_videos(backbone, batch.prompts, clip, SamplerSpec(4, cfg.shift), seed=cfg.seed + SEED_OFFSET)
-    found = guard.looks[0].scores
+    found = guard.evaluations[0].scores
     assert found["reward"] == pytest.approx(reward.score_latents(samples.latents, batch.prompts).clip.tolist())
     assert found["imitated_reward"] == pytest.approx(judges.trained(samples.videos, batch.prompts).clip.tolist())
 
