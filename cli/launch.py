@@ -12,12 +12,20 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
-from rats_video.cli.options import GpusOption, NodeRankOption, NodesOption, RendezvousOption, RestartsOption
+from rats_video.cli.options import (
+    Command,
+    GpusOption,
+    NodeRankOption,
+    NodesOption,
+    RendezvousOption,
+    RestartsOption,
+    add_options,
+)
 from rats_video.errors import REQUEUE, Interrupted, UserError, warn
 
 _ENDINGS = "RATS_VIDEO_ENDINGS"  # folder in which launched processes leave how they ended
@@ -32,7 +40,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def distributed(command: Callable[..., None]) -> Callable[..., None]:
+def distributed(command: Command) -> Command:
     """Give a command the options that start it on several processes, each of which runs the same command line.
 
     One that can resume can also be restarted when a process is lost.
@@ -59,15 +67,7 @@ def distributed(command: Callable[..., None]) -> Callable[..., None]:
             _launch(options["device"], gpus, nodes, node_rank, rendezvous, restarts)
 
     chosen = _OPTIONS | ({"restarts": (RestartsOption, 0)} if can_resume else {})
-    extra = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, (annotation, default) in chosen.items()
-    ]
-    signature = inspect.signature(command)
-    # Typer reads both.
-    launched.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *extra])  # type: ignore[attr-defined]
-    launched.__annotations__ = command.__annotations__ | {name: kind for name, (kind, _) in chosen.items()}
-    return launched
+    return add_options(launched, command, chosen)
 
 
 def _launch(device: str, gpus: int, nodes: int, node_rank: int | None, rendezvous: str | None, restarts: int) -> None:

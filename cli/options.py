@@ -1,8 +1,11 @@
 """Options that several commands share, each described once."""
 
+import functools
+import inspect
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -82,9 +85,57 @@ PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="FILE",
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished `distill` or `run`.")]
 
 
-def run_folder(output: Path | None, config: str) -> Path:
-    """Where a run goes: as told, or `runs/` and the config's name."""
-    return output or Path("runs") / Path(config).stem
+Command = Callable[..., None]
+
+
+def add_options(
+    wrapper: Command, command: Command, options: Mapping[str, tuple[Any, Any]], *, without: str = ""
+) -> Command:
+    """Show Typer a wrapper as its command with more options, each an annotation and a default, at the end."""
+    parameters = dict(inspect.signature(command).parameters)
+    parameters.pop(without, None)
+    for name, (annotation, default) in options.items():
+        parameters[name] = inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+    # Typer reads both.
+    wrapper.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+    wrapper.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
+    return wrapper
+
+
+def run_options(folder: Any) -> Callable[[Command], Command]:
+    """Give a command the options of all that trains, checked, as the one argument `options`; see `with_folder`.
+
+    Args:
+        folder: its option `--output`.
+    """
+    shared = {
+        "config": (ConfigOption, "tiny"),
+        "output": (folder, None),
+        "seed": (ConfigSeedOption, None),
+        "device": (DeviceOption, "auto"),
+        "resume": (ResumeOption, False),
+        "overwrite": (OverwriteOption, False),
+        "overrides": (SetOption, None),
+    }
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**given: Any) -> None:
+            options = {name: given.pop(name) for name in shared}
+            check_exclusive(("--resume", options["resume"]), ("--overwrite", options["overwrite"]))
+            command(options=options | {"overrides": options["overrides"] or []}, **given)
+
+        return add_options(run, command, shared, without="options")
+
+    return decorate
+
+
+def with_folder(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The options of a command that trains, its output in runs/PREFIX-CONFIG unless it is given."""
+    output = options["output"] or Path("runs") / f"{prefix}{Path(options['config']).stem}"
+    return {**options, "output": output}
 
 
 def check_exclusive(first: tuple[str, object], second: tuple[str, object]) -> None:

@@ -7,116 +7,56 @@ from typing import Annotated, Any
 import typer
 
 from rats_video.cli.launch import distributed
-from rats_video.cli.options import (
-    ConfigOption,
-    ConfigSeedOption,
-    DeviceOption,
-    OverwriteOption,
-    ResumeOption,
-    SetOption,
-    TrainFolderOption,
-    check_exclusive,
-    run_folder,
-)
+from rats_video.cli.options import TrainFolderOption, check_exclusive, run_options, with_folder
 from rats_video.errors import UserError
 
 app = typer.Typer(help="Train what a distillation starts from: VAE, teacher, reward.")
 
 
 @app.command(epilog="Example: `rats-video train vae --config tiny --output runs/vae`")
-def vae(
-    *,
-    config: ConfigOption = "tiny",
-    output: TrainFolderOption = None,
-    seed: ConfigSeedOption = None,
-    device: DeviceOption = "auto",
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-    overrides: SetOption = None,
-) -> None:
+@run_options(TrainFolderOption)
+def vae(*, options: dict[str, Any]) -> None:
     """Train a video VAE: the codec between pixels and latents."""
-    check_exclusive(("--resume", resume), ("--overwrite", overwrite))
     from rats_video.commands.train import run_train_vae
 
-    lines = run_train_vae(
-        config=config,
-        overrides=overrides or [],
-        output=run_folder(output, f"vae-{Path(config).stem}"),
-        seed=seed,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-    )
-    typer.echo("\n".join(lines))
+    typer.echo("\n".join(run_train_vae(**with_folder(options, "vae-"))))
 
 
 @app.command(epilog="Example: `rats-video train teacher --config tiny --output runs/teacher`")
 @distributed
+@run_options(TrainFolderOption)
 def teacher(
     *,
     data: Annotated[
         Path | None,
         typer.Option("--data", metavar="CACHE", help="Fine-tune a model on clips that `prepare` made."),
     ] = None,
-    config: ConfigOption = "tiny",
-    output: TrainFolderOption = None,
-    seed: ConfigSeedOption = None,
-    device: DeviceOption = "auto",
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-    overrides: SetOption = None,
+    options: dict[str, Any],
 ) -> None:
     """Train a many-step teacher: on rendered shapes from nothing, or with --data an existing model on your clips."""
-    check_exclusive(("--resume", resume), ("--overwrite", overwrite))
-    common: dict[str, Any] = {
-        "config": config,
-        "overrides": overrides or [],
-        "output": run_folder(output, f"{'teacher' if data is None else 'finetune'}-{Path(config).stem}"),
-        "seed": seed,
-        "device": device,
-        "resume": resume,
-        "overwrite": overwrite,
-    }
     if data is not None:
         from rats_video.commands.finetune import run_finetune
 
-        run_finetune(data=data, echo=typer.echo, **common)
+        run_finetune(data=data, echo=typer.echo, **with_folder(options, "finetune-"))
         return
     if "WORLD_SIZE" in os.environ:
         raise UserError("on rendered shapes one process trains", where="--gpus", fix="leave it out, or give --data")
     from rats_video.commands.train import run_train_teacher
 
-    typer.echo("\n".join(run_train_teacher(**common)))
+    typer.echo("\n".join(run_train_teacher(**with_folder(options, "teacher-"))))
 
 
 @app.command(epilog="Example: `rats-video train paths --config tiny --output runs/tiny-paths`")
-def paths(
-    *,
-    config: ConfigOption = "tiny",
-    output: TrainFolderOption = None,
-    seed: ConfigSeedOption = None,
-    device: DeviceOption = "auto",
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-    overrides: SetOption = None,
-) -> None:
+@run_options(TrainFolderOption)
+def paths(*, options: dict[str, Any]) -> None:
     """Teach a Wan model to follow motion paths, on rendered shapes whose paths are known."""
-    check_exclusive(("--resume", resume), ("--overwrite", overwrite))
     from rats_video.commands.train import run_train_paths
 
-    lines = run_train_paths(
-        config=config,
-        overrides=overrides or [],
-        output=run_folder(output, f"paths-{Path(config).stem}"),
-        seed=seed,
-        device=device,
-        resume=resume,
-        overwrite=overwrite,
-    )
-    typer.echo("\n".join(lines))
+    typer.echo("\n".join(run_train_paths(**with_folder(options, "paths-"))))
 
 
 @app.command(epilog="Example: `rats-video train reward --config tiny --output runs/reward`")
+@run_options(TrainFolderOption)
 def reward(
     *,
     latent: Annotated[
@@ -133,29 +73,13 @@ def reward(
             help="JSONL of preferred and rejected clips of CACHE. [default: clips and damaged copies of them]",
         ),
     ] = None,
-    config: ConfigOption = "tiny",
-    output: TrainFolderOption = None,
-    seed: ConfigSeedOption = None,
-    device: DeviceOption = "auto",
-    resume: ResumeOption = False,
-    overwrite: OverwriteOption = False,
-    overrides: SetOption = None,
+    options: dict[str, Any],
 ) -> None:
     """Train a reward model that scores decoded clips, or with --latent their latents; with --data on clips of yours."""
-    check_exclusive(("--resume", resume), ("--overwrite", overwrite))
     check_exclusive(("--latent", latent), ("--data", data))
     if preferences is not None and data is None:
         raise UserError("are of prepared clips", where="--preferences", fix="give these with --data CACHE")
-    kind = "latent-reward" if latent else "reward"
-    common: dict[str, Any] = {
-        "config": config,
-        "overrides": overrides or [],
-        "output": run_folder(output, f"{kind}-{Path(config).stem}"),
-        "seed": seed,
-        "device": device,
-        "resume": resume,
-        "overwrite": overwrite,
-    }
+    common = with_folder(options, "latent-reward-" if latent else "reward-")
     if data is not None:
         from rats_video.commands.train_preference import run_train_preference
 

@@ -164,6 +164,11 @@ def write_json(path: Path, content: object) -> None:
         partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def json_digest(content: object) -> str:
+    """SHA-256 of `content` as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def weights_digest(folders: Iterable[Path], suffixes: Collection[str] = (".safetensors",)) -> str:
     """SHA-256 of the files of these suffixes under each folder in turn; a file in a folder's place counts whole."""
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The processes that share a run, as one of them sees it, and the few things they do together."""
+"""The processes of a run, as one of them sees it, and their collective operations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _BUCKET_ELEMENTS = 64 * 2**20  # 256 MB of float32 travel at once: few messages,
 
 @dataclass(frozen=True)
 class Runtime:
-    """One of the processes that share a run; by default the only one, and then nothing here waits or changes anything.
+    """One of the processes that share a run; by default the only one, for which nothing here waits or changes a value.
 
     The first `trainers` ranks hold the denoiser, `context` neighbours at a time sharing their clips; the ranks after
     them only hold reward models and take no part in what the trainers do together.
@@ -79,12 +79,12 @@ class Runtime:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """True on rank 0, which alone writes files and prints."""
         return self.rank == 0
 
     @property
     def serves_reward(self) -> bool:
-        """Whether this process only holds reward models."""
+        """True on a process that only holds reward models."""
         return self.rank >= self.trainers
 
     @property
@@ -111,24 +111,24 @@ class Runtime:
         return slice(first, first + size)
 
     def shard(self, count: int) -> range:
-        """Which of `count` independent pieces of work are this rank's."""
+        """This rank's indices of `count` independent pieces of work."""
         return range(self.rank, count, self.trainers)
 
     def gather_shards(self, mine: Sequence[T]) -> list[T]:
-        """Everybody's results of `shard`, in the order of the work."""
+        """All ranks' results of `shard`, in the order of the work."""
         return interleave(self.gather(list(mine)))
 
     def equal_share(self, count: int) -> list[int]:
-        """Which of `count` clips are this context group's: as many as any other's, so some may come twice.
+        """This context group's indices of `count` clips: as many as any other group's, so some may come twice.
 
-        All make the same calls, as they must where weights are split.
+        So all ranks make the same number of calls, as split weights require.
         """
         each = -(-count // (self.trainers // self.context))
         first = self.rank // self.context * each
         return [index % count for index in range(first, first + each)]
 
     def of_groups(self, values: Sequence[T]) -> Sequence[T]:
-        """One of the values of every context group, from those of all ranks."""
+        """One value a context group, from the values of all ranks."""
         return values[:: self.context]
 
     # ---------------------------------------------------------------------------------------------------- agreement
@@ -154,16 +154,16 @@ class Runtime:
         return self.gather(value)[0]
 
     def barrier(self) -> None:
-        """Until all are here."""
+        """Wait until all ranks call it."""
         if self.trainers > 1:
             dist.barrier(group=self._group)
 
     def any(self, flag: bool) -> bool:  # noqa: FBT001
-        """Whether it is so on any rank."""
+        """True if `flag` is true on any rank."""
         return self.all_reduce_mean({"flag": float(flag)})["flag"] > 0
 
     def all_reduce_mean(self, row: Mapping[str, float]) -> dict[str, float]:
-        """The mean over ranks of every value; NaN if any of them is."""
+        """The mean of each value over ranks; NaN if it is NaN on any."""
         if self.trainers == 1:
             return dict(row)
         values = torch.tensor(list(row.values()), dtype=torch.float64, device=self.device)
@@ -192,7 +192,7 @@ class Runtime:
             torch._foreach_copy_(bucket, [part.view_as(g) for part, g in zip(parts, bucket, strict=True)])
 
     def close(self) -> None:
-        """Leave the group; nothing here may be called after it."""
+        """Leave the process group; call nothing here after it."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -201,7 +201,7 @@ ALONE = Runtime(torch.device("cpu"))
 
 
 def interleave(parts: Sequence[Sequence[T]]) -> list[T]:
-    """The first of every part, then the second of every part, and so on; undoes `Runtime.share`."""
+    """The first of every part, then the second of every part, and so on; undoes `Runtime.shard`."""
     return [parts[i % len(parts)][i // len(parts)] for i in range(sum(map(len, parts)))]
 
 

@@ -1,4 +1,4 @@
-"""Where the time of a step goes, told without waiting for the device."""
+"""Measures the phases of a step without waiting for the device."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _RUNNING: ContextVar[Stopwatch | None] = ContextVar("stopwatch", default=None)
 class Stopwatch:
     """Adds up what each `phase` takes, less the phases inside it; time outside of all of them is the `REST`.
 
-    On CUDA the marks between phases are events in the stream, read once the device has passed them: nobody waits for
-    it, and what is told may be a step behind.
+    On CUDA the marks between phases are events in the stream, read once the device has passed them: nothing waits for
+    it, and the result may lag a step behind.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,7 +34,7 @@ class Stopwatch:
         self._mark()
 
     def stop(self) -> None:
-        """Count no more."""
+        """Stop counting."""
         _RUNNING.set(None)
 
     def read(self) -> dict[str, float]:

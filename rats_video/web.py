@@ -1,4 +1,4 @@
-"""What every page that we write needs: text of strangers as text, and our own code named by its digest."""
+"""The pages that we write: strangers' text is escaped, and only our own script runs, known by its digest."""
 
 from __future__ import annotations
 
@@ -8,9 +8,30 @@ from html import escape
 
 from rats_video.errors import printable
 
+COLORS = """
+:root { color-scheme: light dark; --line: #8884; --dim: #64748b; }
+@media (prefers-color-scheme: dark) { :root { --dim: #94a3b8; } }
+"""
+
+
+def small_page(title: str, css: str, body: str, script: str, media: str) -> str:
+    """A page in one file that loads nothing but its media, from the sources that the policy `media` names."""
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; {media}; style-src 'unsafe-inline'; script-src {policy_source(script)}">
+<title>{title}</title>
+<style>{css}</style>
+{body}
+<script>{script}</script>
+</html>
+"""
+
 
 def as_text(text: str) -> str:
-    """Text of strangers, as text."""
+    """A stranger's text, escaped."""
     return escape(printable(text))
 
 

@@ -1,68 +1,46 @@
-"""`calibrate`: how a run's reward tells its teacher from the untrained student, and the settings that follow."""
+"""`calibrate`: measures how a run's reward tells its teacher from the untrained student, and sets the run's scales."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from rats_video.backbones.compute import ParallelConfig
+from rats_video.commands.calibrate_arms import CalibrationScores, scaled_sum, score_arms, with_sum
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.config.load import check_extension, load_config, write_extension
 from rats_video.distillation.compute import memory_advice
 from rats_video.distillation.method import build_rats, rats_of
 from rats_video.distillation.roles import build_backbone, build_roles, checked_prompts
-from rats_video.distillation.run_rewards import RunRewards, check_rewards
+from rats_video.distillation.run_rewards import check_rewards
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.evaluation.calibration import (
     GATE_AT_START,
     ScoreGap,
-    compare,
     opposed_frames,
     significant,
     tau_for,
-    unit_weights,
 )
 from rats_video.evaluation.tables import aligned
-from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.methods.gate import SigmoidGateConfig, build_gate
 from rats_video.methods.rats import Rats
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
-from rats_video.progress import ProgressBar
 from rats_video.rewards.base import is_differentiable
-from rats_video.rewards.sum import SumReward, add_up
-from rats_video.seeds import seeded
+from rats_video.rewards.sum import SumReward
 from rats_video.training.batches import draw_batch
 from rats_video.training.update import accumulate_gradient
-from rats_video.types import Backbone, Reward, RewardScores
 
 REWARD_TO_SHAPING = 18.0
-"""Norm of the reward's gradient over that of gated shaping's, at the start: what `tiny` has (10 to 30 a batch)."""
+"""Norm of the reward's gradient over that of gated shaping, at the start; the value of `tiny` (10 to 30 a batch)."""
 NUM_BATCHES = 4  # that the gradients are measured on
 OPPOSED = 0.4  # share of frames that contradict their clip; half of them would by chance
-
-Scored = Mapping[str, RewardScores]
-
-
-@dataclass(frozen=True)
-class CalibrationScores:
-    """The scores of both arms by name: the reward's or those of a sum's terms, and the held-out reward's."""
-
-    prompts: tuple[str, ...]
-    teacher: Scored
-    base: Scored
-
-    def comparisons(self) -> dict[str, ScoreGap]:
-        """Every score and part compared."""
-        teacher, base = dict(_named(self.teacher)), dict(_named(self.base))
-        return {name: compare(teacher[name], base[name], self.prompts) for name in teacher}
 
 
 def run_calibrate(
@@ -83,7 +61,7 @@ def run_calibrate(
 
 
 def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tuple[list[str], dict[str, Any]]:
-    """What was measured, as lines, and the settings that follow, as a tree of the configuration's keys."""
+    """The measurements, as lines, and the settings that follow from them, as a tree of the configuration's keys."""
     alone: dict[str, Any] = {"parallel": ParallelConfig()}
     if isinstance(cfg.teacher, FrozenTeacherConfig):
         alone["teacher"] = cfg.teacher.model_copy(update={"cache": None})
@@ -94,17 +72,17 @@ def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tup
     judges = check_rewards(
         cfg, rats.reward, (*everything.train, *everything.heldout), device, student.latent_shape(cfg.clip.spec)
     )
-    arms = _score_arms(cfg, rats, judges, everything.train, num_prompts)
+    arms = score_arms(cfg, rats, judges, everything.train, num_prompts)
 
     changes: dict[str, Any] = {"method": {}}
     reward = rats.reward
     if isinstance(reward, SumReward):
-        reward = _scaled(reward, arms)
+        reward = scaled_sum(reward, arms)
         changes["reward"] = {"terms": {
             name: {"weight": term.weight, "mean": term.mean, "spread": term.spread}
             for name, term in reward.terms.items()
         }}  # fmt: skip
-        arms = _with_sum(reward, arms)
+        arms = with_sum(reward, arms)
     found = arms.comparisons()
     lines = [*_table(found), "", *_advice(cfg, arms, found)]
     lead, gate = found["reward"].typical_lead, rats_of(cfg).gate
@@ -121,90 +99,6 @@ def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tup
         gate=build_gate(rats_of(cfg).gate, student.temporal_stride),
     )
     return [*lines, *_balance(cfg, rats, everything.train, changes["method"])], changes
-
-
-def _score_arms(
-    cfg: DistillConfig, rats: Rats, judges: RunRewards, prompts: Sequence[str], num_prompts: int
-) -> CalibrationScores:
-    """Both arms from the same noise, on prompts drawn by the run's seed."""
-    order = torch.randperm(len(prompts), generator=seeded(cfg.seed, 7))[:num_prompts].tolist()
-    chosen = tuple(prompts[i] for i in order)
-    scorers: dict[str, Reward] = {"reward": judges.trained}
-    if isinstance(judges.trained, SumReward):
-        scorers = {f"reward/{name}": term.reward for name, term in judges.trained.terms.items()}
-    if judges.heldout is not None:
-        scorers["heldout_reward"] = judges.heldout
-    specs = {
-        rats.teacher.backbone: SamplerSpec(cfg.teacher.num_steps, cfg.shift, cfg.teacher.guidance_scale),
-        rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift),
-    }
-    with ProgressBar("calibrate", sum(spec.nfe for spec in specs.values()) * len(chosen)) as progress:
-        teacher, base = (_score_arm(cfg, backbone, spec, scorers, chosen, progress) for backbone, spec in specs.items())
-    return CalibrationScores(chosen, teacher, base)
-
-
-@torch.no_grad()
-def _score_arm(
-    cfg: DistillConfig,
-    backbone: Backbone,
-    spec: SamplerSpec,
-    scorers: Mapping[str, Reward],
-    prompts: Sequence[str],
-    progress: ProgressBar,
-) -> Scored:
-    found: dict[str, list[RewardScores]] = {name: [] for name in scorers}
-    size = cfg.evaluation.batch_size
-    for samples in sample_videos(backbone, prompts, cfg.clip.spec, spec, seed=cfg.seed, batch_size=size):
-        for name, judge in scorers.items():
-            found[name].append(judge(samples.videos, samples.prompts))
-        progress.advance(spec.nfe * len(samples.prompts))
-    return {name: _together(batches) for name, batches in found.items()}
-
-
-def _together(batches: Sequence[RewardScores]) -> RewardScores:
-    frames = [scores.frames for scores in batches if scores.frames is not None]
-    return RewardScores(
-        torch.cat([scores.clip for scores in batches]).cpu(),
-        torch.cat(frames).cpu() if frames else None,
-        {name: torch.cat([scores.parts[name] for scores in batches]).cpu() for name in batches[0].parts},
-    )
-
-
-def _named(scored: Scored) -> Iterator[tuple[str, Tensor]]:
-    for name, scores in scored.items():
-        yield name, scores.clip
-        yield from ((f"{name}/{part}", values) for part, values in scores.parts.items())
-
-
-def _scaled(reward: SumReward, arms: CalibrationScores) -> SumReward:
-    """The sum with every term brought to mean 0 and spread 1, and the weights to a sum of spread 1."""
-    unit = {}
-    for name, key in _keys(reward):
-        found = compare(arms.teacher[key].clip, arms.base[key].clip, arms.prompts)
-        if found.spread == 0:
-            raise UserError(
-                "scores every clip alike: it has no scale", where=f"reward.terms.{name}", fix="leave it out"
-            )
-        mean, spread = significant(found.mean, 4), significant(found.spread)
-        unit[name] = replace(reward.terms[name], weight=1.0, mean=mean, spread=spread)
-    both = {name: torch.cat([arms.teacher[key].clip, arms.base[key].clip]) for name, key in _keys(reward)}
-    weights = {name: term.weight for name, term in reward.terms.items()}
-    shares = unit_weights(weights, {name: unit[name].count(scores) for name, scores in both.items()})
-    return SumReward({name: replace(term, weight=significant(shares[name])) for name, term in unit.items()})
-
-
-def _keys(reward: SumReward) -> list[tuple[str, str]]:
-    return [(name, f"reward/{name}") for name in reward.terms]
-
-
-def _with_sum(reward: SumReward, arms: CalibrationScores) -> CalibrationScores:
-    """The arms with the sum's own score before its terms."""
-
-    def add(scored: Scored) -> Scored:
-        total = add_up(reward.terms, {name: scored[key] for name, key in _keys(reward)})
-        return {"reward": replace(total, parts={}), **scored}
-
-    return replace(arms, teacher=add(arms.teacher), base=add(arms.base))
 
 
 def _table(found: Mapping[str, ScoreGap]) -> list[str]:

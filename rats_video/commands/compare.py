@@ -1,4 +1,4 @@
-"""`compare`: every method with the same teacher, prompts, noise and budget; what is done is never done again."""
+"""`compare`: every method with the same teacher, prompts, noise and budget; finished work is never repeated."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def run_compare(
     device: str,
     echo: Callable[[str], None],
 ) -> None:
-    """Train and judge what of a comparison is not done yet, then write its tables and figures; `echo` is told of each.
+    """Train and score the unfinished arms of a comparison, then write its tables and figures; `echo` gets the lines.
 
-    Several processes on one OUTPUT share its arms; who finds only arms that others work at ends without a table.
+    Several processes on one OUTPUT share its arms; a process that finds no free arm exits without writing tables.
 
     Raises:
         UserError: the configuration is wrong, or arms failed; the others are done.
@@ -48,14 +48,14 @@ def run_compare(
     layout = CompareLayout.of(cfg if methods is None else cfg.only(methods), output)
     runtime = start_runtime(device)
     make_folder(output)
-    for line in _budget(layout):
+    for line in _budget_lines(layout):
         echo(line)
-    with _goes_on(output):
-        failed, elsewhere = work(layout, runtime, echo)
+    with _explain_stop(output):
+        failed, elsewhere = run_arms(layout, runtime, echo)
         if elsewhere:
             echo(f"Others work at {', '.join(elsewhere)}: the last one writes {output / 'compare.md'}.")
         else:
-            for line in write(layout, runtime):
+            for line in write_tables(layout, runtime):
                 echo(line)
     if failed:
         what = "; ".join(f"{title}: {line}" for title, line in failed.items())
@@ -65,11 +65,11 @@ def run_compare(
         )  # fmt: skip
 
 
-def work(layout: CompareLayout, runtime: Runtime, echo: Callable[[str], None]) -> tuple[dict[str, str], list[str]]:
-    """Do every arm that nobody else works at, until none is left.
+def run_arms(layout: CompareLayout, runtime: Runtime, echo: Callable[[str], None]) -> tuple[dict[str, str], list[str]]:
+    """Train and score every arm that no other process works on, until none is left.
 
     Returns:
-        The error lines of those that failed, by title, and the titles of those that others work at.
+        The error lines of the arms that failed, by title, and the titles of those that are running elsewhere.
     """
     failed: dict[str, str] = {}
     for arm in layout.arms:
@@ -79,22 +79,22 @@ def work(layout: CompareLayout, runtime: Runtime, echo: Callable[[str], None]) -
     while True:
         busy = []
         for arm in waiting:
-            attempt = _Attempt()
+            attempt = _CatchFailure()
             try:
                 with locked(arm.folder), attempt:
-                    _do(layout, arm, runtime, echo)
+                    _run_arm(layout, arm, runtime, echo)
             except BusyError:
                 busy.append(arm)
             if attempt.failure:
                 failed[arm.title] = attempt.failure
                 echo(f"{arm.title}: failed: {attempt.failure}")
         left = [arm for arm in busy if not layout.is_done(arm)]
-        if len(busy) == len(waiting):  # nothing was free
+        if len(busy) == len(waiting):  # no arm was free
             return failed, [arm.title for arm in left]
         waiting = left
 
 
-def _do(layout: CompareLayout, arm: Arm, runtime: Runtime, echo: Callable[[str], None]) -> None:
+def _run_arm(layout: CompareLayout, arm: Arm, runtime: Runtime, echo: Callable[[str], None]) -> None:
     if not is_trained(arm):
         echo(f"{arm.title}: trains in {arm.folder}")
         train(arm, runtime, layout.milestones(arm))
@@ -105,7 +105,7 @@ def _do(layout: CompareLayout, arm: Arm, runtime: Runtime, echo: Callable[[str],
         show(layout, arm, prompts, runtime)
 
 
-class _Attempt(contextlib.AbstractContextManager[None]):
+class _CatchFailure(contextlib.AbstractContextManager[None]):
     """Keeps an arm's failure from the others; a bug still shows its traceback."""
 
     failure = ""
@@ -124,8 +124,8 @@ class _Attempt(contextlib.AbstractContextManager[None]):
 
 
 @contextlib.contextmanager
-def _goes_on(output: Path) -> Iterator[None]:
-    """A training that was asked to stop has saved its last step; here the same command goes on from it."""
+def _explain_stop(output: Path) -> Iterator[None]:
+    """Replace the advice of a stopped training, which has saved its last step: the same command continues it."""
     try:
         with clean_interrupt(output):
             yield
@@ -134,8 +134,8 @@ def _goes_on(output: Path) -> Iterator[None]:
         raise Interrupted(f"{what}; the same command goes on from there", stop.code) from stop
 
 
-def _budget(layout: CompareLayout) -> list[str]:
-    """What each method's budget comes to."""
+def _budget_lines(layout: CompareLayout) -> list[str]:
+    """Each method's budget in updates."""
     table = [["method", "evaluations an update", "updates", "evaluations"]]
     for arm in layout.arms:
         if arm.cfg is not None and arm.seed == layout.cfg.seeds[0]:
@@ -146,8 +146,8 @@ def _budget(layout: CompareLayout) -> list[str]:
     return [title, *aligned(table)]
 
 
-def gather(layout: CompareLayout, runtime: Runtime) -> CompareResult:
-    """What is there of a comparison."""
+def collect_result(layout: CompareLayout, runtime: Runtime) -> CompareResult:
+    """The result of all finished arms."""
     done = [arm for arm in layout.arms if layout.is_done(arm)]
     judged = [each for arm in done for each in layout.scores(arm)]
     curve = [point for arm in done for point in layout.curve(arm)]
@@ -171,9 +171,9 @@ def gather(layout: CompareLayout, runtime: Runtime) -> CompareResult:
     )  # fmt: skip
 
 
-def write(layout: CompareLayout, runtime: Runtime) -> list[str]:
+def write_tables(layout: CompareLayout, runtime: Runtime) -> list[str]:
     """Write compare.json, compare.md and the figures; returns what to show."""
-    output, compared = layout.output, gather(layout, runtime)
+    output, compared = layout.output, collect_result(layout, runtime)
     write_compare_result(compared, output / "compare.json")
     with replacing(output / "compare.md", "table") as partial:
         partial.write_text(markdown(compared), encoding="utf-8")

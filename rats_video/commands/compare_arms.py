@@ -9,13 +9,12 @@ import torch
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import ComputeConfig
-from rats_video.backbones.kinds import load_backbone
 from rats_video.commands.compare_layout import Arm, ArmEvaluation, CompareLayout, KeptScores, cost_of
 from rats_video.commands.device import explain_memory
 from rats_video.commands.evaluate import REFERENCE, score_arms
 from rats_video.commands.export_comparison import compare_files
 from rats_video.commands.finish import finish
-from rats_video.commands.students import load_student
+from rats_video.commands.students import load_base, load_student
 from rats_video.commands.train_student import train_student
 from rats_video.distillation.compute import memory_advice
 from rats_video.distillation.roles import build_roles
@@ -30,18 +29,18 @@ from rats_video.training.run_folder import RunFolder
 
 
 def train(arm: Arm, runtime: Runtime, milestones: Collection[int]) -> None:
-    """Train its student, or go on where that was stopped; for who holds the folder's lock.
+    """Train an arm's student, or resume it; only for the holder of the folder's lock.
 
-    It is kept after each of the `milestones` too.
+    Snapshots are saved after each of the `milestones`.
     """
     assert arm.cfg is not None
     cfg, run = arm.cfg, RunFolder(arm.folder)
-    goes_on = run.config.is_file()
+    is_begun = run.config.is_file()
     is_cuda = runtime.device.type == "cuda"
     if is_cuda:
         torch.cuda.reset_peak_memory_stats(runtime.device)
     with explain_memory(lambda: memory_advice(cfg)):
-        student = train_student(cfg, run, runtime, resume=goes_on, overwrite=not goes_on, milestones=milestones)
+        student = train_student(cfg, run, runtime, resume=is_begun, overwrite=not is_begun, milestones=milestones)
     assert student is not None
     cost = cost_of(read_metrics(run.metrics), torch.cuda.max_memory_allocated(runtime.device) if is_cuda else None)
     write_json(arm.cost_file, cost.model_dump())
@@ -49,7 +48,7 @@ def train(arm: Arm, runtime: Runtime, milestones: Collection[int]) -> None:
 
 
 def evaluate_arm(layout: CompareLayout, arm: Arm, runtime: Runtime) -> None:
-    """Score what of it is not scored yet, and keep that clip by clip; for who holds the folder's lock."""
+    """Run an arm's missing evaluations and save their scores by clip; only for the holder of the folder's lock."""
     missing = layout.unscored(arm)
     tidy(arm.folder / "scores")
     for step in dict.fromkeys(evaluation.step for evaluation in missing):
@@ -59,7 +58,7 @@ def evaluate_arm(layout: CompareLayout, arm: Arm, runtime: Runtime) -> None:
         with explain_memory(lambda: f"set evaluation.batch_size below {layout.base.evaluation.batch_size}"):
             found = score_arms(
                 layout.base, arms, layout.prompts, layout.base.clip.spec,
-                seed=layout.cfg.clip_seed, reference=arm.folder / REFERENCE,  # here alone nobody else writes
+                seed=layout.cfg.clip_seed, reference=arm.folder / REFERENCE,  # no other process writes there
             )  # fmt: skip
         for evaluation, scores in zip(evaluations, found, strict=True):
             for name, values in scores.metrics.items():
@@ -71,7 +70,7 @@ def evaluate_arm(layout: CompareLayout, arm: Arm, runtime: Runtime) -> None:
 
 
 def show(layout: CompareLayout, arm: Arm, prompts: Sequence[str], runtime: Runtime) -> None:
-    """Lay its clips of some prompts beside the teacher's and the base model's; for who holds the folder's lock."""
+    """Write an arm's clips beside the teacher's and the base's; only for the holder of the folder's lock."""
     loaded, cfg = load_student(arm.folder, runtime.device), layout.cfg
     evaluation = layout.base.evaluation.model_copy(update={"teacher_steps": cfg.teacher_steps})
     compare_files(
@@ -83,16 +82,15 @@ def show(layout: CompareLayout, arm: Arm, prompts: Sequence[str], runtime: Runti
 def _backbone(
     layout: CompareLayout, arm: Arm, evaluations: Sequence[ArmEvaluation], runtime: Runtime
 ) -> PipelineBackbone:
-    """What these evaluations, which are all at the same step, evaluation at."""
+    """The model of these evaluations, which are all of the same step."""
     step = evaluations[0].step
     if arm.cfg is not None and step is None:
         loaded = load_student(arm.folder, runtime.device)
         for evaluation in evaluations:
-            loaded.spec(evaluation.spec.nfe)  # warns of one that it was not trained for
+            loaded.spec(evaluation.spec.nfe)  # warns of step counts that it was not trained for
         return loaded.student
-    base, dtype = layout.base, getattr(torch, layout.base.compute.dtype)
-    backbone = load_backbone(resolve_folder(base.model, where="model"), runtime.device, dtype)
-    backbone.fps, backbone.embedded_guidance = base.clip.fps, base.embedded_guidance
+    base, model = layout.base, resolve_folder(layout.base.model, where="model")
+    backbone = load_base(model, runtime.device, base.compute.dtype, base.clip.fps, base.embedded_guidance)
     if arm.cfg is None or step is None:
         return backbone
     student, _ = build_roles(arm.cfg.model_copy(update={"compute": ComputeConfig(dtype=base.compute.dtype)}), backbone)

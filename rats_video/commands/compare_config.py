@@ -1,9 +1,7 @@
-"""Configuration of `rats-video compare`, and the distillation that each of its arms is."""
+"""Configuration of `rats-video compare`, and the distillation of each arm."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -14,6 +12,7 @@ from rats_video.config.load import load_config
 from rats_video.distillation.resume import deciding
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.files import json_digest
 from rats_video.methods.teacher import FrozenTeacherConfig
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=64)]
@@ -66,11 +65,11 @@ class CompareConfig(Config):
         return self.model_copy(update={"methods": {name: self.methods[name] for name in names}})
 
     def base_config(self) -> DistillConfig:
-        """The distillation whose model, prompts and judges all share."""
+        """The distillation whose model, prompts and rewards all arms share."""
         return load_config(DistillConfig, self.base, group="distill", overrides=self.overrides)
 
     def arm(self, method: str, seed: int, teacher_cache: str) -> DistillConfig:
-        """The distillation of a method from a seed, as long as the budget lasts; nothing but its last student counts.
+        """The distillation of a method from a seed, as long as the budget allows; only its last student counts.
 
         Raises:
             UserError: its config does not load, differs from the base where all must be alike, cannot train at an NFE,
@@ -128,11 +127,11 @@ def updates_within(budget: float, cfg: DistillConfig) -> int:
 
 
 def curve_steps(cfg: DistillConfig, points: int) -> list[int]:
-    """Updates after which an arm's student is kept and judged on its way, the end left out."""
+    """Updates after which a snapshot of an arm's student is saved and scored, without the end."""
     steps = cfg.training.steps
     return sorted({steps * point // points for point in range(1, points)} - {0})
 
 
 def weights_key(cfg: DistillConfig) -> str:
-    """Digest of what decides a run's weights: runs that share it end with the same student."""
-    return hashlib.sha256(json.dumps(deciding(cfg), sort_keys=True).encode()).hexdigest()[:12]
+    """Digest of the settings that decide a run's weights: runs that share it end with the same student."""
+    return json_digest(deciding(cfg))[:12]

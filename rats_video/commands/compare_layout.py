@@ -1,9 +1,7 @@
-"""The arms of a comparison: what each one is, where it lies and what of it is done."""
+"""The arms of a comparison: their settings, folders and progress."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +22,7 @@ from rats_video.evaluation.compare_result import BASE, Cost
 from rats_video.evaluation.compare_stats import StudentScores
 from rats_video.evaluation.sweep import ArmScores
 from rats_video.evaluation.tables import TEACHER, MetricValue
-from rats_video.files import weights_digest
+from rats_video.files import json_digest, weights_digest
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.reading import read_json, read_text
 from rats_video.rewards.reward import reward_folders
@@ -33,7 +31,7 @@ from rats_video.training.run_folder import RunFolder
 
 
 class KeptScores(BaseModel):
-    """What is kept of an arm's scores: all but the features that its sets were measured from."""
+    """An arm's saved scores: all but the features behind the metrics of sets."""
 
     arm: str
     spec: SamplerSpec
@@ -52,9 +50,9 @@ class Arm:
     Args:
         method: its name in the table.
         seed: of its training; None of teacher and base.
-        folder: its own: of a student a whole run as `distill` leaves it, in all cases `scores`.
+        folder: its own, with `scores`; of a student also a whole run as `distill` leaves it.
         cfg: its training; None of teacher and base.
-        specs: how it is sampled.
+        specs: its samplers.
     """
 
     method: str
@@ -70,13 +68,13 @@ class Arm:
 
     @property
     def cost_file(self) -> Path:
-        """What its training cost."""
+        """The file of its training's cost."""
         return self.folder / "cost.json"
 
 
 @dataclass(frozen=True)
 class ArmEvaluation:
-    """One way of sampling an arm, as it was after `step` updates; None is at the end."""
+    """A sampler and the step of the student it samples (None: the final one)."""
 
     spec: SamplerSpec
     step: int | None = None
@@ -87,7 +85,7 @@ class ArmEvaluation:
 
 @dataclass(frozen=True)
 class CompareLayout:
-    """A whole comparison: who takes part, and who judges."""
+    """A whole comparison: its arms, and the base that scores them all."""
 
     cfg: CompareConfig
     base: DistillConfig
@@ -96,7 +94,7 @@ class CompareLayout:
 
     @staticmethod
     def of(cfg: CompareConfig, output: Path) -> CompareLayout:
-        """Lay it out; everything that can be wrong with a configuration is found here.
+        """The layout of a configuration, all of whose mistakes are found here.
 
         Raises:
             UserError: as `CompareConfig.arm` and `check_nfe`.
@@ -108,7 +106,7 @@ class CompareLayout:
         arms = [
             Arm(TEACHER, None, root / TEACHER, None, (teacher,)), Arm(BASE, None, root / BASE, None, plain)
         ]  # fmt: skip
-        for seed in cfg.seeds:  # a whole seed of all methods is there before the next one begins
+        for seed in cfg.seeds:  # all methods of one seed come before the next seed
             for method in cfg.methods:
                 arm = with_data_digest(cfg.arm(method, seed, str(output / "teacher")))
                 folder = root / f"{method}-seed{seed}-{weights_key(arm)}"
@@ -117,12 +115,12 @@ class CompareLayout:
 
     @cached_property
     def prompts(self) -> list[str]:
-        """Of the clips that are judged."""
+        """The prompts of the scored clips."""
         return cycle(load_prompts(self.base.prompts).heldout, self.cfg.num_clips)
 
     @cached_property
     def _rewards_key(self) -> dict[str, object]:
-        """Everything that scores depend on besides who is judged and how it is sampled."""
+        """Everything that scores depend on besides the model and its sampler."""
         base = self.base
         folders = [resolve_folder(base.model, where="model"), *reward_folders(base.reward, where="reward")]
         if base.heldout_reward is not None:
@@ -141,7 +139,7 @@ class CompareLayout:
         }
 
     def evaluations(self, arm: Arm) -> list[ArmEvaluation]:
-        """All that is to be judged of an arm: what it is at the end, then what it was on its way there."""
+        """All evaluations of an arm: first of the final student, then of its snapshots."""
         if arm.cfg is None:
             return [ArmEvaluation(spec) for spec in arm.specs]
         midway = SamplerSpec(self.cfg.curve_nfe, self.base.shift)
@@ -149,26 +147,26 @@ class CompareLayout:
         return ends + [ArmEvaluation(midway, step) for step in self.milestones(arm)]
 
     def milestones(self, arm: Arm) -> list[int]:
-        """Updates after which it is judged on its way; one that was trained before can only be where it was kept."""
+        """Steps of the snapshots that are scored; of a student that is trained already, only those that were saved."""
         steps = [] if arm.cfg is None else curve_steps(arm.cfg, self.cfg.curve_points)
         if not is_trained(arm):
             return steps
         return [step for step in steps if RunFolder(arm.folder).milestone(step).is_dir()]
 
     def scores_file(self, arm: Arm, evaluation: ArmEvaluation) -> Path:
-        """Where the scores of a evaluation lie, clip by clip; its name tells all they depend on."""
+        """The file of an evaluation's scores by clip; its name has a digest of all they depend on."""
         spec = evaluation.spec
-        key = json.dumps([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale], sort_keys=True)
+        key = json_digest([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale])
         step = "" if evaluation.step is None else f"step{evaluation.step}-"
-        name = f"{step}nfe{spec.nfe}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+        name = f"{step}nfe{spec.nfe}-{key[:12]}.json"
         return arm.folder / "scores" / name
 
     def unscored(self, arm: Arm) -> list[ArmEvaluation]:
-        """What of it is not judged yet."""
+        """The evaluations of an arm that have no scores yet."""
         return [evaluation for evaluation in self.evaluations(arm) if not self.scores_file(arm, evaluation).is_file()]
 
     def unshown(self, arm: Arm) -> list[str]:
-        """Prompts whose clips are to be laid beside the teacher's; only of the first student of each method."""
+        """Prompts whose clips are not yet written beside the teacher's; only for the first seed of each method."""
         if arm.cfg is None or arm.seed != self.cfg.seeds[0]:
             return []
         index = RunFolder(arm.folder).comparison / "index.json"
@@ -177,17 +175,17 @@ class CompareLayout:
         return [] if shown == [(prompt, self.cfg.clip_seed) for prompt in prompts] else prompts
 
     def is_done(self, arm: Arm) -> bool:
-        """Whether it is trained, judged and shown."""
+        """True if an arm is trained, scored and shown."""
         return is_trained(arm) and not self.unscored(arm) and not self.unshown(arm)
 
     def scores(self, arm: Arm) -> list[StudentScores]:
-        """Its scores at the end, and cost; raises UserError if a file of them is damaged."""
+        """An arm's final scores, and its cost; raises UserError if a file of scores is damaged."""
         cost = None if arm.cfg is None else Cost.model_validate_json(read_text(arm.cost_file))
         found = [read_scores(self.scores_file(arm, ArmEvaluation(spec))) for spec in arm.specs]
         return [StudentScores(arm.method, arm.seed, scores, cost) for scores in found]
 
     def curve(self, arm: Arm) -> list[StudentScores]:
-        """Its scores on its way and at the end, at the curve's NFE, each with its cost by then; none without training.
+        """Scores of an arm's snapshots and final student at the curve's NFE, each with its cost by then.
 
         Raises:
             UserError: a file of them is damaged.
@@ -206,7 +204,7 @@ class CompareLayout:
 
 
 def is_trained(arm: Arm) -> bool:
-    """Whether its student is finished, or it needs no training."""
+    """True if an arm's student is finished, or it needs no training."""
     if arm.cfg is None:
         return True
     run = RunFolder(arm.folder)
@@ -214,7 +212,7 @@ def is_trained(arm: Arm) -> bool:
 
 
 def cost_of(rows: Sequence[Mapping[str, float]], peak_bytes: int | None) -> Cost:
-    """What the updates of a log have cost."""
+    """The cost of the updates of a log."""
     return Cost(
         updates=len(rows),
         evaluations=sum(row["evaluations"] for row in rows),
@@ -224,7 +222,7 @@ def cost_of(rows: Sequence[Mapping[str, float]], peak_bytes: int | None) -> Cost
 
 
 def read_scores(path: Path) -> ArmScores:
-    """The scores that `judge` kept; raises UserError if they are damaged, and removes them: they can be made again."""
+    """Saved scores; damaged ones are removed, since they can be made again, and raise UserError."""
     try:
         return ArmScores(**dict(KeptScores.model_validate_json(path.read_bytes())))
     except ValidationError as error:

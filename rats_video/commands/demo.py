@@ -27,7 +27,7 @@ from rats_video.inference.sampler import SamplerSpec
 from rats_video.rewards.reward import build_reward
 from rats_video.training.run_folder import RunFolder
 
-_SMALL = 100e6  # parameters of a teacher that nobody waits for
+_SMALL = 100e6  # parameters; a smaller teacher is fast enough to show
 _NUM_EXAMPLES = 4
 
 
@@ -38,7 +38,7 @@ def run_demo(*, model: Path | None, port: int, device: str, echo: Callable[[str]
         model: a run, whose reward is then shown, or a student; None takes the embedded one.
         port: on this machine.
         device: as `--device`.
-        echo: told where the page is.
+        echo: gets the address of the page.
 
     Raises:
         Interrupted: when it is stopped, by Ctrl-C.
@@ -50,7 +50,7 @@ def run_demo(*, model: Path | None, port: int, device: str, echo: Callable[[str]
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # before it is imported
         with explain_memory(lambda: "the page needs a GPU that holds the model; --device cpu is slow"):
             studio, examples = load_studio(model, pick_device(device))
-            # The first clip of a process takes longer than any other: nobody shall take it for the student's speed.
+            # The first clip of a process takes longer than any other, and would misstate the student's speed.
             studio.make("student", studio.accept(examples[0], studio.trained[0], 0), lambda: None)
         parameters = sum(weight.numel() for weight in studio.base.denoiser.parameters())
         page = build_page(studio, examples, name=(model or Path(DEFAULT_STUDENT)).name, teacher=parameters < _SMALL)
@@ -80,7 +80,7 @@ def load_studio(model: Path | None, device: torch.device) -> tuple[DemoModels, t
 
 
 def _config(model: Path | None) -> DistillConfig | None:
-    """How the student was trained; None for a student without its run."""
+    """The configuration of the student's run; None for a student without one."""
     if model is None:  # the embedded one was trained by the packaged configuration
         return load_config(DistillConfig, "tiny", group="distill")
     return load_run(model)[1] if RunFolder(model).config.is_file() else None

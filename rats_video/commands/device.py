@@ -28,7 +28,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def start_runtime(device: str, parallel: ParallelConfig | None = None) -> Runtime:
-    """This process's place among those a launcher started, as its environment tells; alone without one.
+    """This process's place among those of a launcher, read from its environment; alone without a launcher.
 
     Raises:
         UserError: there are fewer devices here than processes, or the processes cannot be split as `parallel` says.
@@ -57,7 +57,7 @@ def check_processes(device: str, count: int, *, where: str) -> None:
 
 @contextlib.contextmanager
 def explain_memory(advice: Callable[[], str]) -> Iterator[None]:
-    """Turn running out of memory into one line that says what would save some; `advice` is asked only then."""
+    """Turn an out-of-memory error into one line with advice, which is computed only then."""
     try:
         yield
     except torch.OutOfMemoryError as error:

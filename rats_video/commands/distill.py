@@ -33,7 +33,7 @@ def run_distill(
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     with explain_memory(lambda: memory_advice(cfg)), locked_output(output, runtime):
         student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
-        runtime.close()  # nobody waits for the one that writes
+        runtime.close()  # no process waits for the one that writes
         if runtime.is_main and student is not None:
             finish(cfg, run, student)
     return [f"student: {run.student}", f"training figure: {run.curves}"]
@@ -42,7 +42,7 @@ def run_distill(
 def train_and_finish(
     cfg: DistillConfig, run: RunFolder, runtime: Runtime, echo: Callable[[str], None], *, resume: bool, overwrite: bool
 ) -> DistillConfig | None:
-    """Train and finish, unless that is done; returns the configuration it was done with before."""
+    """Train and finish, unless that is done; then returns the configuration of the finished run."""
     go_on = resume or (run.config.is_file() and not overwrite)
     if not (go_on and is_finished(cfg, run)):
         with explain_memory(lambda: memory_advice(cfg)):

@@ -39,7 +39,7 @@ def run_evaluate(
 ) -> list[str]:
     """Score teacher, base and student on held-out prompts; returns the table's lines.
 
-    What is None is as the run's configuration says.
+    None takes the value of the run's configuration.
     """
     folder, cfg = load_run(run)
     runtime = start_runtime(device)
@@ -101,7 +101,7 @@ def score_arms(
     runtime: Runtime = ALONE,
     reference: Path | None = None,
 ) -> list[ArmScores]:
-    """Score all arms under one progress bar that counts network evaluations, which is what takes the time.
+    """Score all arms, under one progress bar that counts network evaluations.
 
     Args:
         cfg: what is measured.

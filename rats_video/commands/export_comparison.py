@@ -55,9 +55,9 @@ def compare_files(
     seed: int,
     output: Path,
 ) -> list[str]:
-    """Sample the three columns with paired noise, measure them as `evaluate` does and write one mp4 a prompt.
+    """Sample the three columns from the same noise, measure them as `evaluate` does and write one mp4 a prompt.
 
-    `index.json` says of each file where in the picture every panel lies, what it cost and all it was measured at.
+    `index.json` has, for each file, the place of every panel in the picture, its cost and its scores.
     """
     make_folder(output)
     measures = build_measures(cfg, loaded.base.device)

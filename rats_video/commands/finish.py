@@ -24,7 +24,7 @@ from rats_video.training.run_folder import RunFolder
 
 
 def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> None:
-    """Write the trained student, which is the best that the guard has seen or else the last, and its figures."""
+    """Write the trained student, the best of the guard or else the last one, and its figures."""
     chosen = _chosen(cfg, run)
     if damage := find_damage(chosen):
         raise UserError(f"damaged: {damage}", where=str(chosen), fix="--resume goes on from what is not")
@@ -46,7 +46,7 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
 
 
 def is_finished(cfg: DistillConfig, run: RunFolder) -> bool:
-    """Whether the run was trained so far, and its student is the one that `finish` would write."""
+    """True if the run is trained to its last step, and its student is the one that `finish` would write."""
     if not (run.student / CARD).is_file():
         return False
     written, saved = load_card(run.student).steps, list_checkpoints(run.checkpoints)
@@ -56,13 +56,13 @@ def is_finished(cfg: DistillConfig, run: RunFolder) -> bool:
 
 
 def _chosen(cfg: DistillConfig, run: RunFolder) -> Path:
-    """The weights that the run ends with."""
+    """The checkpoint, or best student, whose weights the run ends with."""
     best = read_json(run.guard)["best"] if cfg.guard is not None and cfg.guard.choose == "best" else None
     return list_checkpoints(run.checkpoints)[-1] if best is None else run.best_student(best)
 
 
 def _whole_student(cfg: DistillConfig, checkpoint: Path) -> PipelineBackbone:
-    """The student of a checkpoint in host memory, on a process of its own: what was split is whole again."""
+    """A checkpoint's student, unsplit, in host memory."""
     plain = cfg.model_copy(update={"compute": ComputeConfig(dtype=cfg.compute.dtype)})  # no GPU's kernels on a CPU
     dtype = getattr(torch, cfg.compute.dtype)
     base = load_backbone(resolve_folder(cfg.model, where="model"), "cpu", dtype, with_text=False)

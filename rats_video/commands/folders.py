@@ -13,11 +13,11 @@ from rats_video.files import LOCK, locked
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.run_folder import CONFIG
 
-PATIENCE = timedelta(hours=2)  # what a reward rank waits for a slow teacher, and all for the last checkpoint
+PATIENCE = timedelta(hours=2)  # how long a reward rank waits for a slow teacher, and all ranks for the last checkpoint
 
 
 def claim_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make an output folder ours; raises UserError if it holds something and `overwrite` is off."""
+    """Empty and create an output folder; raises UserError if it holds something and `overwrite` is off."""
     check_free(folder, overwrite=overwrite)
     held = sorted(contents(folder), key=Path.is_dir)  # files first: what is half deleted is no run
     if held and folder.is_symlink():
@@ -39,7 +39,7 @@ def check_free(folder: Path, *, overwrite: bool) -> None:
 
 
 def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
-    """Whether there is a run to go on with in an output folder; else it is made ours, to begin one.
+    """True if an output folder holds a run to continue; otherwise the folder is emptied to start one.
 
     Raises:
         UserError: it holds something, and neither flag is given or there is no run to resume.
@@ -56,7 +56,7 @@ def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
 
 
 def refuse_changes(folder: Path, changed: Sequence[str]) -> None:
-    """Raise UserError if a run's configuration differs from the one it is to go on with."""
+    """Raise UserError if keys of a run's configuration changed since it was started."""
     if changed:
         raise UserError(
             f"holds a run of another configuration: {', '.join(changed)} differ",
@@ -65,7 +65,7 @@ def refuse_changes(folder: Path, changed: Sequence[str]) -> None:
 
 
 def contents(folder: Path) -> list[Path]:
-    """What lies in a folder, but for our own lock on it."""
+    """The contents of a folder, without our own lock."""
     return [path for path in folder.iterdir() if path.name != LOCK] if folder.is_dir() else []
 
 
@@ -80,7 +80,7 @@ def locked_output(folder: Path, runtime: Runtime = ALONE) -> contextlib.Abstract
 
 @contextlib.contextmanager
 def clean_interrupt(output: Path) -> Iterator[None]:
-    """Ctrl-C stops at once: what is noted as done is whole."""
+    """Ctrl-C exits cleanly; everything recorded as finished is complete on disk."""
     try:
         yield
     except KeyboardInterrupt as stop:

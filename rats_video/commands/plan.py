@@ -1,4 +1,4 @@
-"""`plan`: what a run will need, and the cheapest settings that make it fit."""
+"""`plan`: the needs of a run, and the cheapest settings that make it fit."""
 
 from __future__ import annotations
 

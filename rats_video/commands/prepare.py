@@ -1,11 +1,10 @@
-"""`prepare`: a folder of videos becomes a cache of latents and text, now or bit by bit."""
+"""`prepare`: turns a folder of videos into a cache of latents and text, in one go or in several."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,16 +16,15 @@ from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.kinds import find_family, load_backbone
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import check_free, claim_folder, clean_interrupt, locked_output
+from rats_video.commands.prepare_sources import read_sources
 from rats_video.config.load import load_config
 from rats_video.datasets.prepared.cache import CONTACT, EMPTY, FORMAT, MANIFEST, CacheManifest, Skipped
-from rats_video.datasets.video.clips import ReadChunk, ReadPlan, pieces, plan_source, read_piece
-from rats_video.datasets.video.isolated import TOO_LONG, Failure, IsolatedPool
-from rats_video.datasets.video.records import ReadSource, SourceVideo
+from rats_video.datasets.video.records import SourceVideo
 from rats_video.datasets.video.settings import PrepareConfig
 from rats_video.datasets.video.sources import find_sources
 from rats_video.errors import UserError, warn
 from rats_video.files import tidy
-from rats_video.preparation.encode import SourceResult, UnitEncoder, encode_units, save_empty_prompt
+from rats_video.preparation.encode import UnitEncoder, encode_units, save_empty_prompt
 from rats_video.preparation.index import build_index, check_same, summary, write_index
 from rats_video.preparation.units import (
     Fingerprint,
@@ -75,14 +73,14 @@ def run_prepare(
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """What the main process knows.
+    """The main process's view of a preparation.
 
     Args:
         output: the cache.
-        manifest: what all its clips have in common.
-        sources: all that there are now, in order.
-        unfit: what is no use as a source.
-        units: what is left to do; None where no model is needed.
+        manifest: the properties that all clips share.
+        sources: all present ones, in order.
+        unfit: files that are no sources.
+        units: the rest to do; None if no model is needed.
     """
 
     output: Path
@@ -93,7 +91,7 @@ class PrepareJob:
 
     @classmethod
     def begin(cls, source: str, cfg: PrepareConfig, folder: Path, output: Path, *, overwrite: bool) -> PrepareJob:
-        """Look at what there is, and make the folder ours.
+        """Find the sources, and claim the folder.
 
         Raises:
             UserError: there is nothing to prepare, or the folder holds something else.
@@ -117,7 +115,7 @@ class PrepareJob:
         return cls(output, manifest, sources, found.skipped, units if units or needs_prompt else None)
 
     def finish(self) -> list[str]:
-        """Write what tells of all units, and delete what belongs to sources that changed or are gone.
+        """Write the index of all units, and delete the units of sources that changed or are gone.
 
         Raises:
             UserError: nothing was kept.
@@ -140,7 +138,7 @@ class PrepareJob:
 
 
 def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, output: Path, runtime: Runtime) -> None:
-    """Prepare the units, as many as the other processes leave us."""
+    """Prepare the units that no other process has claimed."""
     dtype: torch.dtype = getattr(torch, cfg.compute_dtype)
     backbone = load_backbone(folder, runtime.device, dtype, with_denoiser=False)
     nn.Module.to(backbone.vae, dtype)  # diffusers' own `to` warns
@@ -159,7 +157,7 @@ def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, outpu
         for unit, is_mine in claim_units(output, units):
             if is_mine:
                 yield unit
-            else:  # another process is at it
+            else:  # another process does it
                 progress.advance(len(unit.sources))
 
     with ProgressBar("prepare", sum(len(unit.sources) for unit in units)) as progress:
@@ -171,38 +169,8 @@ def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, outpu
         )
 
 
-def read_sources(sources: Iterable[SourceVideo], cfg: PrepareConfig) -> Iterator[SourceResult]:
-    """What each source gives, in order: half of the workers choose the spans, the others read them piece by piece."""
-    readers, seconds = max(1, cfg.workers // 2), cfg.timeout_seconds
-    planners = max(1, cfg.workers - readers)
-    with (
-        IsolatedPool(partial(plan_source, cfg=cfg), workers=planners, timeout_seconds=seconds) as plan,
-        IsolatedPool(partial(read_piece, cfg=cfg), workers=readers, timeout_seconds=seconds) as read,
-    ):
-        parts = (part for source, found in plan.imap(sources) for part in pieces(source, plan_of(source, found)))
-        for piece, result in read.imap(parts):
-            given = result if isinstance(result, ReadSource) else without_clips(piece, result)
-            is_late = any(each.reason == TOO_LONG for each in given.skipped)
-            yield SourceResult(given, seconds if is_late else None, piece.is_last)
-
-
-def without_clips(piece: ReadChunk, failure: Failure) -> ReadSource:
-    """What a piece gave that could not be read; where it could not even be planned, that is the reason."""
-    reasons = piece.plan.skipped
-    if piece.plan.spans or not reasons:
-        reasons += (Skipped(piece.source.name, failure.reason, failure.detail),)
-    return ReadSource(piece.source, piece.plan.digest, skipped=reasons)
-
-
-def plan_of(source: SourceVideo, result: ReadPlan | Failure) -> ReadPlan:
-    """The plan, or one without spans that says why there is none."""
-    if isinstance(result, ReadPlan):
-        return result
-    return ReadPlan(skipped=(Skipped(source.name, result.reason, result.detail),))
-
-
 def describe_cache(source: str, cfg: PrepareConfig, folder: Path) -> CacheManifest:
-    """What all clips that are made so have in common."""
+    """The properties that all clips of this preparation share."""
     settings = {name: value for name, value in cfg.model_dump(mode="json").items() if name not in HARMLESS}
     settings[SOURCE] = str(Path(source).resolve()) if Path(source).exists() else source
     family = find_family(folder).family
@@ -210,7 +178,7 @@ def describe_cache(source: str, cfg: PrepareConfig, folder: Path) -> CacheManife
 
 
 def check_apart(source: str, output: Path) -> None:
-    """Raise UserError where the cache would lie in what it is made of, or --overwrite would delete that."""
+    """Raise UserError if the cache would lie in its source, or --overwrite would delete the source."""
     here, there = output.resolve(), Path(source).resolve()
     if not there.exists():
         return
@@ -232,7 +200,7 @@ def check_buckets(cfg: PrepareConfig, backbone: PipelineBackbone) -> None:
 
 
 def warn_of_captions(captions: Sequence[str], backbone: PipelineBackbone) -> None:
-    """Say how many captions the text encoder reads only in part."""
+    """Warn of captions that the text encoder reads only in part."""
     distinct = dict.fromkeys(captions)
     if unknown := [(caption, words) for caption in distinct if (words := backbone.unknown_words(caption))]:
         caption, words = unknown[0]

@@ -1,4 +1,4 @@
-"""What a run writes down about its environment."""
+"""A run's record of its environment."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _git(*arguments: str) -> str:
 
 
 def record_session(path: Path, session: Mapping[str, object]) -> None:
-    """Add what a run computes with this time to the list at `path`; a damaged list gives way to a new one."""
+    """Append a session's environment to the list at `path`; a damaged list is replaced."""
     try:
         sessions = read_sessions(path)
     except ValueError:

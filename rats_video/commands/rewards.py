@@ -1,4 +1,4 @@
-"""`rewards`: which there are, whether they are at hand, and whether they are sound."""
+"""`rewards`: lists the kinds of reward, and tests one."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _TITLES = ["kind", "per", "gradient", "at hand", "scores"]
 
 
 def run_list_rewards(*, config: str | None) -> list[str]:
-    """A table of every kind of reward, then whose weights they have, where these are looked for, and how to get them.
+    """A table of every kind of reward, then the source of their weights, their folders, and how to get them.
 
-    Those that `config` uses are looked for where it says.
+    Weights that `config` uses are looked for where it says.
     """
     used = [] if config is None else list(_used(load_config(DistillConfig, config, group="distill")))
     rows, weights = [_TITLES], []
@@ -64,7 +64,7 @@ def _required(member: type[RewardKindConfig]) -> list[str]:
 
 
 def _at_hand(member: type[RewardKindConfig], cfg: OneRewardConfig | None, key: str) -> tuple[str, str]:
-    """Whether the weights are there, and how to get them."""
+    """Availability of the weights, and how to get them."""
     if cfg is None:
         return "-" if member is SumRewardConfig else f"give {', '.join(_required(member))}", ""
     try:

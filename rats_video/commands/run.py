@@ -35,16 +35,16 @@ def run_all(
     overwrite: bool,
     echo: Callable[[str], None],
 ) -> None:
-    """Distill, sample, compare and evaluate into OUTPUT; `echo` is told what each step made.
+    """Distill, sample, compare and evaluate into OUTPUT; `echo` gets the lines of each step.
 
-    What the folder already holds of the same configuration is kept and gone on with.
+    Finished steps of the same configuration are kept, and an unfinished one is continued.
     """
     cfg = with_data_digest(load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed))
     run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
     with locked_output(output, runtime):
         echo("1/4 distill")
         before = train_and_finish(cfg, run, runtime, echo, resume=resume, overwrite=overwrite)
-        if runtime.serves_reward:  # nothing more to do, and no part in what the others do together
+        if runtime.serves_reward:  # it takes no part in what follows
             runtime.close()
             return
         runtime.barrier()
@@ -64,7 +64,7 @@ def run_all(
 def _steps(
     cfg: DistillConfig, loaded: LoadedStudent, run: RunFolder, runtime: Runtime
 ) -> list[tuple[str, Path, Callable[[], list[str]]]]:
-    """What follows the training: its title, the file it writes last, and itself."""
+    """The steps after the training: title, the file written last, and function."""
     heldout = load_prompts(cfg.prompts).heldout
     spec = loaded.spec(loaded.card.num_steps[0])
     prompts = [heldout[i % len(heldout)] for i in range(cfg.comparison.num_videos)]
@@ -89,7 +89,7 @@ def _steps(
 
 
 def _evaluate(cfg: DistillConfig, loaded: LoadedStudent, run: RunFolder, runtime: Runtime) -> list[str]:
-    """Evaluate, and let the trackers know."""
+    """Evaluate, and send the means to the trackers."""
     lines = evaluate_files(cfg, loaded, runtime, seed=cfg.seed, output=run.evaluation)
     if runtime.is_main and cfg.tracking.trackers:
         trackers = Trackers(cfg, run)

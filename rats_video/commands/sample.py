@@ -1,10 +1,8 @@
-"""`sample`: one mp4 a prompt, of a list or of a pipe, with what a folder holds already left alone."""
+"""`sample`: one mp4 a prompt, from a list or a pipe; clips that exist already are kept."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +21,7 @@ from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, Loade
 from rats_video.datasets.prompts.files import read_rows
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
-from rats_video.files import weights_digest
+from rats_video.files import json_digest, weights_digest
 from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
@@ -36,12 +34,12 @@ PIPE = Path("-")
 
 
 class ClipFolder:
-    """Context in which the clips of one student are made into a folder, or found there.
+    """Context that makes one student's clips in a folder, or finds them there.
 
     Args:
         loaded: the student.
         output: the folder, which must be there.
-        rank: which of several processes this is.
+        rank: of this process.
     """
 
     def __init__(self, loaded: LoadedStudent, output: Path, rank: int) -> None:
@@ -72,10 +70,10 @@ class ClipFolder:
         return self._output / self._describe(request, 0.0).file
 
     def has(self, request: Request) -> bool:
-        """Whether the clip is there and whole.
+        """True if the clip exists and is complete.
 
         Raises:
-            UserError: the folder tells of another clip in its place.
+            UserError: the folder records another clip in its place.
         """
         found = self.clips.get(request.index)
         if found is None:
@@ -92,7 +90,7 @@ class ClipFolder:
         return is_whole(self._output / found.file, self._loaded.clip.num_frames)
 
     def make(self, requests: Sequence[Request]) -> Iterator[SampledClip]:
-        """Sample requests together, as far as they are of one NFE; each clip comes when its file is there."""
+        """Sample requests of the same NFE together; yields each clip once its file is written."""
         for nfe, together in groupby(
             sorted(requests, key=lambda request: request.nfe), key=lambda request: request.nfe
         ):
@@ -116,8 +114,7 @@ class ClipFolder:
 
 def identity(loaded: LoadedStudent) -> str:
     """16 hex digits that tell one student from another: by weights, noise levels, clip size and base."""
-    told = json.dumps([weights_digest([loaded.folder]), asdict(loaded.card)], sort_keys=True)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    return json_digest([weights_digest([loaded.folder]), asdict(loaded.card)])[:16]
 
 
 def run_sample(
@@ -208,12 +205,12 @@ def sample_pipe(
     overwrite: bool,
     echo: Callable[[str], None],
 ) -> None:
-    """Make a clip of each line as it arrives, batching those that have arrived together; `echo` is told each file.
+    """Make a clip of each line as it arrives, batching those that have arrived together; `echo` gets each file.
 
-    A line that cannot be followed is left out with a warning, and keeps its number.
+    A wrong line is skipped with a warning, and keeps its number.
 
     Raises:
-        UserError: at the end, where lines were left out or there was none; or as `sample_files` does.
+        UserError: at the end, if lines were skipped or there was none; or as `sample_files` does.
         Interrupted: by Ctrl-C.
     """
     alone, refused = Runtime(loaded.base.device), list[UserError]()

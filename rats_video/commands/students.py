@@ -1,4 +1,4 @@
-"""What `sample`, `demo`, `export comparison` and `evaluate` share: a finished student, its run, its prompts."""
+"""A finished student, its run and its prompts, for the commands that use them."""
 
 from __future__ import annotations
 
@@ -65,9 +65,15 @@ def load_student(folder: Path, device: torch.device) -> LoadedStudent:
     card = load_card(folder)
     is_whole = card.model == ITSELF
     model = folder if is_whole else resolve_folder(card.model, where=f"{folder / CARD}: model")
-    base = load_backbone(model, device, getattr(torch, card.dtype))
-    base.fps, base.embedded_guidance = card.clip["fps"], card.embedded_guidance
+    base = load_base(model, device, card.dtype, card.clip["fps"], card.embedded_guidance)
     return LoadedStudent(folder, card, base, base if is_whole else base.load_role(folder))
+
+
+def load_base(model: Path, device: torch.device, dtype: str, fps: float, embedded_guidance: float) -> PipelineBackbone:
+    """A base model that is told the frames a second of its clips, and its guidance if it takes that as an input."""
+    base = load_backbone(model, device, getattr(torch, dtype))
+    base.fps, base.embedded_guidance = fps, embedded_guidance
+    return base
 
 
 def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
@@ -86,7 +92,7 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
 def checked_prompts(
     given: Sequence[str], file: Path | None, fallback: Sequence[str], backbone: PipelineBackbone
 ) -> list[str]:
-    """The prompts given, those of the file, or else the fallback; refuses what the model cannot follow."""
+    """The prompts given, those of the file, or else the fallback; refuses prompts that the model cannot follow."""
     prompts = list(given) or (list(read_prompts(file)) if file else list(fallback))
     for prompt in prompts:
         check_prompt(prompt, backbone.unknown_words)

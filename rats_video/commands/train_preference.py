@@ -1,34 +1,28 @@
-"""`train reward --data`: a reward of prepared clips, from preferences or from damaged copies."""
+"""`train reward --data`: a reward of prepared clips, from preferences or from corrupted copies."""
 
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import shutil
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypeVar
+from typing import Unpack
 
 import torch
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.kinds import load_backbone
-from rats_video.commands.device import pick_device
 from rats_video.commands.folders import refuse_changes
-from rats_video.commands.record import environment
-from rats_video.commands.train_folder import RECORD, training_in
-from rats_video.commands.train_reward import done_before
-from rats_video.config.load import load_seeded
+from rats_video.commands.preference_split import PairSplit, corrupted_pairs, preferred_pairs
+from rats_video.commands.train_folder import Made, Training, TrainOptions
 from rats_video.datasets.prepared.cache import CLIPS, ClipCache, ClipRecord
-from rats_video.datasets.prepared.preferences import Preference, read_preferences, split_by_source
+from rats_video.datasets.prepared.preferences import read_preferences
 from rats_video.distillation.real_data import check_cache
 from rats_video.errors import UserError, warn
 from rats_video.evaluation.tables import aligned
 from rats_video.files import weights_digest, write_json
-from rats_video.pretraining.comparisons import CorruptedPairs, PairSource, PreferencePairs
 from rats_video.pretraining.decoded import DecodedClips
 from rats_video.pretraining.preference import (
     ALL,
@@ -43,44 +37,13 @@ from rats_video.pretraining.vocabulary import content_words
 from rats_video.reading import read_json
 from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.rewards.word import WordReward
-from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, Reward
+from rats_video.types import Reward
 
 DATA, PIXELS = "data.json", "pixels"
-_FEWEST_FRAMES = 5  # that every corruption can damage
 _WORDS_TOLD = 0.55  # of word pairs, below which words are hardly better than guessed
-Item = TypeVar("Item", ClipRecord, Preference)
-Decode = Callable[[Sequence[ClipRecord]], tuple[DecodedClips, torch.device]]
-"""The pixels of clips, and the device that they are to be looked at on."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Pairs to train on, to choose the best weights by, and to validate on; no source is in two of these."""
-
-    train: PairSource
-    choosing: PairSource | None
-    validation: PairSource
-    records: tuple[ClipRecord, ...]
-    """The clips that are trained on."""
-    clip: ClipSpec
-    """The size of one of them."""
-    left_out: int
-    """Pairs that would have one source in two parts."""
-
-
-def run_train_preference(
-    *,
-    data: Path,
-    preferences: Path | None,
-    config: str,
-    output: Path,
-    seed: int | None,
-    device: str,
-    overrides: Sequence[str],
-    resume: bool,
-    overwrite: bool,
-) -> list[str]:
+def run_train_preference(*, data: Path, preferences: Path | None, **options: Unpack[TrainOptions]) -> list[str]:
     """`train reward --data`: a folder that the `word` reward loads, and OUTPUT/training.json says what it tells apart.
 
     Raises:
@@ -88,31 +51,29 @@ def run_train_preference(
     """
     given = {"data": data, "preferences": preferences}
     named = [f"{key}={json.dumps(str(path))}" for key, path in given.items() if path is not None]
-    cfg = load_seeded(PreferenceTrainConfig, config, group="preference", overrides=[*overrides, *named], seed=seed)
-    where, began = pick_device(device), time.monotonic()
+    options["overrides"] = [*options["overrides"], *named]
+    training, output = Training(PreferenceTrainConfig, "preference", options), options["output"]
+    cfg, device = training.cfg, training.device
     cache, model = ClipCache(data), resolve_folder(cfg.model, where="model")
     check_cache(cache, model, "VAE")
     pairs = None if cfg.preferences is None else read_preferences(Path(cfg.preferences), cache)
-    with training_in(cfg, output, "preference", resume=resume, overwrite=overwrite) as is_done:
-        if is_done:
-            return done_before(output)
+
+    def decode(records: Sequence[ClipRecord]) -> tuple[DecodedClips, torch.device]:
+        backbone = load_backbone(model, device, with_text=False)
+        return DecodedClips(cache, records, backbone, output / PIXELS), device
+
+    def make() -> Made:
         _refuse_other_data(cfg, cache, output)
-
-        def decode(records: Sequence[ClipRecord]) -> tuple[DecodedClips, torch.device]:
-            backbone = load_backbone(model, where, with_text=False)
-            return DecodedClips(cache, records, backbone, output / PIXELS), where
-
-        parts = _damaged(cfg, cache, decode) if pairs is None else _preferred(cfg, cache, pairs, decode)
-        lines, content = _train(cfg, parts, where, output)
+        split = corrupted_pairs(cfg, cache, decode) if pairs is None else preferred_pairs(cfg, cache, pairs, decode)
+        made = _train(cfg, split, device, output)
         shutil.rmtree(output / PIXELS)
-        seconds = time.monotonic() - began
-        record = {"config": cfg.model_dump(mode="json"), "seed": cfg.seed, "seconds": round(seconds, 1)}
-        write_json(output / RECORD, record | {"environment": environment(where)} | content)
-        return [*lines, f"{seconds:.0f} s: {output}"]
+        return made
+
+    return training.run(make)
 
 
 def _refuse_other_data(cfg: PreferenceTrainConfig, cache: ClipCache, output: Path) -> None:
-    """Remember what a training learns from; raises UserError if it is to go on with something else."""
+    """Record digests of the training data; raises UserError if a resumed training has other data."""
     files = {"data": cache.folder / CLIPS} | ({"preferences": Path(cfg.preferences)} if cfg.preferences else {})
     digests = {key: weights_digest([path]) for key, path in files.items()}
     if (output / DATA).is_file():
@@ -121,100 +82,25 @@ def _refuse_other_data(cfg: PreferenceTrainConfig, cache: ClipCache, output: Pat
     write_json(output / DATA, digests)
 
 
-def _preferred(cfg: PreferenceTrainConfig, cache: ClipCache, pairs: list[Preference], decode: Decode) -> Parts:
-    """Pairs that people judged."""
-    train, choosing, validation, left_out = _split(cfg, pairs, cache)
-    records = [record for pair in [*train, *choosing, *validation] for record in _clips(pair)]
-    clips, device = decode(records)
-    return Parts(
-        PreferencePairs(clips, train, device),
-        PreferencePairs(clips, choosing, device) if choosing else None,
-        PreferencePairs(clips, validation, device),
-        tuple({record.key: record for pair in train for record in _clips(pair)}.values()),
-        cache.spec(records[0]),
-        left_out,
-    )
-
-
-def _damaged(cfg: PreferenceTrainConfig, cache: ClipCache, decode: Decode) -> Parts:
-    """Clips, and damaged copies of them."""
-    whole = [record for record in cache.records if record.num_frames >= _FEWEST_FRAMES]
-    if not whole:
-        what = f"no clip has the {_FEWEST_FRAMES} frames that are damaged in time"
-        raise UserError(what, where=str(cache.folder), fix="prepare longer clips, or give --preferences")
-    train, choosing, validation, left_out = _split(cfg, whole, cache)
-    clips, device = decode([*train, *choosing, *validation])
-    return Parts(
-        CorruptedPairs(clips, train, device, cfg.seed),
-        CorruptedPairs(clips, choosing, device, cfg.seed, in_turn=True) if choosing else None,
-        CorruptedPairs(clips, validation, device, cfg.seed),
-        tuple(train),
-        cache.spec(train[0]),
-        left_out,
-    )
-
-
-def _clips(item: ClipRecord | Preference) -> tuple[ClipRecord, ...]:
-    return (item,) if isinstance(item, ClipRecord) else (item.preferred, item.rejected)
-
-
-def _split(
-    cfg: PreferenceTrainConfig, items: Sequence[Item], cache: ClipCache
-) -> tuple[list[Item], list[Item], list[Item], int]:
-    """To train on, to choose by, to validate on, at most as many as are asked for; and how many have sources in two.
-
-    Raises:
-        UserError: their sources cannot be split.
-    """
-    heldout = frozenset(record.digest for record in cache.of_split("heldout"))
-    rest, validation = _divide(cfg, items, heldout)
-    used = _some(rest, cfg.num_pairs, cfg.seed)
-    train, choosing = _divide(cfg, used, frozenset())
-    if not (train and validation):
-        raise UserError(
-            f"{len(items)} cannot be split by source into some to train on and some to validate on",
-            where=cfg.preferences or str(cfg.data), fix="give more, of other sources",
-        )  # fmt: skip
-    left_out = len(items) - len(rest) - len(validation) + len(used) - len(train) - len(choosing)
-    return train, choosing, _some(validation, cfg.validation_pairs, cfg.seed), left_out
-
-
-def _divide(
-    cfg: PreferenceTrainConfig, items: Sequence[Item], heldout: frozenset[str]
-) -> tuple[list[Item], list[Item]]:
-    wanted = min(cfg.validation_pairs, math.ceil(cfg.validation_share * len(items)))
-    links = [frozenset(record.digest for record in _clips(item)) for item in items]
-    sides = split_by_source(links, heldout, wanted, cfg.seed)
-    sided = list(zip(items, sides, strict=True))
-    return [item for item, side in sided if side is False], [item for item, side in sided if side is True]
-
-
-def _some(items: list[Item], most: int, seed: int) -> list[Item]:
-    chosen = torch.randperm(len(items), generator=seeded(seed, 22))[:most]
-    return [items[index] for index in chosen.sort().values.tolist()]
-
-
-def _train(
-    cfg: PreferenceTrainConfig, parts: Parts, device: torch.device, output: Path
-) -> tuple[list[str], dict[str, object]]:
+def _train(cfg: PreferenceTrainConfig, split: PairSplit, device: torch.device, output: Path) -> Made:
     """Train and save the reward; returns lines to show, and what goes on record."""
-    words = content_words([record.caption for record in parts.records], cfg.num_words, cfg.word_count)
+    words = content_words([record.caption for record in split.records], cfg.num_words, cfg.word_count)
     torch.manual_seed(cfg.seed)
     reward = WordReward(words, cfg.encoder, cfg.width, any_prompt=True, quality_weight=cfg.quality_weight).to(device)
-    baseline = _baseline(cfg, parts, device)
-    found = {"before": measure(reward, parts.validation, cfg.batch_size)}
+    baseline = _baseline(cfg, split, device)
+    found = {"before": measure(reward, split.validation, cfg.batch_size)}
     if baseline is not None:
-        found["baseline"] = measure(baseline, parts.validation, cfg.batch_size)
-    train_preference(cfg, reward, parts.train, parts.choosing, output)
-    found = {"reward": measure(reward, parts.validation, cfg.batch_size)} | found
-    metrics = calibration(reward, parts.validation, cfg.batch_size)
-    told = word_accuracy(reward, parts.validation, cfg.batch_size) if words else None
+        found["baseline"] = measure(baseline, split.validation, cfg.batch_size)
+    train_preference(cfg, reward, split.train, split.choosing, output)
+    found = {"reward": measure(reward, split.validation, cfg.batch_size)} | found
+    metrics = calibration(reward, split.validation, cfg.batch_size)
+    told = word_accuracy(reward, split.validation, cfg.batch_size) if words else None
     if told is not None:
         metrics["word_accuracy"] = told
     reward.save(output)
     counts = {
-        "train": len(parts.train), "choosing": len(parts.choosing or ()), "validation": len(parts.validation),
-        "left_out": parts.left_out,
+        "train": len(split.train), "choosing": len(split.choosing or ()), "validation": len(split.validation),
+        "left_out": split.left_out,
     }  # fmt: skip
     accuracies = {name: {kind: asdict(one) for kind, one in kinds.items()} for name, kinds in found.items()}
     lines = [
@@ -227,14 +113,14 @@ def _train(
     return lines, {"pairs": counts, "accuracy": accuracies, "metrics": metrics}
 
 
-def _baseline(cfg: PreferenceTrainConfig, parts: Parts, device: torch.device) -> Reward | None:
-    """The reward to compare with, unless it cannot judge these captions."""
+def _baseline(cfg: PreferenceTrainConfig, split: PairSplit, device: torch.device) -> Reward | None:
+    """The reward to compare with, unless it cannot score these captions."""
     if cfg.baseline is None:
         return None
-    baseline = build_reward(cfg.baseline, device, where="baseline", clip=parts.clip)
+    baseline = build_reward(cfg.baseline, device, where="baseline", clip=split.clip)
     try:
         check_reward_prompts(
-            baseline, [prompt for one in parts.validation.fixed(cfg.batch_size) for prompt in one.prompts]
+            baseline, [prompt for one in split.validation.fixed(cfg.batch_size) for prompt in one.prompts]
         )
     except UserError as error:
         warn(f"left out: {error.what}", where="baseline")
@@ -243,7 +129,7 @@ def _baseline(cfg: PreferenceTrainConfig, parts: Parts, device: torch.device) ->
 
 
 def _table(cfg: PreferenceTrainConfig, found: dict[str, dict[str, Accuracy]]) -> list[str]:
-    """Shares of held-out pairs ranked right, by what makes the difference."""
+    """Shares of held-out pairs ranked right, by kind of difference."""
     names = {"reward": "this reward", "before": "untrained"}
     if cfg.baseline is not None:
         names["baseline"] = cfg.baseline.kind
@@ -256,7 +142,7 @@ def _table(cfg: PreferenceTrainConfig, found: dict[str, dict[str, Accuracy]]) ->
 
 
 def _verdict(accuracy: Accuracy, told: float | None, output: Path) -> list[str]:
-    """What to do next; warns of a reward that knows nothing."""
+    """The next commands; warns of a reward that is no better than chance."""
     if told is not None and told < _WORDS_TOLD:
         warn(
             "words are told apart hardly better than by guessing: set num_words=0, or give more clips",

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.commands.record import environment, record_session
-from rats_video.commands.start_run import prepare_run
+from rats_video.commands.start_run import prepare_run, record_start
 from rats_video.distillation.callbacks import build_callbacks
 from rats_video.distillation.checks import check_horizons
-from rats_video.distillation.compute import cached_text, describe, save_text
-from rats_video.distillation.guard import SEED_OFFSET, build_guard
+from rats_video.distillation.compute import cached_text, save_text
+from rats_video.distillation.guard import build_guard
 from rats_video.distillation.method import build_method
 from rats_video.distillation.parallel import serve_rewards, split_roles
 from rats_video.distillation.roles import build_backbone, build_roles, checked_prompts, prepare_base
@@ -37,9 +35,9 @@ def train_student(
     overwrite: bool,
     milestones: Collection[int] = (),
 ) -> PipelineBackbone | None:
-    """Train a student; everything that can be wrong with the configuration is found before the folder is touched.
+    """Train a student; all mistakes in the configuration are found before the folder is touched.
 
-    It is kept on its way as well, after each of the `milestones`.
+    Snapshots are saved after each of the `milestones`.
 
     Returns:
         The student, which only its checkpoints hold whole if its weights are split; None on a reward rank.
@@ -55,7 +53,7 @@ def train_student(
     check_trackers(cfg.tracking.trackers)
     rows = runtime.rows(cfg.training.batch_size)
     cfg.training.num_micro_batches(rows.stop - rows.start)
-    # No name for the base: where both roles have weights of their own, its memory is free again.
+    # The base has no name here, so that its memory is freed where both roles have weights of their own.
     text = cached_text(cfg, run.text)
     student, teacher = build_roles(cfg, build_backbone(cfg, runtime.device, text=text))
     prompts = checked_prompts(cfg, student)
@@ -63,7 +61,7 @@ def train_student(
     method = build_method(cfg, student, teacher, runtime)
     try:
         judges = None
-        if not isinstance(method.reward, RemoteReward):  # whose own process has checked it
+        if not isinstance(method.reward, RemoteReward):  # its own process has checked it
             everything = (*prompts.train, *prompts.heldout)
             judges = check_rewards(cfg, method.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
         if cfg.guard is not None or cfg.validation is not None:
@@ -73,31 +71,18 @@ def train_student(
             guard = build_guard(cfg, cfg.guard, judges, prompts.heldout, run, runtime)
         callbacks = build_callbacks(cfg, judges, student, prompts.heldout, run, guard, runtime)
         callbacks.append(StudentSnapshots(milestones, student.weights, run, runtime))
-        del judges  # what nobody needs any more makes room
-        runtime.barrier()  # all have looked at the folder before one changes it
+        del judges  # frees the models that nothing else holds
+        runtime.barrier()  # no process changes the folder before all have read it
         if runtime.is_main:
             goes_on = prepare_run(cfg, run, resume=resume, overwrite=overwrite)
             save_text(cfg, student, run.text)
             if can_plan(cfg) and not (goes_on and run.plan.is_file()):
                 shares = runtime.trainers // runtime.context
                 write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
-            _record(cfg, run, student, runtime)
+            record_start(cfg, run, student, runtime)
         runtime.barrier()
         train_loop(method, cfg, prompts.train, run, runtime, guard, callbacks)
     finally:
         if isinstance(method.reward, RemoteReward):
             method.reward.close()
     return student
-
-
-def _record(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runtime: Runtime) -> None:
-    """Write down and say what the run computes with."""
-    world = runtime.trainers + runtime.reward_ranks
-    in_force = describe(cfg, student) | ({"processes": str(world)} if world > 1 else {})
-    record_session(run.environment, {**environment(runtime.device), "seeds": _seeds(cfg), **in_force})
-    shown = "; ".join(f"{key} {value}" for key, value in in_force.items())
-    print(f"distill on {runtime.device}: {shown}", file=sys.stderr)  # noqa: T201
-
-
-def _seeds(cfg: DistillConfig) -> dict[str, int]:
-    return {"training": cfg.seed} | ({} if cfg.guard is None else {"guard": cfg.seed + SEED_OFFSET})

@@ -44,9 +44,9 @@ def run_vbench(
     output: Path,
     device: str,
 ) -> list[str]:
-    """Make what OUTPUT/student and, if asked for, OUTPUT/teacher lack; returns the lines to show.
+    """Make the missing clips of OUTPUT/student and, if asked for, OUTPUT/teacher; returns the lines to show.
 
-    Stopped at any moment and called again, it makes the rest.
+    It can be stopped at any moment; the next call makes the rest.
     """
     folder, cfg = load_run(run)
     asked = read_vbench_prompts(prompts, dimensions)
@@ -100,7 +100,7 @@ def vbench_files(
     clips = vbench_clips(prompts, seed)
     _check_folder(folder, record)
     made_by = _record(arm, loaded, clips, seed).joined(record)
-    runtime.barrier()  # all have looked before one changes anything
+    runtime.barrier()  # no process writes before all have read
     if runtime.is_main:
         make_folder(folder)
         made_by.save(record)

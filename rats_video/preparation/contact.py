@@ -12,14 +12,14 @@ from rats_video.datasets.prepared.cache import CONTACT, ClipRecord, Skipped
 from rats_video.files import replacing
 from rats_video.preparation.units import thumbs_path
 from rats_video.progress import format_seconds
-from rats_video.web import as_text, policy_source
+from rats_video.web import COLORS, as_text, small_page
 
 MOST_CLIPS = 200  # 1 MB of thumbnails
 EXAMPLES = 5  # of each reason
 
-CSS = """
-:root { color-scheme: light dark; --line: #8884; --dim: #64748b; }
-@media (prefers-color-scheme: dark) { :root { --dim: #94a3b8; } }
+CSS = (
+    COLORS
+    + """\
 body { font: 15px/1.4 system-ui, sans-serif; max-width: 1200px; margin: 0 auto; padding: 16px; }
 h1 { font-size: 1.4rem; margin: 0 0 4px; }
 h2 { font-size: 1.1rem; margin: 32px 0 8px; }
@@ -39,6 +39,7 @@ th, td { text-align: left; vertical-align: top; padding: 6px 12px 6px 0; border-
 td { overflow-wrap: anywhere; }
 td:first-child { font-variant-numeric: tabular-nums; }
 """
+)
 JS = """
 const figures = [...document.querySelectorAll("figure")];
 document.querySelector("input").addEventListener("input", event => {
@@ -63,24 +64,14 @@ def write_contact(
     chosen = [records[index * len(records) // count] for index in range(count)]
     figures = "\n".join(_figure(record, _thumb(folder, record)) for record in chosen)
     shown = f"{count} of them" if count < len(records) else "All of them"
-    page = f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {policy_source(JS)}">
-<title>Prepared clips</title>
-<style>{CSS}</style>
-<h1>{as_text(headline[:1].upper() + headline[1:])}</h1>
+    body = f"""<h1>{as_text(headline[:1].upper() + headline[1:])}</h1>
 <p>{shown}: first, middle and last frame, as the model will see them.</p>
 <input type="search" placeholder="Filter by caption, file or size" aria-label="Filter">
 <main>
 {figures}
 </main>
-{_table(reasons)}
-<script>{JS}</script>
-</html>
-"""
+{_table(reasons)}"""
+    page = small_page("Prepared clips", CSS, body, JS, "img-src data:")
     with replacing(folder / CONTACT, "contact sheet") as aside:
         aside.write_text(page, encoding="utf-8")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +15,7 @@ from torch import Tensor
 
 from rats_video.datasets.prepared.cache import ClipCache, ClipRecord
 from rats_video.errors import UserError
-from rats_video.files import replacing, tidy
+from rats_video.files import json_digest, replacing, tidy
 from rats_video.progress import ProgressBar
 from rats_video.types import Backbone
 
@@ -88,7 +86,7 @@ def _pieces(records: list[ClipRecord], length: int) -> Iterator[list[ClipRecord]
 def _name(cache: ClipCache, part: list[ClipRecord]) -> str:
     """Of a file, by all that decides what is in it."""
     content = [cache.manifest.vae, cache.manifest.settings, *((record.key, record.size) for record in part)]
-    return f"{hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
+    return f"{json_digest(content)[:32]}.safetensors"
 
 
 def _check_room(folder: Path, needed: int) -> None:

@@ -21,8 +21,8 @@ from rats_video.pretraining.latent_pool import (
     ScoredLatents,
     corrupt_latents,
 )
+from rats_video.pretraining.ranks import rank_correlation
 from rats_video.pretraining.resumable import resumable_steps
-from rats_video.pretraining.reward import rank_correlation
 from rats_video.rewards.latent import LatentReward, LatentSpace
 from rats_video.seeds import seeded
 

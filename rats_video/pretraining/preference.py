@@ -16,8 +16,8 @@ from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, N
 from rats_video.evaluation.stats import share_ci95
 from rats_video.optim import OptimizerConfig, build_optimizer, set_learning_rate
 from rats_video.pretraining.comparisons import PairBatch, PairSource
+from rats_video.pretraining.ranks import auc
 from rats_video.pretraining.resumable import resumable_steps
-from rats_video.pretraining.reward import auc
 from rats_video.pretraining.reward_losses import anchor_loss, grainy, preference_loss, word_loss
 from rats_video.rewards.reward import RewardConfig
 from rats_video.rewards.temporal import MotionSmoothnessConfig

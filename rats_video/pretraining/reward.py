@@ -29,9 +29,10 @@ from rats_video.datasets.shapes.render import ATTRIBUTES, WORDS, ShapeAttributes
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from rats_video.pretraining.ranks import auc, rank_correlation
 from rats_video.pretraining.resumable import resumable_steps
 from rats_video.pretraining.reward_losses import anchor_loss, grainy, preference_loss, word_loss
-from rats_video.pretraining.vae import draw_shapes
+from rats_video.pretraining.vae_clips import draw_shapes
 from rats_video.progress import ProgressBar
 from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
@@ -283,22 +284,3 @@ def evaluate_reward(reward: WordReward, pool: ClipPool) -> dict[str, float]:
 def _named_auc(name: str, scores: Tensor, truth: Tensor) -> dict[str, float]:
     share = auc(scores, truth)
     return {} if share is None else {name: share}
-
-
-def auc(scores: Tensor, truth: Tensor) -> float | None:
-    """Area under the ROC curve, from the rank sum of the true cases; None where only one kind occurs."""
-    positive, negative = int(truth.sum()), int((~truth).sum())
-    if not positive or not negative:
-        return None
-    wins = float(_ranks(scores)[truth].sum()) - positive * (positive - 1) / 2
-    return wins / (positive * negative)
-
-
-def rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's, of two scores `[N]` of the same things: 1 where they rank alike; NaN where one never differs."""
-    return float(torch.corrcoef(torch.stack([_ranks(one), _ranks(other)]))[0, 1])
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks from 0, ties sharing their mean rank, as Spearman's correlation wants them."""
-    return (values[:, None] > values).sum(dim=1) + ((values[:, None] == values).sum(dim=1) - 1) / 2

@@ -20,7 +20,7 @@ from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.schedule import shift_sigma
 from rats_video.optim import OptimizerConfig
 from rats_video.pretraining.flow import fit, sampled_twice
-from rats_video.pretraining.vae import draw_shapes
+from rats_video.pretraining.vae_clips import draw_shapes
 from rats_video.progress import ProgressBar
 from rats_video.seeds import seeded
 from rats_video.types import TextCondition

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,13 +12,11 @@ from torch import Tensor
 
 from rats_video.backbones.wan_decode import decode_unclamped
 from rats_video.config.fields import ClipConfig, Config, NonNegativeFloat, NumClips, PositiveFloat, PositiveInt, Seed
-from rats_video.datasets.shapes.render import ShapeAttributes, render, split_combinations
-from rats_video.datasets.video.pool import read_videos
 from rats_video.files import replacing, tidy
 from rats_video.optim import cosine_lr
 from rats_video.pretraining.resumable import delete_checkpoints, resumable_steps
+from rats_video.pretraining.vae_clips import DrawFn, shapes_clips, video_clips
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec
 
 
 class VaeModelConfig(Config):
@@ -67,17 +63,6 @@ class VaeConfig(Config):
 
 
 _LOG_VARIANCE = -8.0
-
-DrawFn = Callable[[int, int, tuple[int, ...]], Tensor]
-"""`(clips, frames, seeds) -> [B, T, 3, height, width]` in [0, 1], a pure function of its arguments."""
-
-
-@dataclass(frozen=True)
-class VaeData:
-    """What a VAE learns from, and what it is judged on."""
-
-    train: DrawFn
-    heldout: DrawFn
 
 
 def build_vae(cfg: VaeConfig) -> Any:
@@ -126,41 +111,6 @@ def _inflate(vae: Any) -> None:
             channels = parameter.shape[1]
             identity = torch.eye(channels).repeat(parameter.shape[0] // channels, 1)
             parameter[:, :, -1] = identity[:, :, None, None]
-
-
-def draw_shapes(
-    combinations: list[ShapeAttributes],
-    batch: int,
-    clip: ClipSpec,
-    seeds: tuple[int, ...],
-    device: torch.device,
-    spread: float = 1.0,
-) -> tuple[Tensor, list[ShapeAttributes]]:
-    """A batch of rendered clips of random combinations, a pure function of `seeds`."""
-    generator = seeded(*seeds)
-    chosen = torch.randint(len(combinations), (batch,), generator=generator).tolist()
-    attributes = [combinations[i] for i in chosen]
-    return render(attributes, clip, generator, device, spread=spread), attributes
-
-
-def shapes_clips(clip: ClipSpec, device: torch.device) -> VaeData:
-    """Rendered shapes: the training combinations, and the held-out ones."""
-
-    def draws(combinations: list[ShapeAttributes]) -> DrawFn:
-        return lambda batch, frames, seeds: draw_shapes(
-            combinations, batch, replace(clip, num_frames=frames), seeds, device
-        )[0]
-
-    return VaeData(*map(draws, split_combinations()))
-
-
-def video_clips(source: str, clip: ClipSpec, device: torch.device) -> VaeData:
-    """Clips of a user's videos; raises UserError where there are too few."""
-    train, heldout = read_videos(source, clip)
-    return VaeData(
-        lambda batch, frames, seeds: train.draw(batch, frames, seeds, device),
-        lambda batch, frames, seeds: heldout.draw(batch, frames, seeds, device),
-    )
 
 
 def train_vae(cfg: VaeConfig, device: torch.device, folder: Path, *, init: Any = None) -> tuple[Any, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Where the training weights started from, and how far they have moved."""
+"""The weights at the start of a training, and how far they have moved since."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class InitialWeights:
     """A copy of the weights at the start, kept in host memory.
 
     Args:
-        weights: what trains, before the first step; this process's parts where they are split.
+        weights: what trains, before the first step; this process's shards where they are split.
     """
 
     def __init__(self, weights: Mapping[str, nn.Parameter]) -> None:
@@ -33,9 +33,8 @@ class InitialWeights:
             before = self._start[name]
             moved += float((local(weight).detach().cpu() - before).float().square().sum(dtype=torch.float64))
             start += float(before.float().square().sum(dtype=torch.float64))
-        sums = runtime.all_reduce_mean(
-            {"moved": moved, "start": start}
-        )  # parts of split weights add up; a ratio of means is one of sums
+        # Shards of split weights add up, and a ratio of means is a ratio of sums.
+        sums = runtime.all_reduce_mean({"moved": moved, "start": start})
         return float((sums["moved"] / sums["start"]) ** 0.5)
 
     @torch.no_grad()
@@ -48,5 +47,5 @@ class InitialWeights:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a split tensor; a whole one itself."""
+    """This process's shard of a split tensor; any other tensor itself."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

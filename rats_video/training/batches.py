@@ -1,4 +1,4 @@
-"""The global batch of a step: which prompts, from which noise."""
+"""The global batch of a step: its prompts, noise and step count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Students on their way: weights that are kept after given steps, whatever becomes of the checkpoints."""
+"""Callbacks of the training loop: their base class, the list of them, the guard's, and snapshots of the student."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rats_video.methods.base import LogRow, Method
 from rats_video.runtime import Runtime
@@ -17,61 +17,30 @@ from rats_video.training.guard import Guard
 from rats_video.training.run_folder import RunFolder
 
 
-@dataclass(frozen=True)
-class StudentSnapshots:
-    """Keeps the student after each of `steps` in `run.milestone(step)`; a step that is done again is kept again.
+class Callback:
+    """Observes a training, and changes nothing that is computed in it; by default it does nothing.
 
-    All processes have it, since they may have to bring parts of split weights together.
-    """
-
-    steps: Collection[int]
-    student: Weights
-    run: RunFolder
-    runtime: Runtime
-
-    def on_start(self, state: Mapping[str, Any]) -> None:
-        """Nothing: see `Callback`."""
-
-    def on_step(self, step: int, row: LogRow) -> None:  # noqa: ARG002  # a Callback's
-        """Keep it, if it is time."""
-        if step in self.steps:
-            save_weights(self.run.milestones, step, self.student, writes=self.runtime.is_main)
-
-    def on_checkpoint(self) -> None:
-        """Nothing: what is kept is on the disk already."""
-
-    def on_end(self) -> None:
-        """Nothing."""
-
-
-class Callback(Protocol):
-    """Looks on at a training, and changes nothing that is computed in it.
-
-    One that does something together with other processes must be there on all of them.
+    A callback that works together with other processes must exist on all of them.
     """
 
     def on_start(self, state: Mapping[str, Any]) -> None:
-        """Before the first step after a checkpoint of this state, `{"step": 0}` where there is none.
+        """Called before the first step, with the state of the checkpoint it starts from (`{"step": 0}` without one).
 
-        It comes again, with an earlier one, when the run goes back.
+        Called again, with an earlier state, when the run rolls back.
         """
-        ...
 
     def on_step(self, step: int, row: LogRow) -> None:
-        """After each step, the first is 1; `row` is what is logged of it."""
-        ...
+        """Called after each step, the first is 1; `row` is what is logged of it."""
 
     def on_checkpoint(self) -> None:
-        """A checkpoint is about to be written: put on the disk what a run that goes on from it will not do again."""
-        ...
+        """Called before a checkpoint. Flush everything that a resumed run will not produce again."""
 
     def on_end(self) -> None:
-        """The training is over, by an error too; it may not even have begun."""
-        ...
+        """Called when the training ends, also by an error, even if it never began."""
 
 
 class CallbackList:
-    """All of them, told in turn; a context at whose end each of them ends, even if another cannot."""
+    """Calls all callbacks in order. A context: at its end each of them ends, even if another one fails to."""
 
     def __init__(self, members: Sequence[Callback]) -> None:
         self._members = members
@@ -82,29 +51,29 @@ class CallbackList:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with ExitStack() as ending:
-            for each in reversed(self._members):
-                ending.callback(each.on_end)
+        with ExitStack() as stack:
+            for callback in reversed(self._members):
+                stack.callback(callback.on_end)
 
     def on_start(self, state: Mapping[str, Any]) -> None:
         """See `Callback.on_start`."""
-        for each in self._members:
-            each.on_start(state)
+        for callback in self._members:
+            callback.on_start(state)
 
     def on_step(self, step: int, row: LogRow) -> None:
         """See `Callback.on_step`."""
-        for each in self._members:
-            each.on_step(step, row)
+        for callback in self._members:
+            callback.on_step(step, row)
 
     def on_checkpoint(self) -> None:
         """See `Callback.on_checkpoint`."""
-        for each in self._members:
-            each.on_checkpoint()
+        for callback in self._members:
+            callback.on_checkpoint()
 
 
 @dataclass(frozen=True)
 class GuardCallback:
-    """The guard, if there is one."""
+    """Runs the guard, if there is one."""
 
     guard: Guard | None
     anchor: InitialWeights | None
@@ -113,21 +82,21 @@ class GuardCallback:
     runtime: Runtime
 
     def on_start(self, state: Mapping[str, Any]) -> None:
-        """Take up a checkpoint's record, and look at a student that was not looked at yet."""
+        """Load a checkpoint's record, and evaluate its student if that is due and not done yet."""
         if self.guard is not None:
             if "guard" in state:
                 self.guard.load_state(state["guard"])
             self.on_step(state["step"])
 
     def on_step(self, step: int) -> None:
-        """Look, where a look is due."""
+        """Evaluate the student, if it is due."""
         if self.guard is not None and self.anchor is not None and self.guard.is_due(step, self.steps):
             with phase("guard"):
                 self.guard.evaluate(self.method, step, self.anchor.drift(self.runtime))
 
     @property
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """The guard's part of a checkpoint's state."""
         return {} if self.guard is None else {"guard": self.guard.record}
 
     @property
@@ -137,5 +106,24 @@ class GuardCallback:
 
     @property
     def stops(self) -> bool:
-        """Whether the run is to end."""
+        """True if the guard ends the run."""
         return self.guard is not None and self.guard.stops
+
+
+@dataclass(frozen=True)
+class StudentSnapshots(Callback):
+    """Saves the student after each of `steps` in `run.milestone(step)`, whatever becomes of the checkpoints.
+
+    A step that is done again is saved again. All processes have this callback, since they may have to gather the
+    shards of split weights.
+    """
+
+    steps: Collection[int]
+    student: Weights
+    run: RunFolder
+    runtime: Runtime
+
+    def on_step(self, step: int, row: LogRow) -> None:  # noqa: ARG002  # a Callback's
+        """Save the student, if it is time."""
+        if step in self.steps:
+            save_weights(self.run.milestones, step, self.student, writes=self.runtime.is_main)

@@ -5,7 +5,6 @@ A checkpoint looks the same whatever the number of processes and however the wei
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -21,7 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rats_video.errors import UserError, first_line, warn
-from rats_video.files import remove, replacing, weights_digest, write_json
+from rats_video.files import json_digest, remove, replacing, weights_digest, write_json
 from rats_video.reading import read_json
 from rats_video.runtime import ALONE, Runtime
 
@@ -40,7 +39,7 @@ class CheckpointWriter:
     Args:
         folder: the run's checkpoint folder.
         keep: how many checkpoints stay.
-        writes: off on all processes but one; the others only bring their parts of split weights.
+        writes: True on one process; the others only send their shards of split weights.
     """
 
     def __init__(self, folder: Path, keep: int, *, writes: bool = True) -> None:
@@ -65,14 +64,14 @@ class CheckpointWriter:
         state: Mapping[str, Any] | None = None,
         critics: Mapping[str, Trained] | None = None,
     ) -> None:
-        """Begin to write `folder/step-NNNNNN`, whole or not at all, once the checkpoint before it is written.
+        """Start to write `folder/step-NNNNNN`, whole or not at all; waits for the checkpoint before it.
 
         Args:
             step: optimizer steps done.
             student: the weights that train.
             teacher: the EMA teacher's weights; None for a frozen teacher, which the run can rebuild.
             optimizer: its state is flattened into tensors.
-            state: whatever else the run must find again, as JSON.
+            state: everything else that a resumed run needs, as JSON.
             critics: other networks that train, by name.
 
         Raises:
@@ -89,7 +88,7 @@ class CheckpointWriter:
             self._pending = self._thread.submit(self._write, {"step": step, **(state or {})}, copies)
 
     def wait(self) -> None:
-        """Until everything is written; raises UserError if it could not be."""
+        """Wait until everything is written; raises UserError if it could not be."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -113,15 +112,11 @@ def _write(folder: Path, state: Mapping[str, Any], content: Mapping[str, dict[st
             save_file(tensors, file)
             digests[file.name] = weights_digest([file])
         plain = json.loads(json.dumps(state))
-        write_json(aside / STATE, {**plain, _DIGESTS: {**digests, STATE: _digest(plain)}})
-
-
-def _digest(state: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        write_json(aside / STATE, {**plain, _DIGESTS: {**digests, STATE: json_digest(plain)}})
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The tensor itself, or all of a split one, which all processes gather together."""
+    """The whole tensor; all processes gather a split one together."""
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
 
 
@@ -143,14 +138,14 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's files, one clause; None if they are as they were written."""
+    """The damage of a checkpoint's files, one clause; None if they are as they were written."""
     try:
         state = read_json(path / STATE)
         digests = state.pop(_DIGESTS, {})  # older ones have none
         if state["step"] != steps_done(path):
             return f"it says that it is of step {state['step']}"
         for name, digest in digests.items():
-            if digest != (_digest(state) if name == STATE else weights_digest([path / name])):
+            if digest != (json_digest(state) if name == STATE else weights_digest([path / name])):
                 return f"{name} is not what was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable: {first_line(error)}"
@@ -166,10 +161,10 @@ def resume(
     is_exact: Callable[[int], bool] = lambda _: True,
     critics: Mapping[str, Trained] | None = None,
 ) -> dict[str, Any]:
-    """Restore everything in place from the best checkpoint to go on from; all processes call it together.
+    """Restore everything in place from a checkpoint; all processes call it together.
 
-    That is the newest one that is undamaged, and where there are any, of a step at which a run goes on exactly.
-    Checkpoints after it are deleted: their steps will be done again.
+    It takes the newest undamaged one of a step from which a run continues exactly, or else the newest undamaged one.
+    Later checkpoints are deleted: their steps will be done again.
 
     Returns:
         Its state; `{"step": 0}` where there is no checkpoint.
@@ -244,7 +239,7 @@ def _restore(weights: Weights, saved: Weights) -> None:
 
 
 def _split_like(like: Tensor, whole: Tensor) -> Tensor:
-    """This process's part of a whole tensor, if `like` is split."""
+    """This process's shard of a whole tensor, if `like` is split."""
     if not isinstance(like, DTensor) or whole.shape != like.shape:
         return whole
     # Every process has read the file: no need to send it around.

@@ -1,4 +1,4 @@
-"""What a run does about a step that must not reach the weights: leave it out, go back at a lower rate, stop."""
+"""Faulty steps: a run skips the step, rolls back with a lower learning rate, or stops."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class FaultsConfig(Config):
 
 
 SKIPPED_STEP, ROLLBACKS = "faults/skipped", "faults/rollbacks"
-"""The log's names for whether a step was left out, and for how often the run had gone back by then."""
+"""Names in the log: 1 for a skipped step, and the number of rollbacks so far."""
 
 
 class StepFault(Exception):  # noqa: N818  # no error yet: the policy decides
     """A step whose result must not be used; all processes raise it alike.
 
     Args:
-        what: is wrong, e.g. "the loss is nan".
-        in_weights: whether the update was made: then leaving the step out is too late.
-        where: in which part of the configuration to look for the reason.
+        what: the fault, e.g. "the loss is nan".
+        in_weights: True if the update was made already: then it is too late to skip the step.
+        where: the part of the configuration that may be the cause.
         fix: how to mend it.
     """
 
@@ -59,12 +59,12 @@ class StepFault(Exception):  # noqa: N818  # no error yet: the policy decides
 
 
 class RollBack(Exception):  # noqa: N818
-    """Too many faults: the run must go on from an earlier checkpoint.
+    """Too many faults: the run must continue from an earlier checkpoint.
 
     Args:
         fault: the last of them.
-        step: of it, the first is 1.
-        before: a checkpoint of fewer steps than these was followed by a step without fault.
+        step: its step, counted from 1.
+        before: a checkpoint of fewer steps than this was followed by a step without fault.
     """
 
     def __init__(self, fault: StepFault, step: int, before: int) -> None:
@@ -74,13 +74,13 @@ class RollBack(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class _Count:
-    """What the policy decides on; it is part of a checkpoint.
+    """The counts that the policy decides on; part of a checkpoint.
 
     Args:
-        in_row: steps left out since the last one that was not.
-        total: steps left out on the way to here.
-        rollbacks: how often the run went back.
-        lr_scale: what that has left of the learning rate.
+        in_row: consecutive steps skipped up to now.
+        total: all steps skipped up to now.
+        rollbacks: how often the run rolled back.
+        lr_scale: factor of the learning rate after these rollbacks.
     """
 
     in_row: int = 0
@@ -92,8 +92,8 @@ class _Count:
 class FaultPolicy:
     """Counts faults and decides.
 
-    All of it follows from the checkpoint that the run goes on from and from the steps since: a run that is resumed
-    after it went back, but before it saved again, goes through the same faults and back to the same place.
+    Decisions depend only on the last checkpoint and the steps since. A run that is resumed after a rollback, but before
+    it saved again, meets the same faults and rolls back to the same checkpoint.
 
     Args:
         cfg: the limits.
@@ -105,36 +105,36 @@ class FaultPolicy:
 
     @property
     def lr_scale(self) -> float:
-        """What going back has left of the learning rate."""
+        """Factor of the learning rate after the rollbacks."""
         return self._count.lr_scale
 
     @property
     def rollbacks(self) -> int:
-        """How often the run went back."""
+        """Number of rollbacks."""
         return self._count.rollbacks
 
     @property
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """The policy's part of a checkpoint's state."""
         return {"faults": asdict(self._count)}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up a checkpoint's state; what going back has changed since stays changed."""
+        """Load a checkpoint's state; rollbacks since then still count."""
         saved = _Count(**state.get("faults", {}))
         if self._count.rollbacks > saved.rollbacks:
             saved = replace(saved, rollbacks=self._count.rollbacks, lr_scale=self._count.lr_scale)
         self._count = saved
 
     def passed(self, row: Mapping[str, float]) -> dict[str, float]:
-        """The row to log of a step without fault."""
+        """The row to log for a step without fault."""
         self._count = replace(self._count, in_row=0)
         return {**row, SKIPPED_STEP: 0, ROLLBACKS: self.rollbacks}
 
     def skip_step(self, fault: StepFault, step: int) -> dict[str, float]:
-        """The row to log of a step that is left out.
+        """The row to log for a skipped step.
 
         Raises:
-            RollBack: it cannot be, or there were too many before it.
+            RollBack: the step cannot be skipped, or too many were skipped before it.
         """
         count = self._count
         if fault.in_weights:
@@ -146,10 +146,10 @@ class FaultPolicy:
         return {SKIPPED_STEP: 1, ROLLBACKS: self.rollbacks}
 
     def roll_back(self, checkpoints: Path, back: RollBack) -> None:
-        """Leave the checkpoint to go on from as the newest one, and lower the learning rate.
+        """Delete the checkpoints after the one to continue from, and lower the learning rate.
 
         Raises:
-            UserError: the run has gone back too often, or there is no such checkpoint; all that there are stay.
+            UserError: the run has rolled back too often, or there is no such checkpoint; then none is deleted.
         """
         saved = list_checkpoints(checkpoints)
         good = self._runtime.broadcast([steps_done(path) for path in saved if steps_done(path) < back.before])

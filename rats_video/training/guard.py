@@ -1,4 +1,4 @@
-"""The guard against reward hacking: what is never in a loss watches the student, and picks the best one."""
+"""The guard against reward hacking: scores that are in no loss watch the student and pick the best one."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ Scores = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class GuardEvaluation:
-    """The student after `step` steps: scores of the guard's clips, drift of the weights, and what is wrong.
+    """The student after `step` steps: scores of the guard's clips, drift of the weights, and alarms.
 
-    One that is lost can no longer be the best: its weights are gone.
+    A lost one can no longer be the best: its weights are gone.
     """
 
     step: int
@@ -68,17 +68,17 @@ class GuardEvaluation:
 
 @dataclass(frozen=True)
 class GuardClips:
-    """What the guard samples and measures.
+    """The clips that the guard samples, and their measures.
 
     Args:
         prompts: one a clip.
         clip: their size.
-        spec: how the student is sampled.
-        teacher: how the teacher is.
-        measures: `reward`; where they are to be heeded also `heldout_reward` and its parts, as `heldout_reward/part`,
+        spec: sampler of the student.
+        teacher: sampler of the teacher.
+        measures: `reward`; where they count also `heldout_reward` and its parts, as `heldout_reward/part`,
             `imitated_reward`, `dynamic_degree` and `saturation`.
-        latent_measures: those of them that are given latents.
-        seed: of the noise; not the evaluation's, on whose clips nothing may be chosen.
+        latent_measures: those that take latents.
+        seed: of the noise; not the evaluation's, since nothing may be chosen on the clips of the evaluation.
         batch_size: clips at a time.
     """
 
@@ -93,76 +93,82 @@ class GuardClips:
 
 
 class Guard:
-    """Looks at the student, keeps the best one so far in `RUN/best`, and raises the alarm.
+    """Evaluates the student, saves the best one so far in `RUN/best`, and raises alarms.
 
-    What it has seen is shown in `RUN/guard.json` and travels in each checkpoint, so that a run that goes on from one
-    decides as an uninterrupted one does.
+    Its record is in `RUN/guard.json` and in each checkpoint, so that a resumed run decides like an uninterrupted one.
 
     Args:
         cfg: how often, and what counts as wrong.
-        clips: what is looked at.
-        run: where to keep the record and the best student.
-        runtime: the processes, which all look together, each at its share.
+        clips: what is sampled and measured.
+        run: the folder of the record and the best student.
+        runtime: the processes, which evaluate together, each a share of the clips.
     """
 
     def __init__(self, cfg: GuardConfig, clips: GuardClips, run: RunFolder, runtime: Runtime = ALONE) -> None:
         self.cfg, self._clips, self._run, self._runtime = cfg, clips, run, runtime
-        self.looks: list[GuardEvaluation] = []
+        self.evaluations: list[GuardEvaluation] = []
         self._teacher: Scores = {}
 
     @property
     def best(self) -> GuardEvaluation | None:
-        """The look at the best student so far: the highest held-out reward among those without a broken monitor."""
-        return max(self._sound(), key=lambda look: look.mean(self._judge), default=None)
+        """The best student so far: the highest held-out reward among those without a broken monitor."""
+        return max(self._sound(), key=lambda evaluation: evaluation.mean(self._judge), default=None)
 
     @property
     def stops(self) -> bool:
-        """Whether the run is to end."""
-        return self.cfg.on_alarm == "stop" and any(look.alarms for look in self.looks)
+        """True if the run must end."""
+        return self.cfg.on_alarm == "stop" and any(evaluation.alarms for evaluation in self.evaluations)
 
     @property
     def shaping(self) -> float:
-        """By how much the weight on shaping is to be multiplied."""
-        alarms = sum(bool(look.alarms) for look in self.looks)
+        """Factor of the weight on shaping."""
+        alarms = sum(bool(evaluation.alarms) for evaluation in self.evaluations)
         return min(2.0**alarms, STRONGEST_SHAPING) if self.cfg.on_alarm == "shape" else 1.0
 
     @property
     def record(self) -> dict[str, Any]:
-        """What was seen, as JSON."""
+        """All evaluations, as JSON."""
         best = self.best
-        return {"best": best and best.step, "teacher": self._teacher, "looks": [asdict(look) for look in self.looks]}
+        return {
+            "best": best and best.step,
+            "teacher": self._teacher,
+            "looks": [asdict(evaluation) for evaluation in self.evaluations],
+        }
 
     def load_state(self, record: Mapping[str, Any]) -> None:
-        """Take up the record of a checkpoint; `RUN/guard.json` and `RUN/best` are made to agree with it.
+        """Load the record of a checkpoint; `RUN/guard.json` is written to agree with it.
 
-        A best student that was damaged meanwhile can no longer be chosen; the one at hand is looked at anew.
+        A best student that was damaged meanwhile counts as lost; if it is the student of this step, that is evaluated
+        again.
         """
         self._teacher = record["teacher"]
-        self.looks = [GuardEvaluation(**{**row, "alarms": tuple(row["alarms"])}) for row in record["looks"]]
+        self.evaluations = [GuardEvaluation(**{**row, "alarms": tuple(row["alarms"])}) for row in record["looks"]]
         first = self.best
         while (best := self.best) and (damage := self._runtime.broadcast(self._damage(best))):
             if best is first:
                 warn(f"the best student so far is lost: {damage}", where=str(self._run.best_student(best.step)))
-            self.looks = [replace(look, lost=True) if look is best else look for look in self.looks]
+            self.evaluations = [
+                replace(evaluation, lost=True) if evaluation is best else evaluation for evaluation in self.evaluations
+            ]
         if self._runtime.is_main:
             write_json(self._run.guard, self.record)
 
-    def _damage(self, look: GuardEvaluation) -> str | None:
-        return find_damage(self._run.best_student(look.step)) if self._runtime.is_main else None
+    def _damage(self, evaluation: GuardEvaluation) -> str | None:
+        return find_damage(self._run.best_student(evaluation.step)) if self._runtime.is_main else None
 
     def is_due(self, step: int, last: int) -> bool:
-        """Whether the student is to be looked at after `step` of `last` steps."""
-        seen = any(look.step == step and not look.lost for look in self.looks)
+        """True if the student must be evaluated after `step` of `last` steps."""
+        seen = any(evaluation.step == step and not evaluation.lost for evaluation in self.evaluations)
         return not seen and (step % self.cfg.every == 0 or step == last)
 
     def evaluate(self, method: Method, step: int, drift: float) -> None:
-        """Look at the student after `step` steps; all processes call it together."""
+        """Evaluate the student after `step` steps; all processes call it together."""
         if not self._teacher:
             self._teacher = self._score(EvaluatedModel("teacher", method.teacher.backbone, self._clips.teacher))
-        self.looks = [look for look in self.looks if look.step != step]
+        self.evaluations = [evaluation for evaluation in self.evaluations if evaluation.step != step]
         seen = GuardEvaluation(step, self._score(EvaluatedModel("student", method.student, self._clips.spec)), drift)
-        self.looks.append(replace(seen, alarms=tuple(self._alarms(seen))))
-        if self.best is self.looks[-1]:
+        self.evaluations.append(replace(seen, alarms=tuple(self._alarms(seen))))
+        if self.best is self.evaluations[-1]:
             save_weights(self._run.best, step, method.student.weights, writes=self._runtime.is_main)
         if self._runtime.is_main:
             drop_former(self._run)
@@ -176,32 +182,32 @@ class Guard:
         return next(name for name in (HELDOUT, IMITATED, REWARD) if name in self._teacher)
 
     def _sound(self) -> list[GuardEvaluation]:
-        return [look for look in self.looks if not look.lost and not self._broken(look)]
+        return [evaluation for evaluation in self.evaluations if not evaluation.lost and not self._broken(evaluation)]
 
-    def _broken(self, look: GuardEvaluation) -> list[str]:
-        """Monitors that have left what the teacher shows."""
+    def _broken(self, evaluation: GuardEvaluation) -> list[str]:
+        """Monitors out of bounds around the teacher's values."""
         bounds = {MOTION: (1 - self.cfg.motion_loss, math.inf), SATURATION: (-math.inf, 1 + self.cfg.saturation_gain)}
         broken = []
         for name, (least, most) in bounds.items():
             if name in self._teacher:
-                mean, guide = look.mean(name), finite_mean(self._teacher[name])
+                mean, guide = evaluation.mean(name), finite_mean(self._teacher[name])
                 if not least * guide <= mean <= most * guide:
                     broken.append(f"{name.replace('_', ' ')} is {mean:.3g}, the teacher's {guide:.3g}")
         return broken
 
-    def _alarms(self, look: GuardEvaluation) -> list[str]:
+    def _alarms(self, evaluation: GuardEvaluation) -> list[str]:
         """A monitor that broke since the start, or a clear fall of a held-out score while the trained one rose.
 
-        The parts of a held-out reward count too: a sum may rise while one of them falls. So does what a trained reward
-        of latents imitates.
+        The parts of a held-out reward count too: a sum may rise while one of them falls. So does the pixel reward that
+        a trained latent reward imitates.
         """
-        alarms = self._broken(look) if self.looks and not self._broken(self.looks[0]) else []
+        alarms = self._broken(evaluation) if self.evaluations and not self._broken(self.evaluations[0]) else []
         best = self.best
         if best is None:
             return alarms
-        rose = _change(look.scores[REWARD], best.scores[REWARD])
+        rose = _change(evaluation.scores[REWARD], best.scores[REWARD])
         for name in (name for name in self._teacher if name.startswith((HELDOUT, IMITATED))):
-            fell = _change(look.scores[name], best.scores[name])
+            fell = _change(evaluation.scores[name], best.scores[name])
             if rose.mean > rose.ci95 and fell.mean < -fell.ci95:
                 alarms.append(
                     f"since step {best.step} the reward rose by {rose.mean:.3g} +- {rose.ci95:.2g} and the"
@@ -222,21 +228,21 @@ class Guard:
     # ------------------------------------------------------------------------------------------------------ reporting
 
     def _report(self) -> None:
-        look, best, teacher = self.looks[-1], self.best, self._teacher
+        evaluation, best, teacher = self.evaluations[-1], self.best, self._teacher
         shown = [
-            f"{name.replace('_', ' ')} {look.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
+            f"{name.replace('_', ' ')} {evaluation.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
             for name in (REWARD, IMITATED, HELDOUT, MOTION, SATURATION)
             if name in teacher
         ]
-        line = f"guard at step {look.step} (teacher): {', '.join(shown)}, drift {look.drift:.3g}"
-        print(f"{line}; best so far" if best is look else line, file=sys.stderr)  # noqa: T201
-        for alarm in look.alarms:
+        line = f"guard at step {evaluation.step} (teacher): {', '.join(shown)}, drift {evaluation.drift:.3g}"
+        print(f"{line}; best so far" if best is evaluation else line, file=sys.stderr)  # noqa: T201
+        for alarm in evaluation.alarms:
             kept = f"; the best student so far is kept in {self._run.best_student(best.step)}" if best else ""
             warn(f"reward hacking? {alarm}{kept}", where="guard")
 
 
 def drop_former(run: RunFolder) -> None:
-    """Delete former best students, but for those of which a checkpoint knows as the best."""
+    """Delete former best students, except those that a checkpoint records as the best."""
     checkpoints = list_checkpoints(run.checkpoints)
     oldest = steps_done(checkpoints[0]) if checkpoints else 0
     for path in [path for path in list_checkpoints(run.best) if steps_done(path) <= oldest][:-1]:

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 finish the step in hand instead of tearing it apart."""
+"""Ctrl-C, SIGTERM and SIGUSR1 stop a training after its current step."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from rats_video.runtime import ALONE, Runtime
 
 
 class StopRequest:
-    """Context in which the first of these signals only sets `requested`, and a second one interrupts at once."""
+    """Context in which the first of these signals only sets `requested`, and the second one interrupts at once."""
 
     def __init__(self) -> None:
-        self.code = 0  # that the process is to end with; 0 while nobody has asked
+        self.code = 0  # exit code of the process; 0 while nobody has asked to stop
         self._previous: dict[signal.Signals, object] = {}
 
     @property
     def requested(self) -> bool:
-        """Whether somebody has asked to stop."""
+        """True once somebody has asked to stop."""
         return self.code > 0
 
     def __enter__(self) -> Self:

@@ -37,13 +37,13 @@ def train_loop(
 ) -> None:
     """Train `method.student` in place for `cfg.training.steps` steps, continuing from the newest checkpoint if any.
 
-    A step with a fault is left out; after too many the run continues from an earlier checkpoint (`training.faults`).
+    A faulty step is skipped; after too many the run rolls back to an earlier checkpoint (`training.faults`).
 
-    The guard looks before the first step, every few steps and after the last; it may end the run before that. Others
-    only look on: `callbacks` are told of each step.
+    The guard evaluates the student before the first step, every few steps and after the last; it may end the run
+    earlier. `callbacks` are called after each step and only observe.
 
-    All processes of `runtime` call it together. Each works on its rows of the same global batch, and whatever is
-    decided on the way is decided on values that are the same on all of them.
+    All processes of `runtime` call it together. Each works on its rows of the same global batch, and all decisions
+    depend on values that are the same on all processes.
 
     Raises:
         UserError: there were too many faults (the last good checkpoint stands), or a checkpoint cannot be written.
@@ -52,10 +52,10 @@ def train_loop(
     faults = FaultPolicy(cfg.training.faults, runtime)
     anchor = InitialWeights(method.student.weights) if guard is not None or cfg.method.drift_weight else None
     watch = GuardCallback(guard, anchor, method, cfg.training.steps, runtime)
-    with StopRequest() as stop, CallbackList(callbacks) as everybody:
-        while True:  # going back is resuming from an earlier checkpoint
+    with StopRequest() as stop, CallbackList(callbacks) as all_callbacks:
+        while True:  # to roll back is to resume from an earlier checkpoint
             try:
-                return _train(method, cfg, prompts, run, runtime, watch, everybody, faults, stop)
+                return _train(method, cfg, prompts, run, runtime, watch, all_callbacks, faults, stop)
             except RollBack as back:
                 faults.roll_back(run.checkpoints, back)
 
@@ -78,8 +78,8 @@ def _train(
     ema = method.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacherConfig) else None
     optimizer = build_optimizer(training.optimizer, student.values())
     critics = {name: build_optimizer(c.optimizer, c.weights.values()) for name, c in method.critics.items()}
-    beside = {name: (c.weights, critics[name]) for name, c in method.critics.items()}
-    state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse), beside)
+    trained_critics = {name: (c.weights, critics[name]) for name, c in method.critics.items()}
+    state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse), trained_critics)
     start = state["step"]
     faults.load_state(state)
     method.update_ema(start, resumed=True)
@@ -111,7 +111,7 @@ def _train(
             if is_last or is_stop or _is_due(step + 1, training, reuse):
                 with phase("saving"):
                     callbacks.on_checkpoint()
-                    writer.save(step + 1, student, ema, optimizer, watch.state | faults.state, beside)
+                    writer.save(step + 1, student, ema, optimizer, watch.state | faults.state, trained_critics)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
                     writer.wait()
                     runtime.barrier()
@@ -121,18 +121,18 @@ def _train(
                 break
 
 
-# Saved only between teacher rollouts: one that is half used up would not be found again by a resumed run. The very last
-# checkpoint may lie amid one; for a run that is made longer, the one before it stays.
+# Checkpoints are written only after the last of the `reuse` updates that share a teacher rollout, because rollouts are
+# not saved. The final checkpoint may be an exception; the one before it is kept for a run that is made longer.
 
 
 def _is_due(step: int, cfg: TrainingConfig, reuse: int) -> bool:
-    """Whether to save after a step: at the first chance from each multiple of `checkpoint_every` on; and the last."""
+    """True if a step is saved: the first possible one from each multiple of `checkpoint_every` on, and the last one."""
     passed = step // cfg.checkpoint_every > (step - reuse) // cfg.checkpoint_every
     return step % reuse == 0 and (passed or step + reuse > cfg.steps)
 
 
 def _is_exact(last: int, reuse: int) -> Callable[[int], bool]:
-    """Whether a run goes on exactly after a step, or is at its end."""
+    """A test of steps: True where a run can be resumed exactly, or has ended."""
     return lambda step: step % reuse == 0 or step >= last
 
 

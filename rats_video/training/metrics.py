@@ -15,7 +15,7 @@ from rats_video.files import replacing
 class MetricsFile:
     """Appends rows to a JSON-lines file; a resumed run first drops the rows after its checkpoint.
 
-    A row that was damaged before it is left out with a warning.
+    A damaged row is skipped with a warning.
     """
 
     def __init__(self, path: Path, steps_done: int) -> None:
@@ -31,7 +31,7 @@ class MetricsFile:
         return sum(row.get(name, 0.0) for row in read_metrics(self._path))
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write one row through to the disk: a checkpoint is never there without the rows before it."""
+        """Append a row and sync it to the disk: a checkpoint never exists without the rows before it."""
         with self._path.open("a") as file:
             file.write(json.dumps(dict(row)) + "\n")
             file.flush()
@@ -39,7 +39,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """All whole rows; a line that was damaged, or cut off by a crash, is left out."""
+    """All complete rows; a line that was damaged, or cut off by a crash, is skipped."""
     rows = []
     for line in path.read_text(errors="replace").split("\n"):
         with contextlib.suppress(ValueError, RecursionError):  # a stranger's may hold more digits or brackets than fit

@@ -1,4 +1,4 @@
-"""Compares what a run measures in its first steps with what its plan expected."""
+"""Compares the time and memory of a run's first steps with its plan."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ STEPS = 3  # the first has no optimizer state yet, and everything is slower once
 
 
 class PlanCheck:
-    """Told the seconds of each step, it says after the third how far the plan was off, and notes it in plan.json.
+    """Takes the seconds of each step; after the third it prints how far the plan was off, and writes it to plan.json.
 
-    On a CPU only the seconds are compared: torch counts no peak there.
+    On a CPU only the seconds are compared: torch measures no peak memory there.
 
     Args:
         path: the run's plan.json; without one nothing is compared.
         device: where the run computes.
-        steps: how many the run will do; where it is fewer than three, the last one is looked at.
+        steps: of the run; if they are fewer than three, it compares after the last.
     """
 
     def __init__(self, path: Path, device: torch.device, steps: int) -> None:
@@ -32,7 +32,7 @@ class PlanCheck:
             torch.cuda.reset_peak_memory_stats(device)
 
     def step_done(self, seconds: float) -> None:
-        """After each step; all but the third do nothing."""
+        """Called after each step; only the third call compares."""
         self._seconds.append(seconds)
         if len(self._seconds) != self._wanted:
             return

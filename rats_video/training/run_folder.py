@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +26,41 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
     return sessions
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """Where a distillation and what follows it keep their files."""
+    """Where a distillation and what follows it keep their files.
 
-    root: Path
+    Args:
+        root: the folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.config = root / CONFIG  # with all defaults filled in; a folder with it is a run
+        self.environment = root / "environment.json"  # code, versions, command, seeds, hardware: one entry a start
+        self.text = root / "text.safetensors"  # encoded prompts, where `compute.cache_text` is on
+        self.plan = root / "plan.json"  # what the run was expected to need, and what its first steps did
+        self.metrics = root / "metrics.jsonl"  # one JSON row a step
+        self.checkpoints = root / "checkpoints"  # one folder each
+        self.milestones = root / "milestones"  # snapshots of the student, for the curves of `compare`
+        self.guard = root / "guard.json"  # the guard's evaluations
+        self.guard_figure = root / "guard.png"  # the same, drawn
+        self.best = root / "best"  # the best students that the guard has seen, one folder each
+        self.student = root / "student"  # the finished student
+        self.curves = root / "training.png"
+        self.validation = root / "validation"  # the student's clips while it trained, one folder an evaluation
+        self.tracking = root / "tracking.json"  # by which names the trackers know the run
+        self.tensorboard = root / "tensorboard"  # its event files
+        self.samples = root / "samples"  # the student's clips
+        self.comparison = root / "comparison"  # teacher, base and student side by side
+        self.evaluation = root / "evaluation"  # the table and the curve over NFE
+
+    def milestone(self, step: int) -> Path:
+        """The student after that many updates."""
+        return self.milestones / f"step-{step:06d}"
+
+    def best_student(self, step: int) -> Path:
+        """The weights of the student after `step` steps, where it was the best until then."""
+        return self.best / f"step-{step:06d}"
 
     def check_entries(self) -> None:
         """Refuse a folder in which a write would end elsewhere, or a read never; a stranger may have made it.
@@ -45,108 +74,10 @@ class RunFolder:
                 fix="remove it, or put in its place what it points to",
             )  # fmt: skip
 
-    @property
-    def config(self) -> Path:
-        """The configuration with all defaults filled in; a folder with it is a run."""
-        return self.root / CONFIG
-
-    @property
-    def environment(self) -> Path:
-        """Code, versions, command, seeds and hardware: a list, one entry for each time the run was started."""
-        return self.root / "environment.json"
-
-    @property
-    def text(self) -> Path:
-        """Encoded prompts, where `compute.cache_text` is on."""
-        return self.root / "text.safetensors"
-
-    @property
-    def plan(self) -> Path:
-        """What the run was expected to need, and what its first steps did."""
-        return self.root / "plan.json"
-
-    @property
-    def metrics(self) -> Path:
-        """One JSON row a step."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """One folder a checkpoint."""
-        return self.root / "checkpoints"
-
-    @property
-    def milestones(self) -> Path:
-        """Weights of the student on its way, one folder each: what `compare` draws its curves from."""
-        return self.root / "milestones"
-
-    def milestone(self, step: int) -> Path:
-        """The student after that many updates."""
-        return self.milestones / f"step-{step:06d}"
-
-    @property
-    def guard(self) -> Path:
-        """What the guard has seen."""
-        return self.root / "guard.json"
-
-    @property
-    def guard_figure(self) -> Path:
-        """The same, drawn."""
-        return self.root / "guard.png"
-
-    @property
-    def best(self) -> Path:
-        """The weights of the best students that the guard has seen, one folder each."""
-        return self.root / "best"
-
-    def best_student(self, step: int) -> Path:
-        """The weights of the student after `step` steps, where it was the best until then."""
-        return self.best / f"step-{step:06d}"
-
-    @property
-    def student(self) -> Path:
-        """The finished student."""
-        return self.root / "student"
-
-    @property
-    def curves(self) -> Path:
-        """The training figure."""
-        return self.root / "training.png"
-
-    @property
-    def validation(self) -> Path:
-        """The student's clips while it trained, one folder a look."""
-        return self.root / "validation"
-
-    @property
-    def tracking(self) -> Path:
-        """By which names the trackers know the run."""
-        return self.root / "tracking.json"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.root / "tensorboard"
-
     def tidy(self) -> None:
-        """Undo what a killed training left half-written; for who holds the folder's lock."""
+        """Undo what a killed training left half-written; only for the holder of the folder's lock."""
         files = (self.config, self.environment, self.text, self.plan, self.metrics, self.guard, self.guard_figure)
         tidy(self.root, {path.name for path in (*files, self.tracking, self.student, self.curves)})
         tidy(self.checkpoints)
         tidy(self.best)
         tidy(self.validation)
-
-    @property
-    def samples(self) -> Path:
-        """The student's clips."""
-        return self.root / "samples"
-
-    @property
-    def comparison(self) -> Path:
-        """Teacher, base and student side by side."""
-        return self.root / "comparison"
-
-    @property
-    def evaluation(self) -> Path:
-        """The table and the curve over NFE."""
-        return self.root / "evaluation"

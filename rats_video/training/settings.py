@@ -1,4 +1,4 @@
-"""Settings of a training, and what the engine reads of a run's settings."""
+"""Settings of a training, and the part of a run's settings that the engine reads."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TrainingConfig(Config):
     keep_checkpoints: PositiveInt = Field(2, description="how many are kept, newest first")
 
     def num_micro_batches(self, clips: int) -> int:
-        """In how many parts a process works on its `clips` of an update.
+        """Micro-batches into which a process divides its `clips` of an update.
 
         Raises:
             UserError: they would not be equal.
@@ -47,7 +47,7 @@ class TrainingConfig(Config):
 
 
 class RunSettings(Protocol):
-    """What the engine reads of a run's settings; `DistillConfig` is one."""
+    """The settings that the engine reads; `DistillConfig` has them."""
 
     @property
     def seed(self) -> int:

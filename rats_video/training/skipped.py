@@ -1,4 +1,4 @@
-"""How many clips a run leaves out because their reward is not a finite number, and when that is too many."""
+"""Counts the clips that a run skips because their reward is not finite, and stops it if they are too many."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ class SkippedClips:
     """Counts them over a run.
 
     Args:
-        cfg: clips a step, and how many may be left out in all.
-        before: how many were, before this run was resumed.
+        cfg: clips a step, and how many may be skipped in all.
+        before: clips skipped before this run was resumed.
     """
 
     def __init__(self, cfg: TrainingConfig, before: int) -> None:
         self._batch_size, self._limit, self._total = cfg.batch_size, cfg.max_skipped, before
 
     def count(self, row: Mapping[str, float], step: int) -> dict[str, float]:
-        """A step's row, averaged over all clips, with the share left out turned into their number.
+        """A step's row, a mean over all clips, with the share of skipped clips turned into their number.
 
-        A clip that is left out adds 0 to what is averaged, so that parts and processes agree; what is logged of the
-        rewards, the gate and the shaping is the mean over the others.
+        A skipped clip adds 0 to the means, so that micro-batches and processes agree. The logged rewards, gate and
+        shaping are means over the other clips.
 
         Raises:
             StepFault: no clip of the step has a finite score; they count as one step, not as clips.
-            UserError: more were left out in all than may be.
+            UserError: more clips were skipped in all than allowed.
         """
         clips, fix = round(row[SKIPPED] * self._batch_size), "mend the reward, or use another"
         if clips == self._batch_size:

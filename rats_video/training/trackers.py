@@ -1,4 +1,4 @@
-"""TensorBoard, Weights & Biases and Trackio: the log is also sent there, and nothing depends on it."""
+"""TensorBoard, Weights & Biases and Trackio: they get a copy of the log; nothing depends on it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from rats_video.errors import UserError, first_line, warn
 from rats_video.files import write_json
 from rats_video.methods.base import LogRow
 from rats_video.reading import read_json
+from rats_video.training.callbacks import Callback
 from rats_video.training.guard import Guard, GuardEvaluation
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.settings import RunSettings, Tracker
 from rats_video.training.validation import ValidationClips, ValidationEvaluation
 
-NO_METRICS = {"step"}  # of a row: it is the step itself
+NO_METRICS = {"step"}  # keys of a row that are not sent
 
 
 class TrackerBackend(Protocol):
-    """A tracker that takes what is told of this run."""
+    """A tracker, opened for this run."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Send numbers of a step."""
         ...
 
-    def show(self, look: ValidationEvaluation) -> None:
+    def show(self, evaluation: ValidationEvaluation) -> None:
         """Send clips, or pictures of them."""
         ...
 
     def end(self) -> None:
-        """Send what is left."""
+        """Flush and close."""
         ...
 
 
 def check_trackers(trackers: Sequence[Tracker]) -> None:
-    """Raise UserError if one that is asked for is not installed."""
+    """Raise UserError if a tracker is not installed."""
     from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
 
     is_there = {
@@ -54,16 +55,17 @@ def check_trackers(trackers: Sequence[Tracker]) -> None:
             )
 
 
-class Trackers:
-    """Sends rows of the log, the guard's looks and the clips of the main process; RUN/metrics.jsonl remains the truth.
+class Trackers(Callback):
+    """Sends the log's rows, the guard's evaluations and the clips, from the main process.
 
-    A tracker that fails is warned of once and left alone; the training goes on.
+    RUN/metrics.jsonl remains the reference. A tracker that fails causes one warning and is then dropped; the training
+    continues.
 
     Args:
-        cfg: the run's; it is sent, too.
-        run: in which they keep their files, and their names for the run: a resumed one goes on under the same.
-        guard: whose looks are sent, if there is one.
-        clips: which are sent, if there are any.
+        cfg: the run's configuration, which is sent too.
+        run: the folder of their files and of the run's identity with them: a resumed run keeps it.
+        guard: its evaluations are sent.
+        clips: they are sent.
     """
 
     def __init__(
@@ -72,39 +74,39 @@ class Trackers:
         self._cfg, self._run, self._guard, self._clips = cfg, run, guard, clips
         self._services: dict[Tracker, TrackerBackend] = {}
         self._failed: set[Tracker] = set()
-        self._sent: set[int] = set()  # steps of the guard's looks
+        self._sent: set[int] = set()  # steps of the guard's evaluations
 
     def on_start(self, state: Mapping[str, Any]) -> None:
-        """Open them at the step after a checkpoint."""
+        """Open the trackers at the step after a checkpoint."""
         self.on_end()
-        self._sent = {look["step"] for look in state.get("guard", {}).get("looks", ())}
+        self._sent = {row["step"] for row in state.get("guard", {}).get("looks", ())}
         for name in self._cfg.tracking.trackers:
             with self._tolerating(name):
                 self._services[name] = open_tracker(name, self._cfg, self._run, state["step"])
         self.on_checkpoint()
 
     def on_step(self, step: int, row: LogRow) -> None:
-        """Send a row, every so often, and what has been seen meanwhile."""
+        """Send the row if it is due, and new evaluations and clips."""
         if step % self._cfg.tracking.every == 0 or step == self._cfg.training.steps:
             self.log({name: value for name, value in row.items() if name not in NO_METRICS}, step)
         self.on_checkpoint()
 
     def on_checkpoint(self) -> None:
-        """Send what the guard and the clips have shown since the last time."""
-        for look in self._guard.looks if self._guard else ():
-            if look.step not in self._sent:
-                self._sent.add(look.step)
-                self.log(_numbers(look), look.step)
+        """Send the guard's evaluations and the clips since the last call."""
+        for evaluation in self._guard.evaluations if self._guard else ():
+            if evaluation.step not in self._sent:
+                self._sent.add(evaluation.step)
+                self.log(_numbers(evaluation), evaluation.step)
         for clips in self._clips.news() if self._clips else ():
             self.log({f"validation/{name}": mean for name, mean in clips.means.items()}, clips.step)
             self._each(lambda service, clips=clips: service.show(clips))  # type: ignore[misc]
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Send numbers of a step to all of them."""
+        """Send numbers of a step to all trackers."""
         self._each(lambda service: service.log(values, step))
 
     def on_end(self) -> None:
-        """Send what is left, and close them."""
+        """Send the rest, and close the trackers."""
         self.on_checkpoint()
         self._each(lambda service: service.end())
         self._services.clear()
@@ -119,7 +121,7 @@ class Trackers:
 
 
 class _IgnoreTrackerErrors(AbstractContextManager[None]):
-    """Whatever a tracker raises only ends that tracker."""
+    """Turns an error of a tracker into a warning, and drops the tracker."""
 
     def __init__(self, name: Tracker, services: dict[Tracker, TrackerBackend]) -> None:
         self._name, self._services = name, services
@@ -137,19 +139,19 @@ class _IgnoreTrackerErrors(AbstractContextManager[None]):
         return True
 
 
-def _numbers(look: GuardEvaluation) -> dict[str, float]:
-    means = {f"guard/{name}": look.mean(name) for name in look.scores}
-    return means | {"guard/drift": look.drift, "guard/alarms": float(len(look.alarms))}
+def _numbers(evaluation: GuardEvaluation) -> dict[str, float]:
+    means = {f"guard/{name}": evaluation.mean(name) for name in evaluation.scores}
+    return means | {"guard/drift": evaluation.drift, "guard/alarms": float(len(evaluation.alarms))}
 
 
 # ---------------------------------------------------------------------------------------------------- the three of them
 
 
 def open_tracker(name: Tracker, cfg: RunSettings, run: RunFolder, start: int) -> TrackerBackend:
-    """Open a tracker through Accelerate for a run that goes on after `start` steps."""
+    """Open a tracker through Accelerate for a run that continues after `start` steps."""
     from accelerate import PartialState
 
-    PartialState(cpu=True)  # Accelerate's log wants it; of a CPU it changes nothing here
+    PartialState(cpu=True)  # Accelerate's logging needs it; on a CPU it changes nothing
     tracking = cfg.tracking
     title, identity = tracking.name or run.root.resolve().name, _identity(run)
     match name:
@@ -162,14 +164,14 @@ def open_tracker(name: Tracker, cfg: RunSettings, run: RunFolder, start: int) ->
 
 
 def _identity(run: RunFolder) -> str:
-    """By which the services find the run again when it goes on."""
+    """The id by which the services find a resumed run."""
     if not run.tracking.is_file():
         write_json(run.tracking, {"id": uuid.uuid4().hex[:8]})
     return str(read_json(run.tracking)["id"])
 
 
 class TensorBoard:
-    """Event files in RUN/tensorboard; what they hold of steps that will be done again is hidden.
+    """Event files in RUN/tensorboard; events of steps that will be done again are hidden.
 
     Not by Accelerate's `store_init_configuration`, which makes a run of its own of every configuration. Clips are sent
     as contact sheets, since torch's `add_video` shows nothing without moviepy.
@@ -190,13 +192,13 @@ class TensorBoard:
         """One scalar a name."""
         self._tracker.log(dict(values), step=step)
 
-    def show(self, look: ValidationEvaluation) -> None:
+    def show(self, evaluation: ValidationEvaluation) -> None:
         """The contact sheet."""
         import numpy as np
         from PIL import Image
 
-        with Image.open(look.sheet) as sheet:
-            self._tracker.log_images({"validation": np.asarray(sheet)[None]}, step=look.step, dataformats="NHWC")
+        with Image.open(evaluation.sheet) as sheet:
+            self._tracker.log_images({"validation": np.asarray(sheet)[None]}, step=evaluation.step, dataformats="NHWC")
 
     def end(self) -> None:
         """Close the file."""
@@ -226,12 +228,12 @@ class WandB:
         """One row."""
         self._tracker.log({**values, "step": step})
 
-    def show(self, look: ValidationEvaluation) -> None:
+    def show(self, evaluation: ValidationEvaluation) -> None:
         """The clips."""
         import wandb
 
-        clips = _videos(look, lambda path, prompt: wandb.Video(str(path), caption=prompt, format="mp4"))
-        self._tracker.log({**clips, "step": look.step})
+        clips = _videos(evaluation, lambda path, prompt: wandb.Video(str(path), caption=prompt, format="mp4"))
+        self._tracker.log({**clips, "step": evaluation.step})
 
     def end(self) -> None:
         """Send what is left."""
@@ -258,12 +260,12 @@ class Trackio:
         """One row."""
         self._tracker.log(dict(values), step=step)
 
-    def show(self, look: ValidationEvaluation) -> None:
+    def show(self, evaluation: ValidationEvaluation) -> None:
         """The clips."""
         import trackio
 
-        clips = _videos(look, lambda path, prompt: trackio.Video(str(path), caption=prompt))
-        self._tracker.log(clips, step=look.step)
+        clips = _videos(evaluation, lambda path, prompt: trackio.Video(str(path), caption=prompt))
+        self._tracker.log(clips, step=evaluation.step)
 
     def end(self) -> None:
         """Write what is left."""
@@ -271,10 +273,10 @@ class Trackio:
             self._tracker.finish()
 
 
-def _videos(look: ValidationEvaluation, video: Callable[[Path, str], Any]) -> dict[str, Any]:
-    folder = look.sheet.parent
+def _videos(evaluation: ValidationEvaluation, video: Callable[[Path, str], Any]) -> dict[str, Any]:
+    folder = evaluation.sheet.parent
     return {
         f"validation/clip-{index:02d}": video(folder / clip["file"], clip["prompt"])
-        for index, clip in enumerate(look.clips)
+        for index, clip in enumerate(evaluation.clips)
         if clip["file"]
     }

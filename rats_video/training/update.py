@@ -1,4 +1,4 @@
-"""One optimizer step: gradients of the parts of a batch, averaged over processes, clipped, applied."""
+"""One optimizer step: gradients of micro-batches, averaged over processes, clipped, applied."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from rats_video.types import PromptBatch
 
 
 class Updater:
-    """Carries out optimizer steps; what is the same for all of them is given once.
+    """Makes the optimizer steps of a run.
 
     Args:
         cfg: the run's configuration.
         optimizer: of the student's weights.
-        critics: the optimizers of the networks that learn beside it, by name.
+        critics: the critics' optimizers, by name.
         runtime: the processes, which step together.
         skipped: counts clips whose reward is not finite.
-        anchor: where the weights started, for a run that is pulled back to it.
+        anchor: the weights at the start, for a run with `method.drift_weight`.
         faults: decides about steps whose loss, gradient or weights are not finite.
     """
 
@@ -46,32 +46,32 @@ class Updater:
         anchor: InitialWeights | None,
         faults: FaultPolicy,
     ) -> None:
-        self._cfg, self._optimizer, self._companions, self._runtime = cfg, optimizer, critics, runtime
+        self._cfg, self._optimizer, self._critics, self._runtime = cfg, optimizer, critics, runtime
         self._skipped, self._anchor, self._faults = skipped, anchor, faults
 
     def step(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
-        """Update the student on this process's rows of the batch, or leave the step out; returns the row to log.
+        """Update the student on this process's rows of the batch, or skip the step; returns the row to log.
 
-        The networks that learn beside it are updated first, on the same rows. What they have learned by the time of a
-        fault stays: it is of the student as it is, and as true for the step to come.
+        Critics are updated first, on the same rows. Their updates stay if the step is then skipped: they model the
+        student as it still is.
 
         Raises:
-            RollBack: the weights are not finite any more, or the step is one too many to be left out.
+            RollBack: the weights are no longer finite, or too many steps were skipped.
             UserError: too many rewards are not finite.
         """
         try:
-            beside = self._critics_row(method, batch, step)
-            return self._faults.passed(self._update(method, batch, step) | beside)
+            critics_row = self._critics_row(method, batch, step)
+            return self._faults.passed(self._update(method, batch, step) | critics_row)
         except StepFault as fault:
             return self._faults.skip_step(fault, step)
 
     def _update(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         training, optimizer = self._cfg.training, self._optimizer
         lr = self._begin(optimizer, training.optimizer, step)
-        parts = training.num_micro_batches(len(batch.prompts))
-        row = accumulate_gradient(method.step, batch, parts)
+        num_micro_batches = training.num_micro_batches(len(batch.prompts))
+        row = accumulate_gradient(method.step, batch, num_micro_batches)
         if method.real_data is not None:
-            row = add_real_data(method, method.real_data, batch.num_steps, step, parts, row)
+            row = add_real_data(method, method.real_data, batch.num_steps, step, num_micro_batches, row)
         row = self._runtime.all_reduce_mean(row)
         _check("loss", row["loss"])
         row = self._skipped.count(row, step)
@@ -84,24 +84,26 @@ class Updater:
 
     def _critics_row(self, method: Method, batch: PromptBatch, step: int) -> dict[str, float]:
         """Update each critic; returns the means over its rounds."""
-        beside: dict[str, float] = {}
+        means: dict[str, float] = {}
         for name, critic in method.critics.items():
             rows = [self._update_critic(name, critic, batch, step, index) for index in range(critic.rounds)]
-            beside |= {f"{name}/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
-        return beside
+            means |= {f"{name}/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+        return means
 
     @phase("critics")
     def _update_critic(self, name: str, critic: Critic, batch: PromptBatch, step: int, index: int) -> dict[str, float]:
-        optimizer, weights = self._companions[name], critic.weights.values()
+        optimizer, weights = self._critics[name], critic.weights.values()
         self._begin(optimizer, critic.optimizer, step)
-        parts = self._cfg.training.num_micro_batches(len(batch.prompts))
-        row = self._runtime.all_reduce_mean(accumulate_gradient(lambda part: critic.loss(part, index), batch, parts))
+        num_micro_batches = self._cfg.training.num_micro_batches(len(batch.prompts))
+        row = self._runtime.all_reduce_mean(
+            accumulate_gradient(lambda micro_batch: critic.loss(micro_batch, index), batch, num_micro_batches)
+        )
         _check(f"{name}'s loss", row["loss"])
         self._runtime.average_gradients(weights)
         return {**row, "grad_norm": self._apply(f"{name}'s gradient", weights, optimizer, critic.optimizer)}
 
     def _begin(self, optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int) -> float:
-        """Set the rate of this step, which is returned, and forget former gradients."""
+        """Clear the gradients and set the learning rate of this step, which is returned."""
         optimizer.zero_grad(set_to_none=True)
         return set_learning_rate(optimizer, cfg, step, self._cfg.training.steps, self._faults.lr_scale)
 
@@ -125,30 +127,30 @@ class Updater:
 
 
 def accumulate_gradient(
-    loss_of: Callable[[PromptBatch], tuple[Tensor, dict[str, float]]], batch: PromptBatch, parts: int
+    loss_of: Callable[[PromptBatch], tuple[Tensor, dict[str, float]]], batch: PromptBatch, num_micro_batches: int
 ) -> dict[str, float]:
-    """Add the gradient of the batch's mean loss to the weights', part by part: the memory of a part, the same sum."""
-    size = len(batch.prompts) // parts
+    """Add the gradient of the batch's mean loss to the weights', by micro-batches: less memory, the same sum."""
+    size = len(batch.prompts) // num_micro_batches
     rows = []
-    for part in range(parts):
-        clips = slice(part * size, (part + 1) * size)
+    for index in range(num_micro_batches):
+        clips = slice(index * size, (index + 1) * size)
         with phase("student"):
-            loss, row = loss_of(replace(slice_batch(batch, clips), micro_batch=part))
+            loss, row = loss_of(replace(slice_batch(batch, clips), micro_batch=index))
         with phase("backward"):
-            (loss / parts).backward()
+            (loss / num_micro_batches).backward()
         rows.append(row)
-    return {name: sum(row[name] for row in rows) / parts for name in rows[0]}
+    return {name: sum(row[name] for row in rows) / num_micro_batches for name in rows[0]}
 
 
 def add_real_data(
-    method: Method, real: RealData, num_steps: int, step: int, parts: int, row: Mapping[str, float]
+    method: Method, real: RealData, num_steps: int, step: int, num_micro_batches: int, row: Mapping[str, float]
 ) -> dict[str, float]:
-    """Add the gradient of the real-data term of a step likewise, and its value to the row."""
+    """Add the gradient of a step's real-data term in the same way, and its value to the row."""
     student, total = method.student, 0.0
     clips, sigmas = real.draw(step, student.device), student.sigmas(num_steps, method.shift)
-    for part in clips.parts(parts):
+    for micro_batch in clips.parts(num_micro_batches):
         with phase("real data"):
-            loss = real_data_loss(student, part, sigmas).sum() / len(clips.latents)
+            loss = real_data_loss(student, micro_batch, sigmas).sum() / len(clips.latents)
             (real.weight * loss).backward()
         total += float(loss.detach())
     return {**row, "loss": row["loss"] + real.weight * total, "real_data/loss": total}
@@ -162,5 +164,5 @@ def _check(what: str, value: float, most: float | None = None) -> None:
 
 
 def _are_finite(weights: Iterable[Tensor]) -> bool:
-    """Whether this process's parts of the weights are finite: one answer from the device, not one a tensor."""
+    """True if this process's shards of the weights are finite; asks the device once, not once a tensor."""
     return bool(torch.stack([local(weight.detach()).isfinite().all() for weight in weights]).all())

@@ -20,6 +20,7 @@ from rats_video.methods.base import LogRow
 from rats_video.reading import DAMAGED, read_json
 from rats_video.runtime import ALONE, Runtime
 from rats_video.timing import phase
+from rats_video.training.callbacks import Callback
 from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.guard import GuardClips
 from rats_video.training.run_folder import RunFolder
@@ -32,7 +33,7 @@ SCORES, SHEET, INDEX = "scores.json", "sheet.png", "index.json"
 
 @dataclass(frozen=True)
 class ValidationEvaluation:
-    """What is on the disk of the clips of one step.
+    """The saved clips of one step.
 
     Args:
         step: of the training.
@@ -52,20 +53,20 @@ class ValidationEvaluation:
         return {name: math.fsum(scores) / len(scores) for name, scores in found.items() if scores}
 
 
-class ValidationClips:
+class ValidationClips(Callback):
     """Samples and scores clips on all processes, each its share, and writes them beside the training.
 
     `RUN/validation/step-NNNNNN/` has an mp4 a prompt, `sheet.png` and `scores.json`; `RUN/validation/index.json` lists
-    all steps, `index.html` shows them side by side. Nobody waits for the encoding and the writing, which a thread of
-    the main process does, but a checkpoint and the next clips. What cannot be written is warned of.
+    all steps, `index.html` shows them side by side. A thread of the main process
+    encodes and writes them; only a checkpoint and the next clips wait for it. A failed write is a warning.
 
     Args:
         cfg: how often.
         clips: what is sampled and measured; the teacher's part of it is not read.
-        student: who is looked at.
-        run: where to.
-        steps: of the whole training; the student is looked at after the last one too.
-        runtime: the processes, which all have one.
+        student: makes the clips.
+        run: the folder.
+        steps: of the whole training; there are clips after the last one too.
+        runtime: the processes; all of them have this callback.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class ValidationClips:
         self._news: list[ValidationEvaluation] = []
 
     def on_start(self, state: Mapping[str, Any]) -> None:
-        """Forget the clips of steps that will be done again; of a run without a checkpoint all of them."""
+        """Delete the clips of steps that will be done again: all of them if there is no checkpoint."""
         self.on_checkpoint()
         start = state["step"]
         if self._runtime.is_main:
@@ -93,33 +94,33 @@ class ValidationClips:
                 if steps_done(path) > start or not start:
                     remove(path)
         self._seen = set(self._runtime.broadcast([steps_done(path) for path in list_checkpoints(self._folder)]))
-        self._news = [look for look in self._news if look.step in self._seen]
+        self._news = [evaluation for evaluation in self._news if evaluation.step in self._seen]
         if self._seen and self._runtime.is_main:
             self._write_index()
         self.on_step(start)
 
     def on_step(self, step: int, row: LogRow | None = None) -> None:  # noqa: ARG002  # others read it
-        """Make clips, where they are due."""
+        """Make clips, if they are due."""
         if step not in self._seen and (step % self._cfg.every == 0 or step == self._steps):
             with phase("validation"):
-                self._look(step)
+                self._evaluate(step)
 
     def on_checkpoint(self) -> None:
-        """Until all clips are written."""
+        """Wait until all clips are written."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def on_end(self) -> None:
-        """Until all clips are written; no more will come."""
+        """Wait until all clips are written, and stop the thread."""
         self._thread.shutdown()
 
     def news(self) -> list[ValidationEvaluation]:
-        """What was written since it was last asked."""
+        """The evaluations written since the last call."""
         found, self._news = self._news, []
         return found
 
-    def _look(self, step: int) -> None:
+    def _evaluate(self, step: int) -> None:
         clips, runtime, pixels = self._clips, self._runtime, list[Tensor | None]()
 
         def keep(videos: Tensor, _: Sequence[str]) -> dict[str, Tensor]:
@@ -176,7 +177,7 @@ class ValidationClips:
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """All steps in `RUN/validation`, as its index lists them: `step`, `sheet` and `clips`, with files relative to it.
 
-    One whose record was damaged is left out with a warning.
+    A step with a damaged record is skipped with a warning.
     """
     rows = []
     for path in list_checkpoints(folder):

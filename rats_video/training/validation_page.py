@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from rats_video.files import replacing
-from rats_video.web import as_text, policy_source
+from rats_video.web import COLORS, as_text, small_page
 
 FRAMES, LEAST_WIDTH, GAP = 6, 96, 2  # of a sheet: a clip's frames, pixels of the smallest one
 
-CSS = """
-:root { color-scheme: light dark; --line: #8884; --dim: #64748b; }
-@media (prefers-color-scheme: dark) { :root { --dim: #94a3b8; } }
+CSS = (
+    COLORS
+    + """\
 body { font: 15px/1.4 system-ui, sans-serif; margin: 0; padding: 16px; }
 h1 { font-size: 1.4rem; margin: 0 0 12px; }
 div { overflow-x: auto; }
@@ -28,6 +28,7 @@ th[scope=row] { position: sticky; left: 0; background: Canvas; width: 12rem; min
 video { display: block; width: 160px; background: #0f172a; border-radius: 6px; }
 small { display: block; color: var(--dim); font-variant-numeric: tabular-nums; }
 """
+)
 JS = """
 for (const each of document.querySelectorAll("video")) each.addEventListener("pointerenter", () => {
   for (const other of each.closest("tr").querySelectorAll("video")) { other.currentTime = 0; other.play(); }
@@ -61,7 +62,7 @@ def _row(clip: Tensor, chosen: Tensor, zoom: int) -> Tensor:
 
 
 def write_page(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """A page beside the clips: a row a prompt, a column a step; a row plays when it is pointed at.
+    """Write a page beside the clips: a row a prompt, a column a step; a row plays under the pointer.
 
     Args:
         path: the file.
@@ -72,21 +73,11 @@ def write_page(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = "\n".join(
         f'<tr><th scope="row">{as_text(prompt)}' + "".join(_cell(row, prompt) for row in rows) for prompt in prompts
     )
-    page = f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; media-src 'self' file:; style-src 'unsafe-inline'; script-src {policy_source(JS)}">
-<title>Clips while training</title>
-<style>{CSS}</style>
-<h1>The student's clips while it trained</h1>
+    body = f"""<h1>The student's clips while it trained</h1>
 <div><table><tr><td>{heads}
 {lines}
-</table></div>
-<script>{JS}</script>
-</html>
-"""
+</table></div>"""
+    page = small_page("Clips while training", CSS, body, JS, "media-src 'self' file:")
     with replacing(path, "page") as aside:
         aside.write_text(page, encoding="utf-8")
 

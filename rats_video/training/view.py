@@ -1,4 +1,4 @@
-"""A training as it is seen on a terminal while it runs; in a log file it is a plain line now and then."""
+"""Shows a running training: a live display on a terminal, a plain line now and then in a log file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from rats_video.methods.base import LogRow
 from rats_video.methods.finite import SKIPPED
 from rats_video.progress import ProgressBar, format_seconds
 from rats_video.timing import Stopwatch
+from rats_video.training.callbacks import Callback
 from rats_video.training.faults import ROLLBACKS, SKIPPED_STEP
 from rats_video.training.guard import Guard, finite_mean
 from rats_video.training.metrics import read_metrics
@@ -26,7 +27,7 @@ from rats_video.training.run_folder import RunFolder
 from rats_video.training.settings import RunSettings
 
 SHOWN = {"reward": "reward/student", "teacher": "reward/teacher", "gate": "gate/weight", "loss": "loss"}
-"""What a plain line shows of a row; one of a step that was left out has none of it."""
+"""Values in a plain line, by the log's names; a skipped step has none of them."""
 
 SMOOTHED, REMEMBERED = 10, 240  # steps: a figure is the mean over, a trend shows
 LEAST_TREND, MOST_TREND = 8, 30  # characters
@@ -36,15 +37,15 @@ ALARM = "ALARM"
 REFRESHED = 4  # times a second
 
 
-class TerminalView:
-    """What the main process shows of a training, whatever its method logs.
+class TerminalView(Callback):
+    """The main process's display of a training of any method.
 
     Args:
-        cfg: the run's.
-        run: whose log fills the trends of a run that goes on.
-        device: whose memory and time are told.
-        guard: whose last look is shown, if there is one.
-        console: where to; stderr.
+        cfg: the run's settings.
+        run: its log fills the trends of a resumed run.
+        device: its memory and time are shown.
+        guard: its last evaluation is shown.
+        console: to write to; None is stderr.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class TerminalView:
         self._cfg, self._run, self._device, self._guard = cfg, run, device, guard
         self._console = console or Console(file=sys.stderr)
         self._steps, self._start, self._done = cfg.training.steps, 0, 0
-        self._began, self._taken = time.monotonic(), 0.0  # the second one by the steps that are done
+        self._began, self._taken = time.monotonic(), 0.0  # the second: seconds of the steps that are done
         self._rows: deque[LogRow] = deque(maxlen=REMEMBERED)
         self._skipped = {SKIPPED: 0.0, SKIPPED_STEP: 0.0}
         self._stopwatch = Stopwatch(device)
@@ -69,7 +70,7 @@ class TerminalView:
     # ------------------------------------------------------------------------------------------------------- observing
 
     def on_start(self, state: Mapping[str, Any]) -> None:
-        """Show what is there."""
+        """Start the display, with the rows of the log so far."""
         self._start = self._done = state["step"]
         self._began, self._taken = time.monotonic(), 0.0
         if not self._console.is_terminal:
@@ -80,7 +81,7 @@ class TerminalView:
         self._rows = deque(rows, maxlen=REMEMBERED)
         self._stopwatch = Stopwatch(self._device)
         self._stopwatch.start()
-        if self._live is None:  # else the run went back
+        if self._live is None:  # else the run rolled back
             self._live = Live(
                 self, console=self._console, refresh_per_second=REFRESHED, vertical_overflow="crop",
                 redirect_stdout=False,
@@ -98,11 +99,8 @@ class TerminalView:
             self._skipped = {name: total + row.get(name, 0.0) for name, total in self._skipped.items()}
             self._phases = self._stopwatch.read()
 
-    def on_checkpoint(self) -> None:
-        """Nothing is kept."""
-
     def on_end(self) -> None:
-        """Leave what was shown last, and the cursor below it."""
+        """Stop the display; the last state stays on the terminal."""
         if self._live is not None:
             self._live.stop()
             self._stopwatch.stop()
@@ -111,7 +109,7 @@ class TerminalView:
     # --------------------------------------------------------------------------------------------------------- showing
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """One line a subject, none wider than fits: what matters least is left out."""
+        """One line a subject, cut to the width: the least important values are at its end."""
         ascii_only, width = options.ascii_only, options.max_width
         room = min(MOST_TREND, max(LEAST_TREND, width // 4))
         lines = [("distill", self._standing(), self._bar(room, ascii_only=ascii_only)), *self._lines(room, ascii_only)]
@@ -143,7 +141,7 @@ class TerminalView:
             yield name.removesuffix("/loss").replace("_", " "), self._figures({"loss": name}), trend(name)
         yield "speed", self._speed(self._taken, self._done - self._start), ""
         if self._guard is not None:
-            yield "guard", self._look(self._guard), ""
+            yield "guard", self._guard_status(self._guard), ""
         back = self._rows[-1].get(ROLLBACKS, 0) if self._rows else 0
         clips, steps = self._skipped.values()
         yield "left out", [f"{clips:.0f} clips", f"{steps:.0f} steps", f"gone back {back:.0f}x"], ""
@@ -152,11 +150,11 @@ class TerminalView:
         yield "next", list(self._next()), ""
 
     def _values(self, name: str) -> list[float]:
-        """Of the steps that have it."""
+        """A value of the remembered steps that have it."""
         return [row[name] for row in self._rows if name in row]
 
     def _figures(self, names: Mapping[str, str], form: str = ".3g") -> list[str]:
-        """The mean of the last steps of each that there is."""
+        """Means over the last steps, of the values that exist."""
         lasts = {shown: self._values(name)[-SMOOTHED:] for shown, name in names.items()}
         return [f"{shown} {finite_mean(values):{form}}" for shown, values in lasts.items() if values]
 
@@ -168,19 +166,19 @@ class TerminalView:
         told = [f"{name} {seconds / finished:.2g}" for name, seconds in phases if seconds > 0.005 * taken]
         return [f"{each:.3g} s/step", f"{self._cfg.training.batch_size / each:.3g} clips/s", *told]
 
-    def _look(self, guard: Guard) -> list[str]:
-        if not guard.looks:
+    def _guard_status(self, guard: Guard) -> list[str]:
+        if not guard.evaluations:
             return ["no look yet"]
-        look, best = guard.looks[-1], guard.best
-        alarm = [f"{ALARM}: {look.alarms[0]}"] if look.alarms else []
-        standing = "best so far" if best is look else f"best at {best.step}" if best else "none is sound"
+        evaluation, best = guard.evaluations[-1], guard.best
+        alarm = [f"{ALARM}: {evaluation.alarms[0]}"] if evaluation.alarms else []
+        standing = "best so far" if best is evaluation else f"best at {best.step}" if best else "none is sound"
         teacher = guard.record["teacher"]
         scores = [
-            f"{name.replace('_', ' ')} {look.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
-            for name in look.scores
+            f"{name.replace('_', ' ')} {evaluation.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
+            for name in evaluation.scores
             if "/" not in name
         ]
-        return [f"at {look.step}", *alarm, standing, *scores, f"drift {look.drift:.2g}"]
+        return [f"at {evaluation.step}", *alarm, standing, *scores, f"drift {evaluation.drift:.2g}"]
 
     def _memory(self) -> list[str]:
         held, most = torch.cuda.memory_allocated(self._device), torch.cuda.max_memory_allocated(self._device)
@@ -199,7 +197,7 @@ class TerminalView:
 
 
 def _line(label: str, drawn: str, parts: Iterable[str], width: int) -> Text:
-    """A label, what is drawn, and as many of the parts as fit."""
+    """A label, a drawing, and as many of the parts as fit."""
     text = Text(no_wrap=True, overflow="crop")
     text.append(label, style="dim").append(drawn, style="cyan")
     for index, part in enumerate(parts):
@@ -214,7 +212,7 @@ def _line(label: str, drawn: str, parts: Iterable[str], width: int) -> Text:
 def sparkline(values: Sequence[float], width: int, *, ascii_only: bool = False) -> str:
     """Values as bars from the lowest to the highest, one a character; more than `width` are averaged in groups.
 
-    What is not finite is a blank.
+    A group without finite values is a blank.
     """
     count = min(width, len(values))
     groups = [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]

@@ -59,21 +59,17 @@ SUBCOMMANDS = {
     "rewards": ["list", "check", "convert"],
 }
 BUILDERS = {
-    "run": ["run_distill", "run_all"],
+    "run": ["run_all"],
+    "distill": ["run_distill"],
     "sample": ["run_sample"],
-    "comparison": ["run_export_comparison"],
+    "export_comparison": ["run_export_comparison"],
     "evaluate": ["run_evaluate"],
     "vbench": ["run_vbench"],
     "demo": ["run_demo"],
-    "pretrain": [
-        "run_train_vae",
-        "run_train_teacher",
-        "run_train_paths",
-        "run_train_reward",
-        "run_train_latent_reward",
-    ],
+    "train": ["run_train_vae", "run_train_teacher", "run_train_paths"],
+    "train_reward": ["run_train_reward", "run_train_latent_reward"],
     "finetune": ["run_finetune"],
-    "preference": ["run_train_preference"],
+    "train_preference": ["run_train_preference"],
     "rewards": ["run_list_rewards", "run_check_reward"],
     "calibrate": ["run_calibrate"],
     "prepare": ["run_prepare"],
@@ -298,7 +294,7 @@ def test_command_calls_build(
     command: Callable[..., Outcome], calls: dict[str, Any], arguments: str, function: str, expected: dict[str, Any]
 ) -> None:
     assert command(*arguments.split()) == (0, "" if function in SAYING else "\n", "")
-    say = calls[function].pop("say", None)
+    say = calls[function].pop("echo", None)
     assert (say is not None) == (function in SAYING)
     assert calls == {function: expected}
 
@@ -327,7 +323,7 @@ def test_failure_is_one_line(
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.commands.run"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.commands.distill"], "run_distill", fail)
     found, out, err = command("distill")
     assert (found, out, calls) == (code, "", {})
     assert err.startswith(f"error: {line}")
@@ -339,7 +335,7 @@ def test_a_bug_keeps_its_traceback(calls: dict[str, Any], monkeypatch: pytest.Mo
     def fail(**_: object) -> None:
         raise error
 
-    monkeypatch.setattr(sys.modules["rats_video.commands.run"], "run_distill", fail)
+    monkeypatch.setattr(sys.modules["rats_video.commands.distill"], "run_distill", fail)
     monkeypatch.setattr(sys, "argv", ["rats-video", "distill"])
     with pytest.raises(type(error)):
         cli.main()

@@ -18,7 +18,7 @@ from torch import Tensor
 from rats_video.backbones.wan import WanBackbone
 from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.datasets.video.clips import ReadChunk
-from rats_video.datasets.video.isolated import Failure
+from rats_video.datasets.video.isolated_worker import Failure
 from rats_video.datasets.video.records import ReadSource, SourceVideo
 from rats_video.errors import UserError
 from rats_video.inference.video import write_mp4
@@ -91,7 +91,7 @@ def config(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepare(command: Command, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """Runs `prepare`, units of two, into `cache`."""
     monkeypatch.setattr("rats_video.preparation.units.UNIT_SOURCES", 2)
-    monkeypatch.setattr("rats_video.commands.prepare.IsolatedPool", Inline)
+    monkeypatch.setattr("rats_video.commands.prepare_sources.IsolatedPool", Inline)
 
     def call(source: object, *options: object, output: Path = tmp_path / "cache") -> Any:
         return command("prepare", source, "--output", output, "--config", config, "--device", "cpu", *options)
@@ -325,7 +325,7 @@ def test_what_took_too_long_is_tried_again_with_more_time(
                 slow = late and self._seconds < 10
                 yield task, Failure("takes too long") if slow else result
 
-    monkeypatch.setattr("rats_video.commands.prepare.IsolatedPool", Slow)
+    monkeypatch.setattr("rats_video.commands.prepare_sources.IsolatedPool", Slow)
     prepare(source, "--set", "timeout_seconds=5")
     assert skipped(tmp_path / "cache")["2.mp4"] == "takes too long"
     assert "nothing to do" in prepare(source, "--set", "timeout_seconds=4").out
@@ -400,7 +400,7 @@ def test_real_pool_and_shapes(
     code, _, err = command("prepare", source / "0.mp4", "--output", tmp_path / "b", *options, *late)
     assert code == 2
     assert "nothing was kept: 1 x takes too long" in err
-    monkeypatch.setattr("rats_video.commands.prepare.IsolatedPool", Inline)
+    monkeypatch.setattr("rats_video.commands.prepare_sources.IsolatedPool", Inline)
     code, out, err = command("prepare", "shapes", "--output", tmp_path / "c", *options, "--set", "num_shapes=5")
     assert code == 0, err
     assert out.startswith("kept 5 clips from 5 of 5 sources")

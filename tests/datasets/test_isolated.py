@@ -10,7 +10,8 @@ import torch
 import zoo
 from tasks import act, count_frames
 
-from rats_video.datasets.video.isolated import Failure, IsolatedPool
+from rats_video.datasets.video.isolated import IsolatedPool
+from rats_video.datasets.video.isolated_worker import Failure
 
 
 def gone(pid: int) -> bool:

@@ -82,7 +82,7 @@ def test_full_disk_while_the_guard_looks(
         look(guard, rats, step, drift)
 
     monkeypatch.setattr(
-        Guard, "best", property(lambda guard: next((each for each in guard.looks if each.step == best), None))
+        Guard, "best", property(lambda guard: next((each for each in guard.evaluations if each.step == best), None))
     )
     with monkeypatch.context() as patch:
         patch.setattr(Guard, "look", filling)

@@ -21,14 +21,12 @@ from rats_video.inference.video import write_mp4
 from rats_video.pretraining.vae import (
     VaeConfig,
     build_vae,
-    draw_shapes,
     evaluate_psnr,
     prune_latents,
-    shapes_clips,
     train_vae,
     vae_loss,
-    video_clips,
 )
+from rats_video.pretraining.vae_clips import draw_shapes, shapes_clips, video_clips
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 

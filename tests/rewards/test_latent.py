@@ -30,7 +30,7 @@ from rats_video.planning.runs import Builders, PlanBuilder
 from rats_video.pretraining import latent_reward as latent_training
 from rats_video.pretraining.latent_pool import LatentRewardTrainConfig, LatentSampler, ScoredLatents, corrupt_latents
 from rats_video.pretraining.latent_reward import agreement, ascend_reward, pixel_loss, score_loss
-from rats_video.pretraining.reward import rank_correlation
+from rats_video.pretraining.ranks import rank_correlation
 from rats_video.rewards.latent import LatentReward, LatentSpace, SketchDecoder, read_imitated
 from rats_video.rewards.reward import RewardConfig, build_reward
 from rats_video.rewards.reward import reward_folders as reward_folders_of
@@ -258,7 +258,7 @@ def test_the_guard_looks_at_what_trains_and_at_what_it_imitates(
     guard = build_guard(cfg, GuardConfig(num_clips=2), judges, batch.prompts, RunFolder(tmp_path / "run"), ALONE)
     guard.evaluate(SimpleNamespace(student=backbone, teacher=SimpleNamespace(backbone=backbone)), 0, 0.0)  # type: ignore[arg-type]
     (samples,) = sample_videos(backbone, batch.prompts, clip, SamplerSpec(4, cfg.shift), seed=cfg.seed + SEED_OFFSET)
-    found = guard.looks[0].scores
+    found = guard.evaluations[0].scores
     assert found["reward"] == pytest.approx(reward.score_latents(samples.latents, batch.prompts).clip.tolist())
     assert found["imitated_reward"] == pytest.approx(judges.trained(samples.videos, batch.prompts).clip.tolist())
 

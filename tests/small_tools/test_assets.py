@@ -15,7 +15,7 @@ from rats_video.distillation.run_rewards import latent_space
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.student import load_card
-from rats_video.pretraining.reward import rank_correlation
+from rats_video.pretraining.ranks import rank_correlation
 from rats_video.rewards.latent import LatentReward
 from rats_video.rewards.reward import RewardConfig
 from rats_video.rewards.word import WordReward, WordRewardConfig

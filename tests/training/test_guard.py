@@ -73,7 +73,7 @@ def best_step(guard: Guard) -> int:
 def test_best_is_by_the_heldout_reward_not_by_the_trained_one(watch: Callable[..., Guard]) -> None:
     guard = watch(scores(0.1, 0.1), scores(0.3, 0.6), scores(0.9, 0.4))
     assert best_step(guard) == 10
-    assert finite_mean(guard.looks[1].scores["heldout_reward"]) == pytest.approx(0.6, abs=1e-6)
+    assert finite_mean(guard.evaluations[1].scores["heldout_reward"]) == pytest.approx(0.6, abs=1e-6)
 
 
 @pytest.mark.parametrize("broken", [{"dynamic_degree": 0.6}, {"saturation": 0.7}])
@@ -82,7 +82,7 @@ def test_student_that_froze_or_oversaturates_is_never_best(
 ) -> None:
     guard = watch(scores(0.1, 0.1), scores(0.3, 0.3), scores(0.9, 0.9, **broken))
     assert best_step(guard) == 10
-    (alarm,) = guard.looks[2].alarms
+    (alarm,) = guard.evaluations[2].alarms
     assert "the teacher's" in alarm
     err = capsys.readouterr().err
     assert (
@@ -90,20 +90,24 @@ def test_student_that_froze_or_oversaturates_is_never_best(
         in err
     )
     assert (
-        len(watch(scores(0.1, 0.1), scores(0.9, 0.9, **broken), motion_loss=0.5, saturation_gain=0.5).looks[1].alarms)
+        len(
+            watch(scores(0.1, 0.1), scores(0.9, 0.9, **broken), motion_loss=0.5, saturation_gain=0.5)
+            .evaluations[1]
+            .alarms
+        )
         == 0
     )
 
 
 def test_monitor_that_was_broken_at_the_start_raises_no_alarm_but_is_not_best(watch: Callable[..., Guard]) -> None:
     guard = watch(*(scores(0.1 * i, 0.1 * i, dynamic_degree=0.2) for i in range(3)))
-    assert [look.alarms for look in guard.looks] == [(), (), ()]
+    assert [look.alarms for look in guard.evaluations] == [(), (), ()]
     assert guard.best is None
 
 
 def test_alarm_wants_a_clear_rise_and_a_clear_fall(watch: Callable[..., Guard]) -> None:
     def alarms(*change: float) -> int:
-        return len(watch(scores(0.3, 0.6), scores(0.3 + change[0], 0.6 + change[1])).looks[1].alarms)
+        return len(watch(scores(0.3, 0.6), scores(0.3 + change[0], 0.6 + change[1])).evaluations[1].alarms)
 
     assert alarms(0.3, -0.3) == 1
     assert alarms(0.3, 0.0) == 0  # within the noise of six clips
@@ -115,14 +119,14 @@ def test_part_of_the_heldout_reward_may_fall_while_the_whole_rises(watch: Callab
     part = "heldout_reward/motion"
     start = {part: 0.5, **scores(0.1, 0.1)}
     guard = watch(start, {part: 0.2, **scores(0.5, 0.3)}, teacher={part: 0.5})
-    (alarm,) = guard.looks[1].alarms
+    (alarm,) = guard.evaluations[1].alarms
     assert "the heldout reward/motion fell by 0.3" in alarm
     assert best_step(guard) == 10
 
 
 def test_reward_of_latents_that_rises_while_the_imitated_one_falls_is_an_alarm(watch: Callable[..., Guard]) -> None:
     looks = ({"imitated_reward": 0.5, **scores(0.1, 0.1)}, {"imitated_reward": 0.2, **scores(0.5, 0.1)})
-    (alarm,) = watch(*looks, teacher={"imitated_reward": 0.5}).looks[1].alarms
+    (alarm,) = watch(*looks, teacher={"imitated_reward": 0.5}).evaluations[1].alarms
     assert "the reward rose by 0.4" in alarm
     assert "the imitated reward fell by 0.3" in alarm
 
@@ -159,14 +163,14 @@ def test_without_a_heldout_reward_the_trained_one_chooses_and_monitors_still_wat
     for step in (0, 1, 2):
         guard.evaluate(rats, step, 0.0)
     assert best_step(guard) == 1
-    assert len(guard.looks[2].alarms) == 1
+    assert len(guard.evaluations[2].alarms) == 1
 
 
 def test_scores_that_are_not_numbers_are_left_out(watch: Callable[..., Guard]) -> None:
     assert finite_mean([1.0, float("nan"), 3.0]) == 2.0
     guard = watch(scores(0.1, 0.1), scores(0.5, float("nan")))
     assert best_step(guard) == 0
-    assert guard.looks[1].alarms == ()
+    assert guard.evaluations[1].alarms == ()
 
 
 def test_alarm_may_stop_the_run_or_strengthen_shaping(watch: Callable[..., Guard]) -> None:
@@ -202,8 +206,8 @@ def test_resumed_guard_knows_what_was_seen_until_its_checkpoint(watch: Callable[
     watch(*SEEN)  # and what came after it
     again = Guard(guard.cfg, guard._clips, guard._run)
     again.load_state(record)
-    assert again.looks == guard.looks
-    assert again.best == guard.looks[1]
+    assert again.evaluations == guard.evaluations
+    assert again.best == guard.evaluations[1]
     assert json.loads(guard._run.guard.read_text()) == record
     assert not again.is_due(20, last=35)
     assert [step for step in range(21, 36) if again.is_due(step, last=35)] == [30, 35]
@@ -232,7 +236,7 @@ def test_lost_best_student_is_not_chosen_and_looked_at_anew(
     again.load_state(guard.record)
     assert best_step(again) == 10
     assert f"{weights.parent}: the best student so far is lost: student.safetensors is not" in capsys.readouterr().err
-    assert [look.alarms for look in again.looks] == [look.alarms for look in guard.looks]
+    assert [look.alarms for look in again.evaluations] == [look.alarms for look in guard.evaluations]
     assert again.is_due(30, last=30)
     shutil.rmtree(guard._run.best)
     again.load_state(guard.record)

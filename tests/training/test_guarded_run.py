@@ -65,7 +65,7 @@ def test_resumed_run_saw_and_keeps_the_same(run: Run) -> None:
 
 def kept_step(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     monkeypatch.setattr(
-        Guard, "best", property(lambda guard: next((look for look in guard.looks if look.step == step), None))
+        Guard, "best", property(lambda guard: next((look for look in guard.evaluations if look.step == step), None))
     )
 
 

@@ -53,7 +53,7 @@ def test_every_line_fits(
     assert cfg.guard is not None
     guard = Guard(cfg.guard, None, RunFolder(tmp_path))  # type: ignore[arg-type]  # samples nothing
     guard._teacher = {"reward": [0.5]}
-    guard.looks = [GuardEvaluation(4, {"reward": [0.25]}, 0.01, alarms=("x" * 300,))]
+    guard.evaluations = [GuardEvaluation(4, {"reward": [0.25]}, 0.01, alarms=("x" * 300,))]
     view, written = make(width, "validation={every: 6}", "guard={every: 4}", guard=guard)
     view.on_start({"step": 0})
     before = len(shown(view, width))
