@@ -51,7 +51,7 @@ class TextCondition:
 
     @staticmethod
     def cat(parts: Sequence[TextCondition]) -> TextCondition:
-        """All prompts of all parts in one batch; shorter ones are padded with zero rows, which the mask leaves out."""
+        """All prompts of all parts in one batch; shorter ones are padded with zero rows, which the mask skips."""
         length = max(part.embeds.shape[1] for part in parts)
         masks = [_pad_rows(part.mask, length) for part in parts if part.mask is not None]
         pooled = [part.pooled for part in parts if part.pooled is not None]
@@ -72,7 +72,7 @@ def _pad_rows(rows: Tensor, length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What is kept of a rollout.
+    """The kept latents of a rollout.
 
     Args:
         sigmas: the K noise levels kept, falling; the last is 0 when the clip itself is kept.
@@ -101,7 +101,7 @@ class RewardScores:
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """What teacher and student both start from.
+    """Prompts and noise that teacher and student both start from.
 
     Args:
         index: which batch of the run this is.
@@ -109,8 +109,8 @@ class PromptBatch:
         noise: `[B, C, F, H, W]`.
         num_steps: the student's solver steps on this batch.
         grad_frames: latent frames whose pixels carry gradient to the reward; None = all of them.
-        part: which part of the batch this is, where it is worked on in parts.
-        seeds: one a prompt, for whatever else is drawn for it; they stay with their prompts in every part and process.
+        micro_batch: index of the micro-batch that this is.
+        seeds: one a prompt, for its other random numbers; the same in every micro-batch and process.
     """
 
     index: int
@@ -132,8 +132,8 @@ VelocityAndFeatures = Callable[[Tensor, Tensor, TextCondition], tuple[Tensor, Te
 class Reward(Protocol):
     """Scores clips. Differentiable rewards carry gradient from the scores to every frame they look at.
 
-    What an attribute does not say otherwise holds: `differentiable` (bool, True), and `looks_at(num_frames)`, the
-    indices of the frames that are scored (all).
+    Optional attributes: `differentiable` (default True) and `looks_at(num_frames)`, the indices of the frames that are
+    scored (default all).
     """
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
@@ -152,10 +152,10 @@ class LatentScorer(Protocol):
 
 @runtime_checkable
 class PromptChecker(Protocol):
-    """A reward that can tell beforehand which prompts it cannot judge."""
+    """A reward that can tell beforehand which prompts it cannot score."""
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        """Raise UserError for a prompt that cannot be judged; warn of those that are judged in part."""
+        """Raise UserError for a prompt that cannot be scored; warn of those that are scored in part."""
         ...
 
 
@@ -169,12 +169,12 @@ class Backbone(Protocol):
 
     @property
     def weights(self) -> dict[str, nn.Parameter]:
-        """What makes this role differ from the base: all of the denoiser, or one adapter; this is what is trained."""
+        """The trained weights, all of the denoiser or one adapter: they make this role differ from the base."""
         ...
 
     @property
     def device(self) -> device:
-        """Where the model computes."""
+        """The device that the model computes on."""
         ...
 
     def encode_text(self, prompts: Sequence[str]) -> TextCondition:

@@ -1,4 +1,4 @@
-"""Who looks on at a run."""
+"""The callbacks of a run: validation clips, the view, trackers."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from rats_video.types import Backbone
 
 def build_callbacks(
     cfg: DistillConfig,
-    judges: RunRewards | None,
+    rewards: RunRewards | None,
     student: Backbone,
     prompts: Sequence[str],
     run: RunFolder,
     guard: Guard | None,
     runtime: Runtime,
 ) -> list[Callback]:
-    """Those of this process: clips of the held-out prompts are made by all, only the main one shows and tells."""
+    """Callbacks of this process: all make clips of held-out prompts, the main one alone shows and tracks."""
     clips = None
-    if cfg.validation is not None and judges is not None:
-        chosen = guard_clips(cfg, judges, prompts[: cfg.validation.num_clips], runtime, cfg.validation.nfe)
+    if cfg.validation is not None and rewards is not None:
+        chosen = guard_clips(cfg, rewards, prompts[: cfg.validation.num_clips], runtime, cfg.validation.nfe)
         clips = ValidationClips(cfg.validation, chosen, student, run, cfg.training.steps, runtime)
     callbacks: list[Callback] = [] if clips is None else [clips]
     if runtime.is_main:

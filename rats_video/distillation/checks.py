@@ -12,7 +12,7 @@ from rats_video.optim import adamw8bit
 
 
 def check_compute(cfg: DistillConfig, device: torch.device) -> None:
-    """Find out before anything is loaded whether the levers work here and together.
+    """Check, before anything is loaded, that the memory options work here and together.
 
     Raises:
         UserError: they do not.
@@ -25,7 +25,7 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
                 "does not go with parallel.shard: its kernels take whole tensors", where="training.optimizer.kind",
                 fix="use adamw, whose state is split as well",
             )  # fmt: skip
-        adamw8bit()  # is it installed?
+        adamw8bit()  # raises if it is not installed
     if compute.offload == "none":
         return
     if cfg.parallel.shard:
@@ -40,7 +40,7 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
 
 
 def check_horizons(cfg: DistillConfig, student_steps: int) -> None:
-    """Raise UserError where teacher and student cannot be compared at that many student steps."""
+    """Raise UserError if teacher and student cannot be compared at that many student steps."""
     if not cfg.method.uses_teacher:
         return
     cfg.method.check_horizons(student_steps)

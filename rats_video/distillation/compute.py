@@ -1,4 +1,4 @@
-"""The `compute` part of a configuration, put to work: what a run may ask for, and the base model as it asks."""
+"""Puts the `compute` section of a configuration to work: devices, cached text, advice on memory."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from rats_video.errors import UserError
 
 
 def cached_text(cfg: DistillConfig, file: Path) -> TextCache | None:
-    """Prompts that are encoded already, if all are: by `prepare`, or an earlier start of the run.
+    """The encoded prompts of `prepare` or of an earlier start of the run; None if one is missing.
 
-    No text encoder is loaded then.
+    With them no text encoder is loaded.
 
     Raises:
         UserError: `prepare` encoded them with another one.
@@ -38,7 +38,7 @@ def cached_text(cfg: DistillConfig, file: Path) -> TextCache | None:
 
 
 def move_to_device(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
-    """Move a model that was loaded into host memory to the device, but for what `compute.offload` keeps there.
+    """Move a model from host memory to the device, except what `compute.offload` keeps there.
 
     What `parallel.shard` will split stays as well: it need not fit as a whole.
     """
@@ -78,7 +78,7 @@ def _text_identity(cfg: DistillConfig) -> str:
 
 
 def describe(cfg: DistillConfig, student: PipelineBackbone) -> dict[str, str]:
-    """What is really in force, asked of the objects: for the record and for a run's first line."""
+    """The settings that are in force, read from the objects: for the record and for a run's first line."""
     weights = cfg.student.weights
     trained = sum(weight.numel() for weight in student.weights.values())
     return {
@@ -89,10 +89,10 @@ def describe(cfg: DistillConfig, student: PipelineBackbone) -> dict[str, str]:
 
 
 def memory_advice(cfg: DistillConfig) -> str:
-    """The settings that would save memory and are not on, roughly the one that saves most first."""
+    """The settings that would save memory and are off, roughly the one that saves most first."""
     compute, weights = cfg.compute, cfg.student.weights
     is_full, in_chunks = isinstance(weights, FullWeightsConfig), _decodes_in_chunks(cfg)
-    levers = {
+    options = {
         "training.micro_batch_size=1": cfg.training.batch_size > 1 and cfg.training.micro_batch_size != 1,
         "compute.activation_checkpointing=true": not compute.activation_checkpointing,
         "compute.decode.window=2": in_chunks and compute.decode.window is None,
@@ -106,14 +106,14 @@ def memory_advice(cfg: DistillConfig) -> str:
         "compute.offload=block": compute.offload == "none" and not is_full and not compute.compile,
         "compute.decode.offload=true": in_chunks and compute.decode.checkpoint and not compute.decode.offload,
     }
-    unused = [setting for setting, helps in levers.items() if helps]
+    unused = [setting for setting, helps in options.items() if helps]
     if not unused:
         return "all levers are on: a smaller clip, or more GPUs with parallel.shard=true"
     return f"--set, the first saves most: {', '.join(unused)}"
 
 
 def _decodes_in_chunks(cfg: DistillConfig) -> bool:
-    """Whether the decoder takes a clip piece by piece, so that pieces can be left out or wait on the host."""
+    """True if the decoder takes a clip piece by piece, so that pieces can be skipped or wait on the host."""
     if cfg.compute.decode.small is not None:
         return True
     try:

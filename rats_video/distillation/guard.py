@@ -17,23 +17,23 @@ from rats_video.training.guard import HELDOUT, IMITATED, MOTION, REWARD, SATURAT
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import LatentScorer, Reward
 
-SEED_OFFSET = 2**20  # of the guard's noise from the run's seed: no evaluation starts there
+SEED_OFFSET = 2**20  # from the run's seed to that of the guard's noise: no evaluation starts there
 
 
 def build_guard(
     cfg: DistillConfig,
     options: GuardConfig,
-    judges: RunRewards,
+    rewards: RunRewards,
     prompts: Sequence[str],
     run: RunFolder,
     runtime: Runtime,
 ) -> Guard:
     """The guard with these options, on the first of the held-out prompts."""
-    return Guard(options, guard_clips(cfg, judges, prompts[: options.num_clips], runtime), run, runtime)
+    return Guard(options, guard_clips(cfg, rewards, prompts[: options.num_clips], runtime), run, runtime)
 
 
 def guard_clips(
-    cfg: DistillConfig, judges: RunRewards, prompts: Sequence[str], runtime: Runtime, num_steps: int | None = None
+    cfg: DistillConfig, rewards: RunRewards, prompts: Sequence[str], runtime: Runtime, num_steps: int | None = None
 ) -> GuardClips:
     """One clip a prompt, in `num_steps` student steps, else the first count it is trained for."""
     teacher = cfg.teacher
@@ -42,21 +42,21 @@ def guard_clips(
         clip=cfg.clip.spec,
         spec=SamplerSpec(num_steps or cfg.student.num_steps[0], cfg.shift),
         teacher=SamplerSpec(teacher.num_steps, cfg.shift, teacher.guidance_scale),
-        measures=guard_measures(cfg, judges, runtime.device),
+        measures=guard_measures(cfg, rewards, runtime.device),
         seed=cfg.seed + SEED_OFFSET,
         batch_size=cfg.evaluation.batch_size,
-        latent_measures=[] if judges.latent is None else [_latent_measure(judges.latent)],
+        latent_measures=[] if rewards.latent is None else [_latent_measure(rewards.latent)],
     )
 
 
-def guard_measures(cfg: DistillConfig, judges: RunRewards, device: torch.device) -> list[Measure]:
-    """Measures of pixels: the trained reward or what it imitates, the held-out one where there is one, the monitors."""
-    if judges.latent is None:
-        measures = [reward_measure(REWARD, judges.trained)]
+def guard_measures(cfg: DistillConfig, rewards: RunRewards, device: torch.device) -> list[Measure]:
+    """Measures of pixels: the trained reward or what it imitates, the held-out one if any, the monitors."""
+    if rewards.latent is None:
+        measures = [reward_measure(REWARD, rewards.trained)]
     else:  # what it imitates is not what the loss needs
-        measures = [_visiting(reward_measure(IMITATED, judges.trained), judges.trained, device)]
-    if judges.heldout is not None:
-        measures.append(_visiting(_with_parts(HELDOUT, judges.heldout), judges.heldout, device))
+        measures = [_visiting(reward_measure(IMITATED, rewards.trained), rewards.trained, device)]
+    if rewards.heldout is not None:
+        measures.append(_visiting(_with_parts(HELDOUT, rewards.heldout), rewards.heldout, device))
     if cfg.clip.num_frames > 1:
         measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
     measures.append(lambda videos, _: {SATURATION: saturation(videos).clip})
@@ -76,7 +76,7 @@ def _with_parts(name: str, reward: Reward) -> Measure:
 
 
 def _visiting(measure: Measure, reward: Reward, device: torch.device) -> Measure:
-    """Measure by a reward that is on the device only meanwhile: between looks its memory is the training's."""
+    """Keeps the reward on the device only while it scores, so that training can use the memory."""
 
     def move(to: torch.device | str) -> None:
         if isinstance(reward, nn.Module):

@@ -1,4 +1,4 @@
-"""What an evaluation measures of clips besides their rewards."""
+"""Measures of an evaluation beside the rewards: features, distances, latency."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ DECIDES = {".safetensors", ".json", ".txt", ".model"}
 
 @dataclass(frozen=True)
 class RunContext:
-    """What a run gives to its method; see `MethodContext`."""
+    """The run, as its method sees it while it is built; see `MethodContext`."""
 
     cfg: DistillConfig
     student: PipelineBackbone
@@ -107,19 +107,19 @@ def build_method(
 def build_rats(
     cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
 ) -> Rats:
-    """The same where it is RATS."""
+    """The same for RATS; raises UserError for another method."""
     return rats_of(cfg).build(RunContext(cfg, student, teacher, runtime))
 
 
 def rats_of(cfg: DistillConfig) -> RatsConfig:
-    """The settings of RATS; raises UserError where another method is trained."""
+    """The settings of RATS; raises UserError for another method."""
     if not isinstance(cfg.method, RatsConfig):
         raise UserError(f"is {cfg.method.kind}, which has no gate", where="method.kind", fix="only rats can do this")
     return cfg.method
 
 
 def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[str, object]:
-    """Everything a frozen teacher's rollout depends on besides prompts and noise, weights included."""
+    """All that a frozen teacher's rollout depends on besides prompts and noise, weights included."""
     folders = [resolve_folder(cfg.model, where="model"), *reward_folders(cfg.reward, where="reward")]
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
@@ -131,7 +131,7 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         "shift": cfg.shift,
         "dtype": cfg.compute.dtype,
         "clip": cfg.clip.model_dump(),
-        # What is left out is in the weights' hash, or changes nothing that a teacher does.
+        # The excluded keys are in the weights' hash, or change nothing that a teacher does.
         "decode": cfg.compute.decode.model_dump(exclude={"checkpoint", "offload", "window", "small"}),
         "reward": cfg.reward.model_dump(exclude=NOT_SCORED | {"terms": {"__all__": {"reward": NOT_SCORED}}}),
     }

@@ -1,4 +1,4 @@
-"""The `parallel` part of a configuration, put to work."""
+"""Puts the `parallel` section of a configuration to work."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rats_video.training.interrupt import StopRequest
 
 
 def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime) -> None:
-    """Split the roles' denoisers over processes where the configuration says so.
+    """Split the roles' denoisers over processes if the configuration says so.
 
     Raises:
         UserError: this model's clips cannot be shared.
@@ -31,7 +31,7 @@ def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: Pipeline
 
 
 def serve_rewards(cfg: DistillConfig, runtime: Runtime) -> None:
-    """What a reward rank does: load and check the reward, then answer its trainers until they have finished."""
+    """The work of a reward rank: load and check the reward, then answer its trainers until they have finished."""
     reward = build_reward(cfg.reward, runtime.device, where="reward", clip=cfg.clip.spec)
     prompts = load_prompts(cfg.prompts)
     check_rewards(cfg, reward, (*prompts.train, *prompts.heldout), runtime.device)

@@ -21,12 +21,12 @@ DIGESTS = {"VAE": vae_digest, "text encoder": text_digest}
 
 
 def check_cache(cache: ClipCache, folder: Path, *parts: str) -> None:
-    """Refuse a cache that was made with other parts than a pipeline folder's: its numbers mean nothing to them.
+    """Refuse a cache that was made with another VAE or text encoder than a pipeline's: its numbers mean nothing there.
 
     Args:
         cache: the clips.
         folder: of the pipeline.
-        parts: of `DIGESTS`; all of them where none is named.
+        parts: of `DIGESTS`; default all.
 
     Raises:
         UserError: a part is another one.
@@ -64,7 +64,7 @@ def with_data_digest(cfg: DistillConfig) -> DistillConfig:
 
 
 def build_real_data(cfg: DistillConfig, backbone: PipelineBackbone, runtime: Runtime) -> RealData | None:
-    """What the run's real-data term needs; None where it has none."""
+    """The clips of the run's real-data term; None if it has none."""
     real = cfg.method.real_data
     return None if real is None or real.weight == 0 else open_real_data(cfg, real, backbone, runtime)
 

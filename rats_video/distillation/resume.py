@@ -1,4 +1,4 @@
-"""Which settings a run may be given anew when it goes on."""
+"""The settings that a resumed run may change."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rats_video.config.changes import differences, pruned
 from rats_video.distillation.settings import DistillConfig
 
 FREE = {
-    # how it is planned, shared out, looked at and judged
+    # planning, processes, views and evaluation
     "architecture", "parallel", "validation", "tracking", "comparison", "evaluation", "heldout_reward",
     "training.checkpoint_every", "training.keep_checkpoints", "training.max_skipped", "training.faults",
     # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
@@ -25,7 +25,7 @@ WATCH = {"guard.every", "guard.choose", "guard.motion_loss", "guard.saturation_g
 def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
     """The dotted keys that decide what is learned and differ; `training.steps` is one where the rate decays to it."""
     free = FREE if after.training.optimizer.decay else FREE | {"training.steps"}
-    if before.guard is not None and after.guard is not None:  # whose looks are compared with one another
+    if before.guard is not None and after.guard is not None:  # its evaluations are compared with one another
         free = free - {"heldout_reward"}
         free = free | WATCH if {before.guard.on_alarm, after.guard.on_alarm} == {"warn"} else free
     return list(differences(before.model_dump(), after.model_dump(), "", free))

@@ -26,7 +26,7 @@ from rats_video.optim import ema_update_
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
     """The base model, checked against the clip size and the way it is to be decoded.
 
-    Where its prompts are encoded already, it comes without text encoder.
+    If its prompts are encoded already, it comes without text encoder.
     """
     check_compute(cfg, device)
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
@@ -40,7 +40,7 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
 
 
 def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
-    """Tell the base model what the run asks of it.
+    """Give the base model the run's clip, guidance and decoding.
 
     Raises:
         UserError: it cannot make or decode such clips.

@@ -23,7 +23,7 @@ VIDEO_REWARD = "method.video_reward"
 
 
 def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
-    """What a run trains on: the reward of pixels, alone or with T2V-Turbo's of the video, or a latent reward.
+    """The reward that a run trains on: of pixels, alone or with the method's further ones, or a latent reward.
 
     Raises:
         UserError: it cannot be loaded, or was trained for other latents than this run's.
@@ -43,14 +43,14 @@ def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
     here = latent_space(resolve_folder(cfg.model, where="model"), backbone, cfg.clip.spec)
     folder = resolve_folder(cfg.reward.path, where="reward.path")
 
-    def judge(imitated: RewardConfig) -> Reward:
+    def build(imitated: RewardConfig) -> Reward:
         return build_reward(imitated, backbone.device, where=str(folder / "config.json"), clip=cfg.clip.spec)
 
-    return LatentReward.load(folder, backbone.device, judge, here)
+    return LatentReward.load(folder, backbone.device, build, here)
 
 
 def latent_space(model: Path, backbone: PipelineBackbone, clip: ClipSpec) -> LatentSpace:
-    """Whose latents a run has: those of this model's folder and this clip size."""
+    """The space of a run's latents: of this model's folder and this clip size."""
     return LatentSpace(
         family=backbone.family,
         vae=weights_digest([model / "vae"]),
@@ -65,9 +65,9 @@ def latent_space(model: Path, backbone: PipelineBackbone, clip: ClipSpec) -> Lat
 
 @dataclass(frozen=True)
 class RunRewards:
-    """Who judges a run's pixels: what trains, or what it imitates if it scores latents, and what is held out.
+    """The rewards of a run: the trained one of pixels, and the held-out one.
 
-    `latent` is what trains, if it scores latents.
+    If a reward that scores latents trains, it is `latent`, and `trained` is the one that it imitates.
     """
 
     trained: Reward
@@ -76,7 +76,7 @@ class RunRewards:
 
 
 def load_run_rewards(cfg: DistillConfig, reward: Reward, device: torch.device) -> RunRewards:
-    """The judges of a run that trains on `reward`; raises UserError if one cannot be loaded."""
+    """The rewards of a run that trains on `reward`; raises UserError if one cannot be loaded."""
 
     def build(which: RewardConfig, where: str) -> Reward:
         return build_reward(which, device, where=where, clip=cfg.clip.spec)
@@ -96,15 +96,15 @@ def check_rewards(
     device: torch.device,
     latent_shape: Sequence[int] | None = None,
 ) -> RunRewards:
-    """Load the judges of a run that trains on `reward`, and try all of them on prompts and on two clips.
+    """Load the rewards of a run that trains on `reward`, and try all of them on prompts and on two clips.
 
     Raises:
         UserError: one of them cannot score a prompt or fails its self-test, or the loss has no gradient to climb.
     """
-    judges = load_run_rewards(cfg, reward, device)
+    rewards = load_run_rewards(cfg, reward, device)
     check_reward_prompts(reward, prompts)
-    if judges.trained is not reward:
-        check_reward_prompts(judges.trained, prompts)
+    if rewards.trained is not reward:
+        check_reward_prompts(rewards.trained, prompts)
     for key, term in _loss_terms(cfg, reward).items():
         in_loss = cfg.method.uses_gradient and term.weight != 0
         found = self_test(
@@ -113,11 +113,11 @@ def check_rewards(
         )  # fmt: skip
         if in_loss:
             found.require_loss()
-    if judges.heldout is not None:
-        check_reward_prompts(judges.heldout, prompts)
-        for key, term in terms_of(judges.heldout, "heldout_reward").items():
+    if rewards.heldout is not None:
+        check_reward_prompts(rewards.heldout, prompts)
+        for key, term in terms_of(rewards.heldout, "heldout_reward").items():
             self_test(term.reward, cfg.clip.spec, prompts, where=key, device=device, with_gradient=False)
-    return judges
+    return rewards
 
 
 def _loss_terms(cfg: DistillConfig, reward: Reward) -> dict[str, Term]:

@@ -1,4 +1,4 @@
-"""What every method has: its settings, the protocol that the training loop sees, and parts they share."""
+"""Base classes of methods and their settings, the protocol that the training loop sees, and functions they share."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class StepsConfig(Config):
         return self
 
     def gradient_steps(self, num_steps: int) -> tuple[int, ...]:
-        """Which of `num_steps` solver steps carry gradient."""
+        """The steps, of `num_steps` solver steps, that carry gradient."""
         match self.grad_steps:
             case None:
                 return tuple(range(num_steps))
@@ -54,7 +54,7 @@ WITH_GRADIENT = 3
 
 
 class BaseMethodConfig(Config):
-    """What every method has."""
+    """Keys of every method, and questions that the run asks of it."""
 
     trains_critic: ClassVar[bool] = False
     """True if other networks learn beside the student."""
@@ -93,10 +93,7 @@ class BaseMethodConfig(Config):
 
     @property
     def further_rewards(self) -> Mapping[str, tuple[Any, float]]:
-        """Rewards in the loss beside the run's: settings, of a type that methods do not see, and weight.
-
-        `video` is the key of `method.video_reward`.
-        """
+        """Rewards in the loss beside the run's: settings, of a type that methods do not see, and weights."""
         return {}
 
     def check_horizons(self, num_steps: int) -> None:
@@ -115,7 +112,7 @@ class BaseMethodConfig(Config):
 
 
 LogRow = dict[str, float]
-"""What is logged of a batch: `loss` and `reward/skipped` always, the rest by `group/name`."""
+"""Numbers logged of a batch: `loss` and `reward/skipped` always, the rest by `group/name`."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,7 @@ class Critic:
     """A network that learns beside the student, before each of its updates: DMD's fake score, a discriminator.
 
     Args:
-        weights: what of it trains; they go into every checkpoint, with their optimizer's state.
+        weights: its trained weights; they go into every checkpoint, with their optimizer's state.
         loss: `(batch, round) -> 0-d tensor with gradient to the weights, row to log` of the batch that the student is
             about to learn from. What it draws is a pure function of the batch's seeds and the round.
         optimizer: its own.
@@ -202,7 +199,7 @@ class MethodInputs(TypedDict):
 
 
 class MethodContext(Protocol):
-    """What a method may ask the run for while it is built. A method calls `inputs` first."""
+    """The run, as a method sees it while it is built. A method calls `inputs` first."""
 
     @property
     def seed(self) -> int:

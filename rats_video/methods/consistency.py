@@ -76,6 +76,6 @@ class Consistency(BaseMethod):
         row = {"consistency/loss": float(loss.detach()), SKIPPED: 0.0}
         if method.uses_gradient:
             path = student_rollout(self, batch, grad_steps=(batch.num_steps - 1,))
-            scores, judged = score_student_clip(self, batch, path.x0, with_gradient=True)
-            loss, row = loss - method.reward_weight * scores.clip.mean(), row | judged
+            scores, scored = score_student_clip(self, batch, path.x0, with_gradient=True)
+            loss, row = loss - method.reward_weight * scores.clip.mean(), row | scored
         return loss, {"loss": float(loss.detach()), **row}

@@ -50,7 +50,7 @@ class PairsConfig(Config):
 
 
 class BaseConsistencyConfig(BaseMethodConfig):
-    """What methods have that send points of the teacher's path to one place, and may raise a reward beside it."""
+    """Keys of methods that send points of the teacher's path to one place, and may raise a reward beside it."""
 
     uses_trajectory: ClassVar[bool] = True
 
@@ -59,12 +59,12 @@ class BaseConsistencyConfig(BaseMethodConfig):
 
     @property
     def uses_gradient(self) -> bool:
-        """With a weight on the reward."""
+        """True with a weight on the reward."""
         return self.reward_weight > 0
 
     @property
     def uses_teacher(self) -> bool:
-        """Always: its path."""
+        """True: the pairs lie on its path."""
         return True
 
 
@@ -101,7 +101,7 @@ class SegmentGrid:
 
     @classmethod
     def of(cls, teacher: Tensor, ends: Tensor) -> SegmentGrid:
-        """Of the teacher's grid `[M' + 1]` and the segments' ends, 1 ... 0; a level in both counts once."""
+        """Join the teacher's grid `[M' + 1]` and the segments' ends, 1 ... 0; a level in both counts once."""
         apart = (teacher[:, None] - ends[None]).abs().amin(dim=1) > SAME_SIGMA
         levels = torch.cat([teacher[apart], ends]).sort(descending=True).values
         next_end = [int((levels >= end - SAME_SIGMA).sum()) - 1 for end in ends.tolist()]
@@ -156,9 +156,9 @@ def draw_pairs(
 def consistency_loss(
     student: Backbone, pairs: TrajectoryPairs, prompts: tuple[str, ...], huber: float | None
 ) -> tuple[Tensor, Tensor]:
-    """How far apart the two points of each pair are sent, `[B]`, and where the student sends the farther one.
+    """Distance between the places that the two points of each pair are sent to, `[B]`, and the farther one's place.
 
-    Of the mean square `d` over a clip's latents it is `d` itself, or pseudo-Huber's `sqrt(d + huber^2) - huber`, whose
+    With the mean square `d` over a clip's latents it is `d`, or pseudo-Huber's `sqrt(d + huber^2) - huber`, whose
     gradient has the same size for all clips and segments that are farther off than `huber`.
     """
     text = student.encode_text(prompts)
@@ -171,7 +171,7 @@ def consistency_loss(
 
 
 def _step(latents: Tensor, velocity: Tensor, sigma: Tensor, end: Tensor) -> Tensor:
-    """The Euler step, from and to a level of each clip's own `[B]`."""
+    """The Euler step between two levels, of each clip's own `[B]`."""
     return latents + (end - sigma).view(-1, 1, 1, 1, 1) * velocity
 
 

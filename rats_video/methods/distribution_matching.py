@@ -56,7 +56,7 @@ class FakeScoreConfig(Config):
 
 
 NAME = "fake_score"
-"""Of the critic: its files in a checkpoint and its part of the log."""
+"""The critic's name: of its files in a checkpoint and of its rows in the log."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class DistributionMatching:
     """The two scores.
 
     Args:
-        teacher: whose guided score clips are drawn to.
+        teacher: its guided score draws the clips.
         fake: models the student's clips; starts as the base.
         cfg: how it is trained.
         shift: of the sigma grid, by which noise levels are drawn as well.
@@ -102,7 +102,7 @@ class DistributionMatching:
             x0: the student's clips `[B, C, F, H, W]`.
             batch: of these clips; noise and levels are drawn by its seeds.
             stream: tells draws apart where a step needs several.
-            text: they were made of; None = that of the batch.
+            text: the clips were made of it; None = that of the batch.
             teacher_at: clips whose noised version the teacher is asked about instead, with the same noise and level.
         """
         with torch.no_grad():

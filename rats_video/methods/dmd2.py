@@ -1,6 +1,6 @@
 """Distribution matching distillation, DMD2 (arXiv 2405.14867), the core of SenseFlow and AdvDMD.
 
-What the student is judged on is what it makes when used: its whole Euler rollout from noise (DMD2's backward
+The matched clips are those that the student makes when used: by its whole Euler rollout from noise (DMD2's backward
 simulation, section 4.4). Gradient goes back through the steps that `student.grad_steps` names, all unless it is set.
 DMD2 takes the x0 prediction of one step instead, since its students draw noise anew between steps, so that each
 prediction is a clip that the next step starts from; an Euler student's early predictions are never shown.
@@ -85,16 +85,16 @@ class Dmd2Config(BaseMethodConfig):
 
     @property
     def uses_gradient(self) -> bool:
-        """Where a reward term stands beside it."""
+        """True with a weight on the reward."""
         return self.reward_weight > 0
 
     @property
     def uses_teacher(self) -> bool:
-        """Where its rollouts are the discriminator's real clips."""
+        """True if its rollouts are the discriminator's real clips."""
         return self.gan is not None and self.real_data is None
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
-        """Rollouts for student and fake score, its updates, the gradient; a mean where some begin at real clips."""
+        """Rollouts for student and fake score, its updates, the gradient; a mean if some begin at real clips."""
         share = 1 - self.data_forcing * (1 - (num_steps + 1) / 2 / num_steps)  # of a rollout's steps that are made
         found = share * student + self.fake_score.evaluations(share * num_steps, guided)
         if self.gan is not None:
@@ -121,7 +121,7 @@ class Dmd2Config(BaseMethodConfig):
 
 @dataclass(frozen=True)
 class GeneratedClips:
-    """What the student made of a text, and the real clips that it began at, if it did; `[B, C, F, H, W]`."""
+    """The student's clips of a text, and the real clips that it began at, if any; `[B, C, F, H, W]`."""
 
     x0: Tensor
     text: TextCondition
@@ -130,7 +130,7 @@ class GeneratedClips:
 
 @dataclass(frozen=True, kw_only=True)
 class Dmd2(BaseMethod):
-    """Loss = distribution matching, with whatever the method asks for beside it.
+    """Loss = distribution matching, with the terms that the settings add.
 
     Args:
         matching: teacher and fake score.
@@ -159,8 +159,8 @@ class Dmd2(BaseMethod):
                 loss = loss + self.config.adversarial_reward.weight * policy
                 row["policy/loss"] = float(policy.detach())
         if self.config.reward_weight > 0 and made.real is None:  # real clips' captions are not at hand
-            scores, judged = score_student_clip(self, batch, made.x0, with_gradient=True)
-            loss, row = loss - self.config.reward_weight * scores.clip.mean(), row | judged
+            scores, scored = score_student_clip(self, batch, made.x0, with_gradient=True)
+            loss, row = loss - self.config.reward_weight * scores.clip.mean(), row | scored
         return loss, {"loss": float(loss.detach()), **row}
 
     @property
@@ -212,7 +212,7 @@ class Dmd2(BaseMethod):
         )
 
     def logit(self, gan: Discriminator, made: GeneratedClips, batch: PromptBatch) -> Tensor:
-        """Of clips of a batch `[B]`, noised to a level and with noise that are the same for all clips of a prompt."""
+        """Logits `[B]` of a batch's clips, noised; level and noise are the same for all clips of a prompt."""
         latents, _, sigma = self.matching.renoise(made.x0, batch, DISCRIMINATOR)
         return gan(latents, sigma, made.text)[1]
 
@@ -225,7 +225,7 @@ class Dmd2(BaseMethod):
         return policy_loss(Group(paths, tuple(map(RewardScores, logits)), policy), logits).mean()
 
     def real_clips(self, batch: PromptBatch) -> tuple[Tensor, TextCondition]:
-        """Clips `[B, C, F, H, W]` that count as real, and their text: a part's own of the cache, or the teacher's."""
+        """Clips `[B, C, F, H, W]` that count as real, and their text: of the cache, or the teacher's rollouts."""
         if self.clips is None:
             return self.teacher.rollout(batch).trajectory.x0, self.student.encode_text(batch.prompts)
         latents, text = self.clips(batch.index)
@@ -234,7 +234,7 @@ class Dmd2(BaseMethod):
         return latents[rows].to(where), text.map(lambda part: part[rows].to(where))
 
     def update_ema(self, updates: int, *, resumed: bool = False) -> None:
-        """With implicit distribution alignment the fake score moves towards the student (SenseFlow, section 4.1)."""
+        """Update an EMA teacher; implicit distribution alignment moves the fake score (SenseFlow, section 4.1)."""
         super().update_ema(updates, resumed=resumed)
         if self.config.ida is not None and not resumed:
             ema_update_(self.matching.fake.weights, self.student.weights, self.config.ida)

@@ -37,7 +37,7 @@ class DollarConfig(BaseConsistencyConfig):
     consistency_weight: NonNegativeFloat = 1.0
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
-        """The student's rollout, which both scores and the reward judge; the fake score's own; the pairs."""
+        """The student's rollout, for matching and the reward; the fake score's own; the pairs."""
         return student + self.fake_score.evaluations(num_steps, guided) + self.pairs.evaluations(teacher, guided)
 
     def build(self, context: MethodContext) -> Dollar:

@@ -1,4 +1,4 @@
-"""What a method draws for its clips: by each prompt's own seed, so that parts, processes and resumed runs agree."""
+"""Random numbers of a method, by each prompt's own seed: micro-batches, processes and resumed runs agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reward-aware gate: how much of the teacher's guidance is still wanted."""
+"""The reward-aware gate: the weight on shaping, which falls as the student's reward passes the teacher's."""
 
 from __future__ import annotations
 

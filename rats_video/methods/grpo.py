@@ -1,6 +1,6 @@
 """Group-relative policy gradient on a noisy sampler, for rewards with or without gradient.
 
-DanceGRPO (arXiv 2505.07818) and Flow-GRPO (arXiv 2505.05470): K noisy rollouts of a prompt are judged against one
+DanceGRPO (arXiv 2505.07818) and Flow-GRPO (arXiv 2505.05470): K noisy rollouts of a prompt are compared with one
 another, and the steps of those that scored above their group's mean become likelier. The noisy sampler exists in
 training alone: the student is evaluated, exported and used by Euler steps without noise, as every method's here.
 """
@@ -68,7 +68,7 @@ class Grpo(BaseMethod):
 
 
 def group_row(group: Group, batch: PromptBatch) -> LogRow:
-    """What to log of a group: means over the noisy rollouts, whose rewards the student's own need not match."""
+    """The log row of a group: means over the noisy rollouts, whose rewards the student's own need not match."""
     kept = group.kept
     if not bool(kept.all()):
         warn_skipped(batch.prompts, kept)

@@ -1,4 +1,4 @@
-"""Which noise levels both trajectories pass through."""
+"""Horizons: the noise levels that both trajectories pass through."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SAME_SIGMA = 1e-6  # the same grid point in float32
 
 @dataclass(frozen=True)
 class Horizons:
-    """Where the student's grid meets the teacher's.
+    """The noise levels at which the student's grid meets the teacher's.
 
     Args:
         sigmas: the K student noise levels below 1, falling to 0.

@@ -24,7 +24,7 @@ class ImitationConfig(BaseMethodConfig):
 
     @property
     def uses_teacher(self) -> bool:
-        """Always."""
+        """True: it is matched."""
         return True
 
     def check_horizons(self, num_steps: int) -> None:
@@ -48,10 +48,10 @@ class Imitation(BaseMethod):
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
-        guide, path = self.teacher.rollout(batch), student_rollout(self, batch)
-        by_horizon = shaping_by_horizon(path, guide.trajectory, motion_weight=self.config.shaping.motion_weight)
+        teacher, student = self.teacher.rollout(batch), student_rollout(self, batch)
+        by_horizon = shaping_by_horizon(student, teacher.trajectory, motion_weight=self.config.shaping.motion_weight)
         loss = weigh_horizons(by_horizon, self.config.shaping.horizon_weights).mean()
         apart = by_horizon.detach().mean(dim=(1, 2)).tolist()
-        row = {f"shaping/{sigma:.3f}": distance for sigma, distance in zip(path.sigmas, apart, strict=True)}
-        teacher = float(guide.scores.clip.mean())  # finite or not: nothing learns from it
-        return loss, {"loss": float(loss.detach()), "reward/teacher": teacher, SKIPPED: 0.0, **row}
+        row = {f"shaping/{sigma:.3f}": distance for sigma, distance in zip(student.sigmas, apart, strict=True)}
+        reward = float(teacher.scores.clip.mean())  # finite or not: nothing learns from it
+        return loss, {"loss": float(loss.detach()), "reward/teacher": reward, SKIPPED: 0.0, **row}

@@ -1,7 +1,7 @@
 """The group-relative policy objective: raises a reward that has no gradient.
 
 As GRPO does for flow models (Flow-GRPO, arXiv 2505.05470; DanceGRPO, arXiv 2505.07818), the student's sampler is made
-noisy, K rollouts of a prompt are judged against one another, and steps that led to better ones are made likelier.
+noisy, K rollouts of a prompt are compared with one another, and steps that led to better ones are made likelier.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PolicyConfig(Config):
     )
 
     def num_trained(self, num_steps: int) -> int:
-        """How many of `num_steps` steps learn from an update."""
+        """Number of steps, of `num_steps`, that learn from an update."""
         return math.ceil(self.trained_share * (num_steps - 1) - 1e-9)
 
     def evaluations(self, num_steps: int) -> float:
@@ -72,12 +72,12 @@ class StochasticRollout:
 
 @dataclass(frozen=True)
 class Group:
-    """K noisy rollouts of each of B prompts, and how they score.
+    """K noisy rollouts of each of B prompts, and their scores.
 
     Args:
         paths: K rollouts of B prompts.
         scores: K times the scores of B clips.
-        policy: what a lead over the others is worth.
+        policy: its settings.
     """
 
     paths: tuple[StochasticRollout, ...]
@@ -119,22 +119,22 @@ def sample_group(
 
     Args:
         student: the policy.
-        reward: judges the clips at the end.
+        reward: scores the clips at the end.
         batch: B prompts.
         sigmas: the student's grid `[N + 1]`.
-        policy: how many rollouts, how noisy, and how many of their steps learn.
-        reference: whose steps the student's are compared with.
-        through_last: whether the clips have gradient to the student, through the last step, which draws no noise.
-        with_gradient: whether the scores have gradient to the clips.
+        policy: number of rollouts, their noise, and the share of steps that learn.
+        reference: the student's steps are compared with its steps.
+        through_last: give the clips gradient to the student, through the last step, which draws no noise.
+        with_gradient: give the scores gradient to the clips.
     """
     assert len(batch.seeds) == len(batch.prompts), "one seed a prompt"
     paths = sample_rollouts(student, batch, sigmas, policy, reference=reference, through_last=through_last)
-    judged = [path.x0.view_as(path.x0) for path in paths]  # gradient from pixels comes back here, no other does
+    clips = [path.x0.view_as(path.x0) for path in paths]  # only the gradient from pixels comes back here
     with torch.set_grad_enabled(with_gradient):
-        scores = [score_clips(reward, student, clips, batch.prompts, batch.grad_frames) for clips in judged]
+        scores = [score_clips(reward, student, each, batch.prompts, batch.grad_frames) for each in clips]
     group = Group(paths, tuple(scores), policy)
-    for clips in judged:
-        block_gradient(clips, group.kept)
+    for each in clips:
+        block_gradient(each, group.kept)
     return group
 
 
@@ -159,7 +159,7 @@ def sample_rollouts(
 
 
 def trained_steps(index: int, num_steps: int, policy: PolicyConfig) -> Collection[int]:
-    """Which steps learn from batch `index`, of those that draw noise: chosen at random, in every process alike."""
+    """The steps that learn from batch `index`, of those that draw noise: random, the same in every process."""
     chosen = torch.randperm(num_steps - 1, generator=seeded(index, TRAINED_STEPS))
     return chosen[: policy.num_trained(num_steps)].tolist()
 
@@ -175,7 +175,7 @@ def stochastic_rollout(
     reference: VelocityFn | None = None,
     through_last: bool = False,
 ) -> StochasticRollout:
-    """The clips, and how likely the steps that led to them were, given each step's latents.
+    """One noisy rollout: the clips, and the likelihood of the steps that led to them, given each step's latents.
 
     Gradient flows through the likelihood of each trained step (None: all but the last), never from step to step: a
     step's latents are data. The last step draws nothing, so nothing about it is more or less likely; its clips may have
@@ -214,14 +214,14 @@ def half_mean_square(latents: Tensor) -> Tensor:
 
 
 def advantages(rewards: Tensor, *, normalize: bool) -> Tensor:
-    """How much better each of a group's K clips is than their mean, `[K, B]`, in the group's standard deviations.
+    """Lead of each of a group's K clips over their mean, `[K, B]`, in the group's standard deviations.
 
     Without `normalize` they are in the reward's own units, and the gradient of `policy_loss`, times `K / (K - 1)` and
     the count of a clip's latents, is an unbiased estimate of minus the gradient of the noisy student's expected reward
     with respect to the steps that draw noise (REINFORCE with the others' mean as baseline).
     """
     lead = rewards - rewards.mean(dim=0)
-    # Where all are alike there is nothing to prefer, and rounding is not to be blown up to a preference.
+    # If all are alike there is nothing to prefer: rounding must not become a preference.
     spread = rewards.std(dim=0, correction=0)
     return torch.where(spread > 1e-6, lead / spread.clamp(min=1e-6), 0.0) if normalize else lead
 

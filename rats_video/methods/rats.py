@@ -73,7 +73,7 @@ class RatsConfig(BaseMethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Rats(BaseMethod):
-    """What a step puts together; the guard may strengthen shaping."""
+    """Everything that `rats_step` puts together; the guard may strengthen shaping."""
 
     config: RatsConfig
     gate: GateFn

@@ -36,7 +36,7 @@ RealSource = Callable[[int], tuple[Tensor, TextCondition]]
 
 @dataclass(frozen=True)
 class RealClips:
-    """Real clips of a step, with what is drawn for them.
+    """Real clips of a step, with their random numbers.
 
     Args:
         latents: `[B, C, F, H, W]`.
@@ -52,7 +52,7 @@ class RealClips:
     place: float
 
     def parts(self, most: int) -> Iterator[RealClips]:
-        """The clips in at most that many parts."""
+        """The clips in at most that many micro-batches."""
         size = -(-len(self.latents) // most)
         for start in range(0, len(self.latents), size):
             yield self._rows(slice(start, start + size))
@@ -64,10 +64,10 @@ class RealClips:
 
 @dataclass(frozen=True)
 class RealData:
-    """Where real clips come from and what they count.
+    """The source of real clips, and their weight.
 
     Args:
-        source: of this process's clips.
+        source: gives this process's clips.
         weight: of their loss.
         batch_size: clips a step, over all processes.
         rows: which of them are this process's.
@@ -90,7 +90,7 @@ class RealData:
 
 
 def real_data_loss(student: Backbone, clips: RealClips, sigmas: Tensor) -> Tensor:
-    """`[B]`: how far one of the student's Euler steps leads from the straight path of a real clip, mean square.
+    """`[B]`: mean square distance of one of the student's Euler steps from the straight path of a real clip.
 
     The step starts at the noised clip `(1 - sigma) * x0 + sigma * noise` and should end at the clip noised to the next
     level, so this is shaping with the clip's own path for a teacher, in the same unit. It is flow matching's error of

@@ -34,7 +34,7 @@ class ReflConfig(BaseMethodConfig):
 
     @property
     def uses_gradient(self) -> bool:
-        """Always."""
+        """True: it is the loss."""
         return True
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002

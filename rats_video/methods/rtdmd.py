@@ -42,7 +42,7 @@ class RtdmdConfig(BaseMethodConfig):
 
     @property
     def uses_gradient(self) -> bool:
-        """Unless it is left out."""
+        """True with a weight on the reward."""
         return self.reward_weight > 0
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002

@@ -1,4 +1,4 @@
-"""How a sampler's latents are judged."""
+"""Scores of a sampler's latents."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from rats_video.types import PromptBatch
 class T2VTurboConfig(BaseConsistencyConfig):
     """Loss = consistency with the clip - reward_weight * (R + video_weight * R_video) of the clip that is predicted.
 
-    R is the run's reward, in the paper one that scores frames; both judge what the student predicts in one step.
+    R is the run's reward, in the paper one that scores frames; both score what the student predicts in one step.
     """
 
     kind: Literal["t2v_turbo"]
@@ -39,7 +39,7 @@ class T2VTurboConfig(BaseConsistencyConfig):
         return {} if self.video_reward is None else {"video": (self.video_reward, self.video_weight)}
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
-        """The pairs; the rewards judge what they predict."""
+        """The pairs; the rewards score what the student predicts there."""
         return self.pairs.evaluations(teacher, guided)
 
     def build(self, context: MethodContext) -> T2VTurbo:
@@ -57,11 +57,11 @@ class T2VTurbo(BaseMethod):
     config: T2VTurboConfig
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
-        """Loss of one batch, and what to log of it; the rewards judge the first pair of each clip."""
+        """Loss of one batch, and what to log of it; the rewards score the first pair of each clip."""
         ends = self.student.sigmas(1, self.shift)
         loss, predicted = trajectory_consistency_loss(self.student, self.teacher, batch, ends, self.config.pairs)
         row = {"consistency/loss": float(loss.detach()), SKIPPED: 0.0}
         if self.config.uses_gradient:
-            scores, judged = score_student_clip(self, batch, predicted, with_gradient=True)
-            loss, row = loss - self.config.reward_weight * scores.clip.mean(), row | judged
+            scores, scored = score_student_clip(self, batch, predicted, with_gradient=True)
+            loss, row = loss - self.config.reward_weight * scores.clip.mean(), row | scored
         return loss, {"loss": float(loss.detach()), **row}

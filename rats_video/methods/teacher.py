@@ -68,9 +68,9 @@ TeacherConfig = Annotated[FrozenTeacherConfig | EmaTeacherConfig, Field(discrimi
 
 @dataclass(frozen=True)
 class TeacherRollout:
-    """A teacher rollout as the student sees it: latents at the student's noise levels, and how the clip scores.
+    """A teacher rollout as the student sees it: latents at the student's noise levels, and the clip's scores.
 
-    `seconds` is what it took to make, where it was made for a store.
+    `seconds` is the time it took, if it was made for a cache.
     """
 
     trajectory: Trajectory
@@ -85,7 +85,7 @@ class RolloutCache(Protocol):
         """The stored rollout, or None."""
         ...
 
-    def save(self, batch: PromptBatch, guide: TeacherRollout) -> None:
+    def save(self, batch: PromptBatch, rollout: TeacherRollout) -> None:
         """Keep a rollout."""
         ...
 
@@ -96,9 +96,9 @@ class TeacherSampler:
     Args:
         backbone: the teacher's own model: the base for a frozen teacher, a twin of the student for an EMA one.
         reward: scores the decoded clips.
-        cfg: which teacher.
+        cfg: its settings.
         shift: of the sigma grid, the student's own.
-        store: where a frozen teacher's rollouts are kept, if anywhere.
+        cache: of a frozen teacher's rollouts, if there is one.
     """
 
     def __init__(
@@ -107,20 +107,20 @@ class TeacherSampler:
         reward: Reward,
         cfg: FrozenTeacherConfig | EmaTeacherConfig,
         shift: float,
-        store: RolloutCache | None = None,
+        cache: RolloutCache | None = None,
     ) -> None:
         self.backbone, self.cfg = backbone, cfg
-        self._reward, self._shift, self._store = reward, shift, store
+        self._reward, self._shift, self._cache = reward, shift, cache
         self._negative = backbone.encode_text([""])
         self._index = -1
-        self._guides: dict[int, TeacherRollout] = {}  # of this batch, by part
-        self._paths: dict[int, Trajectory] = {}  # likewise
+        self._rollouts: dict[int, TeacherRollout] = {}  # of this batch, by micro-batch
+        self._trajectories: dict[int, Trajectory] = {}  # likewise
         self._updates = 0
         self._saved_seconds = 0.0
 
     @property
     def guidance_scale(self) -> float:
-        """The scale in force: an EMA teacher's fades as the student absorbs guidance into its own weights."""
+        """The current scale: an EMA teacher's fades as the student absorbs guidance into its own weights."""
         match self.cfg:
             case FrozenTeacherConfig():
                 return self.cfg.guidance_scale
@@ -133,40 +133,40 @@ class TeacherSampler:
     def rollout(self, batch: PromptBatch) -> TeacherRollout:
         """The rollout for a batch; one rollout serves all the updates that see the same batch."""
         self._forget_other_batches(batch.index)
-        if batch.micro_batch in self._guides:
-            return self._guides[batch.micro_batch]
-        if self._store is None:
-            guide = self._judged_rollout(batch)
-        elif (found := self._store.load(batch)) is not None:
-            guide = found
+        if batch.micro_batch in self._rollouts:
+            return self._rollouts[batch.micro_batch]
+        if self._cache is None:
+            made = self._scored_rollout(batch)
+        elif (found := self._cache.load(batch)) is not None:
+            made = found
             self._saved_seconds += found.seconds
         else:
             began = time.perf_counter()
-            guide = self._judged_rollout(batch)
+            made = self._scored_rollout(batch)
             if batch.noise.is_cuda:
                 torch.cuda.synchronize()
-            guide = replace(guide, seconds=time.perf_counter() - began)
-            self._store.save(batch, guide)
-        self._guides[batch.micro_batch] = guide
-        return guide
+            made = replace(made, seconds=time.perf_counter() - began)
+            self._cache.save(batch, made)
+        self._rollouts[batch.micro_batch] = made
+        return made
 
     def take_saved_seconds(self) -> float:
-        """What the rollouts found in the store since the last call had taken to make."""
+        """The seconds that the rollouts found in the cache since the last call had taken to make."""
         saved, self._saved_seconds = self._saved_seconds, 0.0
         return saved
 
     @torch.no_grad()
     def trajectory(self, batch: PromptBatch) -> Trajectory:
-        """Every point of the rollout for a batch, its noise first; kept like `guide`, never judged and never stored."""
+        """Every point of the rollout for a batch, its noise first; never scored and never cached."""
         self._forget_other_batches(batch.index)
-        if batch.micro_batch not in self._paths:
+        if batch.micro_batch not in self._trajectories:
             sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
-            self._paths[batch.micro_batch] = self._rollout(batch, sigmas, keep=range(len(sigmas)))
-        return self._paths[batch.micro_batch]
+            self._trajectories[batch.micro_batch] = self._rollout(batch, sigmas, keep=range(len(sigmas)))
+        return self._trajectories[batch.micro_batch]
 
     def _forget_other_batches(self, index: int) -> None:
         if index != self._index:
-            self._index, self._guides, self._paths = index, {}, {}
+            self._index, self._rollouts, self._trajectories = index, {}, {}
 
     @phase("teacher")
     def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
@@ -175,7 +175,7 @@ class TeacherSampler:
             return self.backbone.velocity(latents, sigma, text)
         return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, text)
 
-    def _judged_rollout(self, batch: PromptBatch) -> TeacherRollout:
+    def _scored_rollout(self, batch: PromptBatch) -> TeacherRollout:
         sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
         horizons = match_horizons(self.backbone.sigmas(batch.num_steps, self._shift), sigmas)
         path = self._rollout(batch, sigmas, horizons.keep)
@@ -194,9 +194,9 @@ class TeacherSampler:
         )
 
     def update_ema(self, student: Backbone, updates: int, *, resumed: bool = False) -> None:
-        """After the student's `updates`-th optimizer step: an EMA teacher moves after it, a frozen one stays.
+        """Called after the student's `updates`-th update: moves an EMA teacher, not a frozen one.
 
-        `resumed` only tells how many updates are done: the average came with the checkpoint, or the step is left out.
+        With `resumed` it only sets the counter: the average came with the checkpoint, or the step was skipped.
         """
         self._updates = updates
         if isinstance(self.cfg, EmaTeacherConfig) and not resumed:

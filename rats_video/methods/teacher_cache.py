@@ -25,7 +25,7 @@ class DiskRolloutCache:
 
     Args:
         root: parent folder.
-        identity: what the teacher, its reward and its sampling are; rollouts of another identity are never mixed in.
+        identity: of teacher, reward and sampling; rollouts of another identity are never mixed in.
         device: where loaded tensors go.
         runtime: the processes that store theirs beside each other; what one of them lacks is none for all, because a
             teacher whose weights are split over them must be rolled out by all of them together.
@@ -41,9 +41,9 @@ class DiskRolloutCache:
         return self._folder / f"{batch.index:06d}-{batch.num_steps}-{content.hexdigest()[:12]}.safetensors"
 
     def load(self, batch: PromptBatch) -> TeacherRollout | None:
-        """The stored rollout, or None; a damaged file, of which it warns, is as good as none."""
-        guide = self._read(self._path(batch))
-        return None if self._runtime.any(guide is None) else guide
+        """The stored rollout, or None; a damaged file counts as none, with a warning."""
+        rollout = self._read(self._path(batch))
+        return None if self._runtime.any(rollout is None) else rollout
 
     def _read(self, path: Path) -> TeacherRollout | None:
         if not path.exists():
@@ -53,25 +53,25 @@ class DiskRolloutCache:
                 tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
                 written, digest = file.metadata()["guide"], file.metadata()["sha256"]
             if digest == _digest(path, written, tensors):
-                return _guide({name: tensor.to(self._device) for name, tensor in tensors.items()}, json.loads(written))
+                return _parse({name: tensor.to(self._device) for name, tensor in tensors.items()}, json.loads(written))
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-            pass  # whatever it is, it is no rollout
+            pass  # it is no rollout
         warn("damaged, computed again", where=f"teacher rollout {path}")
         return None
 
-    def save(self, batch: PromptBatch, guide: TeacherRollout) -> None:
+    def save(self, batch: PromptBatch, rollout: TeacherRollout) -> None:
         """Write a rollout whole or not at all; one that is not finite is not kept.
 
         Raises:
             UserError: it cannot be written.
         """
-        path, trajectory, scores = self._path(batch), guide.trajectory, guide.scores
+        path, trajectory, scores = self._path(batch), rollout.trajectory, rollout.scores
         tensors = {f"latents.{k}": latents for k, latents in enumerate(trajectory.latents)}
         tensors |= {f"part.{name}": part for name, part in scores.parts.items()} | {"clip": scores.clip}
         if scores.frames is not None:
             tensors["frames"] = scores.frames
         header = {
-            "sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts), "seconds": guide.seconds
+            "sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts), "seconds": rollout.seconds
         }  # fmt: skip
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in host.values()):
@@ -90,9 +90,9 @@ def _digest(path: Path, header: str, tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _guide(tensors: dict[str, Tensor], header: dict[str, Any]) -> TeacherRollout:
+def _parse(tensors: dict[str, Tensor], header: dict[str, Any]) -> TeacherRollout:
     latents = tuple(tensors[f"latents.{k}"] for k in range(len(header["sigmas"])))
     parts = {name: tensors[f"part.{name}"] for name in header["parts"]}
     scores = RewardScores(tensors["clip"], tensors.get("frames"), parts)
     path = Trajectory(tuple(header["sigmas"]), latents, header["nfe"])
-    return TeacherRollout(path, scores, header.get("seconds", 0.0))  # rollouts of before do not say
+    return TeacherRollout(path, scores, header.get("seconds", 0.0))  # older files have none
