@@ -42,7 +42,7 @@ PICKLED = {
 
 
 def is_embedded(name: str) -> bool:
-    """Whether a name is that of a folder that ships with the package."""
+    """True if a folder of that name ships with the package."""
     return name not in {"", ".", ".."} and "/" not in name and os.path.isdir(ASSETS / name)  # noqa: PTH112
 
 

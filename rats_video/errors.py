@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-"""What a terminal obeys or cannot show: control codes but tab and newline, changes of direction, surrogates."""
+"""Characters that a terminal obeys or cannot show: control codes but tab and newline, direction marks, surrogates."""
 
 
 class UserError(Exception):
@@ -50,7 +50,7 @@ class Interrupted(BaseException):  # no error, and no library's `except Exceptio
 
 
 class AsUserError(AbstractContextManager[None]):
-    """Turns whatever a library raises at a stranger's files into a `UserError` that ends with what it said.
+    """Turns any exception of a library at a stranger's files into a `UserError` that ends with its message.
 
     Tokenizers raise a bare `Exception`; which others are raised depends on where a damaged value is first used.
     """
@@ -68,13 +68,13 @@ class AsUserError(AbstractContextManager[None]):
 
 
 def warn(what: str, *, where: str = "") -> None:
-    """Say on stderr, as one line, what may not be as the user expects; the work goes on."""
+    """Print a one-line warning on stderr; the work continues."""
     line = f"warning: {where}: {what}" if where else f"warning: {what}"
     print(printable(line), file=sys.stderr)  # noqa: T201
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says first, or its name if it says nothing."""
+    """The first line of an exception's message, or its class name if it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

@@ -46,7 +46,7 @@ def split_path(prompt: str) -> tuple[str, MotionPath | None]:
 
 
 def is_point(word: str) -> bool:
-    """Whether a word is a point of a path, wherever it lies."""
+    """True if a word is a point of a path, wherever it lies."""
     return _POINT.fullmatch(word) is not None
 
 

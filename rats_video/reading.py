@@ -20,7 +20,7 @@ DAMAGED = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
     ImportError, SafetensorError,
 )  # fmt: skip
-"""What libraries raise, somewhere deep inside, at a model folder that is not what they take it for."""
+"""Errors that libraries raise deep inside at a wrong or damaged model folder."""
 
 
 def check_plain_file(path: Path) -> None:
@@ -52,7 +52,7 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 def read_json(path: Path, most: int = MOST_TEXT) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
         OSError: as `read_text`.
@@ -92,7 +92,7 @@ def _check_sizes(key: str, value: object) -> None:
 
 
 def strays(folder: Path) -> list[Path]:
-    """What under a folder is neither file nor folder: links that lead out of it, pipes, devices."""
+    """Entries under a folder that are neither file nor folder: links that lead out of it, pipes, devices."""
     root = Path(os.path.realpath(folder))  # Path.resolve raises at a loop of links
     found = (Path(parent, name) for parent, folders, files in os.walk(root) for name in (*folders, *files))
     return sorted(path for path in found if _strays(path, root))

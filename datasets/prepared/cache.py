@@ -1,8 +1,8 @@
 """Prepared clips on disk: latents and text in safetensors shards, a manifest, and one line a clip.
 
-    CACHE/manifest.json     CacheManifest: what all clips have in common
+    CACHE/manifest.json     CacheManifest: the properties that all clips share
     CACHE/clips.jsonl       ClipRecord a line, in the order of sources and time
-    CACHE/skipped.jsonl     datasets.records.Skipped a line
+    CACHE/skipped.jsonl     Skipped a line
     CACHE/shards/*.safetensors   clips of one bucket: `latents` [N, C, F, H, W], `embeds` [N, L, D]
                             (zero rows after a prompt's own), and where there are any `mask` [N, L], `pooled` [N, P]
     CACHE/empty_prompt.safetensors   the same text tensors, N = 1, of the empty prompt
@@ -82,7 +82,7 @@ class ClipRecord:
 
 @dataclass(frozen=True)
 class CacheManifest:
-    """What all clips of a cache have in common.
+    """The properties that all clips of a cache share.
 
     Args:
         format: version of this layout.
@@ -242,7 +242,7 @@ class ClipCache:
 
 
 def read_lines(path: Path, kind: type[T], *, fix: str) -> tuple[T, ...]:
-    """What `write_lines` wrote: dataclasses of a kind.
+    """The dataclasses that `write_lines` wrote.
 
     Raises:
         UserError: it cannot be read or is damaged; `fix` says what to do.

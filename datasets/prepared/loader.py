@@ -118,7 +118,7 @@ class ClipLoader:
 
 
 def turn(sizes: Sequence[int], step: int) -> tuple[int, int]:
-    """Which bucket's turn a step is, and how many turns it had before; each has its share of the clips in turns.
+    """The bucket whose turn a step is, and the turns it had before; each has its share of the clips in turns.
 
     The first bucket takes its share of the steps as evenly as whole numbers can, the second its share of those that
     are left, and so on: no step's answer needs another's.

@@ -1,4 +1,4 @@
-"""Which of two prepared clips is the better one, as people said: a JSONL file, and its split by sources."""
+"""People's preferences between prepared clips: a JSONL file, and its split by sources."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def _by_size(name: str, start: float | None, clips: ClipsByName) -> dict[tuple[i
 def split_by_source(
     links: Sequence[frozenset[str]], heldout: frozenset[str], wanted: int, seed: int
 ) -> list[bool | None]:
-    """Which pairs (or single clips) are to validate on, so that no source is on both sides.
+    """Chooses pairs (or single clips) to validate on, so that no source is on both sides.
 
     Sources that pairs link stay together: groups with a held-out source come first, then others in the order of a hash,
     until there are `wanted`. Where the links are one web, so that this would leave too few on one side, sources are
@@ -180,7 +180,7 @@ def split_by_source(
 
 
 def _roots(links: Sequence[frozenset[str]]) -> dict[str, str]:
-    """Of each source one that stands for all that it is linked with."""
+    """For each source, one that represents all that it is linked with."""
     parents: dict[str, str] = {digest: digest for link in links for digest in link}
 
     def root(digest: str) -> str:

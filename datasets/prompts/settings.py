@@ -1,4 +1,4 @@
-"""Where a run's prompts come from."""
+"""Settings of a run's prompts."""
 
 from __future__ import annotations
 

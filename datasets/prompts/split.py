@@ -24,7 +24,7 @@ from rats_video.errors import UserError
 
 @dataclass(frozen=True)
 class PromptSplit:
-    """Prompts the student trains on, and prompts it is judged on; no prompt is there twice.
+    """Prompts to train on, and prompts to score on; no prompt is there twice.
 
     Args:
         train: of the training.
@@ -60,7 +60,7 @@ def load_prompts(cfg: PromptsConfig) -> PromptSplit:
 
 
 def is_heldout(prompt: str, share: float) -> bool:
-    """Whether a prompt belongs to the held-out `share`: told from itself alone, so that no other prompt moves it."""
+    """True if a prompt belongs to the held-out `share`; depends on this prompt alone."""
     digest = hashlib.sha256(prompt.encode()).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
@@ -117,7 +117,7 @@ def _of_one_file(file: str, share: float) -> PromptSplit:
 
 
 def _of_cache(folder: Path) -> PromptSplit:
-    """What videos show may be said of others in the same words: such a caption is held out, and not trained on."""
+    """The captions of a cache. A caption that held-out videos share with others is held out, and not trained on."""
     cache = ClipCache(folder)
     captions = [record.caption for record in cache.records if record.caption.strip()]
     heldout = dict.fromkeys(record.caption for record in cache.of_split("heldout") if record.caption.strip())

@@ -1,4 +1,4 @@
-"""Ways a clip goes wrong, for preference pairs: each returns the damaged clips and which frames show the damage."""
+"""Corruptions of clips, for preference pairs: each returns the corrupted clips, and the frames that show it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _uniform(generator: Generator, batch: int, low: float, high: float) -> Tenso
 
 
 def _span(generator: Generator, clips: Tensor) -> Tensor:
-    """Damaged frames `[B, T]`: the whole clip in half of the cases, a random span of it in the others."""
+    """Corrupted frames `[B, T]`: the whole clip in half of the cases, a random span of it in the others."""
     batch, frames = clips.shape[:2]
     start = torch.randint(frames, (batch, 1), generator=generator)
     length = torch.randint(2, frames, (batch, 1), generator=generator)
@@ -95,14 +95,14 @@ CORRUPTIONS: tuple[Corruption, ...] = (noise, blur, flicker, ghosting, shuffle, 
 
 
 def corrupt(clips: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Damage each clip in one random way.
+    """Corrupt each clip in one random way.
 
     Args:
         clips: `[B, T, 3, height, width]` in [0, 1].
         generator: a CPU generator.
 
     Returns:
-        Damaged clips, and the frames that show damage, `[B, T]` bool.
+        Corrupted clips, and the frames that show it, `[B, T]` bool.
     """
     chosen = torch.randint(len(CORRUPTIONS), (len(clips),), generator=generator)
     damaged, frames = clips.clone(), torch.zeros(clips.shape[:2], dtype=torch.bool, device=clips.device)

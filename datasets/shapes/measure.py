@@ -49,7 +49,7 @@ _CHUNK = 4  # clips worked on at once: bounds the memory of a bulk reading, and 
 
 @dataclass(frozen=True)
 class ShapeReadings:
-    """What B clips show, whatever they were meant to show.
+    """The contents of B clips, whatever their prompts.
 
     Args:
         words: a `[B]` index into `WORDS[name]` for each name in `ATTRIBUTES`, `UNREADABLE` where no word holds.
@@ -70,7 +70,7 @@ class ShapeReadings:
 
 @dataclass(frozen=True)
 class ShapeMeasures:
-    """How well B clips show their prompts.
+    """Measures of how well B clips show their prompts.
 
     Args:
         attributes: `[B]` for each name in `ATTRIBUTES`, 1.0 where the clip shows the prompted word, else 0.0.
@@ -103,7 +103,7 @@ def measure_shapes(videos: Tensor, prompts: Sequence[str]) -> ShapeMeasures:
 
 
 def read_words(videos: Tensor) -> list[dict[str, str | None]]:
-    """What each of the clips `[B, T, 3, height, width]` shows, in words; None where no word holds."""
+    """The words that each of the clips `[B, T, 3, height, width]` shows; None where no word holds."""
     indices = {name: words.tolist() for name, words in read_shapes(videos).words.items()}
     return [
         {name: None if indices[name][b] == UNREADABLE else WORDS[name][indices[name][b]] for name in ATTRIBUTES}
@@ -125,7 +125,7 @@ def read_shapes(videos: Tensor) -> ShapeReadings:
 
 @torch.no_grad()
 def read_paths(videos: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the object of clips `[B, T, 3, height, width]`: relative x, y `[B, T, 2]`; whether it is seen `[B, T]`."""
+    """The object's place in clips `[B, T, 3, height, width]`: relative x, y `[B, T, 2]`, and if it is seen `[B, T]`."""
     scenes = [segment(part.float(), border_pixels(part.float())) for part in videos.split(_CHUNK)]
     height, width = videos.shape[-2:]
     size = videos.new_tensor([width, height]) * (SHAPES_CLIP.width / min(height, width))

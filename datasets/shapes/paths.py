@@ -79,7 +79,7 @@ def render_paths(
 
 
 def measure_paths(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
-    """How well clips `[B, T, 3, height, width]` follow their prompts' paths, read from pixels.
+    """Measures how well clips `[B, T, 3, height, width]` follow their prompts' paths, read from pixels.
 
     Returns:
         `path_distance` `[B]`, the mean distance of asked and made path in widths of the clip, over the frames in which

@@ -1,7 +1,7 @@
 """Endless captioned clips of one moving shape, rendered analytically.
 
 A clip shows one coloured shape gliding at constant velocity over a plain background. Its caption names every attribute,
-so what a model drew can be read back from pixels (`shapes_measure`) without any learned judge.
+so what a model drew can be read back from pixels (`measure`) without any learned judge.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def index_archive(path: Path, suffixes: frozenset[str]) -> list[Member]:
 
 
 def key_of(name: str) -> str:
-    """What the files of one sample share: the path up to the first dot of the file's name."""
+    """The name that the files of one sample share: the path up to the first dot of the file's name."""
     folder, slash, file = name.rpartition("/")
     return folder + slash + file.partition(".")[0]
 

@@ -42,7 +42,7 @@ UNREADABLE = "cannot be read"
 
 @dataclass(frozen=True)
 class ReadPlan:
-    """What to read of a source.
+    """The plan of what to read of a source.
 
     Args:
         digest: SHA-256 of its bytes; empty where they could not be read.

@@ -125,7 +125,7 @@ def _declared(file: BinaryIO, size: int) -> tuple[int, bool]:
 
 
 def _end_of_boxes(file: BinaryIO, size: int) -> int:
-    """Where the last box of an MP4 file ends; what follows the boxes, as some cameras leave it, is not asked."""
+    """The end of an MP4 file's last box; bytes after it, as some cameras write them, are ignored."""
     end = 0
     while end < size:
         file.seek(end)
@@ -140,7 +140,7 @@ def _end_of_boxes(file: BinaryIO, size: int) -> int:
 
 
 def is_upright(path: Path) -> bool:
-    """Whether an MP4 file says of all its tracks that they are shown as they are stored, not turned or mirrored."""
+    """True if an MP4 file shows all its tracks as they are stored, not turned or mirrored."""
     with path.open("rb") as file:
         matrices = list(_matrices(file, 0, path.stat().st_size))
     return b"tkhd" in dict(matrices) and all(matrix == _UPRIGHT for _, matrix in matrices)
@@ -167,7 +167,7 @@ def _matrices(file: BinaryIO, start: int, end: int) -> Iterator[tuple[bytes, byt
 
 
 def _end_of_segment(file: BinaryIO) -> int:
-    """Where the segment of a Matroska file ends; 0 if it was written without knowing."""
+    """The end of a Matroska file's segment; 0 if the file does not say."""
     file.seek(4)
     header = _variable(file)
     file.seek(header or 0, os.SEEK_CUR)

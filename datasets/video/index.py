@@ -1,4 +1,4 @@
-"""Which frames a video file displays, when, and where decoding may begin.
+"""The frames that a video file displays, their times, and where decoding may begin.
 
 An index is exact, or there is none. Where one packet is one frame and says when it is shown, packets are read and only
 the first is decoded. Everywhere else (edit lists, transport streams, packets without times, codecs that hide frames)
@@ -51,7 +51,7 @@ _UNITS = {
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """What a file displays.
+    """The frames that a file displays.
 
     Args:
         times: seconds `[N]` of each frame in the order of display, rising from 0.
@@ -80,7 +80,7 @@ class VideoIndex:
 
 
 def index_video(path: Path) -> VideoIndex:
-    """What a video file displays.
+    """The index of a video file.
 
     Raises:
         Unreadable: it cannot be read, or not to its end.
@@ -100,7 +100,7 @@ def index_video(path: Path) -> VideoIndex:
 
 @dataclass(frozen=True)
 class _Picture:
-    """What all frames have in common, as they are stored."""
+    """The properties that all stored frames share."""
 
     height: int
     width: int
@@ -113,7 +113,7 @@ class _Picture:
 
 
 def _declared_picture(stream: VideoStream) -> _Picture | None:
-    """What FFmpeg knows of the pictures without decoding one more, which costs as much as opening the file."""
+    """The pictures' properties as FFmpeg knows them without decoding, which costs as much as opening the file."""
     context = stream.codec_context
     if not (context.pix_fmt and context.height and context.width):
         return None
@@ -205,7 +205,7 @@ def _index(
 
 
 class _Start(Enum):
-    """What a key packet is to whoever begins to decode there."""
+    """Kind of a key packet as a place to begin decoding."""
 
     NONE = auto()  # no start: pictures after it may need ones before
     OPEN = auto()  # pictures shown before it may follow it
@@ -224,7 +224,7 @@ class _Units:
         self._parameters: set[bytes] = set()
 
     def start(self, packet: Packet[VideoStream]) -> _Start:
-        """What decoding from this packet on gives."""
+        """The kind of start that this packet is."""
         found = set()
         for unit in self._split(bytes(packet)):
             kind = unit[0] >> self._kinds.shift & self._kinds.mask

@@ -118,7 +118,7 @@ class IsolatedPool(Generic[Task, Result]):
                 yield job.task, job.outcome  # type: ignore[misc]  # None is a result like any other
 
     def _wait(self) -> None:
-        """Wait until something happens, and take it in."""
+        """Wait for an answer or a deadline, and handle it."""
         busy = [worker for worker in self._workers if worker.job or not worker.ready]
         nearest = min(worker.deadline for worker in busy)
         pause = None if nearest == float("inf") else max(0.0, nearest - time.monotonic())

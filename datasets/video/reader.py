@@ -48,7 +48,7 @@ class VideoReader:
 
     @property
     def reader(self) -> Reader:
-        """What decodes it."""
+        """The library that decodes it."""
         return "decord" if self._decord else "pyav"
 
     def frames(self, indices: Sequence[int]) -> NDArray[np.uint8]:
@@ -113,7 +113,7 @@ def open_video(path: Path) -> Iterator[VideoReader]:
 
 
 class _BatchReader(Protocol):
-    """What is used of `decord.VideoReader`."""
+    """The part of `decord.VideoReader` that is used."""
 
     def __len__(self) -> int: ...
     def get_batch(self, indices: NDArray[np.int64]) -> Any: ...

@@ -1,4 +1,4 @@
-"""What travels between the parts of `prepare`: a source video, a clip cut from it, a reason why there is none."""
+"""Records that the parts of `prepare` exchange: a source video, a clip cut from it, a reason why there is none."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CutClip:
 
 @dataclass(frozen=True)
 class ReadSource:
-    """What one source gave.
+    """The result of one source.
 
     Args:
         source: it.
@@ -77,6 +77,6 @@ class ReadSource:
 
 
 def split_of(digest: str, cfg: PrepareConfig) -> Literal["train", "heldout"]:
-    """Where all clips of a source go: by its content alone, so that no copy of it is on the other side."""
+    """The split of all clips of a source: by its content alone, so that no copy of it is in the other split."""
     drawn = int(hashlib.sha256(f"{cfg.seed} {digest}".encode()).hexdigest()[:16], 16) / 2**64
     return "heldout" if drawn < cfg.heldout else "train"

@@ -1,4 +1,4 @@
-"""Where one scene of a video ends and the next begins.
+"""Finds the cuts between the scenes of a video.
 
 Hard cuts only: a fade or dissolve of a second changes no neighbouring frames by much and is no cut, one of a few frames
 is (`CutConfig.margin_seconds` keeps clear of it). PySceneDetect's detectors measure the mean change of pixels, which
@@ -20,11 +20,7 @@ Signature = NDArray[np.float64]
 
 WINDOW_SECONDS = 0.2  # looked at on both sides of a cut; a shorter scene is a flash
 _MOST_WINDOW = 12  # frames
-_BINS, _PARTS, _SIDE = (
-    8,
-    3,
-    64,
-)  # a colour channel, a side of the picture, pixels of the shorter side that are looked at
+_BINS, _PARTS, _SIDE = 8, 3, 64  # bins a colour channel, parts a side of the picture, pixels of its shorter side
 _CHUNK_BYTES = 2**25  # of frames that are read at a time
 _STANDS_OUT = 2.0  # times what changes within the scenes around a cut: a whipping camera changes as much all along
 
@@ -33,7 +29,7 @@ def find_scenes(video: Any, first: int, stop: int, threshold: float) -> list[ran
     """The scenes that frames `first` to `stop - 1` are made of.
 
     Args:
-        video: as `datasets.video_reader.open_video` gives it; a few frames are held at a time.
+        video: as `datasets.video.reader.open_video` gives it; a few frames are held at a time.
         first: index of a frame.
         stop: index after the last.
         threshold: 0 to 1; see `find_cuts`.

@@ -21,7 +21,7 @@ _SPLITS = dict(zip(("train", "heldout"), split_combinations(), strict=True))
 
 @dataclass(frozen=True)
 class _Shape:
-    """What clip `index` shows: a pure function of the configuration's seed and buckets, and the index."""
+    """The contents of clip `index`: a pure function of the configuration's seed and buckets, and the index."""
 
     index: int
     cfg: PrepareConfig

@@ -1,4 +1,4 @@
-"""What a user gives, as a list of source videos: a folder, a table, archives, prompts, or the synthetic shapes."""
+"""Lists the source videos of a user: a folder, a table, archives, prompts, or the synthetic shapes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ BAD_NAME = "file name is not UTF-8"
 
 @dataclass(frozen=True)
 class SourceList:
-    """What SOURCE holds: `videos` to read, in a fixed order, and what is no use, with the reason."""
+    """Contents of SOURCE: `videos` to read, in a fixed order, and the skipped rest, with reasons."""
 
     videos: tuple[SourceVideo, ...]
     skipped: tuple[Skipped, ...] = ()
@@ -140,7 +140,7 @@ def _in_file(path: Path) -> Iterator[Found]:
 
 
 def _in_folder(top: Path) -> Iterator[Found]:
-    """What lies below a folder; what a table does not list, below its own folder, is skipped."""
+    """The sources below a folder; files that a table does not list, below its own folder, are skipped."""
     root = os.path.realpath(top)
     inside = [root]
     if os.path.basename(parent := os.path.dirname(root)) == "snapshots":  # noqa: PTH119, PTH120

@@ -1,4 +1,4 @@
-"""Which frames of a video become clips: pure planning, without a picture.
+"""Chooses the frames of a video that become clips: pure planning, without a picture.
 
 A clip's k-th frame is the one displayed nearest to k / fps seconds after its first. Where the source shows fewer frames
 a second than the clip, frames come twice: nothing is invented between them, and `Span.repeated` counts them.

@@ -139,7 +139,7 @@ def _row(item: dict[str, Any], used: dict[str, str | None]) -> VideoRow:
 
 
 def _seconds(value: Any) -> float | None:
-    """Of a number, or `1:02:03.5`; None of nothing."""
+    """Seconds of a number or `1:02:03.5`; None if empty."""
     if value is None or value == "":
         return None
     if isinstance(value, bool | list | dict):

@@ -1,4 +1,4 @@
-"""What every configuration model shares, and the pieces that more than one command uses."""
+"""The base of all configuration models, and the types and parts that several of them use."""
 
 from __future__ import annotations
 

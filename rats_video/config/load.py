@@ -57,7 +57,7 @@ def load_config(model: type[ModelT], name_or_path: str, *, group: str, overrides
 
 
 def read_tree(path: Path) -> Tree:
-    """What a config file says itself: checked against no model, and what it extends is not read.
+    """A config file's own content, checked against no model, without the configs that it extends.
 
     Raises:
         UserError: it cannot be read, or holds no YAML mapping.

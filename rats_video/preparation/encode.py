@@ -1,4 +1,4 @@
-"""From clips of pixels to shards of latents and text, unit by unit."""
+"""Turns clips of pixels into shards of latents and text, unit by unit."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ Size = tuple[int, int, int]
 
 
 class Encoder(Protocol):
-    """What is needed of a backbone."""
+    """The part of a backbone that is needed."""
 
     @property
     def device(self) -> torch.device:
-        """Where its models are."""
+        """The device of its models."""
         ...
 
     def encode(self, videos: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class _BucketBuffer:
 
 @dataclass(frozen=True)
 class SourceResult:
-    """What a source, or a piece of one, gave.
+    """The result of a source, or of a piece of one.
 
     Args:
         read: neither clips nor a reason why is a prompt alone.
@@ -98,11 +98,11 @@ class UnitEncoder:
         self._pieces: list[SourceResult] = []
         self._clips: list[KeptClip] = []
         self._thumbs: dict[str, Tensor] = {}
-        self._shelves: dict[Size, _BucketBuffer] = {}
+        self._buffers: dict[Size, _BucketBuffer] = {}
         self._num_shards = 0
 
     def add(self, mark: Fingerprint, given: SourceResult) -> int:
-        """Take what a source gave; returns how many clips.
+        """Take the result of a source; returns how many clips.
 
         Args:
             mark: the source as it was before it was read.
@@ -112,18 +112,18 @@ class UnitEncoder:
         cuts: tuple[CutClip | None, ...] = read.clips if read.clips or read.skipped else (None,)
         for cut in cuts:
             record = describe(read, cut, self._cfg)
-            shelf = self._shelves.setdefault(record.size, _BucketBuffer())
+            buffer = self._buffers.setdefault(record.size, _BucketBuffer())
             if cut is None:
-                shelf.encoded.append(len(self._clips))
+                buffer.encoded.append(len(self._clips))
             else:
-                shelf.waiting.append(len(self._clips))
-                shelf.frames.append(cut.frames)
+                buffer.waiting.append(len(self._clips))
+                buffer.frames.append(cut.frames)
                 self._thumbs[record.key] = thumbnail(cut.frames)
             self._clips.append(KeptClip(record, RunningStats()))
-            if len(shelf.waiting) == self._cfg.batch_size:
-                self._encode(shelf)
-            if len(shelf.encoded) >= self._cfg.shard_clips:
-                self._write_shard(shelf)
+            if len(buffer.waiting) == self._cfg.batch_size:
+                self._encode(buffer)
+            if len(buffer.encoded) >= self._cfg.shard_clips:
+                self._write_shard(buffer)
         self._pieces.append(given)
         if given.is_last:
             skipped = tuple(each for piece in self._pieces for each in piece.read.skipped)
@@ -134,11 +134,11 @@ class UnitEncoder:
         return len(cuts)
 
     def finish(self) -> None:
-        """Write what is left, and last of all the record."""
-        for shelf in self._shelves.values():
-            self._encode(shelf)
-            while shelf.encoded:
-                self._write_shard(shelf)
+        """Write the rest, and the record last."""
+        for buffer in self._buffers.values():
+            self._encode(buffer)
+            while buffer.encoded:
+                self._write_shard(buffer)
         if self._thumbs:
             with replacing(thumbs_path(self._folder, self._unit.number), "thumbnails") as aside:
                 save_file(self._thumbs, aside)
@@ -150,27 +150,27 @@ class UnitEncoder:
         prompts = [source.caption or "" for _, source in self._unit.sources]
         return TextCache.encode(self._encoder.encode_text, prompts)
 
-    def _encode(self, shelf: _BucketBuffer) -> None:
-        if shelf.frames:
-            videos = torch.stack(shelf.frames).to(self._encoder.device).float() / 255
+    def _encode(self, buffer: _BucketBuffer) -> None:
+        if buffer.frames:
+            videos = torch.stack(buffer.frames).to(self._encoder.device).float() / 255
             latents = self._encoder.encode(videos).cpu()
-            shelf.latents += to_dtype(latents, self._dtype, "the latents").split(1)
-            for place, row in zip(shelf.waiting, latents, strict=True):
+            buffer.latents += to_dtype(latents, self._dtype, "the latents").split(1)
+            for place, row in zip(buffer.waiting, latents, strict=True):
                 self._clips[place] = replace(self._clips[place], moments=moments_of(row))
-            shelf.encoded += shelf.waiting
-            shelf.waiting, shelf.frames = [], []
+            buffer.encoded += buffer.waiting
+            buffer.waiting, buffer.frames = [], []
 
-    def _write_shard(self, shelf: _BucketBuffer) -> None:
-        """Move the first clips from a shelf to the disk, a shard's worth at most."""
+    def _write_shard(self, buffer: _BucketBuffer) -> None:
+        """Move the first clips from a buffer to the disk, a shard's worth at most."""
         most, name = self._cfg.shard_clips, f"{self._unit.number:06d}-{self._num_shards:04d}.safetensors"
-        places, latents = shelf.encoded[:most], shelf.latents[:most]
+        places, latents = buffer.encoded[:most], buffer.latents[:most]
         text = self._texts.look_up([self._clips[place].record.caption for place in places], torch.device("cpu"))
         stored = stored_text(text, self._dtype)
         save_shard(self._folder / SHARDS / name, torch.cat(latents) if latents else None, stored)
         for row, place in enumerate(places):
             clip = self._clips[place]
             self._clips[place] = replace(clip, record=replace(clip.record, shard=name, row=row))
-        del shelf.encoded[:most], shelf.latents[:most]
+        del buffer.encoded[:most], buffer.latents[:most]
         self._num_shards += 1
 
 
@@ -220,7 +220,7 @@ def describe(read: ReadSource, cut: CutClip | None, cfg: PrepareConfig) -> ClipR
 
 
 def moments_of(latents: Tensor) -> RunningStats:
-    """Of the latents of one clip."""
+    """Statistics of one clip's latents."""
     values = latents.double()
     mean = values.mean()
     return RunningStats(values.numel(), mean.item(), (values - mean).square().sum().item())
@@ -242,7 +242,7 @@ def stored_text(text: TextCondition, dtype: torch.dtype) -> TextCondition:
 
 
 def save_empty_prompt(folder: Path, encoder: Encoder, dtype: torch.dtype) -> None:
-    """Write what guidance and prompt dropout need, unless it is there."""
+    """Write the encoded empty prompt, for guidance and prompt dropout, unless it exists."""
     if not (folder / EMPTY).is_file():
         save_shard(folder / EMPTY, None, stored_text(encoder.encode_text([""]), dtype))
 

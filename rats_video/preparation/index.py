@@ -1,4 +1,4 @@
-"""What a cache holds in the end: its index, its statistics, its manifest, all made from the units' entries."""
+"""A cache's index, statistics and manifest, all made from the units' entries."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class CacheIndex:
 
     @property
     def reasons(self) -> dict[str, list[Skipped]]:
-        """What was skipped by reason, the most frequent first."""
+        """Skipped sources and spans by reason, the most frequent first."""
         found = defaultdict(list)
         for each in self.skipped:
             found[each.reason].append(each)
@@ -55,7 +55,7 @@ class CacheIndex:
 
 
 def build_index(entries: Sequence[SourceRecord], unfit: Sequence[Skipped] = ()) -> CacheIndex:
-    """Put the sources' entries together; of clips with the same content the first is kept.
+    """Join the sources' entries; of clips with the same content the first is kept.
 
     Args:
         entries: in the order of the sources.
@@ -146,7 +146,7 @@ def headline(index: CacheIndex) -> str:
 
 
 def summary(index: CacheIndex) -> list[str]:
-    """What to show at the end: counts by size, and reasons with examples."""
+    """The lines to show at the end: counts by size, and reasons with examples."""
     sizes = Counter(size_name(record) for record in index.records)
     lines = [headline(index), *(f"  {count} of {size}" for size, count in sizes.most_common() if size)]
     for reason, found in index.reasons.items():

@@ -1,4 +1,4 @@
-"""What is to be done and what is done: sources in units, each with a record that is written when the unit is whole.
+"""Plan and progress: sources in units, each with a record that is written when the unit is whole.
 
     CACHE/units/000007.jsonl         an `Entry` a source; there once all shards of the unit are
     CACHE/units/000007.safetensors   the clips' thumbnails as JPEG bytes, by key
@@ -28,7 +28,7 @@ UNIT_SOURCES = 32  # a kill costs at most these; enough clips to fill a shard, f
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What tells, without reading it, whether a source is still the one that was prepared."""
+    """Identifies a source without reading it: tells if it is still the one that was prepared."""
 
     name: str
     caption: str | None
@@ -63,7 +63,7 @@ class RunningStats:
 
 @dataclass(frozen=True)
 class KeptClip:
-    """A clip that is in a shard, and what its latents are like."""
+    """A clip that is in a shard, and the statistics of its latents."""
 
     record: ClipRecord
     moments: RunningStats
@@ -71,7 +71,7 @@ class KeptClip:
 
 @dataclass(frozen=True)
 class SourceRecord:
-    """What became of one source.
+    """The result of one source.
 
     Args:
         source: which one, as it was.
@@ -171,7 +171,7 @@ def read_units(folder: Path) -> dict[int, tuple[SourceRecord, ...]]:
 
 
 def write_record(folder: Path, number: int, entries: Iterable[SourceRecord]) -> None:
-    """Say that a unit is done: the last thing that is written of it."""
+    """Write a unit's record, the last of its files: the unit is done."""
     write_lines(record_path(folder, number), entries, "unit's record")
 
 

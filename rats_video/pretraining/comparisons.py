@@ -43,10 +43,10 @@ class PairBatch:
 
 
 class PairSource(Protocol):
-    """Where pairs come from."""
+    """A source of pairs."""
 
     def __len__(self) -> int:
-        """How many there are to draw from."""
+        """The number of pairs to draw from."""
         ...
 
     def draw(self, size: int, generator: Generator) -> PairBatch:
@@ -69,11 +69,11 @@ class PreferencePairs:
         return sum(map(len, self._sizes))
 
     def draw(self, size: int, generator: Generator) -> PairBatch:
-        """See `Comparisons`."""
+        """See `PairSource`."""
         return self._compare(_draw(self._sizes, size, generator))
 
     def fixed(self, size: int) -> Iterator[PairBatch]:
-        """See `Comparisons`."""
+        """See `PairSource`."""
         return map(self._compare, _batches(self._sizes, size))
 
     def _compare(self, pairs: Sequence[Preference]) -> PairBatch:
@@ -124,13 +124,13 @@ class CorruptedPairs:
         return sum(map(len, self._sizes))
 
     def draw(self, size: int, generator: Generator) -> PairBatch:
-        """See `Comparisons`; ways are mixed."""
+        """See `PairSource`; ways are mixed."""
         records = _draw(self._sizes, size, generator)
         good = self._clips.videos(records, self._device)
         return _damaged(records, good, corrupt(good, generator), "mixed")
 
     def fixed(self, size: int) -> Iterator[PairBatch]:
-        """See `Comparisons`: each clip damaged in each way, or `cycle`."""
+        """See `PairSource`: each clip in each way, or `in_turn`."""
         for number, records in enumerate(_batches(self._sizes, size)):
             good = self._clips.videos(records, self._device)
             ways = [number % len(CORRUPTIONS)] if self._in_turn else range(len(CORRUPTIONS))

@@ -84,7 +84,7 @@ def _pieces(records: list[ClipRecord], length: int) -> Iterator[list[ClipRecord]
 
 
 def _name(cache: ClipCache, part: list[ClipRecord]) -> str:
-    """Of a file, by all that decides what is in it."""
+    """The name of a file, by a digest of all that decides its content."""
     content = [cache.manifest.vae, cache.manifest.settings, *((record.key, record.size) for record in part)]
     return f"{json_digest(content)[:32]}.safetensors"
 

@@ -19,7 +19,7 @@ from rats_video.seeds import seeded
 
 
 class FlowTrainConfig(Protocol):
-    """What training by flow matching reads of its settings."""
+    """The settings that training by flow matching reads."""
 
     @property
     def seed(self) -> int:

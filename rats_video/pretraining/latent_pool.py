@@ -1,4 +1,4 @@
-"""What a latent reward learns from: latents of many kinds, their decoded clips, and what the pixel reward says."""
+"""The training data of a latent reward: latents of many kinds, their decoded clips and pixel scores."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ class ScoredLatents:
 
     @classmethod
     def find(cls, path: Path, identity: str) -> ScoredLatents | None:
-        """What `save` wrote, if it is there, readable, and was made from the same."""
+        """The pool that `save` wrote, if it is readable and was made from the same settings."""
         if not path.is_file():
             return None
         try:

@@ -132,7 +132,7 @@ def pixel_loss(sketch: Tensor, small: Tensor, contrast_weight: float) -> Tensor:
 def score_loss(
     reward: LatentReward, sketch: Tensor, pool: ScoredLatents, chosen: Tensor, prompts: Sequence[str], column: int
 ) -> Tensor:
-    """How far sketches and clips are apart in their scores, parts and frame scores (Huber, by the scores' own spread).
+    """Distance of sketches and clips in their scores, parts and frame scores (Huber, by the scores' own spread).
 
     Against the prompts of that column of the pool; 0 is their own.
     """

@@ -74,7 +74,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often a reward scores the better clip of a pair higher; a tie is half right.
+    """The share of pairs whose better clip a reward scores higher; a tie is half right.
 
     Args:
         share: of the pairs that are ranked right.
@@ -94,7 +94,7 @@ class Accuracy:
 
     @property
     def beats_chance(self) -> bool:
-        """Whether the interval lies above a half."""
+        """True if the interval lies above a half."""
         return self.low > 0.5  # of two, one
 
 
@@ -191,7 +191,7 @@ def measure(reward: Reward, pairs: PairSource, batch_size: int) -> dict[str, Acc
 
 
 def accuracy(margins: Sequence[float], sources: Sequence[str]) -> Accuracy:
-    """Of score differences, better minus worse, and where each pair comes from."""
+    """The accuracy of score differences, better minus worse, of pairs from these sources."""
     right = [1.0 if margin > 0 else 0.5 if margin == 0 else 0.0 for margin in margins]
     share, num_sources = math.fsum(right) / len(right), len(set(sources))
     low, high = share_ci95(share, num_sources)
@@ -200,7 +200,7 @@ def accuracy(margins: Sequence[float], sources: Sequence[str]) -> Accuracy:
 
 @torch.no_grad()
 def calibration(reward: WordReward, pairs: PairSource, batch_size: int) -> dict[str, float]:
-    """How sure the quality column is beside how often it is right: `quality_confidence` and `quality_accuracy`.
+    """The quality column's confidence, and how often it is right: `quality_confidence` and `quality_accuracy`.
 
     The first is the mean of the greater probability that it gives to one of two clips; above the second it is too sure.
     """

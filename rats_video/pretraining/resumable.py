@@ -21,7 +21,7 @@ FREE_OF_PRETRAINING = {
     "validation",
     "micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile", "compute.offload",
 }  # fmt: skip
-"""Likewise, of `train vae | teacher | reward`: what comes after the last step, is only looked at, or saves memory."""
+"""Keys of a `train` configuration that a resumed training may change: they do not affect what is learned."""
 
 
 def changed_training(before: BaseModel, after: BaseModel) -> list[str]:
@@ -44,12 +44,12 @@ def resumable_steps(
     every: int = EVERY,
     runtime: Runtime = ALONE,
 ) -> Iterator[tuple[int, ProgressBar]]:
-    """Yield the steps that are still to do, each with the bar to advance, and keep what they made in `folder`.
+    """Yield the remaining steps, each with the bar to advance, and save checkpoints in `folder`.
 
-    All processes of `runtime` call it together, one of them writes.
+    All processes of `runtime` call it together; one of them writes.
 
-    What a step draws must depend on its number alone: then a training that goes on is, bit for bit, one that was not
-    interrupted.
+    The random draws of a step must depend on its number alone: then a resumed training equals an uninterrupted one, bit
+    for bit.
 
     Raises:
         UserError: a checkpoint cannot be written, or those that are there cannot be read.

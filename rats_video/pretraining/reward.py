@@ -66,7 +66,7 @@ _PREFERENCE_MARGIN = 0.1  # smoothness + constancy, each in [0, 1]
 
 
 class ClipTargets(NamedTuple):
-    """What N clips show: words `[N, V]` and, frame by frame, `[N, T, V]`, each 0 or 1; `craft` `[N]` in [0, 2].
+    """Contents of N clips: words `[N, V]` and, frame by frame, `[N, T, V]`, each 0 or 1; `craft` `[N]` in [0, 2].
 
     Craft is smoothness + constancy. A frame's colour and shape are its own, so that every frame set right counts; its
     other words are the clip's.
@@ -91,7 +91,7 @@ class ClipPool:
 
 
 def measured_targets(videos: Tensor) -> ClipTargets:
-    """What clips measurably show; all words of an attribute that cannot be read are 0."""
+    """The measured contents of clips; all words of an attribute that cannot be read are 0."""
     readings = read_shapes(videos)
     clip, frames = [], []
     for name in ATTRIBUTES:

@@ -1,4 +1,4 @@
-"""What a word reward is trained on: the words that clips show, and which of two clips is the better one."""
+"""Losses of a word reward: for the words that clips show, and for the better one of two clips."""
 
 from __future__ import annotations
 

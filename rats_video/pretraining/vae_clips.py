@@ -19,7 +19,7 @@ DrawFn = Callable[[int, int, tuple[int, ...]], Tensor]
 
 @dataclass(frozen=True)
 class VaeData:
-    """What a VAE learns from, and what it is judged on."""
+    """Clips to train a VAE on, and held-out ones to score it on."""
 
     train: DrawFn
     heldout: DrawFn

@@ -1,4 +1,4 @@
-"""Which words of captions are worth scoring."""
+"""The words of captions that are worth scoring."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ upon us very was we were what when where which while who whom whose why will wit
 def content_words(captions: Sequence[str], most: int, at_least: int) -> list[str]:
     """The most frequent words of captions, each counted once a caption.
 
-    Left out are function words, single letters, numbers, words of too few captions, and those of nearly all.
+    Skips function words, single letters, numbers, words of too few captions, and those of nearly all.
 
     Args:
         captions: one a clip.
