@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor, nn
 
 from rats_video.backbones.compute import DecodeConfig, LoraConfig
+from rats_video.backbones.family import DENOISER, Family
 from rats_video.backbones.folder import load_parts, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
 from rats_video.backbones.sizes import divide_clip
@@ -21,12 +21,10 @@ from rats_video.backbones.words import truncation_note, unknown_words
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.types import ClipSpec, TextCondition
 
-NUM_TRAIN_TIMESTEPS = 1000
-DENOISER = "transformer"  # the name of the part, or of the first of several
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
 
-class PipelineBackbone(ABC):
+class PipelineBackbone(Family):
     """A diffusers pipeline's models behind the `Backbone` protocol; a family is a subclass in a file of its own.
 
     An instance is the base model or one *role* on it: `twin()` has a denoiser of its own, `adapted(name)` shares the
@@ -36,23 +34,6 @@ class PipelineBackbone(ABC):
         parts: the pipeline's components by the names of its folders, their weights frozen but for the denoiser's; and
             the `settings` of its `model_index.json`.
     """
-
-    family: ClassVar[str]
-    """For messages: "Wan"."""
-    pipelines: ClassVar[tuple[str, ...]]
-    """`_class_name` in `model_index.json` of the folders this family loads, the first one first."""
-    denoiser_parts: tuple[str, ...] = (DENOISER,)
-    """The parts that denoise; two for a model of two experts."""
-    optional_parts: ClassVar[tuple[str, ...]] = ()
-    """Parts that some folders of the family lack: `model_index.json` gives them as `[null, null]` or not at all."""
-    settings: ClassVar[tuple[str, ...]] = ()
-    """Plain values of `model_index.json` that the constructor is given beside the parts, where they are there."""
-    lora_targets: ClassVar[tuple[str, ...]]
-    """Names of the linear layers that LoRA adapts unless the configuration names others."""
-    text_limit: ClassVar[int]
-    """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
-    exact_window: ClassVar[bool] = True
-    """Whether decoding a window of latent frames with gradient keeps all pixel values: not where later frames count."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
@@ -68,38 +49,6 @@ class PipelineBackbone(ABC):
         self.small_decoder: SmallDecoder | None = None
         self.text_cache: TextCache | None = None
         self.autocast: torch.dtype | None = None
-
-    # ------------------------------------------------------------------------------------------- what a family adds
-
-    @classmethod
-    @abstractmethod
-    def component_classes(cls) -> dict[str, Any]:
-        """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
-
-    @property
-    @abstractmethod
-    def patch_size(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns a token."""
-
-    @abstractmethod
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Encode B prompts as the family's pipeline does."""
-
-    @abstractmethod
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        """One call of the denoiser, as the family's pipeline makes it, turned into `noise - x0`."""
-
-    @abstractmethod
-    def _to_vae(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE wants them: the denoiser's normalisation undone."""
-
-    @abstractmethod
-    def _from_vae(self, latents: Tensor) -> Tensor:
-        """The inverse of `_to_vae`."""
-
-    @abstractmethod
-    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
-        """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
 
     # ------------------------------------------------------------------------------------------------------ loading
 
@@ -128,7 +77,7 @@ class PipelineBackbone(ABC):
         shapes = set() if with_denoiser else {DENOISER, *cls.optional_parts} & classes.keys()
         fix = f"give a folder that diffusers.{cls.pipelines[0]} loads"
         loaded = load_parts(folder, classes, device, dtype, family=cls.family, fix=fix, shapes=shapes)
-        return cls(**loaded, **{name: index[name] for name in cls.settings if name in index})
+        return cls(**loaded, **{name: index[name] for name in cls.settings if name in index}, **cls.options)
 
     def load_denoiser(self, folder: Path) -> Self:
         """The same model with the denoiser of another folder, e.g. a student's.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS
+from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 
 HIGH_NOISE, LOW_NOISE = "transformer", "transformer_2"  # folders of the pipeline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -79,6 +79,11 @@ class PathWanBackbone(WanBackbone):
     """
 
     @classmethod
+    def knows(cls, index: Mapping[str, Any]) -> bool:
+        """A Wan folder with a path encoder: stock diffusers loads it as well, and leaves the paths out."""
+        return super().knows(index) and bool(index.get(PATH_ENCODER))
+
+    @classmethod
     def component_classes(cls) -> dict[str, Any]:
         """The class of each part."""
         return {**super().component_classes(), PATH_ENCODER: PathEncoder}
@@ -111,6 +116,10 @@ class PathWanBackbone(WanBackbone):
             UserError: what follows it is no path.
         """
         return super().truncation_note(split_path(prompt)[0])
+
+    def stock_prompt(self, prompt: str) -> str:
+        """The caption: stock pipelines know nothing of motion paths."""
+        return split_path(prompt)[0]
 
     def _encode(self, prompts: Sequence[str]) -> TextCondition:
         """As Wan's captions; where there are paths, their rows come before the zero row, zero without a path."""

@@ -20,7 +20,8 @@ from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.students import load_student
 from rats_video.config.load import write_resolved
-from rats_video.export.card import escape, fenced
+from rats_video.export.card import escape
+from rats_video.export.usage import fenced
 from rats_video.export.verify import Difference
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
 from rats_video.inference.student import StudentCard, save_student
@@ -160,8 +161,8 @@ def test_run_and_its_student_are_the_same(command: Command, run: Path, tmp_path:
 def test_nothing_is_sampled_without_verification(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("sample_videos", "sample_stock"):
-        monkeypatch.setattr(f"rats_video.commands.export_model.{name}", lambda *_, **__: pytest.fail("sampled"))
+    for name in ("commands.export_model.sample_videos", "export.verify.sample_stock"):
+        monkeypatch.setattr(f"rats_video.{name}", lambda *_, **__: pytest.fail("sampled"))
     options = ["--format", "diffusers", "--no-verify", "--output", tmp_path / "out"]
     assert command("export", "model", run, *options).code == 0
 
