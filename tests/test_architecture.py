@@ -27,7 +27,7 @@ LAYERS = (
     {"backbones", "rewards", "datasets"},
     {"optim", "meta", "progress"},
     {"diffusion", "config"},
-    {"assets", "files", "motion_path", "reading", "runtime", "seeds", "timing", "web"},  # small tools everybody may use
+    {"assets", "files", "motion_path", "reading", "runtime", "seeds", "timing", "user_code", "web"},  # small tools
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
 )
 SEES_PROTOCOLS_ONLY = {"methods": {"backbones", "rewards"}}

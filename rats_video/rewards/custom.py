@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 import inspect
-import json
-import os
-import sys
-import traceback
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, JsonValue, field_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from rats_video.errors import UserError
 from rats_video.rewards.base import RewardKindConfig
 from rats_video.types import RewardScores
+from rats_video.user_code import Blame, Options, Target, load_code
 
 
 class CustomRewardConfig(RewardKindConfig):
@@ -33,29 +25,9 @@ class CustomRewardConfig(RewardKindConfig):
     folders = ()
 
     kind: Literal["custom"]
-    target: str = Field(description="`package.module:Name`; modules of the current directory are found too")
-    options: dict[str, JsonValue] = Field(
-        {}, description="named arguments: of the class, or of every call of the function"
-    )
+    target: Target = Field(description="`package.module:Name`; modules of the current directory are found too")
+    options: Options = Field({}, description="named arguments: of the class, or of every call of the function")
     differentiable: bool = Field(default=True, description="where its own attribute `differentiable` does not say it")
-
-    @field_validator("options")
-    @classmethod
-    def _can_be_written_down(cls, options: dict[str, Any]) -> dict[str, Any]:
-        json.dumps(options, allow_nan=False)  # raises ValueError at infinity, and at integers of thousands of digits
-        return options
-
-    @field_validator("target")
-    @classmethod
-    def _is_module_and_name(cls, target: str) -> str:
-        module, _, name = target.partition(":")
-        if not all(part.isidentifier() for part in (*module.split("."), name)):
-            raise ValueError(f"must be package.module:Name, got {target!r}")
-        return target
-
-
-TRUST = "RATS_VIDEO_TRUST_CODE"
-"""Environment variable that lets code of the user's run; processes that are started inherit it."""
 
 
 class CustomReward:
@@ -93,7 +65,7 @@ class CustomReward:
             UserError: the code raises anything, or returns something else than scores of these clips.
         """
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.differentiable):
-            with _Blame(self._name, self._source, "fails"):
+            with Blame(f"reward {self._name}", self._source, "fails"):
                 result = self._scorer(videos if self.differentiable else videos.detach(), prompts, **self._options)
             scores = self._scores(result, *videos.shape[:2])
             return _each(scores, lambda score: self._plain(score, videos.device))
@@ -136,84 +108,19 @@ def _each(scores: RewardScores, change: Any) -> RewardScores:
 def build_custom(cfg: CustomRewardConfig, device: torch.device, *, where: str) -> CustomReward:
     """Import the target; a class is built with the options, and frozen and moved to the device if it is a module.
 
-    Code runs with all the user's rights, whoever wrote the configuration that names it: a downloaded one, a run's or a
-    latent reward's. So it runs only where the environment says `RATS_VIDEO_TRUST_CODE=1`, and says so.
-
     Raises:
-        UserError: nobody has said so; there is no such module or name; or its code raises something.
+        UserError: the code is not trusted or raises something, or there is no such module or name.
     """
-    source = source_file(cfg.target, where=where)
-    if os.environ.get(TRUST) != "1":
-        raise UserError(
-            f"{cfg.target} is code, in {source}, and would run with all your rights", where=f"{where}.target",
-            fix=f"read it, then start again with {TRUST}=1 in the environment",
-        )  # fmt: skip
-    _announce(source)
-    module_name, _, name = cfg.target.partition(":")
-    with _Blame(cfg.target, source, "cannot be imported"):
-        module = importlib.import_module(module_name)
-    found = getattr(module, name, None)
-    if found is None:
-        raise UserError(f"no {name!r} in {source}", where=f"{where}.target")
+    found, source = load_code(cfg.target, kind="reward", where=where)
     scorer, options = found, dict(cfg.options)
     if inspect.isclass(found):
-        with _Blame(cfg.target, source, "cannot be built"):
+        with Blame(f"reward {cfg.target}", source, "cannot be built"):
             scorer, options = found(**options), {}
     if not callable(scorer):
         raise UserError(
-            f"{name} in {source} cannot be called", where=f"{where}.target", fix="name a function or a class"
-        )
+            f"{cfg.target.partition(':')[2]} in {source} cannot be called",
+            where=f"{where}.target", fix="name a function or a class",
+        )  # fmt: skip
     if isinstance(scorer, nn.Module):
         scorer.to(device).eval().requires_grad_(requires_grad=False)
     return CustomReward(scorer, cfg.target, source, options, differentiable=cfg.differentiable)
-
-
-def source_file(target: str, *, where: str) -> Path:
-    """The file of a target's module; neither it nor a package above it is run.
-
-    Raises:
-        UserError: there is none.
-    """
-    module = target.partition(":")[0]
-    # At the end, so that nothing here hides an installed package; for good, because code may import when it runs.
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    importlib.invalidate_caches()
-    names = module.split(".")
-    spec: ModuleSpec | None = None
-    for end in range(1, len(names) + 1):  # importlib.util.find_spec would import the packages above
-        within = None if spec is None else spec.submodule_search_locations
-        full = ".".join(names[:end])
-        found = None if end > 1 and within is None else (finder.find_spec(full, within) for finder in sys.meta_path)
-        spec = next(filter(None, found or ()), None)
-    if spec is None or not spec.has_location or spec.origin is None:
-        raise UserError(
-            f"no module {module!r}, neither in {here} nor installed", where=f"{where}.target",
-            fix="start rats-video in the folder that holds it",
-        )  # fmt: skip
-    return Path(spec.origin)
-
-
-@functools.cache  # once a process, however often it is built
-def _announce(source: Path) -> None:
-    print(f"reward: runs code of {source}", file=sys.stderr)  # noqa: T201
-
-
-class _Blame(AbstractContextManager[None]):
-    """Turns whatever the user's code raises into one line, with the exception as its cause."""
-
-    def __init__(self, name: str, source: Path, what: str) -> None:
-        self._name, self._source, self._what = name, source, what
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        # Memory that ran out is explained elsewhere.
-        if not isinstance(error, Exception) or isinstance(error, UserError | torch.OutOfMemoryError):
-            return
-        lines = [frame.lineno for frame in traceback.extract_tb(trace) if frame.filename == str(self._source)]
-        at = f"{self._source.name}, line {lines[-1]}" if lines else ""
-        raise UserError(
-            f"{self._what}: {type(error).__name__}: {error}".rstrip(": "), where=f"reward {self._name}", fix=at
-        ) from error

@@ -14,7 +14,7 @@ from rats_video.config.explain import KIND
 from rats_video.rewards.aesthetic import AestheticConfig, AestheticReward, AestheticV25Config
 from rats_video.rewards.base import RewardKindConfig
 from rats_video.rewards.clip_score import BaseClipConfig, ClipReward, ClipScoreConfig, PickScoreConfig
-from rats_video.rewards.custom import CustomRewardConfig, build_custom, source_file
+from rats_video.rewards.custom import CustomRewardConfig, build_custom
 from rats_video.rewards.hpsv2 import HPSv2Config, load_hps
 from rats_video.rewards.hpsv3 import HPSv3Config, HPSv3Reward
 from rats_video.rewards.image_reward import ImageReward, ImageRewardConfig
@@ -27,6 +27,7 @@ from rats_video.rewards.viclip import ViClipConfig, ViClipReward
 from rats_video.rewards.video_align import VideoAlignConfig, VideoAlignReward, clip_fps
 from rats_video.rewards.word import WordReward, WordRewardConfig
 from rats_video.types import ClipSpec, PromptChecker, Reward
+from rats_video.user_code import source_file
 
 RewardConfig = Annotated[
     SingleRewardConfig | SumRewardConfig | LatentRewardConfig,

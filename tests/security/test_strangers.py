@@ -24,10 +24,11 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import CONTROLS, UserError, printable, warn
 from rats_video.files import replacing
 from rats_video.reading import MOST_LAYERS, read_json, read_sizes, read_text, strays
-from rats_video.rewards.custom import TRUST, CustomRewardConfig
+from rats_video.rewards.custom import CustomRewardConfig
 from rats_video.rewards.files import load_tokenizer, load_transformers_model
 from rats_video.rewards.reward import build_reward, reward_folders
 from rats_video.training.run_folder import RunFolder
+from rats_video.user_code import TRUST
 
 MakeConfig = Callable[..., DistillConfig]
 CPU = torch.device("cpu")

@@ -18,11 +18,11 @@ from rats_video.distillation.run_rewards import check_rewards
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.methods.teacher import FrozenTeacherConfig
-from rats_video.rewards import custom
 from rats_video.rewards.custom import CustomReward, CustomRewardConfig
 from rats_video.rewards.reward import build_reward
 from rats_video.training.metrics import read_metrics
 from rats_video.types import PromptChecker
+from rats_video.user_code import source_file
 
 MakeConfig = Callable[..., DistillConfig]
 ROOT = Path(__file__).parent.parent.parent
@@ -221,8 +221,8 @@ def test_running_out_of_memory_is_explained_elsewhere(videos: Tensor) -> None:
 def test_installed_packages_are_not_hidden(here: Here) -> None:
     (here.folder / "rats_video").mkdir()
     (here.folder / "rats_video" / "__init__.py").write_text("raise RuntimeError")
-    assert "site-packages" not in custom.source_file("rats_video.types:X", where="reward").parts
-    assert custom.source_file("rats_video.types:X", where="reward") == ROOT / "rats_video" / "types.py"
+    assert "site-packages" not in source_file("rats_video.types:X", where="reward").parts
+    assert source_file("rats_video.types:X", where="reward") == ROOT / "rats_video" / "types.py"
 
 
 # ------------------------------------------------------------------------------------------------------- in a run
