@@ -56,7 +56,7 @@ class Architecture:
 
     @property
     def depths(self) -> dict[str, int]:
-        """How often the blocks of its denoiser repeat; experts are alike."""
+        """Repetitions of the denoiser's blocks by key; experts are alike."""
         denoiser = self.parts[self.denoiser_parts[0]]
         return {key: int(denoiser[key]) for key in self.family.depth_keys if denoiser.get(key)}
 
@@ -151,7 +151,7 @@ def _part(architecture: Architecture, name: str, kind: Any, dtype: torch.dtype) 
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """What `from_pretrained(dtype=...)` does: all but the modules that their class keeps in float32."""
+    """Cast as `from_pretrained(dtype=...)` does: all but the modules that their class keeps in float32."""
     from diffusers import ModelMixin
 
     key = "_keep_in_fp32_modules" if isinstance(model, ModelMixin) else "_keep_in_fp32_modules_strict"

@@ -1,4 +1,4 @@
-"""What every family shares: loading a pipeline folder, roles on one base, cached text, noise, pixels."""
+"""The base of every family: loading a pipeline folder, roles on one base, cached text, noise, pixels."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 class PipelineBackbone(Family):
     """A diffusers pipeline's models behind the `Backbone` protocol; a family is a subclass in a file of its own.
 
-    An instance is the base model or one *role* on it: `twin()` has a denoiser of its own, `adapted(name)` shares the
-    denoiser and differs by a LoRA adapter that each of its calls switches on.
+    An instance is the base model or one *role* on it: `with_own_denoiser()` has weights of its own,
+    `with_adapter(name)` shares them and differs by a LoRA adapter that each of its calls switches on.
 
     Args:
         parts: the pipeline's components by the names of its folders, their weights frozen but for the denoiser's; and
@@ -62,7 +62,7 @@ class PipelineBackbone(Family):
         with_text: bool = True,
         with_denoiser: bool = True,
     ) -> Self:
-        """Load a pipeline folder, its VAE in float32; a denoiser that is left out is there as shapes, on `meta`.
+        """Load a pipeline folder, its VAE in float32; without its denoiser it has the shapes, on `meta`.
 
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
@@ -111,19 +111,19 @@ class PipelineBackbone(Family):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes: the VAE is always there, a denoiser's weights may wait elsewhere."""
+        """The device that computes: the VAE is always there, a denoiser's weights may wait elsewhere."""
         device: torch.device = next(self.vae.parameters()).device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the denoiser's weights, but for the few that a family keeps in float32."""
+        """Precision of the denoiser's weights, but for the few that a family keeps in float32."""
         dtype: torch.dtype = next(iter(self.denoisers.values())).dtype
         return dtype
 
     @property
     def decoder(self) -> nn.Module:
-        """What makes pixels of latents: the small decoder, where there is one, or the VAE."""
+        """The network that turns latents into pixels: the small decoder, where there is one, or the VAE."""
         return self.parts["vae"] if self.small_decoder is None else self.small_decoder
 
     def with_own_denoiser(self) -> Self:
@@ -131,7 +131,7 @@ class PipelineBackbone(Family):
 
         The copy's weights are float32, which training and averages need; it computes in the base's precision.
         """
-        assert self.adapters is None, "a twin would carry the adapters along"
+        assert self.adapters is None, "the copy would carry the adapters along"
         other = self._with_denoisers({name: copy.deepcopy(net).float() for name, net in self.denoisers.items()})
         other.autocast = None if self.dtype == torch.float32 else self.dtype
         return other
@@ -217,7 +217,7 @@ class PipelineBackbone(Family):
         return unknown_words(self.parts["tokenizer"], prompt)
 
     def truncation_note(self, prompt: str) -> str:
-        """What of a prompt goes lost before the text encoder sees it, as a clause for a message; or nothing."""
+        """The part of a prompt that the text encoder never sees, as a clause for a message; or nothing."""
         return truncation_note(self.parts["tokenizer"], prompt, self.text_limit)
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ HIGH_NOISE, LOW_NOISE = "transformer", "transformer_2"  # folders of the pipelin
 
 
 def is_low_noise(sigma: Tensor, boundary_ratio: float) -> Tensor:
-    """Where `transformer_2` owns the noise level: below the boundary, which itself is still `transformer`'s.
+    """True where `transformer_2` owns the noise level: below the boundary, which itself is still `transformer`'s.
 
     Timesteps are compared, not sigmas, so that rounding falls as it does in `WanPipeline`.
     """

@@ -1,4 +1,4 @@
-"""A Wan model that follows motion paths: what it reads of a prompt is the caption, and a few tokens of its path."""
+"""A Wan model that follows motion paths: it reads the caption of a prompt, and a few tokens of its path."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rats_video.motion_path import MARK, is_point, resample, split_path
 from rats_video.reading import load_tensors, read_json, read_sizes
 from rats_video.types import TextCondition
 
-PATH_ENCODER = "text_encoder_path"  # beside the text encoder, and freed, cached and left out with it
+PATH_ENCODER = "text_encoder_path"  # beside the text encoder; freed, cached and skipped with it
 INDEX = "model_index.json"
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
@@ -58,7 +58,7 @@ class PathEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, *, torch_dtype: torch.dtype, **_: Any) -> tuple[Self, dict[str, list[str]]]:
-        """What `save_pretrained` wrote, and that no weight is missing, as diffusers' models tell."""
+        """The encoder that `save_pretrained` wrote; says that no weight is missing, as diffusers' models do."""
         encoder = cls(**read_sizes(folder / _CONFIG))
         encoder.load_state_dict(load_tensors(folder / _WEIGHTS))
         return encoder.to(torch_dtype), {"missing_keys": []}

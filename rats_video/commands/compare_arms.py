@@ -91,7 +91,7 @@ def _backbone(
             loaded.spec(evaluation.spec.nfe)  # warns of one that it was not trained for
         return loaded.student
     base, dtype = layout.base, getattr(torch, layout.base.compute.dtype)
-    backbone = load_backbone(resolve_folder(base.model, where="model"), runtime.device, dtype)
+    backbone = load_backbone(resolve_folder(base.model, where="model"), runtime.device, dtype, base.backbone)
     backbone.fps, backbone.embedded_guidance = base.clip.fps, base.embedded_guidance
     if arm.cfg is None or step is None:
         return backbone

@@ -68,7 +68,7 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
     run, folder = _locate(order.source)
     form, card = find_form(order.kind), load_card(folder)
     base = resolve_folder(card.model, where=f"{folder / CARD}: model")
-    form.check(folder, find_family(base), order.scale)
+    form.check(folder, find_family(base, card.backbone), order.scale)
     output = _output(order, run, folder, base)
     where = pick_device(device)
     with quiet(), explain_memory(lambda: "try --device cpu, or --no-verify"), replacing(output, "export") as aside:

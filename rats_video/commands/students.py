@@ -65,7 +65,7 @@ def load_student(folder: Path, device: torch.device) -> LoadedStudent:
     card = load_card(folder)
     is_whole = card.model == ITSELF
     model = folder if is_whole else resolve_folder(card.model, where=f"{folder / CARD}: model")
-    base = load_backbone(model, device, getattr(torch, card.dtype))
+    base = load_backbone(model, device, getattr(torch, card.dtype), card.backbone)
     base.fps, base.embedded_guidance = card.clip["fps"], card.embedded_guidance
     return LoadedStudent(folder, card, base, base if is_whole else base.load_role(folder))
 

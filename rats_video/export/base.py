@@ -19,7 +19,7 @@ from rats_video.inference.student import StudentCard
 
 @dataclass(frozen=True)
 class ExportedStudent:
-    """What checking and describing an export needs once the student's memory is freed.
+    """A student's facts, for checking and describing its export once its memory is freed.
 
     Args:
         card: how it must be sampled.

@@ -1,4 +1,4 @@
-"""The model card: what an export is, how it was made, the code to sample it, what was measured, its limits."""
+"""The model card: contents, origin, code to sample it, measurements, limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Training:
-    """What a run recorded of itself, as far as it did.
+    """A run's records of itself, as far as there are any.
 
     Args:
         config: its resolved configuration.
@@ -165,7 +165,7 @@ def escape(text: str) -> str:
 
 
 def read_training(run: Path, student: Path) -> Training:
-    """What `run` recorded, or the embedded student's own record."""
+    """The records of `run`, or the embedded student's own."""
     record = _json(student / "training.json")
     rows = [[metric_title(name), f"{value:.3f}"] for name, value in record.get("metrics", {}).items()]
     metrics = aligned([["measure", "student"], *rows]) if rows else []
@@ -180,7 +180,7 @@ def read_training(run: Path, student: Path) -> Training:
 
 
 def _environment(path: Path) -> dict[str, Any]:
-    """What the run's last session computed with, but for the machine's name and the command, which are its owner's."""
+    """Versions and hardware of the run's last session, without the machine's name and the command."""
     try:
         newest = read_sessions(path)[-1:]
     except ValueError as error:

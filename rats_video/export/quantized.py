@@ -19,7 +19,7 @@ from rats_video.export.diffusers import Diffusers
 from rats_video.export.merged import network_folders
 from rats_video.export.stock import class_in
 
-BLOCKS = r"re:(.*\.)?\w*blocks\.\d+\..*"  # what is left out, embeddings and the last layer, is small and delicate
+BLOCKS = r"re:(.*\.)?\w*blocks\.\d+\..*"  # the rest, embeddings and the last layer, is small and delicate
 
 
 class Quantized(Diffusers):
@@ -57,7 +57,7 @@ class Quantized(Diffusers):
 
     @abstractmethod
     def _matrix(self) -> Any:
-        """What torchao does to one matrix."""
+        """Torchao's settings for one matrix."""
 
 
 class Int8(Quantized):

@@ -22,7 +22,7 @@ LEAST_PSNR_HALF, LEAST_PSNR_QUANTIZED = 25.0, 15.0
 
 @dataclass(frozen=True)
 class Difference:
-    """How far clips are apart, of pixels in [0, 1].
+    """The distance between clips, of pixels in [0, 1].
 
     Args:
         largest: of any pixel.
