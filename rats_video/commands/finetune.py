@@ -7,7 +7,6 @@ import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -170,7 +169,7 @@ def _write_model(cfg: FinetuneConfig, role: PipelineBackbone, card: StudentCard,
     with replacing(output / PIPELINE, "model") as aside:
         aside.mkdir()
         write_denoiser(role, folder, aside)
-        write_json(aside / CARD, asdict(card))
+        write_json(aside / CARD, card.as_json())
 
 
 def _tell(

@@ -116,7 +116,7 @@ class ClipFolder:
 
 def identity(loaded: LoadedStudent) -> str:
     """16 hex digits that tell one student from another: by weights, noise levels, clip size and base."""
-    told = json.dumps([weights_digest([loaded.folder]), asdict(loaded.card)], sort_keys=True)
+    told = json.dumps([weights_digest([loaded.folder]), loaded.card.as_json()], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -47,6 +47,11 @@ class StudentCard:
     guidance_scale: PositiveFloat = 1.0
     backbone: Annotated[BackboneConfig, Field(exclude_if=lambda backbone: backbone == AUTO)] = AUTO
 
+    def as_json(self) -> dict[str, Any]:
+        """The card as `rats.json` holds it."""
+        content: dict[str, Any] = _CARD.dump_python(self, mode="json")
+        return content
+
 
 _CARD = TypeAdapter(StudentCard)
 
@@ -56,7 +61,7 @@ def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> 
     sigmas = {str(steps): student.sigmas(steps, card.shift).tolist() for steps in card.num_steps}
     with replacing(folder, "student") as aside:
         student.save_role(aside)
-        write_json(aside / CARD, {**_CARD.dump_python(card, mode="json"), "sigmas": sigmas})
+        write_json(aside / CARD, {**card.as_json(), "sigmas": sigmas})
 
 
 def load_card(folder: Path) -> StudentCard:

@@ -9,7 +9,7 @@ import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -21,6 +21,7 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.students import load_student
 from rats_video.config.load import write_resolved
 from rats_video.export.card import escape
+from rats_video.export.kinds import FORMS
 from rats_video.export.usage import fenced
 from rats_video.export.verify import Difference
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
@@ -258,6 +259,14 @@ def test_damaged_record_of_a_run(command: Command, run: Path, tmp_path: Path) ->
 
 
 # ----------------------------------------------------------------------------------------------------------- its parts
+
+
+def test_the_command_offers_each_form() -> None:
+    """cli/export.py names them once more, because Typer needs them without torch."""
+    from rats_video.cli.export import model
+
+    names, _option = get_args(get_type_hints(model, include_extras=True)["kind"])
+    assert get_args(names) == tuple(form.name for form in FORMS)
 
 
 def test_escape_and_fence() -> None:

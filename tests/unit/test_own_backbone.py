@@ -158,7 +158,7 @@ def test_options_reach_every_copy(own: Any, tiny_wan: Path) -> None:
         ("Half", r"^backbone\.target: \w+:Half lacks pipelines, lora_targets, text_limit, _decode, _encode"),
         ("function", r"^backbone\.target: \w+:function is no family \(name a subclass of rats_video"),
         ("Nothing", r"^backbone\.target: no 'Nothing' in "),
-        ("Strict", r"^backbone \w+:Strict: fails: ValueError: no such model \(families_\d+\.py, line 24\)$"),
+        ("Strict", r"^backbone \w+:Strict: fails: ValueError: no such model \(families_\d+\.py, line 23\)$"),
     ],
 )
 def test_a_wrong_class_is_one_line(own: Any, tiny_wan: Path, name: str, expected: str) -> None:
