@@ -1,4 +1,4 @@
-"""The levers of `compute` that act on a denoiser or a decoder; none changes what is computed, but for rounding."""
+"""The options of `compute` that act on a denoiser or a decoder; none changes the result, but for rounding."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def apply_compute(cfg: DenoiserConfig, *roles: PipelineBackbone) -> None:
 
 
 def use_decode_dtype(backbone: PipelineBackbone, dtype: torch.dtype) -> None:
-    """What decodes has its weights in `dtype` from now on; the statistics of latents, which are buffers, stay."""
+    """Cast the decoder's weights to `dtype`; the statistics of latents, which are buffers, stay."""
     for weight in backbone.decoder.parameters():
         weight.data = weight.data.to(dtype)
 

@@ -15,12 +15,10 @@ from torch import nn
 
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.kinds import FAMILIES
+from rats_video.backbones.kinds import AUTO, BackboneConfig, family_of, pipelines
 from rats_video.errors import AsUserError, UserError
 from rats_video.meta import LongPrompts, empty_model
 from rats_video.reading import DAMAGED, read_json, read_sizes
-
-DEPTHS = ("num_layers", "num_single_layers")  # config keys that repeat a block of a denoiser
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class Architecture:
         parts: the `config.json` of each part.
         settings: plain values of `model_index.json`.
         folder: the pipeline's own folder, where its tokenizer is; None for a preset.
+        backbone: the family that loads it.
     """
 
     source: str
@@ -40,15 +39,15 @@ class Architecture:
     parts: Mapping[str, Mapping[str, Any]]
     settings: Mapping[str, Any]
     folder: Path | None = None
+    backbone: BackboneConfig = AUTO
 
     @property
     def family(self) -> type[PipelineBackbone]:
         """The adapter that would load it."""
-        for family in FAMILIES:
-            if self.pipeline in family.pipelines:
-                return family
-        known = ", ".join(name for family in FAMILIES for name in family.pipelines)
-        raise UserError(f"is a {self.pipeline}", where=self.source, fix=f"give one of: {known}")
+        families = self.backbone.families()
+        if self.pipeline not in (known := pipelines(families)):
+            raise UserError(f"is a {self.pipeline}", where=self.source, fix=f"give one of: {', '.join(known)}")
+        return family_of({"_class_name": self.pipeline}, families)
 
     @property
     def denoiser_parts(self) -> list[str]:
@@ -57,9 +56,9 @@ class Architecture:
 
     @property
     def depths(self) -> dict[str, int]:
-        """How often the blocks of its denoiser repeat; experts are alike."""
+        """Repetitions of the denoiser's blocks by key; experts are alike."""
         denoiser = self.parts[self.denoiser_parts[0]]
-        return {key: int(denoiser[key]) for key in DEPTHS if denoiser.get(key)}
+        return {key: int(denoiser[key]) for key in self.family.depth_keys if denoiser.get(key)}
 
     def cut(self, depths: Mapping[str, int]) -> Architecture:
         """The same with other numbers of blocks."""
@@ -67,7 +66,7 @@ class Architecture:
         return replace(self, parts=cut)
 
 
-def find_architecture(model: str, preset: str | None) -> Architecture:
+def find_architecture(model: str, preset: str | None, backbone: BackboneConfig = AUTO) -> Architecture:
     """The configuration files of the folder `model` if it is there, or else the preset.
 
     Raises:
@@ -76,9 +75,9 @@ def find_architecture(model: str, preset: str | None) -> Architecture:
     if preset is not None:
         read_preset(preset)  # a misspelt name is told even where the folder is there
     if is_embedded(model) or Path(model).expanduser().is_dir():
-        return _read_folder(resolve_folder(model, where="model"))
+        return replace(_read_folder(resolve_folder(model, where="model")), backbone=backbone)
     if preset is not None:
-        return read_preset(preset)
+        return replace(read_preset(preset), backbone=backbone)
     raise UserError(
         f"no such folder: {model}", where="model", fix=f"or set architecture to one of: {', '.join(preset_names())}"
     )
@@ -127,7 +126,8 @@ def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBac
         UserError: a part has no configuration, or one that its class does not take.
     """
     family = architecture.family
-    parts: dict[str, Any] = {key: architecture.settings[key] for key in family.settings if key in architecture.settings}
+    parts = {key: architecture.settings[key] for key in family.settings if key in architecture.settings}
+    parts |= family.options
     for name, kind in family.component_classes().items():
         if not hasattr(kind, "forward"):
             parts[name] = _small_part(kind, architecture, name)
@@ -151,7 +151,7 @@ def _part(architecture: Architecture, name: str, kind: Any, dtype: torch.dtype) 
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """What `from_pretrained(dtype=...)` does: all but the modules that their class keeps in float32."""
+    """Cast as `from_pretrained(dtype=...)` does: all but the modules that their class keeps in float32."""
     from diffusers import ModelMixin
 
     key = "_keep_in_fp32_modules" if isinstance(model, ModelMixin) else "_keep_in_fp32_modules_strict"

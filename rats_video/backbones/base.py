@@ -1,17 +1,17 @@
-"""What every family shares: loading a pipeline folder, roles on one base, cached text, noise, pixels."""
+"""The base of every family: loading a pipeline folder, roles on one base, cached text, noise, pixels."""
 
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor, nn
 
 from rats_video.backbones.compute import DecodeConfig, LoraConfig
+from rats_video.backbones.family import DENOISER, Family
 from rats_video.backbones.folder import load_parts, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
 from rats_video.backbones.sizes import divide_clip
@@ -21,38 +21,19 @@ from rats_video.backbones.words import truncation_note, unknown_words
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.types import ClipSpec, TextCondition
 
-NUM_TRAIN_TIMESTEPS = 1000
-DENOISER = "transformer"  # the name of the part, or of the first of several
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
 
-class PipelineBackbone(ABC):
+class PipelineBackbone(Family):
     """A diffusers pipeline's models behind the `Backbone` protocol; a family is a subclass in a file of its own.
 
-    An instance is the base model or one *role* on it: `twin()` has a denoiser of its own, `adapted(name)` shares the
-    denoiser and differs by a LoRA adapter that each of its calls switches on.
+    An instance is the base model or one *role* on it: `with_own_denoiser()` has weights of its own,
+    `with_adapter(name)` shares them and differs by a LoRA adapter that each of its calls switches on.
 
     Args:
         parts: the pipeline's components by the names of its folders, their weights frozen but for the denoiser's; and
             the `settings` of its `model_index.json`.
     """
-
-    family: ClassVar[str]
-    """For messages: "Wan"."""
-    pipelines: ClassVar[tuple[str, ...]]
-    """`_class_name` in `model_index.json` of the folders this family loads, the first one first."""
-    denoiser_parts: tuple[str, ...] = (DENOISER,)
-    """The parts that denoise; two for a model of two experts."""
-    optional_parts: ClassVar[tuple[str, ...]] = ()
-    """Parts that some folders of the family lack: `model_index.json` gives them as `[null, null]` or not at all."""
-    settings: ClassVar[tuple[str, ...]] = ()
-    """Plain values of `model_index.json` that the constructor is given beside the parts, where they are there."""
-    lora_targets: ClassVar[tuple[str, ...]]
-    """Names of the linear layers that LoRA adapts unless the configuration names others."""
-    text_limit: ClassVar[int]
-    """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
-    exact_window: ClassVar[bool] = True
-    """Whether decoding a window of latent frames with gradient keeps all pixel values: not where later frames count."""
 
     def __init__(self, **parts: Any) -> None:
         self.parts = parts
@@ -69,38 +50,6 @@ class PipelineBackbone(ABC):
         self.text_cache: TextCache | None = None
         self.autocast: torch.dtype | None = None
 
-    # ------------------------------------------------------------------------------------------- what a family adds
-
-    @classmethod
-    @abstractmethod
-    def component_classes(cls) -> dict[str, Any]:
-        """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
-
-    @property
-    @abstractmethod
-    def patch_size(self) -> tuple[int, int, int]:
-        """Latent frames, rows and columns a token."""
-
-    @abstractmethod
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Encode B prompts as the family's pipeline does."""
-
-    @abstractmethod
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        """One call of the denoiser, as the family's pipeline makes it, turned into `noise - x0`."""
-
-    @abstractmethod
-    def _to_vae(self, latents: Tensor) -> Tensor:
-        """Latents as the VAE wants them: the denoiser's normalisation undone."""
-
-    @abstractmethod
-    def _from_vae(self, latents: Tensor) -> Tensor:
-        """The inverse of `_to_vae`."""
-
-    @abstractmethod
-    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
-        """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
-
     # ------------------------------------------------------------------------------------------------------ loading
 
     @classmethod
@@ -113,7 +62,7 @@ class PipelineBackbone(ABC):
         with_text: bool = True,
         with_denoiser: bool = True,
     ) -> Self:
-        """Load a pipeline folder, its VAE in float32; a denoiser that is left out is there as shapes, on `meta`.
+        """Load a pipeline folder, its VAE in float32; without its denoiser it has the shapes, on `meta`.
 
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
@@ -128,7 +77,7 @@ class PipelineBackbone(ABC):
         shapes = set() if with_denoiser else {DENOISER, *cls.optional_parts} & classes.keys()
         fix = f"give a folder that diffusers.{cls.pipelines[0]} loads"
         loaded = load_parts(folder, classes, device, dtype, family=cls.family, fix=fix, shapes=shapes)
-        return cls(**loaded, **{name: index[name] for name in cls.settings if name in index})
+        return cls(**loaded, **{name: index[name] for name in cls.settings if name in index}, **cls.options)
 
     def load_denoiser(self, folder: Path) -> Self:
         """The same model with the denoiser of another folder, e.g. a student's.
@@ -162,19 +111,19 @@ class PipelineBackbone(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the model computes: the VAE is always there, a denoiser's weights may wait elsewhere."""
+        """The device that computes: the VAE is always there, a denoiser's weights may wait elsewhere."""
         device: torch.device = next(self.vae.parameters()).device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the denoiser's weights, but for the few that a family keeps in float32."""
+        """Precision of the denoiser's weights, but for the few that a family keeps in float32."""
         dtype: torch.dtype = next(iter(self.denoisers.values())).dtype
         return dtype
 
     @property
     def decoder(self) -> nn.Module:
-        """What makes pixels of latents: the small decoder, where there is one, or the VAE."""
+        """The network that turns latents into pixels: the small decoder, where there is one, or the VAE."""
         return self.parts["vae"] if self.small_decoder is None else self.small_decoder
 
     def with_own_denoiser(self) -> Self:
@@ -182,7 +131,7 @@ class PipelineBackbone(ABC):
 
         The copy's weights are float32, which training and averages need; it computes in the base's precision.
         """
-        assert self.adapters is None, "a twin would carry the adapters along"
+        assert self.adapters is None, "the copy would carry the adapters along"
         other = self._with_denoisers({name: copy.deepcopy(net).float() for name, net in self.denoisers.items()})
         other.autocast = None if self.dtype == torch.float32 else self.dtype
         return other
@@ -268,7 +217,7 @@ class PipelineBackbone(ABC):
         return unknown_words(self.parts["tokenizer"], prompt)
 
     def truncation_note(self, prompt: str) -> str:
-        """What of a prompt goes lost before the text encoder sees it, as a clause for a message; or nothing."""
+        """The part of a prompt that the text encoder never sees, as a clause for a message; or nothing."""
         return truncation_note(self.parts["tokenizer"], prompt, self.text_limit)
 
     @torch.no_grad()

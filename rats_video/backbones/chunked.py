@@ -50,7 +50,7 @@ def decode_chunks(
         step: decodes one chunk.
         latents: `[B, C, F, H, W]` as the VAE wants them.
         sizes: latent frames of each chunk; None decodes frame by frame.
-        decoding: which levers are on; None is plain. Its `window` and `small` are the caller's business.
+        decoding: which options are on; None is plain. Its `window` and `small` are the caller's business.
         grad_frames: latent frames with gradient, widened to whole chunks; None = all of them.
 
     Returns:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.cogvideox_decode import decode_cogvideox
+from rats_video.backbones.stock import StockCall
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec, TextCondition
@@ -162,3 +163,26 @@ class CogVideoXBackbone(PipelineBackbone):
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         return decode_cogvideox(self.vae, latents, self.decoding, grad_frames)
+
+    def stock_call(self, num_steps: int, shift: float) -> StockCall:
+        """`TCDScheduler` at eta 0 is DDIM, and unlike CogVideoX's own scheduler takes a list of timesteps.
+
+        It knows no `snr_shift_scale`, so the schedule is given by its betas. Timestep 0 is the clean clip, as the
+        end is.
+        """
+        from diffusers import TCDScheduler
+
+        signal: Tensor = self.parts["scheduler"].alphas_cumprod.double().clone()
+        levels = (1 - signal).sqrt() / (signal.sqrt() + (1 - signal).sqrt())
+        grid = self.sigmas(num_steps, shift)[:-1].double()
+        timesteps: list[int] = (levels - grid[:, None]).abs().argmin(dim=1).tolist()
+        signal[0] = 1
+        betas = torch.cat([signal.new_zeros(1), 1 - signal[1:] / signal[:-1]])
+        scheduler = TCDScheduler(
+            trained_betas=betas.tolist(), prediction_type="v_prediction", clip_sample=False,
+            original_inference_steps=len(betas),
+        )  # fmt: skip
+        return StockCall(
+            scheduler, {"timesteps": timesteps, "guidance_scale": 1.0}, latents=lambda noise: noise.transpose(1, 2),
+            note=f"CogVideoXPipeline must be given timesteps={timesteps}: no scheduler configuration holds them",
+        )  # fmt: skip

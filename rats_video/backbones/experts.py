@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS
+from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 
 HIGH_NOISE, LOW_NOISE = "transformer", "transformer_2"  # folders of the pipeline
 
 
 def is_low_noise(sigma: Tensor, boundary_ratio: float) -> Tensor:
-    """Where `transformer_2` owns the noise level: below the boundary, which itself is still `transformer`'s.
+    """True where `transformer_2` owns the noise level: below the boundary, which itself is still `transformer`'s.
 
     Timesteps are compared, not sigmas, so that rounding falls as it does in `WanPipeline`.
     """

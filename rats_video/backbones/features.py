@@ -1,4 +1,4 @@
-"""What a denoiser computes on its way, for a discriminator that stands on it."""
+"""Features from the middle of a denoiser, for a discriminator that stands on it."""
 
 from __future__ import annotations
 

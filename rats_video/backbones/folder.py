@@ -1,4 +1,4 @@
-"""What a diffusers pipeline folder says of itself, and its parts."""
+"""A diffusers pipeline folder: its index and its parts."""
 
 from __future__ import annotations
 

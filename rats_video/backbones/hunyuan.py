@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.hunyuan_decode import decode_tiles, use_maskless_attention
+from rats_video.backbones.stock import StockCall
 from rats_video.types import TextCondition
 
 TEXT_LENGTH = 256  # rows of Llama features a prompt, after the template's own are cut off
@@ -28,6 +31,7 @@ class HunyuanVideoBackbone(PipelineBackbone):
     family = "HunyuanVideo"
     pipelines = ("HunyuanVideoPipeline",)
     text_limit = TEXT_LENGTH
+    depth_keys = ("num_layers", "num_single_layers")
     exact_window = False  # group norms average over time: each pixel depends on later latents too
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
@@ -97,3 +101,12 @@ class HunyuanVideoBackbone(PipelineBackbone):
         if grad_frames is not None:
             raise ValueError("no window of HunyuanVideo's decoder is exact")
         return decode_tiles(self.vae, latents, recompute=self.decoding.checkpoint)
+
+    def stock_call(self, num_steps: int, shift: float) -> StockCall:
+        """As most; `guidance_scale` is an input of a network that was distilled to take it."""
+        stock = super().stock_call(num_steps, shift)
+        told = self.embedded_guidance if self.parts["transformer"].config.guidance_embeds else 1.0
+        return replace(
+            stock, call={**stock.call, "guidance_scale": told},
+            note=f"guidance_scale={told} is an input of the network, told as in training: one call a step",
+        )  # fmt: skip

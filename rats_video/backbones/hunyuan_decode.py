@@ -132,7 +132,7 @@ class MasklessMidBlock(nn.Module):
 
 
 def attend_to_past(attention: Any, hidden: Tensor) -> Tensor:
-    """What a diffusers `Attention` adds to `[B, C, F, h, w]` where each frame sees itself and the frames before."""
+    """The residual of a diffusers `Attention` on `[B, C, F, h, w]` where each frame sees itself and those before."""
     tokens = attention.group_norm(hidden.flatten(2)).transpose(1, 2)  # [B, N, C]
     query, key, value = (
         project(tokens).unflatten(2, (attention.heads, -1)).transpose(1, 2)  # [B, heads, N, C / heads]

@@ -1,4 +1,4 @@
-"""What prepared clips depend on of a model: its VAE, and what encodes its prompts."""
+"""The parts of a model that prepared clips depend on: its VAE, and its text encoders."""
 
 from __future__ import annotations
 

@@ -1,38 +1,76 @@
-"""Which family a pipeline folder is of."""
+"""The families of models, listed once, and the one that loads a pipeline folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.cogvideox import CogVideoXBackbone
+from rats_video.backbones.custom import CustomBackboneConfig
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
-from rats_video.backbones.wan_paths import PATH_ENCODER, PathWanBackbone
+from rats_video.backbones.wan_paths import PathWanBackbone
+from rats_video.config.fields import Config
 
-FAMILIES: tuple[type[PipelineBackbone], ...] = (WanBackbone, LTXBackbone, HunyuanVideoBackbone, CogVideoXBackbone)
+FAMILIES: tuple[type[PipelineBackbone], ...] = (
+    PathWanBackbone,  # before Wan, which loads its folders as well
+    WanBackbone,
+    LTXBackbone,
+    HunyuanVideoBackbone,
+    CogVideoXBackbone,
+)
 
 
-def find_family(folder: Path) -> type[PipelineBackbone]:
+class AutoBackboneConfig(Config):
+    """The family that knows the pipeline class in the folder."""
+
+    kind: Literal["auto"] = "auto"
+
+    def families(self) -> Sequence[type[PipelineBackbone]]:
+        """The families to choose from."""
+        return FAMILIES
+
+    def sources(self) -> list[Path]:
+        """Files of code that is not ours: none."""
+        return []
+
+
+BackboneConfig = Annotated[AutoBackboneConfig | CustomBackboneConfig, Field(discriminator="kind")]
+AUTO = AutoBackboneConfig()
+
+
+def find_family(folder: Path, backbone: BackboneConfig = AUTO) -> type[PipelineBackbone]:
     """The family of a pipeline folder, told by its `model_index.json`.
 
     Raises:
-        UserError: it is no pipeline, or of no family we know.
+        UserError: it is no pipeline, or of no family we know; or the user's own cannot be imported.
     """
-    index = read_index(folder, [name for family in FAMILIES for name in family.pipelines])
-    if index.get(PATH_ENCODER):  # stock diffusers loads such a folder as well, and leaves the paths out
-        return PathWanBackbone
-    return next(family for family in FAMILIES if index["_class_name"] in family.pipelines)
+    families = backbone.families()
+    return family_of(read_index(folder, pipelines(families)), families)
+
+
+def family_of(index: Mapping[str, Any], families: Sequence[type[PipelineBackbone]]) -> type[PipelineBackbone]:
+    """The first family that loads the folder of this `model_index.json`."""
+    return next(family for family in families if family.knows(index))
+
+
+def pipelines(families: Sequence[type[PipelineBackbone]]) -> list[str]:
+    """The pipeline classes that these families load."""
+    return list(dict.fromkeys(name for family in families for name in family.pipelines))
 
 
 def load_backbone(
     folder: Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    backbone: BackboneConfig = AUTO,
     *,
     with_text: bool = True,
     with_denoiser: bool = True,
@@ -42,5 +80,5 @@ def load_backbone(
     Raises:
         UserError: it is no pipeline, of no family we know, or damaged.
     """
-    family = find_family(folder)
+    family = find_family(folder, backbone)
     return family.from_pretrained(folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser)

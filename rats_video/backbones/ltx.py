@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
+from rats_video.backbones.stock import StockCall
 from rats_video.diffusion.flow import add_noise
 from rats_video.seeds import seeded
 from rats_video.types import TextCondition
@@ -32,6 +35,13 @@ class LTXBackbone(PipelineBackbone):
     text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     exact_window = False
+    can_share_tokens = True
+    folds_lora_alpha = True
+    original_names = (
+        (r"^proj_in\.", "patchify_proj."),
+        (r"^time_embed\.", "adaln_single."),
+        (r"\.norm_([qk])\.", r".\1_norm."),
+    )
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
@@ -79,6 +89,18 @@ class LTXBackbone(PipelineBackbone):
     def _from_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)
         return (latents - mean) / std
+
+    def stock_call(self, num_steps: int, shift: float) -> StockCall:
+        """As most; without dynamic shifting the scheduler ignores LTX's `mu`."""
+        rate = int(self.fps) if self.fps == int(self.fps) else self.fps
+        stock = super().stock_call(num_steps, shift)
+        call: dict[str, Any] = {**stock.call, "frame_rate": rate}
+        if self.vae.config.timestep_conditioning:
+            call |= {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE}
+        return replace(
+            stock, call=call, latents=lambda noise: rearrange(noise, "b c f h w -> b (f h w) c"), seed=DECODE_SEED,
+            note=f"LTXPipeline must be told frame_rate={rate}, the rate it was trained at",
+        )  # fmt: skip
 
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (stat.to(like).view(1, -1, 1, 1, 1) for stat in (self.vae.latents_mean, self.vae.latents_std))

@@ -1,4 +1,4 @@
-"""How a clip becomes a grid of latents."""
+"""The grid of latents of a clip."""
 
 from __future__ import annotations
 

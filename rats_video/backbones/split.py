@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
+from rats_video.backbones.kinds import FAMILIES
 from rats_video.errors import UserError
 from rats_video.runtime import Runtime
 
@@ -54,7 +55,8 @@ def split_tokens(networks: Iterable[Any], tokens: int, runtime: Runtime) -> None
     for network in networks:
         name = type(network).__name__
         if getattr(network, "_cp_plan", None) is None:
-            raise UserError(f"{name} cannot share a clip", where="parallel.context", fix="use 1; Wan and LTX-Video can")
+            able = " and ".join(dict.fromkeys(family.family for family in FAMILIES if family.can_share_tokens))
+            raise UserError(f"{name} cannot share a clip", where="parallel.context", fix=f"use 1; {able} can")
         heads: int = network.config.num_attention_heads
         for what, count in (("tokens of a clip", tokens), ("attention heads", heads)):
             if count % runtime.context:

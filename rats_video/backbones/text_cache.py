@@ -62,7 +62,7 @@ class TextCache:
 
     @classmethod
     def load(cls, path: Path, identity: str, prompts: Sequence[str]) -> TextCache | None:
-        """What `save` wrote, or None where that is missing, damaged, of another identity, or lacks a prompt."""
+        """The cache that `save` wrote, or None if it is missing, damaged, of another identity, or lacks a prompt."""
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -79,7 +79,7 @@ class TextCache:
 
 
 def text_identity(folder: Path, dtype: str) -> str:
-    """What a pipeline's encoded prompts depend on: its tokenizers and text encoders, by path, size and time."""
+    """The identity of a pipeline's encoded prompts: its tokenizers and text encoders, by path, size and time."""
     files = sorted(
         path for part in ("tokenizer*", "text_encoder*") for path in folder.glob(f"{part}/*") if path.is_file()
     )

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rats_video.backbones.base import NUM_TRAIN_TIMESTEPS, PipelineBackbone
+from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, is_low_noise
+from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
+from rats_video.backbones.stock import StockCall
 from rats_video.backbones.wan_decode import decode_unclamped
 from rats_video.errors import UserError
 from rats_video.types import TextCondition
@@ -37,6 +40,24 @@ class WanBackbone(PipelineBackbone):
     optional_parts = (LOW_NOISE,)
     settings = ("boundary_ratio",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    can_share_tokens = True
+    original_names = (
+        (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
+        (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
+        (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),
+        (r"^condition_embedder\.text_embedder\.linear_2\.", "text_embedding.2."),
+        (r"^condition_embedder\.time_proj\.", "time_projection.1."),
+        (r"^scale_shift_table$", "head.modulation"),
+        (r"^proj_out\.", "head.head."),
+        (r"\.scale_shift_table$", ".modulation"),
+        (r"\.attn1\.", ".self_attn."),
+        (r"\.attn2\.", ".cross_attn."),
+        (r"\.to_out\.0\.", ".o."),
+        (r"\.to_([qkv])\.", r".\1."),
+        (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
+        (r"\.ffn\.net\.2\.", ".ffn.2."),
+        (r"\.norm2\.", ".norm3."),
+    )
 
     def __init__(self, **parts: Any) -> None:
         self.boundary_ratio: float | None = parts.get("boundary_ratio")
@@ -135,6 +156,15 @@ class WanBackbone(PipelineBackbone):
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         return decode_unclamped(self.vae, latents, self.decoding, grad_frames)
+
+    def stock_call(self, num_steps: int, shift: float) -> StockCall:
+        """`FlowMapEulerDiscreteScheduler` shifts equal steps of [1, 0] once and keeps fractional timesteps.
+
+        `FlowMatchEulerDiscreteScheduler` would shift twice there, as `WanPipeline` passes no sigmas.
+        """
+        from diffusers import FlowMapEulerDiscreteScheduler
+
+        return replace(super().stock_call(num_steps, shift), scheduler=FlowMapEulerDiscreteScheduler(shift=shift))
 
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = like.new_tensor(self.vae.config.latents_mean), like.new_tensor(self.vae.config.latents_std)

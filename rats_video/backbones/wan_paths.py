@@ -1,10 +1,10 @@
-"""A Wan model that follows motion paths: what it reads of a prompt is the caption, and a few tokens of its path."""
+"""A Wan model that follows motion paths: it reads the caption of a prompt, and a few tokens of its path."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,7 +19,7 @@ from rats_video.motion_path import MARK, is_point, resample, split_path
 from rats_video.reading import load_tensors, read_json, read_sizes
 from rats_video.types import TextCondition
 
-PATH_ENCODER = "text_encoder_path"  # beside the text encoder, and freed, cached and left out with it
+PATH_ENCODER = "text_encoder_path"  # beside the text encoder; freed, cached and skipped with it
 INDEX = "model_index.json"
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
@@ -58,7 +58,7 @@ class PathEncoder(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path, *, torch_dtype: torch.dtype, **_: Any) -> tuple[Self, dict[str, list[str]]]:
-        """What `save_pretrained` wrote, and that no weight is missing, as diffusers' models tell."""
+        """The encoder that `save_pretrained` wrote; says that no weight is missing, as diffusers' models do."""
         encoder = cls(**read_sizes(folder / _CONFIG))
         encoder.load_state_dict(load_tensors(folder / _WEIGHTS))
         return encoder.to(torch_dtype), {"missing_keys": []}
@@ -77,6 +77,11 @@ class PathWanBackbone(WanBackbone):
     The path's tokens are more rows of the text that cross-attention sees, so nothing else changes: not the denoiser,
     not its calls. Guidance's empty prompt has neither caption nor path, so it strengthens both.
     """
+
+    @classmethod
+    def knows(cls, index: Mapping[str, Any]) -> bool:
+        """A Wan folder with a path encoder: stock diffusers loads it as well, and leaves the paths out."""
+        return super().knows(index) and bool(index.get(PATH_ENCODER))
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
@@ -111,6 +116,10 @@ class PathWanBackbone(WanBackbone):
             UserError: what follows it is no path.
         """
         return super().truncation_note(split_path(prompt)[0])
+
+    def stock_prompt(self, prompt: str) -> str:
+        """The caption: stock pipelines know nothing of motion paths."""
+        return split_path(prompt)[0]
 
     def _encode(self, prompts: Sequence[str]) -> TextCondition:
         """As Wan's captions; where there are paths, their rows come before the zero row, zero without a path."""

@@ -1,4 +1,4 @@
-"""What of a prompt a tokenizer does not take in."""
+"""The parts of a prompt that a tokenizer does not take in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
 
 
 def truncation_note(tokenizer: Any, prompt: str, limit: int) -> str:
-    """What goes lost of a prompt of which `limit` tokens are read, as a clause for a message; or nothing."""
+    """The loss where `limit` tokens of a prompt are read, as a clause for a message; or nothing."""
     ids = tokenizer(prompt, verbose=False).input_ids
     if len(ids) > limit:
         return f"longer than the {limit} tokens this model reads"

@@ -90,7 +90,9 @@ def _backbone(
             loaded.spec(evaluation.spec.nfe)  # warns of step counts that it was not trained for
         return loaded.student
     base, model = layout.base, resolve_folder(layout.base.model, where="model")
-    backbone = load_base(model, runtime.device, base.compute.dtype, base.clip.fps, base.embedded_guidance)
+    backbone = load_base(
+        model, runtime.device, base.compute.dtype, base.clip.fps, base.embedded_guidance, base.backbone
+    )
     if arm.cfg is None or step is None:
         return backbone
     student, _ = build_roles(arm.cfg.model_copy(update={"compute": ComputeConfig(dtype=base.compute.dtype)}), backbone)

@@ -5,16 +5,11 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from rats_video.assets import is_embedded, resolve_folder
-from rats_video.backbones.folder import read_index
-from rats_video.backbones.kinds import FAMILIES
-from rats_video.backbones.lora import LORA_FILE
-from rats_video.backbones.wan_paths import PathWanBackbone
+from rats_video.backbones.kinds import find_family
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.folders import check_free
 from rats_video.commands.students import load_run, load_student
@@ -22,46 +17,38 @@ from rats_video.config.load import load_config
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
 from rats_video.distillation.settings import DistillConfig
-from rats_video.errors import UserError, first_line, warn
-from rats_video.export.base import ExportedStudent, base_id
+from rats_video.errors import UserError, warn
+from rats_video.export.base import ExportedStudent, Form, rescale
 from rats_video.export.card import model_card, read_training
-from rats_video.export.comfyui import check_family, load_comfyui, sigma_string, write_comfyui
-from rats_video.export.diffusers import write_pipeline
-from rats_video.export.lora import header, load_lora, write_lora
-from rats_video.export.merged import load_merged, rescale, write_merged
+from rats_video.export.kinds import find_form
 from rats_video.export.quality import loss_table, score
-from rats_video.export.quantized import check_torchao, quantize
-from rats_video.export.recipe import stock_call
-from rats_video.export.stock import open_pipeline, quiet, sample_stock
-from rats_video.export.verify import Difference, check
+from rats_video.export.stock import quiet
+from rats_video.export.verify import Difference, sample_export
 from rats_video.files import replacing
 from rats_video.inference.sampler import clip_noise, sample_videos
 from rats_video.inference.student import CARD, StudentCard, load_card
-from rats_video.motion_path import split_path
 from rats_video.training.run_folder import RunFolder
 
-Format = Literal["diffusers", "lora", "comfyui", "merged", "int8", "fp8"]
-QUANTIZED = ("int8", "fp8")
 SEED = 0
 _PROMPT = "a fast red circle moving left on a gray background"  # where no run says what its model is for
 
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """What is asked for.
+    """An export that a user asks for.
 
     Args:
-        kind: the format.
+        kind: name of the form.
         source: a run, a student's folder, or an embedded student's name.
-        scale: how much of the student's difference from its base is taken.
-        nfe: calls of the clips that are compared and of the card's code; None = 4, or else the first trained for.
-        num_clips: held-out clips on which the loss by quantising is measured.
-        verify: whether to compare at all.
+        scale: how many times the student's difference from its base is taken.
+        nfe: calls of the clips that are compared and of the card's code; None = 4, or the first trained for.
+        num_clips: held-out clips that show what quantising costs.
+        verify: whether to compare clips.
         output: folder to appear; None = beside the run, or in `exports/`.
-        overwrite: whether to replace what is there.
+        overwrite: whether to replace a folder that is there.
     """
 
-    kind: Format
+    kind: str
     source: str
     scale: float = 1.0
     nfe: int | None = None
@@ -79,57 +66,34 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
             the folder is taken or cannot be written; nothing is left there then.
     """
     run, folder = _locate(order.source)
-    card = load_card(folder)
+    form, card = find_form(order.kind), load_card(folder)
     base = resolve_folder(card.model, where=f"{folder / CARD}: model")
-    _check(order, folder, base)
+    form.check(folder, find_family(base, card.backbone), order.scale)
     output = _output(order, run, folder, base)
     where = pick_device(device)
     with quiet(), explain_memory(lambda: "try --device cpu, or --no-verify"), replacing(output, "export") as aside:
         aside.mkdir()
         cfg = _configuration(run, card)
-        subject = _write(order, folder, base, cfg, where, aside)
+        exported = _write(order, form, folder, base, cfg, where, aside)
         _free()
-        lines = _verify(order, subject, cfg, where, aside)
-        text = model_card(
-            subject, order.kind, output.name, read_training(run, folder), scale=order.scale, measured=lines
-        )
+        lines = form.finish(exported, aside) + _verify(form, exported, cfg, where, aside)
+        training = read_training(run, folder)
+        text = model_card(exported, form, output.name, training, scale=order.scale, measured=lines)
         (aside / "README.md").write_text(text, encoding="utf-8")
-    hints = [f"mind: {subject.recipe.note}"] if subject.recipe.note else []
-    if order.kind == "comfyui":
-        hints += [f"ManualSigmas for {n} steps: {sigma_string(levels)}" for n, levels in subject.sigmas.items()]
-    return [f"{order.kind}: {output}", *lines, *hints]
-
-
-# ------------------------------------------------------------------------------------------------------- what is asked
+    hints = [f"mind: {exported.stock.note}"] if exported.stock.note else []
+    return [f"{form.name}: {output}", *lines, *hints, *form.hints(exported)]
 
 
 def _locate(source: str) -> tuple[Path, Path]:
-    """The run's folder and the student's; a student on its own is its own run."""
+    """The run's folder and the student's; a student without a run counts as its own."""
     given = resolve_folder(source, where="RUN") if is_embedded(source) else Path(source).expanduser()
     folder = given if (given / CARD).is_file() else given / "student"
     is_of_run = folder.name == "student" and RunFolder(folder.parent).config.is_file()
     return (folder.parent if is_of_run else folder), folder
 
 
-def _check(order: ExportRequest, folder: Path, base: Path) -> None:
-    """Refuse, before anything is loaded, what this student cannot be made into."""
-    is_lora = (folder / LORA_FILE).is_file()
-    if order.kind == "lora" and not is_lora:
-        raise UserError(
-            "this student is no LoRA: all of its weights were trained", where="--format lora",
-            fix="take merged, diffusers or comfyui, or train with student.weights.kind=lora",
-        )  # fmt: skip
-    if order.scale != 1 and (order.kind == "lora" or (order.kind == "comfyui" and is_lora)):
-        raise UserError("a LoRA is scaled where it is loaded", where="--scale", fix="take it out, or --format merged")
-    if order.kind == "comfyui":
-        names = [name for family in FAMILIES for name in family.pipelines]
-        check_family(read_index(base, names)["_class_name"])
-    if order.kind in QUANTIZED:
-        check_torchao()
-
-
 def _output(order: ExportRequest, run: Path, folder: Path, base: Path) -> Path:
-    """The folder to appear, which must not hold what it is made from."""
+    """The folder to appear, which must not hold the student or its base."""
     of_run = run / "export" / order.kind
     output = order.output or (of_run if run != folder else Path("exports") / f"{folder.name}-{order.kind}")
     for origin in (run, folder, base):
@@ -140,7 +104,7 @@ def _output(order: ExportRequest, run: Path, folder: Path, base: Path) -> Path:
 
 
 def _configuration(run: Path, card: StudentCard) -> DistillConfig | None:
-    """What the run was told, the default of an embedded model, or None for a student without its run."""
+    """The run's configuration, the default of an embedded model, or None for a student without its run."""
     if RunFolder(run).config.is_file():
         return load_run(run)[1]
     return load_config(DistillConfig, "tiny", group="distill") if is_embedded(card.model) else None
@@ -150,7 +114,13 @@ def _configuration(run: Path, card: StudentCard) -> DistillConfig | None:
 
 
 def _write(
-    order: ExportRequest, folder: Path, base: Path, cfg: DistillConfig | None, device: torch.device, aside: Path
+    order: ExportRequest,
+    form: Form,
+    folder: Path,
+    base: Path,
+    cfg: DistillConfig | None,
+    device: torch.device,
+    aside: Path,
 ) -> ExportedStudent:
     """Sample the student, write it, and return what must be known of it after its memory is freed."""
     loaded = load_student(folder, device)
@@ -159,31 +129,21 @@ def _write(
     spec = loaded.spec(nfe)
     if order.scale != 1:
         rescale(student, loaded.base, order.scale)
-    prompts = _prompts(cfg, order.num_clips if order.kind in QUANTIZED else 1)
-    if isinstance(student, PathWanBackbone):  # stock pipelines know nothing of motion paths
-        prompts = tuple(split_path(prompt)[0] for prompt in prompts)
+    prompts = tuple(map(student.stock_prompt, _prompts(cfg, order.num_clips if form.loses else 1)))
     videos = None
     if order.verify:
         batches = sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1)
         videos = torch.cat([samples.videos.cpu() for samples in batches])
-    subject = ExportedStudent(
-        card=card, base=base, pipeline=read_index(base, student.pipelines)["_class_name"],
+    exported = ExportedStudent(
+        card=card, base=base, pipeline=student.pipelines[0],
         networks={name: type(network).__name__ for name, network in student.denoisers.items()},
-        recipe=stock_call(student, card, nfe),
+        stock=student.stock_call(nfe, card.shift),
         sigmas={n: tuple(student.sigmas(n, card.shift).tolist()) for n in sorted({nfe, *card.num_steps})},
         is_lora=student.adapters is not None, prompts=prompts,
         noises=tuple(clip_noise(student, loaded.clip, SEED, i).cpu() for i in range(len(prompts))), videos=videos,
     )  # fmt: skip
-    match order.kind:
-        case "lora":
-            write_lora(student, card, subject.recipe, base_id(card.model), aside)
-        case "comfyui":
-            write_comfyui(student, header(student, card, base_id(card.model)), aside)
-        case "merged":
-            write_merged(student, subject.recipe, aside)
-        case "diffusers" | "int8" | "fp8":
-            write_pipeline(student, base, subject.recipe, aside)
-    return subject
+    form.write(student, exported, aside)
+    return exported
 
 
 def _prompts(cfg: DistillConfig | None, count: int) -> tuple[str, ...]:
@@ -203,63 +163,31 @@ def _free() -> None:
 
 
 def _verify(
-    order: ExportRequest, subject: ExportedStudent, cfg: DistillConfig | None, device: torch.device, aside: Path
+    form: Form, exported: ExportedStudent, cfg: DistillConfig | None, device: torch.device, aside: Path
 ) -> list[str]:
-    """Load what was written with the target's own code and compare its clips with the student's; what was found."""
-    lines = []
-    if order.kind in QUANTIZED:
-        before, after = quantize(aside, order.kind, subject.dtype)
-        lines.append(f"denoiser: {before / 2**20:.1f} MiB before, {after / 2**20:.1f} MiB after")
-    if subject.videos is None:
-        return [*lines, "not compared with our sampler (--no-verify)"]
-    try:
-        pipeline = _load(order.kind, subject, device, aside)
-        videos = sample_stock(pipeline, subject.recipe, subject.noises, subject.prompts)
-    except (ValueError, KeyError, RuntimeError, OSError, TypeError, SafetensorError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise UserError(
-            f"stock diffusers cannot load or sample it: {first_line(error)}; nothing is kept",
-            where=f"--format {order.kind}",
-        ) from error
-    del pipeline
+    """Compare the clips of what was written with the student's; returns lines for the card."""
+    if exported.videos is None:
+        return ["not compared with our sampler (--no-verify)"]
+    videos = sample_export(form, exported, device, aside)
     _free()
-    difference = Difference.of(subject.videos, videos)
-    check(difference, subject.dtype, quantized=order.kind in QUANTIZED, where=f"--format {order.kind}")
+    difference = Difference.of(exported.videos, videos)
     clips = f"{len(videos)} clip{'s' if len(videos) != 1 else ''}"
-    lines.append(f"stock {subject.pipeline} against our sampler, {clips} from the same noise: {difference}")
-    if order.kind in QUANTIZED and (table := _loss(order, subject, cfg, device, videos)):
+    lines = [f"stock {exported.pipeline} against our sampler, {clips} from the same noise: {difference}"]
+    if form.loses and (table := _loss(form, exported, cfg, device, videos)):
         lines.append("\n".join(table))
     return lines
 
 
-def _load(kind: Format, subject: ExportedStudent, device: torch.device, folder: Path) -> Any:
-    """The export in the stock pipeline, afresh."""
-    match kind:
-        case "lora":
-            return load_lora(folder, subject.base, device, subject.dtype)
-        case "merged":
-            return load_merged(folder, subject.base, device, subject.dtype)
-        case "comfyui":
-            return load_comfyui(folder, subject.base, device, subject.dtype, subject.recipe.scheduler)
-        case "diffusers" | "int8" | "fp8":
-            return open_pipeline(folder, device, subject.dtype)
-
-
 def _loss(
-    order: ExportRequest,
-    subject: ExportedStudent,
-    cfg: DistillConfig | None,
-    device: torch.device,
-    videos: torch.Tensor,
+    form: Form, exported: ExportedStudent, cfg: DistillConfig | None, device: torch.device, videos: torch.Tensor
 ) -> list[str]:
-    """What quantising cost by the run's own measures; nothing where they are not at hand."""
-    if cfg is None or subject.videos is None:
+    """The cost of quantising by the run's own measures; nothing where they are not at hand."""
+    if cfg is None or exported.videos is None:
         return []
     try:
         measures = build_measures(cfg, device)
     except UserError as error:
         warn(f"the loss is measured in pixels alone: {error}")
         return []
-    before, after = (score(measures, clips, subject.prompts, device) for clips in (subject.videos, videos))
-    return loss_table(order.kind, before, after, subject.prompts)
+    before, after = (score(measures, clips, exported.prompts, device) for clips in (exported.videos, videos))
+    return loss_table(form.name, before, after, exported.prompts)

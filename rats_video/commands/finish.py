@@ -36,7 +36,15 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
     done = steps_done(chosen)
     model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
     card = StudentCard(
-        model, cfg.student.num_steps, cfg.shift, clip, done, cfg.seed, cfg.embedded_guidance, cfg.compute.dtype
+        model,
+        cfg.student.num_steps,
+        cfg.shift,
+        clip,
+        done,
+        cfg.seed,
+        cfg.embedded_guidance,
+        cfg.compute.dtype,
+        backbone=cfg.backbone,
     )
     plot_training(read_metrics(run.metrics), run.curves)
     if run.guard.is_file():
@@ -65,7 +73,7 @@ def _whole_student(cfg: DistillConfig, checkpoint: Path) -> PipelineBackbone:
     """A checkpoint's student, unsplit, in host memory."""
     plain = cfg.model_copy(update={"compute": ComputeConfig(dtype=cfg.compute.dtype)})  # no GPU's kernels on a CPU
     dtype = getattr(torch, cfg.compute.dtype)
-    base = load_backbone(resolve_folder(cfg.model, where="model"), "cpu", dtype, with_text=False)
+    base = load_backbone(resolve_folder(cfg.model, where="model"), "cpu", dtype, cfg.backbone, with_text=False)
     student, _ = build_roles(plain, base)
     load_student_weights(checkpoint, student.weights)
     return student

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from rats_video.config.load import load_config
-from rats_video.distillation.roles import build_roles, prepare_base
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.files import write_json
@@ -15,7 +14,7 @@ from rats_video.planning.devices import find_device
 from rats_video.planning.estimate import GIB, Plan
 from rats_video.planning.memory_options import MemoryOption, cheapest, useful_options, without_conflicts
 from rats_video.planning.report import advice_lines, plan_lines
-from rats_video.planning.runs import Builders, PlanBuilder
+from rats_video.planning.runs import PlanBuilder
 from rats_video.rewards.custom import CustomRewardConfig
 from rats_video.rewards.reward import single_rewards
 
@@ -42,12 +41,12 @@ def run_plan(
     device = find_device(device_name)
     device = replace(device, utilisation=utilisation or device.utilisation)
 
-    def configured(levers: Sequence[MemoryOption]) -> DistillConfig:
-        settings = [lever.setting for lever in levers]
+    def configured(options: Sequence[MemoryOption]) -> DistillConfig:
+        settings = [option.setting for option in options]
         return load_config(DistillConfig, config, group="distill", overrides=[*overrides, *settings])
 
     cfg = configured([])
-    runs = PlanBuilder(cfg, Builders(prepare_base, build_roles), device, gpus)
+    runs = PlanBuilder(cfg, device, gpus)
     plan = runs.plan(cfg, device)
     lines, record = plan_lines(plan), plan.as_json()
     for one in single_rewards(cfg.reward, "reward").values():
@@ -56,14 +55,14 @@ def run_plan(
     budget = gpu_memory or device.memory
     if budget:
 
-        def plan_with(levers: Sequence[MemoryOption]) -> Plan:
-            return runs.plan(configured(without_conflicts(levers, cfg)), device)
+        def plan_with(options: Sequence[MemoryOption]) -> Plan:
+            return runs.plan(configured(without_conflicts(options, cfg)), device)
 
         found, best = _search(useful_options(cfg, gpus, can_window=runs.can_window), plan_with, budget)
-        levers = None if found is None else without_conflicts(found, cfg)
-        lines += ["", *advice_lines(plan, budget, levers, best)]
-        record["gpu_memory_gib"], record["fits"] = budget, levers == []
-        record["levers"] = None if levers is None else [lever.setting for lever in levers]
+        options = None if found is None else without_conflicts(found, cfg)
+        lines += ["", *advice_lines(plan, budget, options, best)]
+        record["gpu_memory_gib"], record["fits"] = budget, options == []
+        record["levers"] = None if options is None else [option.setting for option in options]
         record["needed_bytes_with_levers"] = round(best.memory.needed)
     if output is not None:
         write_json(output, record)
@@ -71,7 +70,7 @@ def run_plan(
 
 
 def _search(
-    levers: list[MemoryOption], plan_with: Callable[[Sequence[MemoryOption]], Plan], budget: float
+    options: list[MemoryOption], plan_with: Callable[[Sequence[MemoryOption]], Plan], budget: float
 ) -> tuple[list[MemoryOption] | None, Plan]:
-    found = cheapest(levers, lambda chosen: plan_with(chosen).memory.needed <= budget * GIB)
-    return found, plan_with(levers if found is None else found)
+    found = cheapest(options, lambda chosen: plan_with(chosen).memory.needed <= budget * GIB)
+    return found, plan_with(options if found is None else found)

@@ -114,7 +114,7 @@ class ClipFolder:
 
 def identity(loaded: LoadedStudent) -> str:
     """16 hex digits that tell one student from another: by weights, noise levels, clip size and base."""
-    return json_digest([weights_digest([loaded.folder]), asdict(loaded.card)])[:16]
+    return json_digest([weights_digest([loaded.folder]), loaded.card.as_json()])[:16]
 
 
 def run_sample(

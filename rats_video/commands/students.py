@@ -10,7 +10,7 @@ import torch
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.kinds import load_backbone
+from rats_video.backbones.kinds import BackboneConfig, load_backbone
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.files import read_prompts
 from rats_video.datasets.prompts.split import check_prompt
@@ -65,13 +65,15 @@ def load_student(folder: Path, device: torch.device) -> LoadedStudent:
     card = load_card(folder)
     is_whole = card.model == ITSELF
     model = folder if is_whole else resolve_folder(card.model, where=f"{folder / CARD}: model")
-    base = load_base(model, device, card.dtype, card.clip["fps"], card.embedded_guidance)
+    base = load_base(model, device, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone)
     return LoadedStudent(folder, card, base, base if is_whole else base.load_role(folder))
 
 
-def load_base(model: Path, device: torch.device, dtype: str, fps: float, embedded_guidance: float) -> PipelineBackbone:
+def load_base(
+    model: Path, device: torch.device, dtype: str, fps: float, embedded_guidance: float, kind: BackboneConfig
+) -> PipelineBackbone:
     """A base model that is told the frames a second of its clips, and its guidance if it takes that as an input."""
-    base = load_backbone(model, device, getattr(torch, dtype))
+    base = load_backbone(model, device, getattr(torch, dtype), kind)
     base.fps, base.embedded_guidance = fps, embedded_guidance
     return base
 

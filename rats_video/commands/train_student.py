@@ -12,12 +12,12 @@ from rats_video.distillation.compute import cached_text, save_text
 from rats_video.distillation.guard import build_guard
 from rats_video.distillation.method import build_method
 from rats_video.distillation.parallel import serve_rewards, split_roles
-from rats_video.distillation.roles import build_backbone, build_roles, checked_prompts, prepare_base
+from rats_video.distillation.roles import build_backbone, build_roles, checked_prompts
 from rats_video.distillation.run_rewards import check_rewards, load_run_rewards
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.files import write_json
-from rats_video.planning.runs import Builders, can_plan, plan_of_run
+from rats_video.planning.runs import can_plan, plan_of_run
 from rats_video.rewards.remote import RemoteReward
 from rats_video.runtime import Runtime
 from rats_video.training.callbacks import StudentSnapshots
@@ -78,7 +78,7 @@ def train_student(
             save_text(cfg, student, run.text)
             if can_plan(cfg) and not (goes_on and run.plan.is_file()):
                 shares = runtime.trainers // runtime.context
-                write_json(run.plan, plan_of_run(cfg, Builders(prepare_base, build_roles), runtime.device, shares))
+                write_json(run.plan, plan_of_run(cfg, runtime.device, shares))
             record_start(cfg, run, student, runtime)
         runtime.barrier()
         train_loop(method, cfg, prompts.train, run, runtime, guard, callbacks)

@@ -117,6 +117,6 @@ def _decodes_in_chunks(cfg: DistillConfig) -> bool:
     if cfg.compute.decode.small is not None:
         return True
     try:
-        return find_architecture(cfg.model, cfg.architecture).family.exact_window
+        return find_architecture(cfg.model, cfg.architecture, cfg.backbone).family.exact_window
     except UserError:  # the run itself tells what is wrong with the model
         return True

@@ -120,11 +120,16 @@ def rats_of(cfg: DistillConfig) -> RatsConfig:
 
 def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[str, object]:
     """All that a frozen teacher's rollout depends on besides prompts and noise, weights included."""
-    folders = [resolve_folder(cfg.model, where="model"), *reward_folders(cfg.reward, where="reward")]
+    folders = [
+        resolve_folder(cfg.model, where="model"),
+        *reward_folders(cfg.reward, where="reward"),
+        *cfg.backbone.sources(),
+    ]
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
     return {
         "weights": weights_digest(folders, DECIDES),
+        **cfg.model_dump(include={"backbone"}),
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
         "embedded_guidance": cfg.embedded_guidance,

@@ -28,7 +28,12 @@ def changed_keys(before: DistillConfig, after: DistillConfig) -> list[str]:
     if before.guard is not None and after.guard is not None:  # its evaluations are compared with one another
         free = free - {"heldout_reward"}
         free = free | WATCH if {before.guard.on_alarm, after.guard.on_alarm} == {"warn"} else free
-    return list(differences(before.model_dump(), after.model_dump(), "", free))
+    return list(differences(_whole(before), _whole(after), "", free))
+
+
+def _whole(cfg: DistillConfig) -> dict[str, Any]:
+    """All keys, also the one that a dump leaves out at its default."""
+    return cfg.model_dump() | {"backbone": cfg.backbone.model_dump()}
 
 
 def deciding(cfg: DistillConfig) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     check_compute(cfg, device)
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
-    backbone = load_backbone(folder, first, dtype, with_text=text is None)
+    backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)
     move_to_device(cfg, backbone, device)
     if cfg.compute.cache_text:

@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from rats_video.backbones.compute import ComputeConfig, FullWeightsConfig, ParallelConfig, WeightsConfig
+from rats_video.backbones.kinds import AUTO, BackboneConfig
 from rats_video.config.fields import ClipConfig, Config, NumClips, PositiveFloat, Seed
 from rats_video.datasets.prompts.settings import PromptsConfig, ShapesPromptsConfig
 from rats_video.evaluation.settings import EvaluationConfig
@@ -38,6 +39,11 @@ class DistillConfig(Config):
     model: str = Field(description="pipeline folder as diffusers saves it, or the name of an embedded one")
     architecture: str | None = Field(
         None, description="for `plan`, while the model folder is not there: a preset, e.g. wan21_1b"
+    )
+    backbone: BackboneConfig = Field(
+        AUTO,
+        exclude_if=lambda backbone: backbone == AUTO,
+        description="the family that loads `model`, if none here knows it",
     )
     clip: ClipConfig = ClipConfig()
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")

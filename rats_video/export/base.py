@@ -1,31 +1,34 @@
-"""What is still known of a student once its memory is freed: all that checking and describing an export takes."""
+"""The base of the forms of export, and the student that one of them writes."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from rats_video.assets import HUB, is_embedded
-from rats_video.export.recipe import StockCall
+from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.stock import StockCall
 from rats_video.inference.student import StudentCard
 
 
 @dataclass(frozen=True)
 class ExportedStudent:
-    """An exported student.
+    """A student's facts, for checking and describing its export once its memory is freed.
 
     Args:
         card: how it must be sampled.
         base: folder of its base pipeline.
         pipeline: class of that pipeline.
         networks: class of each denoising part.
-        recipe: the stock pipeline's call.
+        stock: the stock pipeline's call.
         sigmas: noise levels by number of steps.
-        is_lora: whether it is an adapter on the base.
+        is_lora: True if it is an adapter on the base.
         prompts: N prompts of the clips that follow.
         noises: `[1, C, F, H, W]` each, on the CPU.
         videos: `[N, T, 3, height, width]` in [0, 1], our sampler's, on the CPU; None where nothing is checked.
@@ -35,7 +38,7 @@ class ExportedStudent:
     base: Path
     pipeline: str
     networks: Mapping[str, str]
-    recipe: StockCall
+    stock: StockCall
     sigmas: Mapping[int, tuple[float, ...]]
     is_lora: bool
     prompts: tuple[str, ...]
@@ -48,16 +51,75 @@ class ExportedStudent:
         dtype: torch.dtype = getattr(torch, self.card.dtype)
         return dtype
 
+    @property
+    def size(self) -> dict[str, int]:
+        """`num_frames`, `height` and `width` of the training clips."""
+        return {name: int(self.card.clip[name]) for name in ("num_frames", "height", "width")}
 
-def base_id(model: str) -> str:
-    """The base's name for others: its repository on the hub where its folder is called so, never a path of ours."""
-    name = Path(model).name
-    return next((repository for repository in HUB if repository.rpartition("/")[2] == name), name)
+    @property
+    def base_id(self) -> str:
+        """The base's name for others: its repository on the hub where its folder is called so, never a path of ours."""
+        name = Path(self.card.model).name
+        return next((repository for repository in HUB if repository.rpartition("/")[2] == name), name)
+
+    @property
+    def base_source(self) -> tuple[str, str]:
+        """Python of the base's place in a snippet: a line of import, if it takes one, and an expression."""
+        if is_embedded(self.card.model):
+            return "from rats_video.assets import ASSETS\n", f"ASSETS / {self.card.model!r}"
+        return "", repr(self.base_id if "/" in self.base_id else self.card.model)
 
 
-def base_source(model: str) -> tuple[str, str]:
-    """Python of the base's place in a snippet: a line of import, if it takes one, and an expression."""
-    if is_embedded(model):
-        return "from rats_video.assets import ASSETS\n", f"ASSETS / {model!r}"
-    name = base_id(model)
-    return "", repr(name if "/" in name else model)
+class Form(ABC):
+    """A form of export; each is a subclass in a file of its own."""
+
+    name: ClassVar[str]
+    """The value of `--format`."""
+    summary: ClassVar[str]
+    """The files, for the card: "This is ..."."""
+    relation: ClassVar[str | None] = None
+    """The export to its base, as the hub names it; None = an adapter for a LoRA, otherwise finetuned."""
+    tags: ClassVar[tuple[str, ...]] = ()
+    """Tags of the card beside those of every export."""
+    limits: ClassVar[tuple[str, ...]] = ()
+    """Limits to state on the card beside those of every export."""
+    loses: ClassVar[bool] = False
+    """True if its clips are not the student's: several are made, and scored by the run's measures."""
+
+    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: B027  # optional
+        """Refuse, before anything is loaded, a student that has no such form.
+
+        Raises:
+            UserError: the student, its family or `scale` does not go with it.
+        """
+
+    @abstractmethod
+    def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
+        """Write the files; the student is of no more use after it."""
+
+    def finish(self, exported: ExportedStudent, folder: Path) -> list[str]:  # noqa: ARG002
+        """Change the files once the student's memory is freed; returns lines for the card."""
+        return []
+
+    @abstractmethod
+    def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
+        """The export in the stock pipeline, afresh."""
+
+    @abstractmethod
+    def sampling(self, exported: ExportedStudent, name: str) -> str:
+        """The card's section on how to sample an export called `name`."""
+
+    def hints(self, exported: ExportedStudent) -> list[str]:  # noqa: ARG002
+        """Lines to print after an export."""
+        return []
+
+
+def rescale(student: PipelineBackbone, base: PipelineBackbone, scale: float) -> None:
+    """Take `scale` times the student's difference from its base: 0 is the base, 1 the student, in place."""
+    if student.adapters is not None and student.role is not None:
+        student.adapters.rescale(student.role, scale)
+    else:
+        origin = base.weights
+        with torch.no_grad():
+            for name, weight in student.weights.items():
+                weight.copy_(torch.lerp(origin[name], weight, scale))

@@ -1,4 +1,4 @@
-"""The model card: what an export is, how it was made, the code to sample it, what was measured, its limits."""
+"""The model card: contents, origin, code to sample it, measurements, limits."""
 
 from __future__ import annotations
 
@@ -14,27 +14,22 @@ import rats_video
 from rats_video.assets import is_embedded
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import aligned, metric_title
-from rats_video.export.base import ExportedStudent, base_id
-from rats_video.export.comfyui import sigma_string
-from rats_video.export.usage import snippet
+from rats_video.export.base import ExportedStudent, Form
+from rats_video.export.usage import fenced, sigma_string
 from rats_video.reading import read_json
 from rats_video.training.guard import finite_mean
 from rats_video.training.run_folder import read_sessions
 
-RELATION = {"diffusers": "finetune", "merged": "finetune", "lora": "adapter", "int8": "quantized", "fp8": "quantized"}
-WHAT = {
-    "diffusers": "a whole pipeline: the student's denoiser and scheduler among the base's other parts",
-    "merged": "the student's denoiser and scheduler, to be put into the base's pipeline",
-    "lora": "a LoRA on the base, and a scheduler",
-    "comfyui": "the student under the names that ComfyUI's loaders take",
-    "int8": "a whole pipeline whose denoiser keeps its blocks' matrices in 8-bit integers (torchao, weights alone)",
-    "fp8": "a whole pipeline whose denoiser keeps its blocks' matrices in 8-bit floats (torchao, weights alone)",
-}
+LIMITS = (
+    "What the base cannot draw it cannot draw either, and the base's licence and biases hold for it.",
+    "It was trained to please a learned reward: look for what such a reward does not see.",
+    "Guidance, other samplers, other sizes and other numbers of calls were not trained for.",
+)
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a run recorded of itself, as far as it did.
+    """A run's records of itself, as far as there are any.
 
     Args:
         config: its resolved configuration.
@@ -50,47 +45,45 @@ class Training:
 
 
 def model_card(
-    subject: ExportedStudent, kind: str, name: str, training: Training, *, scale: float, measured: Sequence[str]
+    exported: ExportedStudent, form: Form, name: str, training: Training, *, scale: float, measured: Sequence[str]
 ) -> str:
     """The card of an export called `name`; `measured` are paragraphs on how it was checked."""
-    card, base = subject.card, base_id(subject.card.model)
+    card, base = exported.card, exported.base_id
     counts = ", ".join(map(str, card.num_steps))
     parts = [
-        f"# {escape(base)} in {counts} calls ({kind})",
+        f"# {escape(base)} in {counts} calls ({form.name})",
         f"{escape(base)}, distilled by [RATS](https://arxiv.org/abs/2604.14910) to sample in {counts} network calls "
-        f"without guidance. This is {WHAT[kind]}." + ("" if scale == 1 else f" Taken {scale:g} times, not whole."),
+        f"without guidance. This is {form.summary}." + ("" if scale == 1 else f" Taken {scale:g} times, not whole."),
         "## Sampling",
-        _comfyui(subject) if kind == "comfyui" else fenced(snippet(subject, kind, name), "python"),
-        *([f"Mind: {subject.recipe.note}."] if subject.recipe.note else []),
-        *_noise_levels(subject),
+        form.sampling(exported, name),
+        *([f"Mind: {exported.stock.note}."] if exported.stock.note else []),
+        *_noise_levels(exported),
         "## What was checked",
         *measured,
         "## How it was trained",
-        *_training(subject, training),
+        *_training(exported, training),
         *_results(training, scale),
         "## Limits",
-        "\n".join(f"- {limit}" for limit in _limits(kind)),
+        "\n".join(f"- {limit}" for limit in (*LIMITS, *form.limits)),
     ]
-    return _front_matter(subject, kind, base) + "\n\n".join(parts) + "\n"
+    return _front_matter(exported, form) + "\n\n".join(parts) + "\n"
 
 
-def _front_matter(subject: ExportedStudent, kind: str, base: str) -> str:
+def _front_matter(exported: ExportedStudent, form: Form) -> str:
     fields: dict[str, Any] = {
-        "base_model": base, "library_name": "diffusers", "pipeline_tag": "text-to-video",
-        "tags": ["rats-video", "few-step", "text-to-video"],
+        "base_model": exported.base_id, "library_name": "diffusers", "pipeline_tag": "text-to-video",
+        "tags": ["rats-video", "few-step", "text-to-video", *form.tags],
+        "base_model_relation": form.relation or ("adapter" if exported.is_lora else "finetune"),
     }  # fmt: skip
-    if kind == "comfyui":
-        fields["tags"].append("comfyui")
-    fields["base_model_relation"] = RELATION.get(kind, "adapter" if subject.is_lora else "finetune")
-    fields |= _license(subject)
+    fields |= _license(exported)
     return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n\n"
 
 
-def _license(subject: ExportedStudent) -> dict[str, str]:
+def _license(exported: ExportedStudent) -> dict[str, str]:
     """The base's licence as the head of its own card states it, where there is one."""
-    if is_embedded(subject.card.model):
+    if is_embedded(exported.card.model):
         return {"license": "apache-2.0"}
-    path = subject.base / "README.md"
+    path = exported.base / "README.md"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
@@ -101,9 +94,9 @@ def _license(subject: ExportedStudent) -> dict[str, str]:
     return {key: str(known[key]) for key in ("license", "license_name", "license_link") if key in known}
 
 
-def _noise_levels(subject: ExportedStudent) -> list[str]:
-    card, size = subject.card, subject.recipe.size
-    rows = [[str(steps), sigma_string(levels)] for steps, levels in subject.sigmas.items()]
+def _noise_levels(exported: ExportedStudent) -> list[str]:
+    card, size = exported.card, exported.size
+    rows = [[str(steps), sigma_string(levels)] for steps, levels in exported.sigmas.items()]
     trained = (
         f"It was trained at {size['num_frames']} frames of {size['height']} x {size['width']} pixels, "
         f"{card.clip['fps']:g} frames a second, without guidance, at these noise levels (shift {card.shift:g}). "
@@ -112,21 +105,9 @@ def _noise_levels(subject: ExportedStudent) -> list[str]:
     return [trained, "\n".join(aligned([["calls", "noise levels"], *rows]))]
 
 
-def _comfyui(subject: ExportedStudent) -> str:
-    if subject.is_lora:
-        how = "Put it into `models/loras` and load it with LoraLoaderModelOnly at strength 1."
-    else:
-        how = "Put it into `models/diffusion_models` and load it with Load Diffusion Model."
-    if len(subject.networks) > 1:
-        how += " There is a file for each of the two experts."
-    levels = "\n".join(sigma_string(levels) for levels in subject.sigmas.values())
-    sample = "Sample with SamplerCustom, cfg 1.0 and KSamplerSelect `euler`, and paste a line into ManualSigmas:"
-    return "\n\n".join([how, sample, fenced(levels, "text")])
-
-
-def _training(subject: ExportedStudent, training: Training) -> list[str]:
-    card, config = subject.card, _portable(training.config)
-    weights = "a LoRA" if subject.is_lora else "all weights"
+def _training(exported: ExportedStudent, training: Training) -> list[str]:
+    card, config = exported.card, _portable(training.config)
+    weights = "a LoRA" if exported.is_lora else "all weights"
     lines = [f"- {card.steps} optimizer steps, seed {card.seed}, base in {card.dtype}; {weights} of the denoiser"]
     for key in ("reward", "heldout_reward", "teacher"):
         if isinstance(settings := config.get(key), dict):
@@ -165,19 +146,6 @@ def _guard_table(guard: Mapping[str, Any]) -> list[str]:
     return aligned([["measure", "teacher", f"student of step {guard['best']}"], *rows])
 
 
-def _limits(kind: str) -> list[str]:
-    limits = [
-        "What the base cannot draw it cannot draw either, and the base's licence and biases hold for it.",
-        "It was trained to please a learned reward: look for what such a reward does not see.",
-        "Guidance, other samplers, other sizes and other numbers of calls were not trained for.",
-    ]
-    if kind == "comfyui":
-        limits.append("The file was read back by diffusers' converter; ComfyUI itself was not run.")
-    if kind in {"int8", "fp8"}:
-        limits.append("It saves memory; whether it is faster depends on the GPU and was not measured.")
-    return limits
-
-
 def _portable(tree: Any) -> Any:
     """A configuration without the places of one machine: of an absolute path only the name is kept."""
     match tree:
@@ -196,15 +164,8 @@ def escape(text: str) -> str:
     return re.sub(r"^[-+]|[\\`*_{}\[\]<>()#!|~&$]", r"\\\g<0>", " ".join(text.split()))
 
 
-def fenced(text: str, language: str) -> str:
-    """A block of code that nothing in it can close."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
 def read_training(run: Path, student: Path) -> Training:
-    """What `run` recorded, or the embedded student's own record."""
+    """The records of `run`, or the embedded student's own."""
     record = _json(student / "training.json")
     rows = [[metric_title(name), f"{value:.3f}"] for name, value in record.get("metrics", {}).items()]
     metrics = aligned([["measure", "student"], *rows]) if rows else []
@@ -219,7 +180,7 @@ def read_training(run: Path, student: Path) -> Training:
 
 
 def _environment(path: Path) -> dict[str, Any]:
-    """What the run's last session computed with, but for the machine's name and the command, which are its owner's."""
+    """Versions and hardware of the run's last session, without the machine's name and the command."""
     try:
         newest = read_sessions(path)[-1:]
     except ValueError as error:

@@ -8,21 +8,40 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.folder import read_index
-from rats_video.export.merged import SCHEDULER, write_merged
-from rats_video.export.recipe import StockCall
+from rats_video.export.base import ExportedStudent, Form
+from rats_video.export.merged import SCHEDULER, write_networks
+from rats_video.export.stock import open_pipeline
+from rats_video.export.usage import whole_snippet
 from rats_video.files import write_json
 
 INDEX = "model_index.json"
 WEIGHTS = {".safetensors", ".bin"}
 
 
-def write_pipeline(student: PipelineBackbone, base: Path, recipe: StockCall, folder: Path) -> None:
+class Diffusers(Form):
     """The student's denoiser and scheduler among the base's other parts."""
-    index = copy_parts(base, folder, student, {*student.denoiser_parts, SCHEDULER})
-    write_merged(student, recipe, folder)
-    write_json(folder / INDEX, index | {SCHEDULER: ["diffusers", type(recipe.scheduler).__name__]})
+
+    name = "diffusers"
+    summary = "a whole pipeline: the student's denoiser and scheduler among the base's other parts"
+    relation = "finetune"
+
+    def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
+        """Write the pipeline folder."""
+        index = copy_parts(exported.base, folder, student, {*student.denoiser_parts, SCHEDULER})
+        write_networks(student, exported, folder)
+        write_json(folder / INDEX, index | {SCHEDULER: ["diffusers", type(exported.stock.scheduler).__name__]})
+
+    def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
+        """The folder as a pipeline."""
+        return open_pipeline(folder, device, exported.dtype)
+
+    def sampling(self, exported: ExportedStudent, name: str) -> str:
+        """Code that loads the folder."""
+        return whole_snippet(exported, name)
 
 
 def write_denoiser(model: PipelineBackbone, base: Path, folder: Path) -> None:

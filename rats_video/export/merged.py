@@ -9,21 +9,43 @@ import torch
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import HIGH_NOISE
-from rats_video.export.recipe import StockCall
+from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.stock import class_in, open_pipeline
+from rats_video.export.usage import base_snippet
 
 SCHEDULER = "scheduler"
 
 
-def rescale(student: PipelineBackbone, base: PipelineBackbone, scale: float) -> None:
-    """Take `scale` times the student's difference from its base: 0 is the base, 1 the student, in place."""
-    if student.adapters is not None and student.role is not None:
-        student.adapters.rescale(student.role, scale)
-    else:
-        origin = base.weights
-        with torch.no_grad():
-            for name, weight in student.weights.items():
-                weight.copy_(torch.lerp(origin[name], weight, scale))
+class Merged(Form):
+    """A folder a denoising network, and the scheduler."""
+
+    name = "merged"
+    summary = "the student's denoiser and scheduler, to be put into the base's pipeline"
+    relation = "finetune"
+
+    def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
+        """Write the networks, adapters merged into them, and the scheduler."""
+        write_networks(student, exported, folder)
+
+    def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
+        """The base's pipeline with the exported denoiser and scheduler."""
+        parts = load_networks(folder, exported.dtype) | load_scheduler(folder)
+        return open_pipeline(exported.base, device, exported.dtype, **parts)
+
+    def sampling(self, exported: ExportedStudent, name: str) -> str:
+        """Code that puts the networks into the base's pipeline."""
+        parts = "".join(
+            f"    {part}={kind}.from_pretrained(folder, subfolder={part!r}, dtype=torch.{exported.card.dtype}),\n"
+            for part, kind in exported.networks.items()
+        )
+        return base_snippet(exported, name, parts=parts, classes=sorted(set(exported.networks.values())))
+
+
+def write_networks(student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
+    """Write a folder a denoising network, and the scheduler."""
+    merge(student)
+    student.save_role(folder)
+    exported.stock.scheduler.save_pretrained(folder / SCHEDULER)
 
 
 def merge(student: PipelineBackbone) -> None:
@@ -31,18 +53,6 @@ def merge(student: PipelineBackbone) -> None:
     if student.adapters is not None and student.role is not None:
         student.adapters.merge(student.role)
         student.adapters = student.role = None
-
-
-def write_merged(student: PipelineBackbone, recipe: StockCall, folder: Path) -> None:
-    """A folder a denoising network, and the scheduler."""
-    merge(student)
-    student.save_role(folder)
-    recipe.scheduler.save_pretrained(folder / SCHEDULER)
-
-
-def load_merged(folder: Path, base: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """The base's pipeline with the exported denoiser and scheduler."""
-    return open_pipeline(base, device, dtype, **load_networks(folder, dtype), **load_scheduler(folder))
 
 
 def load_networks(folder: Path, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What eight bits cost: the same measures on the student's clips and on its quantised twin's, clip by clip."""
+"""The cost of eight bits: the same measures on the student's clips and on its quantised copy's, clip by clip."""
 
 from __future__ import annotations
 

@@ -8,50 +8,80 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from abc import abstractmethod
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from rats_video.backbones.base import PipelineBackbone
 from rats_video.errors import UserError
+from rats_video.export.base import ExportedStudent
+from rats_video.export.diffusers import Diffusers
 from rats_video.export.merged import network_folders
 from rats_video.export.stock import class_in
 
-BLOCKS = r"re:(.*\.)?\w*blocks\.\d+\..*"  # what is left out, embeddings and the last layer, is small and delicate
+BLOCKS = r"re:(.*\.)?\w*blocks\.\d+\..*"  # the rest, embeddings and the last layer, is small and delicate
 
 
-def check_torchao() -> None:
-    """Raise UserError where torchao is not installed."""
-    if importlib.util.find_spec("torchao") is None:
-        raise UserError(
-            "quantising needs torchao", where="--format", fix="pip install 'rats-video[quant]', or another format"
-        )
+class Quantized(Diffusers):
+    """A pipeline folder in eight bits; a subclass names them."""
+
+    relation = "quantized"
+    limits = ("It saves memory; whether it is faster depends on the GPU and was not measured.",)
+    loses = True
+
+    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
+        """Refuse where torchao is not installed."""
+        if importlib.util.find_spec("torchao") is None:
+            raise UserError(
+                "quantising needs torchao", where="--format", fix="pip install 'rats-video[quant]', or another format"
+            )
+
+    def finish(self, exported: ExportedStudent, folder: Path) -> list[str]:
+        """Quantise the denoisers in place, one at a time; returns their bytes on disk before and after."""
+        from diffusers import TorchAoConfig
+        from torchao.quantization import FqnToConfig
+
+        before = sum(map(weight_bytes, network_folders(folder)))
+        for part in network_folders(folder):
+            network = class_in(part / "config.json").from_pretrained(
+                part,
+                dtype=exported.dtype,
+                local_files_only=True,
+                quantization_config=TorchAoConfig(FqnToConfig({BLOCKS: self._matrix()})),
+            )
+            shutil.rmtree(part)
+            network.save_pretrained(part)
+            del network
+        after = sum(map(weight_bytes, network_folders(folder)))
+        return [f"denoiser: {before / 2**20:.1f} MiB before, {after / 2**20:.1f} MiB after"]
+
+    @abstractmethod
+    def _matrix(self) -> Any:
+        """Torchao's settings for one matrix."""
 
 
-def quantize(folder: Path, kind: str, dtype: torch.dtype) -> tuple[int, int]:
-    """Quantise the denoisers of a pipeline folder in place, one at a time; their bytes on disk before and after."""
-    from diffusers import TorchAoConfig
-    from torchao.quantization import FqnToConfig
+class Int8(Quantized):
+    """Integers."""
 
-    before = sum(map(weight_bytes, network_folders(folder)))
-    for part in network_folders(folder):
-        network = class_in(part / "config.json").from_pretrained(
-            part,
-            dtype=dtype,
-            local_files_only=True,
-            quantization_config=TorchAoConfig(FqnToConfig({BLOCKS: _weights(kind)})),
-        )
-        shutil.rmtree(part)
-        network.save_pretrained(part)
-        del network
-    return before, sum(map(weight_bytes, network_folders(folder)))
+    name = "int8"
+    summary = "a whole pipeline whose denoiser keeps its blocks' matrices in 8-bit integers (torchao, weights alone)"
+
+    def _matrix(self) -> Any:
+        from torchao.quantization import Int8WeightOnlyConfig
+
+        return Int8WeightOnlyConfig()
 
 
-def _weights(kind: str) -> Any:
-    """What torchao does to one matrix."""
-    from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
+class Fp8(Quantized):
+    """Floats."""
 
-    return Int8WeightOnlyConfig() if kind == "int8" else Float8WeightOnlyConfig()
+    name = "fp8"
+    summary = "a whole pipeline whose denoiser keeps its blocks' matrices in 8-bit floats (torchao, weights alone)"
+
+    def _matrix(self) -> Any:
+        from torchao.quantization import Float8WeightOnlyConfig
+
+        return Float8WeightOnlyConfig()
 
 
 def weight_bytes(folder: Path) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rats_video.backbones.ltx import DECODE_SEED
-from rats_video.export.recipe import StockCall
+from rats_video.errors import UserError
+from rats_video.export.base import ExportedStudent
 from rats_video.reading import read_json
 from rats_video.seeds import seeded
 
@@ -45,16 +45,15 @@ def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, **part
 
 
 @torch.no_grad()
-def sample_stock(pipeline: Any, recipe: StockCall, noises: Sequence[Tensor], prompts: Sequence[str]) -> Tensor:
-    """Clips `[B, T, 3, height, width]` in [0, 1] on the CPU, one at a time, from our noise `[1, C, F, H, W]` each."""
-    clips = []
-    for noise, prompt in zip(noises, prompts, strict=True):
-        # LTX's VAE adds noise of its own; our sampler draws it from this seed.
+def sample_stock(pipeline: Any, exported: ExportedStudent) -> Tensor:
+    """Clips `[B, T, 3, height, width]` in [0, 1] on the CPU, one at a time, from the student's prompts and noise."""
+    clips, stock = [], exported.stock
+    for noise, prompt in zip(exported.noises, exported.prompts, strict=True):
         with torch.random.fork_rng([noise.device] if noise.is_cuda else []):
-            torch.manual_seed(DECODE_SEED)
+            torch.manual_seed(stock.seed)
             clip: Tensor = pipeline(
-                prompt, latents=recipe.latents(noise.to(pipeline.device)), generator=[seeded(DECODE_SEED)],
-                output_type="pt", **recipe.size, **recipe.call,
+                prompt, latents=stock.latents(noise.to(pipeline.device)), generator=[seeded(stock.seed)],
+                output_type="pt", **exported.size, **stock.call,
             ).frames  # fmt: skip
         clips.append(clip.float().cpu())
     return torch.cat(clips)
@@ -64,4 +63,7 @@ def class_in(config: Path) -> Any:
     """The diffusers class that a JSON file of diffusers names."""
     import diffusers
 
-    return getattr(diffusers, read_json(config)["_class_name"])
+    name = read_json(config)["_class_name"]
+    if (found := getattr(diffusers, name, None)) is None:
+        raise UserError(f"diffusers has no {name}", where=str(config), fix="export what diffusers itself can load")
+    return found

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from rats_video.backbones.experts import LOW_NOISE
-from rats_video.backbones.lora import LORA_FILE
-from rats_video.export.base import ExportedStudent, base_source
+import re
+from collections.abc import Sequence
+
+from rats_video.export.base import ExportedStudent
 
 _SNIPPET = """\
 import torch
 from diffusers import {classes}
 {imports}
 folder = {name!r}  # this folder, from where you are
+dtype = {{"default": torch.{dtype}, "vae": torch.float32}}
 {setup}
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 frames = pipe(
@@ -21,55 +23,50 @@ frames = pipe(
 ).frames[0]
 frames[0].save("clip.webp", save_all=True, append_images=frames[1:], duration={duration}, loop=0)
 """
-_DTYPE = 'dtype = {{"default": torch.{dtype}, "vae": torch.float32}}\n'
 
 
-def snippet(subject: ExportedStudent, kind: str, name: str) -> str:
-    """Python that samples one clip from an export called `name` in the working folder."""
-    scheduler = type(subject.recipe.scheduler).__name__
-    whole = kind in {"diffusers", "int8", "fp8"}
-    imports, base = ("", "") if whole else base_source(subject.card.model)
-    classes = [subject.pipeline]
-    classes += [] if whole else [scheduler]
-    classes += sorted(set(subject.networks.values())) if kind == "merged" else []
-    match kind:
-        case "lora":
-            setup = _lora(subject, base)
-        case "merged":
-            setup = _merged(subject, base)
-        case _:
-            setup = f"pipe = {subject.pipeline}.from_pretrained(folder, dtype=dtype)"
-    return _SNIPPET.format(
-        classes=", ".join(sorted(classes)), imports=imports, name=name, prompt=repr(subject.prompts[0]),
-        setup=_DTYPE.format(dtype=subject.card.dtype) + setup,
-        call=", ".join(f"{key}={value!r}" for key, value in subject.recipe.call.items()),
-        size=", ".join(f"{key}={value!r}" for key, value in subject.recipe.size.items()),
-        duration=round(1000 / subject.card.clip["fps"]),
+def whole_snippet(exported: ExportedStudent, name: str) -> str:
+    """A code block that samples one clip from a whole pipeline called `name` in the working folder."""
+    return _snippet(exported, name, f"pipe = {exported.pipeline}.from_pretrained(folder, dtype=dtype)")
+
+
+def base_snippet(
+    exported: ExportedStudent, name: str, *, parts: str = "", classes: Sequence[str] = (), then: Sequence[str] = ()
+) -> str:
+    """The same from the base's pipeline with the export's scheduler.
+
+    Args:
+        exported: the student.
+        name: of the export's folder.
+        parts: lines that replace further parts of the pipeline.
+        classes: of diffusers, that these lines name.
+        then: lines that follow the pipeline's.
+    """
+    imports, base = exported.base_source
+    scheduler = type(exported.stock.scheduler).__name__
+    parts += f'    scheduler={scheduler}.from_pretrained(folder, subfolder="scheduler"),\n'
+    setup = f"pipe = {exported.pipeline}.from_pretrained(\n    {base}, dtype=dtype,\n{parts})"
+    return _snippet(exported, name, "\n".join([setup, *then]), [scheduler, *classes], imports)
+
+
+def _snippet(exported: ExportedStudent, name: str, setup: str, classes: Sequence[str] = (), imports: str = "") -> str:
+    text = _SNIPPET.format(
+        classes=", ".join(sorted([exported.pipeline, *classes])), imports=imports, name=name, setup=setup,
+        dtype=exported.card.dtype, prompt=repr(exported.prompts[0]),
+        call=", ".join(f"{key}={value!r}" for key, value in exported.stock.call.items()),
+        size=", ".join(f"{key}={value!r}" for key, value in exported.size.items()),
+        duration=round(1000 / exported.card.clip["fps"]),
     )  # fmt: skip
+    return fenced(text, "python")
 
 
-def _scheduler(subject: ExportedStudent) -> str:
-    kind = type(subject.recipe.scheduler).__name__
-    return f'    scheduler={kind}.from_pretrained(folder, subfolder="scheduler"),\n'
+def fenced(text: str, language: str) -> str:
+    """A block of code that nothing in it can close."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
-def _on_base(subject: ExportedStudent, base: str, parts: str) -> str:
-    return f"pipe = {subject.pipeline}.from_pretrained(\n    {base}, dtype=dtype,\n{parts})"
-
-
-def _merged(subject: ExportedStudent, base: str) -> str:
-    networks = "".join(
-        f"    {part}={kind}.from_pretrained(folder, subfolder={part!r}, dtype=torch.{subject.card.dtype}),\n"
-        for part, kind in subject.networks.items()
-    )
-    return _on_base(subject, base, networks + _scheduler(subject))
-
-
-def _lora(subject: ExportedStudent, base: str) -> str:
-    lines = [
-        _on_base(subject, base, _scheduler(subject)),
-        f"pipe.load_lora_weights(folder, weight_name={LORA_FILE!r})",
-    ]
-    if LOW_NOISE in subject.networks:
-        lines.append(f"pipe.{LOW_NOISE}.load_lora_adapter(folder, prefix={LOW_NOISE!r}, weight_name={LORA_FILE!r})")
-    return "\n".join(lines)
+def sigma_string(sigmas: Sequence[float]) -> str:
+    """Noise levels to paste into ComfyUI's ManualSigmas: "1.000000, 0.900000, 0.750000, 0.500000, 0.000000"."""
+    return ", ".join(f"{sigma:.6f}" for sigma in sigmas)

@@ -25,7 +25,7 @@ Role = Literal["student", "teacher"]
 
 @dataclass(frozen=True)
 class DemoRequest:
-    """What a visitor asked for, within bounds."""
+    """A visitor's request, within bounds."""
 
     prompt: str
     nfe: int
@@ -72,7 +72,7 @@ class DemoModels:
         return min(3, *self.trained), max(8, *self.trained)
 
     def accept(self, prompt: object, nfe: object, seed: object) -> DemoRequest:
-        """What a browser sent, if it is within bounds; nothing is taken for granted.
+        """A browser's request, if it is within bounds; nothing is taken for granted.
 
         Raises:
             UserError: it is not, or the model cannot follow the prompt.
@@ -93,7 +93,7 @@ class DemoModels:
         return wish
 
     def spec(self, role: Role, nfe: int) -> SamplerSpec:
-        """How a role is sampled."""
+        """The sampler of a role."""
         return self.teacher if role == "teacher" else SamplerSpec(nfe, self.shift)
 
     @torch.no_grad()

@@ -100,7 +100,7 @@ def launch_page(page: gr.Blocks, port: int) -> None:
 
 
 def _handler(studio: DemoModels) -> Any:
-    """What Generate does, as Gradio calls it."""
+    """The action of Generate, as Gradio calls it."""
     import gradio as gr
 
     def generate(
@@ -149,7 +149,7 @@ def _status(text: str, *, alert: bool = False) -> str:
 
 
 def _verdict(made: Sequence[DemoClip]) -> str:
-    """How the student compares in cost."""
+    """The student's cost beside the teacher's."""
     if len(made) < 2:
         return ""
     student, teacher = made

@@ -61,7 +61,7 @@ def read_clips(folder: Path) -> dict[int, SampledClip]:
 
 
 def is_whole(path: Path, num_frames: int) -> bool:
-    """Whether an mp4 file is there with all its frames; told from its index and packets, without decoding."""
+    """True if an mp4 file is there with all its frames; told from its index and packets, without decoding."""
     import av
 
     try:

@@ -16,7 +16,7 @@ from rats_video.types import Backbone, ClipSpec, TextCondition
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """How a model is sampled: solver steps, grid shift, guidance (1 = off)."""
+    """Settings of sampling: solver steps, grid shift, guidance (1 = off)."""
 
     num_steps: int
     shift: float

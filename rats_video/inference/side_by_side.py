@@ -143,7 +143,7 @@ def compose_comparison(panels: Sequence[Panel], *, prompt: str, min_height: int 
 
 
 def panel_boxes(panels: Sequence[Panel], *, min_height: int = 256) -> list[tuple[int, int, int, int]]:
-    """Where `compose_comparison` lays each clip: left, top, width and height in pixels."""
+    """The place of each clip in `compose_comparison`: left, top, width and height in pixels."""
     height, width = panels[0].frames.shape[2:]
     layout = _plan(panels, height=height, width=width, min_height=min_height)
     return [(layout.left(index), layout.top, layout.panel[1], layout.panel[0]) for index in range(len(panels))]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.kinds import AUTO, BackboneConfig
 from rats_video.config.fields import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
@@ -20,7 +21,7 @@ ITSELF = "."  # as a card's model
 
 @dataclass(frozen=True)
 class StudentCard:
-    """What a student must be sampled with: wrong sigmas ruin a few-step model, so they travel with it.
+    """The settings a student must be sampled with: wrong sigmas ruin a few-step model, so they travel with it.
 
     Args:
         model: the base pipeline, by embedded name or path; `.` where the student's own folder is a whole pipeline.
@@ -32,6 +33,7 @@ class StudentCard:
         embedded_guidance: scale its calls were told in training, for models that take it as an input.
         dtype: the base's precision in training.
         guidance_scale: with which it is sampled; 1 = off, as all but teachers are.
+        backbone: the family that loads the base; written only if it is the user's own.
     """
 
     model: str
@@ -43,6 +45,12 @@ class StudentCard:
     embedded_guidance: PositiveFloat = 6.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     guidance_scale: PositiveFloat = 1.0
+    backbone: Annotated[BackboneConfig, Field(exclude_if=lambda backbone: backbone == AUTO)] = AUTO
+
+    def as_json(self) -> dict[str, Any]:
+        """The card as `rats.json` holds it."""
+        content: dict[str, Any] = _CARD.dump_python(self, mode="json")
+        return content
 
 
 _CARD = TypeAdapter(StudentCard)
@@ -53,7 +61,7 @@ def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> 
     sigmas = {str(steps): student.sigmas(steps, card.shift).tolist() for steps in card.num_steps}
     with replacing(folder, "student") as aside:
         student.save_role(aside)
-        write_json(aside / CARD, {**asdict(card), "sigmas": sigmas})
+        write_json(aside / CARD, {**card.as_json(), "sigmas": sigmas})
 
 
 def load_card(folder: Path) -> StudentCard:

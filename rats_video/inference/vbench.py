@@ -43,7 +43,7 @@ class VBenchPrompt:
 
     @property
     def samples(self) -> int:
-        """How many clips VBench asks for."""
+        """The number of clips that VBench asks for."""
         return FLICKER_SAMPLES if FLICKER in self.dimensions else SAMPLES
 
 
@@ -57,7 +57,7 @@ class VBenchClip(Config):
 
 
 class VBenchRecord(Config):
-    """What made the clips of a folder, written beside it before the first of them."""
+    """The origin of a folder's clips, written beside it before the first of them."""
 
     model: str
     weights: str

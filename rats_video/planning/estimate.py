@@ -1,4 +1,4 @@
-"""From what a dry run counted to what a run needs: memory by part, network calls, TFLOPs, seconds."""
+"""The needs of a run from the counts of its traces: memory by part, network calls, TFLOPs, seconds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FRAGMENTED, CONTEXT = 1.05, 0.75 * GIB  # what a GPU must hold beyond live tenso
 
 @dataclass(frozen=True)
 class TracedCosts:
-    """What the dry runs of a configuration found.
+    """Counts of the traces of a configuration.
 
     Args:
         step: the denoiser's share of a step, and the weights.
@@ -26,7 +26,7 @@ class TracedCosts:
         text: encoding the prompts of a batch.
         blocks: how many blocks the denoiser has.
         num_steps: student steps that were run.
-        parts: how many such runs make an update of a process.
+        micro_batches: how many traced steps make an update of a process.
     """
 
     step: Counts
@@ -35,7 +35,7 @@ class TracedCosts:
     text: Counts
     blocks: int
     num_steps: int
-    parts: int
+    micro_batches: int
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Memory:
 
     @property
     def peak(self) -> float:
-        """Of live tensors: what `torch.cuda.max_memory_allocated` shows."""
+        """Bytes of live tensors, as `torch.cuda.max_memory_allocated` shows them."""
         return sum(self.held.values()) + sum(self.phases[self.fullest].values())
 
     @property
     def needed(self) -> float:
-        """Of a GPU: with the allocator's holes and the CUDA context."""
+        """Bytes of a GPU, with the allocator's holes and the CUDA context."""
         return self.peak * FRAGMENTED + CONTEXT
 
 
@@ -147,9 +147,9 @@ def network_calls(cfg: DistillConfig) -> dict[str, float]:
 def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float]:
     """TFLOPs of one step by phase, averaged over the run."""
     step, decode, reward, reuse = counted.step, counted.decode, counted.reward, cfg.teacher.reuse
-    scored = 1 + cfg.method.policy_samples  # student clips; the dry step itself calls the network for all of them
+    scored = 1 + cfg.method.policy_samples  # student clips; the traced step itself calls the network for all of them
     student = network_calls(cfg)["student"] / counted.num_steps
-    is_guided = cfg.teacher.guided_share(cfg.training.steps) > 0  # the dry run's one call is two evaluations then
+    is_guided = cfg.teacher.guided_share(cfg.training.steps) > 0  # the traced call is two evaluations then
     teacher = network_calls(cfg)["teacher"] / (2 if is_guided else 1)
     found = {
         "text": 0.0 if cfg.compute.cache_text else counted.text.get(("text", FLOPS), 0.0) * (1 + 1 / reuse),
@@ -163,7 +163,7 @@ def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float
         "decode backward": decode.get(("decode backward", FLOPS), 0.0),
         "student backward": step["student backward", FLOPS] * student,
     }
-    return {name: flops * counted.parts / 1e12 for name, flops in found.items()}
+    return {name: flops * counted.micro_batches / 1e12 for name, flops in found.items()}
 
 
 def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: Device) -> dict[str, float]:
@@ -178,7 +178,7 @@ def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: De
 
 
 def guard_seconds(cfg: DistillConfig, seconds: Mapping[str, float], clips: int, gpus: int) -> float:
-    """Seconds of a run that the guard's looks take: one at the teacher, the others at the student.
+    """Seconds that the guard's evaluations take: one of the teacher, the others of the student.
 
     The held-out reward is taken to cost as much as the trained one.
 
@@ -193,14 +193,14 @@ def guard_seconds(cfg: DistillConfig, seconds: Mapping[str, float], clips: int, 
     teacher = cfg.teacher
     call = seconds["teacher rollout"] / (network_calls(cfg)["teacher"] * clips)
     seen = (seconds["teacher decode"] + 2 * seconds["teacher reward"]) * teacher.reuse / clips
-    looks = len({*range(0, cfg.training.steps, cfg.guard.every), cfg.training.steps})
-    calls = looks * cfg.student.num_steps[0] + teacher.num_steps * (1 if teacher.guidance_scale == 1.0 else 2)
-    return -(-cfg.guard.num_clips // gpus) * (calls * call + (looks + 1) * seen)
+    evaluations = len({*range(0, cfg.training.steps, cfg.guard.every), cfg.training.steps})
+    calls = evaluations * cfg.student.num_steps[0] + teacher.num_steps * (1 if teacher.guidance_scale == 1.0 else 2)
+    return -(-cfg.guard.num_clips // gpus) * (calls * call + (evaluations + 1) * seen)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is expected to need; see `report.py` for how it is shown.
+    """The expected needs of a run; see `report.py` for how it is shown.
 
     Args:
         source: where the architecture was read.
@@ -214,7 +214,7 @@ class Plan:
         seconds: of a step, by phase.
         steps: of the run.
         horizons: student noise levels with the teacher's they are matched with.
-        guard: seconds of the run beside its steps, for the guard's looks.
+        guard: seconds of the run beside its steps, for the guard's evaluations.
     """
 
     source: str
@@ -233,12 +233,12 @@ class Plan:
 
     @property
     def seconds_per_step(self) -> float:
-        """Of computing alone."""
+        """Seconds of computing alone."""
         return sum(self.seconds.values())
 
     @property
     def hours(self) -> float:
-        """Of the run's steps."""
+        """Hours of the run's steps."""
         return self.seconds_per_step * self.steps / 3600
 
     def as_json(self) -> dict[str, Any]:

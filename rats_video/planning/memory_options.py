@@ -15,7 +15,7 @@ class MemoryOption:
 
     Args:
         setting: as `--set` takes it.
-        price: what it costs.
+        cost: its price, for people.
     """
 
     setting: str
@@ -42,7 +42,7 @@ MEMORY_OPTIONS = (
 
 
 def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> list[MemoryOption]:
-    """Those that are not pulled yet and that can do something here; not every VAE can decode a window."""
+    """The options that are not on yet and can save something here; not every VAE can decode a window."""
     compute, steps = cfg.compute, max(cfg.student.num_steps)
     gradient = len(cfg.student.gradient_steps(steps))
     is_full = isinstance(cfg.student.weights, FullWeightsConfig)
@@ -66,7 +66,7 @@ def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) ->
 
 
 def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> list[MemoryOption]:
-    """Those of `options` that work together.
+    """The options among these that work together.
 
     Offload needs a frozen base that is not split over GPUs, decode.offload a checkpointed decode.
     """
@@ -85,7 +85,7 @@ def cheapest(
     """The cheapest set that fits, or None if not even all of them do.
 
     Any number of cheaper options is better than a dearer one. So each is dropped in turn, the dearest first, if what is
-    left still fits: as every option only saves memory, that is the cheapest set, in one trial a option.
+    left still fits: as every option only saves memory, that is the cheapest set, in one trial an option.
 
     Args:
         options: by price, the cheapest first.

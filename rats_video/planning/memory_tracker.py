@@ -81,7 +81,7 @@ class MemoryTracker(TorchDispatchMode):
         self._kernels.autocast = dtype
 
     def enter_phase(self, name: str) -> None:
-        """What is allocated from now on belongs to `name`; a phase entered again goes on."""
+        """Count allocations from now on for `name`; a phase entered again goes on."""
         self.now = name
         self.phase = self.phases.setdefault(name, Phase(Counter(self.live)))
         self._fullest = max(self.phase.peak.total(), self._total)
@@ -145,7 +145,7 @@ class MemoryTracker(TorchDispatchMode):
 
 
 class MetaKernels(TorchFunctionMode):
-    """What torch does otherwise for meta tensors than on a GPU.
+    """Undoes the differences of torch between meta tensors and a GPU.
 
     Attention is fused (torch itself would spell out the S x S matrix that no GPU ever stores), and `autocast` casts
     the inputs of matrix products (torch has none for the meta device).

@@ -1,7 +1,7 @@
 """Operators on meta tensors, each derived once for the shapes it gets.
 
 A model calls the same operators on the same shapes in every block, frame and step. Torch derives their outputs in
-Python, which takes nearly all the time of a dry run, so the second call gets what the first one found.
+Python, which takes nearly all the time of a trace, so the second call gets what the first one found.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Plain(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What an operator makes.
+    """The outputs of an operator.
 
     Args:
         flops: it computes.
@@ -78,7 +78,7 @@ def run_operator(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tu
 
 @cache
 def _is_view(func: Any) -> bool:
-    """Whether it returns a part of an argument, without changing it."""
+    """True if it returns a part of an argument, without changing it."""
     returns = (each.alias_info for each in func._schema.returns)  # noqa: SLF001
     return any(alias is not None and not alias.is_write for alias in returns)
 

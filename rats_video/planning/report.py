@@ -52,27 +52,27 @@ def plan_lines(plan: Plan) -> list[str]:
     ]
 
 
-def advice_lines(plan: Plan, gpu_memory: float, levers: Sequence[MemoryOption] | None, best: Plan) -> list[str]:
-    """Whether it fits, and the cheapest settings that make it.
+def advice_lines(plan: Plan, gpu_memory: float, options: Sequence[MemoryOption] | None, best: Plan) -> list[str]:
+    """Lines that say if a run fits, and the cheapest settings that make it fit.
 
     Args:
         plan: as configured.
         gpu_memory: GiB there are.
-        levers: the cheapest that fit; empty if none is needed, None if none suffices.
-        best: the plan with those levers, or with all of them where none suffices.
+        options: the cheapest that fit; empty if none is needed, None if none suffices.
+        best: the plan with those options, or with all of them where none suffices.
     """
     needed, least = plan.memory.needed / GIB, best.memory.needed / GIB
-    if levers is None:
+    if options is None:
         lines = [f"Does not fit into {gpu_memory:g} GiB: even with every lever it needs {least:.1f} GiB."]
         if plan.gpus == 1:
             lines += ["More --gpus share the weights with parallel.shard=true; a shorter or smaller clip needs less."]
         return lines
-    if not levers:
+    if not options:
         return [f"Fits into {gpu_memory:g} GiB: it needs {needed:.1f} GiB."]
     return [
         f"Does not fit into {gpu_memory:g} GiB: it needs {needed:.1f} GiB.",
         f"The cheapest settings that fit need {least:.1f} GiB:",
-        *(f"  --set {lever.setting:<44} # {lever.cost}" for lever in levers),
+        *(f"  --set {option.setting:<44} # {option.cost}" for option in options),
     ]
 
 

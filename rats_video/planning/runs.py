@@ -1,34 +1,28 @@
-"""The dry runs behind a plan: the run's own models and step on meta tensors; no weights are read."""
+"""The traces behind a plan: the run's own models and step on meta tensors; no weights are read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from rats_video.backbones.architecture import build_on_meta, find_architecture, with_depths
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import ComputeConfig
-from rats_video.backbones.experts import expert_by_step
 from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.settings import ShapesPromptsConfig
 from rats_video.datasets.prompts.split import load_prompts
+from rats_video.distillation.roles import build_roles, prepare_base
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.meta import META
-from rats_video.methods.horizon import match_horizons
-from rats_video.methods.teacher import EmaTeacherConfig
 from rats_video.planning.devices import Device, detect_device
 from rats_video.planning.estimate import Plan, TracedCosts, make_plan
+from rats_video.planning.horizons import horizon_rows
 from rats_video.planning.memory_tracker import MemoryTracker, Workspace, cpu_workspace, no_workspace
 from rats_video.planning.trace import (
-    AVERAGE,
-    DENOISER,
     FLOPS,
-    TEXT,
-    TRAINED,
     Counts,
     at_full_depth,
     count_weights,
@@ -44,23 +38,15 @@ from rats_video.types import PromptBatch, Reward, TextCondition
 
 
 def can_plan(cfg: DistillConfig) -> bool:
-    """Whether the plan knows the method's step."""
+    """True if the plan knows the method's step."""
     return cfg.method.plannable
 
 
-class Builders(NamedTuple):
-    """What `distill` makes of a base model: the same is made of one without values."""
-
-    prepare: Callable[[DistillConfig, PipelineBackbone, torch.device], None]
-    roles: Callable[[DistillConfig, PipelineBackbone], tuple[PipelineBackbone, PipelineBackbone]]
-
-
 class PlanBuilder:
-    """The dry runs of one model on one kind of device, each made once however many settings are tried.
+    """Traces of one model on one kind of device, each made once however many settings are tried.
 
     Args:
         cfg: the run.
-        builders: of the run itself.
         device: decides what operators take for themselves.
         gpus: processes that share a batch.
 
@@ -68,11 +54,11 @@ class PlanBuilder:
         UserError: the method's step is not one that can be counted.
     """
 
-    def __init__(self, cfg: DistillConfig, builders: Builders, device: Device, gpus: int) -> None:
+    def __init__(self, cfg: DistillConfig, device: Device, gpus: int) -> None:
         if not can_plan(cfg):
             raise UserError(f"plan counts the step of rats, not of {cfg.method.kind}", where="method.kind")
-        self._architecture = find_architecture(cfg.model, cfg.architecture)
-        self._build, self._cpu, self._gpus = builders, device.is_cpu, gpus
+        self._architecture = find_architecture(cfg.model, cfg.architecture, cfg.backbone)
+        self._cpu, self._gpus = device.is_cpu, gpus
         self._made: dict[str, Any] = {}
         has_tokenizer = self._architecture.folder is not None  # without one, all prompts are alike
         source = cfg.prompts if has_tokenizer else ShapesPromptsConfig()
@@ -80,7 +66,7 @@ class PlanBuilder:
 
     @property
     def source(self) -> str:
-        """Where the architecture was read."""
+        """The place that the architecture was read from."""
         return self._architecture.source
 
     def plan(self, cfg: DistillConfig, device: Device) -> Plan:
@@ -92,11 +78,11 @@ class PlanBuilder:
         counted = TracedCosts(
             step=self._step(cfg),
             decode=self._decode(cfg),
-            reward=self._judge(cfg),
+            reward=self._scores(cfg),
             text=self._text(cfg),
             blocks=sum(self._architecture.depths.values()),
             num_steps=max(cfg.student.num_steps),
-            parts=self._parts(cfg),
+            micro_batches=self._micro_batches(cfg),
         )
         base = self._base(cfg)
         return make_plan(
@@ -113,24 +99,24 @@ class PlanBuilder:
         """Clips of a process and an update."""
         return -(-cfg.training.batch_size // self._gpus)
 
-    def _parts(self, cfg: DistillConfig) -> int:
+    def _micro_batches(self, cfg: DistillConfig) -> int:
         return cfg.training.num_micro_batches(self._share(cfg))
 
     def _clips(self, cfg: DistillConfig) -> int:
         """Clips that a process works on at a time."""
-        return self._share(cfg) // self._parts(cfg)
+        return self._share(cfg) // self._micro_batches(cfg)
 
     @property
     def can_window(self) -> bool:
-        """Whether the family's VAE can decode some latent frames with gradient and the others without."""
+        """True if the family's VAE can decode some latent frames with gradient and the others without."""
         return self._architecture.family.exact_window
 
     def _base(self, cfg: DistillConfig) -> PipelineBackbone:
-        """The model with a denoiser of one block: all that does not depend on its depth."""
+        """The model with a denoiser of one block, for all that does not depend on its depth."""
         dtype = cfg.compute.dtype
         shallow = self._architecture.cut(dict.fromkeys(self._architecture.depths, 1))
         base: PipelineBackbone = self._once(f"base {dtype}", lambda: build_on_meta(shallow, getattr(torch, dtype)))
-        self._build.prepare(cfg, base, META)
+        prepare_base(cfg, base, META)
         return base
 
     def _text(self, cfg: DistillConfig) -> Counts:
@@ -149,20 +135,22 @@ class PlanBuilder:
         return draw_batch(backbone, cfg, [self._prompt], 0)
 
     def _step(self, cfg: DistillConfig) -> Counts:
-        """What depends on the denoiser, its weights and how it is called."""
+        """The share of the denoiser: its weights and its calls."""
         compute = ComputeConfig(dtype=cfg.compute.dtype, activation_checkpointing=cfg.compute.activation_checkpointing)
         cfg = cfg.model_copy(update={"compute": compute})
-        parts, is_gpu = self._parts(cfg), not self._cpu
+        micro_batches, is_gpu = self._micro_batches(cfg), not self._cpu
         key = f"step {cfg.student!r} {compute!r} {self._clips(cfg)}"
 
         def at(depths: Mapping[str, int]) -> Counts:
             base = with_depths(self._base(cfg), self._architecture, depths)
-            self._build.prepare(cfg, base, META)
+            prepare_base(cfg, base, META)
             base.text_cache = TextCache(self._once(f"rows {compute.dtype}", lambda: self._rows(cfg)))
             with META:  # adapters too
-                student, teacher = self._build.roles(cfg, base)
-            found = trace_step(student, teacher, self._batch(cfg, student), cfg, parts=parts, foreach=is_gpu)
-            return found | count_weights(self._weights(cfg, base, student, teacher))
+                student, teacher = build_roles(cfg, base)
+            found = trace_step(
+                student, teacher, self._batch(cfg, student), cfg, micro_batches=micro_batches, foreach=is_gpu
+            )
+            return found | count_weights(cfg, base, student, teacher, self._reward(cfg))
 
         numbers: Counts = self._once(key, lambda: at_full_depth(at, self._architecture.depths))
         return numbers
@@ -170,22 +158,6 @@ class PlanBuilder:
     def _rows(self, cfg: DistillConfig) -> dict[str, TextCondition]:
         with MemoryTracker():
             return {prompt: self._base(cfg).encode_text([prompt]) for prompt in (self._prompt, "")}
-
-    def _weights(
-        self, cfg: DistillConfig, base: PipelineBackbone, student: PipelineBackbone, teacher: PipelineBackbone
-    ) -> Iterator[tuple[str, list[Tensor]]]:
-        yield TRAINED, list(student.weights.values())
-        if isinstance(cfg.teacher, EmaTeacherConfig):
-            yield AVERAGE, list(teacher.weights.values())
-        for role in (teacher, student):
-            yield DENOISER, [*role.denoiser.parameters(), *role.denoiser.buffers()]
-        for name, part in base.parts.items():
-            if isinstance(part, torch.nn.Module):
-                kind = TEXT if name.startswith("text_encoder") else name.upper()
-                yield kind, [*part.parameters(), *part.buffers()]
-        reward = self._reward(cfg)
-        if isinstance(reward, torch.nn.Module):
-            yield "reward", [*reward.parameters(), *reward.buffers()]
 
     def _reward(self, cfg: DistillConfig) -> Reward:
         reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward", clip=cfg.clip.spec))
@@ -196,7 +168,7 @@ class PlanBuilder:
         return cpu_workspace if self._cpu else no_workspace
 
     def _decode(self, cfg: DistillConfig) -> Counts:
-        """What depends on the VAE: nothing where the reward needs no pixels."""
+        """The share of the VAE: nothing where the reward needs no pixels."""
         if isinstance(cfg.reward, LatentRewardConfig):
             return dict.fromkeys((("teacher decode", FLOPS), ("student decode", FLOPS)), 0.0)
 
@@ -209,8 +181,8 @@ class PlanBuilder:
         numbers: Counts = self._once(f"decode {cfg.compute.decode!r} {self._clips(cfg)}", run)
         return numbers
 
-    def _judge(self, cfg: DistillConfig) -> Counts:
-        """What depends on the reward."""
+    def _scores(self, cfg: DistillConfig) -> Counts:
+        """The share of the reward."""
 
         def run() -> Counts:
             clip, clips = cfg.clip, self._clips(cfg)
@@ -222,36 +194,17 @@ class PlanBuilder:
                 [self._prompt] * clips, with_gradient=cfg.method.uses_gradient, workspace=self._workspace,
             )  # fmt: skip
 
-        numbers: Counts = self._once(f"judge {self._clips(cfg)}", run)
+        numbers: Counts = self._once(f"scores {self._clips(cfg)}", run)
         return numbers
 
 
-def horizon_rows(cfg: DistillConfig, backbone: PipelineBackbone) -> Iterator[dict[str, Any]]:
-    """The student's noise levels and the teacher's that they are compared at, for each student step count."""
-    teacher = backbone.sigmas(cfg.teacher.num_steps, cfg.shift)
-    boundary: float | None = getattr(backbone, "boundary_ratio", None)
-    for steps in dict.fromkeys(cfg.student.num_steps):
-        grid = backbone.sigmas(steps, cfg.shift)
-        makers = expert_by_step(grid, boundary)
-        for start, sigma, maker in zip(grid[:-1].tolist(), grid[1:], makers, strict=True):
-            matched = match_horizons(torch.stack([grid[0], sigma]), teacher)
-            row = {
-                "num_steps": steps, "from": start, "student": float(sigma),
-                "teacher": [float(teacher[i]) for i in matched.keep], "residual": matched.residual,
-            }  # fmt: skip
-            if boundary is not None:  # the expert that makes the step that ends there
-                row["expert"] = maker
-            yield row
-
-
-def plan_of_run(cfg: DistillConfig, builders: Builders, device: torch.device, processes: int = 1) -> dict[str, Any]:
+def plan_of_run(cfg: DistillConfig, device: torch.device, processes: int = 1) -> dict[str, Any]:
     """The plan that a run keeps, as JSON, for the device it is about to run on.
 
     Args:
         cfg: of the run.
-        builders: of the run itself.
         device: of this process.
         processes: that share a batch.
     """
     where = detect_device(device)
-    return PlanBuilder(cfg, builders, where, processes).plan(cfg, where).as_json()
+    return PlanBuilder(cfg, where, processes).plan(cfg, where).as_json()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.distillation.settings import DistillConfig
 from rats_video.methods.gate import build_gate
 from rats_video.methods.rats import Rats, RatsConfig, rats_step
-from rats_video.methods.teacher import TeacherSampler
+from rats_video.methods.teacher import EmaTeacherConfig, TeacherSampler
 from rats_video.planning.memory_tracker import MemoryTracker, Workspace
 from rats_video.rewards.base import free_reward
 from rats_video.types import Backbone, LatentScorer, PromptBatch, Reward
@@ -31,22 +31,22 @@ ROLLOUT_STEPS = 1  # of the teacher's: they are alike, and none is kept
 class RoleWithoutDecode:
     """A role whose decode costs nothing: the denoiser's share of a step, with a phase for each thing it does."""
 
-    def __init__(self, role: PipelineBackbone, name: str, ledger: MemoryTracker) -> None:
-        self._role, self._name, self._ledger = copy.copy(role), name, ledger
+    def __init__(self, role: PipelineBackbone, name: str, tracker: MemoryTracker) -> None:
+        self._role, self._name, self._tracker = copy.copy(role), name, tracker
         if role.autocast is not None:  # torch has no autocast for meta tensors
-            ledger.autocast, self._role.autocast = role.autocast, None
+            tracker.autocast, self._role.autocast = role.autocast, None
 
     def __getattr__(self, key: str) -> Any:
         return getattr(self._role, key)
 
     def velocity(self, *args: Any) -> Tensor:
         """The role's own."""
-        self._ledger.enter_phase(f"{self._name} rollout")
+        self._tracker.enter_phase(f"{self._name} rollout")
         return self._role.velocity(*args)
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:  # noqa: ARG002
         """A view of the latents."""
-        self._ledger.enter_phase(f"{self._name} pixels")
+        self._tracker.enter_phase(f"{self._name} pixels")
         return latents[:, :1].transpose(1, 2)
 
 
@@ -56,7 +56,7 @@ def trace_step(
     batch: PromptBatch,
     cfg: DistillConfig,
     *,
-    parts: int,
+    micro_batches: int,
     foreach: bool,
 ) -> Counts:
     """The loop's update, optimizer included, without decode and reward; weights and optimizer state are not counted.
@@ -66,41 +66,41 @@ def trace_step(
         teacher: its teacher.
         batch: prompts and noise.
         cfg: of the run.
-        parts: of an update; the gradients of one are there while the next is worked on.
+        micro_batches: of an update; the gradients of one are there while the next is worked on.
         foreach: the optimizer's temporaries: of all weights at once as on a GPU, or of one at a time as on a CPU.
     """
-    ledger = MemoryTracker()
+    tracker = MemoryTracker()
     weights = list(student.weights.values())
     optimizer = torch.optim.AdamW(weights, lr=cfg.training.optimizer.lr, foreach=foreach)
     for weight in weights:
         weight.grad = torch.empty_like(weight)
     optimizer.step()  # from the second step on its state is there
-    ledger.own_modules(RESIDENT, [student.denoiser, teacher.denoiser])
-    ledger.own(RESIDENT, (value for state in optimizer.state.values() for value in state.values()))
-    ledger.own("gradients", (weight.grad for weight in weights if weight.grad is not None))
-    with ledger:
-        rats = _watched(student, teacher, cfg, ledger)
+    tracker.own_modules(RESIDENT, [student.denoiser, teacher.denoiser])
+    tracker.own(RESIDENT, (value for state in optimizer.state.values() for value in state.values()))
+    tracker.own("gradients", (weight.grad for weight in weights if weight.grad is not None))
+    with tracker:
+        rats = _watched(student, teacher, cfg, tracker)
         student.denoiser.train()
-        if parts == 1:
+        if micro_batches == 1:
             optimizer.zero_grad(set_to_none=True)
         loss, _ = rats_step(rats, batch)
-        ledger.enter_phase("student backward")
-        ledger.backward(loss)
+        tracker.enter_phase("student backward")
+        tracker.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, cfg.training.optimizer.max_grad_norm)
-        ledger.enter_phase("optimizer")
+        tracker.enter_phase("optimizer")
         optimizer.step()
-    numbers = _numbers(ledger)
+    numbers = _numbers(tracker)
     if unmet := sum(weight.nbytes for weight in weights if weight.grad is None):  # of an expert: no sigma is known here
         numbers |= {(phase, "gradients"): float(unmet) for phase in ("student backward", "optimizer")}
     return numbers
 
 
-def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillConfig, ledger: MemoryTracker) -> Rats:
-    seen: Backbone = RoleWithoutDecode(teacher, "teacher", ledger)
+def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillConfig, tracker: MemoryTracker) -> Rats:
+    seen: Backbone = RoleWithoutDecode(teacher, "teacher", tracker)
     assert isinstance(cfg.method, RatsConfig)
     few = cfg.teacher.model_copy(update={"num_steps": ROLLOUT_STEPS})
     return Rats(
-        student=RoleWithoutDecode(student, "student", ledger),
+        student=RoleWithoutDecode(student, "student", tracker),
         teacher=TeacherSampler(seen, free_reward, few, cfg.shift),
         reward=free_reward,
         gate=build_gate(cfg.method.gate.model_copy(update={"part": None}), student.temporal_stride),  # it has no parts
@@ -114,65 +114,67 @@ def trace_decode(
     backbone: PipelineBackbone, batch: PromptBatch, *, with_gradient: bool, workspace: Workspace
 ) -> Counts:
     """Decode, as the teacher calls it (without gradient) and as the student does."""
-    ledger = MemoryTracker(workspace)
+    tracker = MemoryTracker(workspace)
     latents = batch.noise.detach().requires_grad_()
-    ledger.own(RESIDENT, [latents])
-    ledger.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
-    with ledger:
-        ledger.enter_phase("teacher decode")
+    tracker.own(RESIDENT, [latents])
+    tracker.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
+    with tracker:
+        tracker.enter_phase("teacher decode")
         with torch.no_grad():
             videos = backbone.decode(latents)
-        ledger.enter_phase("teacher reward")
+        tracker.enter_phase("teacher reward")
         del videos
-        ledger.enter_phase("student decode")
+        tracker.enter_phase("student decode")
         with torch.set_grad_enabled(with_gradient):
             videos = backbone.decode(latents, batch.grad_frames)
-        ledger.enter_phase("student reward")
+        tracker.enter_phase("student reward")
         if with_gradient:
             loss = videos.mean()
             del videos
-            ledger.enter_phase("decode backward")
-            ledger.backward(loss)
-    return _numbers(ledger)
+            tracker.enter_phase("decode backward")
+            tracker.backward(loss)
+    return _numbers(tracker)
 
 
 def trace_reward(
     reward: Reward, inputs: Tensor, prompts: Sequence[str], *, with_gradient: bool, workspace: Workspace
 ) -> Counts:
     """The reward of clips `[B, T, 3, height, width]`, or of latents, as the teacher asks for it and as the student."""
-    ledger = MemoryTracker(workspace)
+    tracker = MemoryTracker(workspace)
     inputs = inputs.requires_grad_()
     score = reward.score_latents if isinstance(reward, LatentScorer) else reward
-    ledger.own(RESIDENT, [inputs])
-    ledger.own_modules(RESIDENT, [reward] if isinstance(reward, nn.Module) else [])
-    with ledger:
-        ledger.enter_phase("teacher reward")
+    tracker.own(RESIDENT, [inputs])
+    tracker.own_modules(RESIDENT, [reward] if isinstance(reward, nn.Module) else [])
+    with tracker:
+        tracker.enter_phase("teacher reward")
         with torch.no_grad():
             score(inputs, prompts)
-        ledger.enter_phase("student reward")
+        tracker.enter_phase("student reward")
         with torch.set_grad_enabled(with_gradient):
             loss = score(inputs, prompts).clip.mean()
         if with_gradient:
-            ledger.enter_phase("reward backward")
-            ledger.backward(loss)
-    return _numbers(ledger)
+            tracker.enter_phase("reward backward")
+            tracker.backward(loss)
+    return _numbers(tracker)
 
 
 def trace_text(backbone: PipelineBackbone, prompts: Sequence[str]) -> Counts:
     """Encoding the prompts of a batch."""
-    ledger = MemoryTracker()
-    ledger.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
-    with ledger:
-        ledger.enter_phase("text")
+    tracker = MemoryTracker()
+    tracker.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
+    with tracker:
+        tracker.enter_phase("text")
         backbone.encode_text(prompts)
-    return _numbers(ledger)
+    return _numbers(tracker)
 
 
-def count_weights(parts: Iterable[tuple[str, Iterable[Tensor]]]) -> Counts:
-    """Bytes and counts of weights by part; what several parts share is the first one's."""
+def count_weights(
+    cfg: DistillConfig, base: PipelineBackbone, student: PipelineBackbone, teacher: PipelineBackbone, reward: Reward
+) -> Counts:
+    """Bytes and counts of weights by part; weights that several parts share count for the first."""
     seen: set[int] = set()
     found: Counter[tuple[str, str]] = Counter()
-    for part, tensors in parts:
+    for part, tensors in _weights(cfg, base, student, teacher, reward):
         for tensor in tensors:
             if id(tensor) not in seen:
                 seen.add(id(tensor))
@@ -181,9 +183,28 @@ def count_weights(parts: Iterable[tuple[str, Iterable[Tensor]]]) -> Counts:
     return {key: float(value) for key, value in found.items()}
 
 
-def _numbers(ledger: MemoryTracker) -> Counts:
+def _weights(
+    cfg: DistillConfig, base: PipelineBackbone, student: PipelineBackbone, teacher: PipelineBackbone, reward: Reward
+) -> Iterator[tuple[str, list[Tensor]]]:
+    yield TRAINED, list(student.weights.values())
+    if isinstance(cfg.teacher, EmaTeacherConfig):
+        yield AVERAGE, list(teacher.weights.values())
+    for role in (teacher, student):
+        yield DENOISER, _held_by(role.denoiser)
+    for name, part in base.parts.items():
+        if isinstance(part, nn.Module):
+            yield (TEXT if name.startswith("text_encoder") else name.upper()), _held_by(part)
+    if isinstance(reward, nn.Module):
+        yield "reward", _held_by(reward)
+
+
+def _held_by(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _numbers(tracker: MemoryTracker) -> Counts:
     found: Counts = {}
-    for name, phase in ledger.phases.items():
+    for name, phase in tracker.phases.items():
         found |= {(name, owner): float(size) for owner, size in phase.peak.items() if owner != RESIDENT and size}
         found |= {
             (name, HELD + owner): float(size) for owner, size in phase.start.items() if owner != RESIDENT and size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -60,4 +59,4 @@ def save_model(cfg: FinetuneConfig, role: PipelineBackbone, card: StudentCard, f
     with replacing(output / PIPELINE, "model") as aside:
         aside.mkdir()
         write_denoiser(role, folder, aside)
-        write_json(aside / CARD, asdict(card))
+        write_json(aside / CARD, card.as_json())

@@ -9,7 +9,7 @@ import platform
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
@@ -20,7 +20,9 @@ from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.students import load_student
 from rats_video.config.load import write_resolved
-from rats_video.export.card import escape, fenced
+from rats_video.export.card import escape
+from rats_video.export.kinds import FORMS
+from rats_video.export.usage import fenced
 from rats_video.export.verify import Difference
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
 from rats_video.inference.student import StudentCard, save_student
@@ -160,8 +162,8 @@ def test_run_and_its_student_are_the_same(command: Command, run: Path, tmp_path:
 def test_nothing_is_sampled_without_verification(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("sample_videos", "sample_stock"):
-        monkeypatch.setattr(f"rats_video.commands.export_model.{name}", lambda *_, **__: pytest.fail("sampled"))
+    for name in ("commands.export_model.sample_videos", "export.verify.sample_stock"):
+        monkeypatch.setattr(f"rats_video.{name}", lambda *_, **__: pytest.fail("sampled"))
     options = ["--format", "diffusers", "--no-verify", "--output", tmp_path / "out"]
     assert command("export", "model", run, *options).code == 0
 
@@ -257,6 +259,14 @@ def test_damaged_record_of_a_run(command: Command, run: Path, tmp_path: Path) ->
 
 
 # ----------------------------------------------------------------------------------------------------------- its parts
+
+
+def test_the_command_offers_each_form() -> None:
+    """cli/export.py names them once more, because Typer needs them without torch."""
+    from rats_video.cli.export import model
+
+    names, _option = get_args(get_type_hints(model, include_extras=True)["kind"])
+    assert get_args(names) == tuple(form.name for form in FORMS)
 
 
 def test_escape_and_fence() -> None:

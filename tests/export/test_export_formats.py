@@ -25,7 +25,7 @@ from wan_family import WAN
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.kinds import load_backbone
-from rats_video.commands.export_model import SEED, ExportRequest, Format, run_export_model
+from rats_video.commands.export_model import SEED, ExportRequest, run_export_model
 from rats_video.commands.students import load_student
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
@@ -75,7 +75,7 @@ def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """`exported(kind, weights)`: the folder of that export, made once."""
     made: dict[tuple[str, str, float], Path] = {}
 
-    def export(kind: Format, weights: str, scale: float = 1.0) -> Path:
+    def export(kind: str, weights: str, scale: float = 1.0) -> Path:
         if (kind, weights, scale) not in made:
             output = tmp_path_factory.mktemp("exported") / f"{kind}-{weights}"
             order = ExportRequest(kind, str(case.students[weights]), scale=scale, output=output, num_clips=1)
@@ -143,7 +143,7 @@ def test_any_trained_step_count_is_in_the_folder(case: Case, exported: Any) -> N
 @pytest.mark.parametrize(("kind", "weights"), [("lora", "lora"), ("merged", "full")])
 @torch.no_grad()
 def test_snippet_of_the_card_runs(
-    case: Case, exported: Any, kind: Format, weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    case: Case, exported: Any, kind: str, weights: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """What it samples is ours from the same seed, as far as eight bits a pixel tell."""
     folder = exported(kind, weights)
@@ -262,7 +262,7 @@ def check_wan_model(case: Case, path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
-def test_quantised_blocks_load_without_pickle(case: Case, exported: Any, kind: Format) -> None:
+def test_quantised_blocks_load_without_pickle(case: Case, exported: Any, kind: str) -> None:
     if case.family not in ((WAN, HUNYUAN) if kind == "int8" else (WAN,)):
         pytest.skip("the same path")
     folder = exported(kind, "lora")

@@ -19,14 +19,14 @@ from rats_video.backbones.architecture import find_architecture, preset_names, r
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.method import build_rats
-from rats_video.distillation.roles import build_backbone, build_roles, prepare_base
+from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.planning.devices import GPUS, Device, find_device
 from rats_video.planning.estimate import Plan, guard_seconds, network_calls
 from rats_video.planning.memory_options import MemoryOption, cheapest, useful_options, without_conflicts
 from rats_video.planning.memory_tracker import MemoryTracker
-from rats_video.planning.runs import Builders, PlanBuilder
+from rats_video.planning.runs import PlanBuilder
 from rats_video.planning.trace import DENOISER, TRAINED, at_full_depth
 from rats_video.rewards.reward import reward_on_meta
 from rats_video.training.loop import train_loop
@@ -41,7 +41,7 @@ MakeConfig = Callable[..., DistillConfig]
 
 
 def planned(cfg: DistillConfig, device: Device = CPU, gpus: int = 1) -> Plan:
-    return PlanBuilder(cfg, Builders(prepare_base, build_roles), device, gpus).plan(cfg, device)
+    return PlanBuilder(cfg, device, gpus).plan(cfg, device)
 
 
 def measured_peak(cfg: DistillConfig, folder: Path) -> int:
@@ -125,12 +125,12 @@ def test_attention_stores_no_square_and_is_computed_again_when_checkpointed() ->
 
 def test_shallow_models_tell_of_deep_ones(make_config: MakeConfig) -> None:
     cfg = make_config("model=tiny-wan", "clip.num_frames=17")
-    runs = PlanBuilder(cfg, Builders(prepare_base, build_roles), CPU, 1)
+    runs = PlanBuilder(cfg, CPU, 1)
     deep = runs._step(cfg)
     assert read_depth(cfg) == 5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rats_video.planning.runs.at_full_depth", lambda measure, depths: measure(depths))
-        exact = PlanBuilder(cfg, Builders(prepare_base, build_roles), CPU, 1)._step(cfg)
+        exact = PlanBuilder(cfg, CPU, 1)._step(cfg)
     phases = {phase for phase, _ in exact}
     for phase in phases - {"weights", "parameters", "start"}:
         sums = [

@@ -18,7 +18,7 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.distillation.guard import SEED_OFFSET, build_guard
 from rats_video.distillation.method import build_rats
-from rats_video.distillation.roles import build_roles, prepare_base
+from rats_video.distillation.roles import build_roles
 from rats_video.distillation.run_rewards import check_rewards, latent_space, load_run_rewards, loss_reward
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
@@ -26,7 +26,7 @@ from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.student import StudentCard, save_student
 from rats_video.methods.rats import rats_step
 from rats_video.planning.devices import find_device
-from rats_video.planning.runs import Builders, PlanBuilder
+from rats_video.planning.runs import PlanBuilder
 from rats_video.pretraining import latent_reward as latent_training
 from rats_video.pretraining.latent_pool import LatentRewardTrainConfig, LatentSampler, ScoredLatents, corrupt_latents
 from rats_video.pretraining.latent_reward import agreement, ascend_reward, pixel_loss, score_loss
@@ -285,7 +285,7 @@ def test_a_plan_counts_no_decode(reward: LatentReward, latent_config: MakeConfig
     device = find_device("cpu")
 
     def plan(cfg: DistillConfig) -> Any:
-        return PlanBuilder(cfg, Builders(prepare_base, build_roles), device, 1).plan(cfg, device)
+        return PlanBuilder(cfg, device, 1).plan(cfg, device)
 
     latent, pixel = plan(latent_config()), plan(make_config())
     for phase, tflops in latent.tflops.items():

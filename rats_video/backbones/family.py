@@ -1,0 +1,99 @@
+"""The declaration of a family of models: names, sizes and what differs from one diffusers pipeline to the next."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from rats_video.backbones.stock import StockCall
+from rats_video.types import TextCondition
+
+NUM_TRAIN_TIMESTEPS = 1000
+DENOISER = "transformer"  # the name of the part, or of the first of several
+
+
+class Family(ABC):
+    """A family declares these in a file of its own, as a subclass of `PipelineBackbone`, which adds the rest."""
+
+    family: ClassVar[str]
+    """For messages: "Wan"."""
+    pipelines: ClassVar[tuple[str, ...]]
+    """`_class_name` in `model_index.json` of the folders this family loads, the first one first."""
+    denoiser_parts: tuple[str, ...] = (DENOISER,)
+    """The parts that denoise; two for a model of two experts."""
+    optional_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that some folders of the family lack: `model_index.json` gives them as `[null, null]` or not at all."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Plain values of `model_index.json` that the constructor gets beside the parts, where they are there."""
+    options: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments of the constructor, for a family of the user's own."""
+    lora_targets: ClassVar[tuple[str, ...]]
+    """Names of the linear layers that LoRA adapts unless the configuration names others."""
+    text_limit: ClassVar[int]
+    """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
+    exact_window: ClassVar[bool] = True
+    """True if decoding a window of latent frames with gradient keeps all pixel values: no later frame counts."""
+    can_share_tokens: ClassVar[bool] = False
+    """True if diffusers can spread the tokens of one clip over processes (`parallel.context`)."""
+    depth_keys: ClassVar[tuple[str, ...]] = ("num_layers",)
+    """Keys of the denoiser's configuration that say how often a block repeats."""
+    original_names: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Patterns and replacements, in turn, from diffusers' names of weights to those the model was published with.
+
+    These are ComfyUI's names; a family without them has no `comfyui` export.
+    """
+    folds_lora_alpha: ClassVar[bool] = False
+    """True if diffusers reads no alpha beside a LoRA under the original names: B then holds alpha / rank."""
+
+    @classmethod
+    def knows(cls, index: Mapping[str, Any]) -> bool:
+        """True if this family loads the folder of this `model_index.json`."""
+        return index["_class_name"] in cls.pipelines
+
+    @classmethod
+    @abstractmethod
+    def component_classes(cls) -> dict[str, Any]:
+        """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
+
+    @property
+    @abstractmethod
+    def patch_size(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns a token."""
+
+    @abstractmethod
+    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode B prompts as the family's pipeline does."""
+
+    @abstractmethod
+    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        """One call of the denoiser, as the family's pipeline makes it, turned into `noise - x0`."""
+
+    @abstractmethod
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        """Latents as the VAE wants them: the denoiser's normalisation undone."""
+
+    @abstractmethod
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        """The inverse of `_to_vae`."""
+
+    @abstractmethod
+    def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
+        """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
+
+    def stock_call(self, num_steps: int, shift: float) -> StockCall:
+        """The family's stock pipeline, told to make our steps; an export compares its clips with ours.
+
+        By default the pipeline passes the scheduler sigmas 1 ... 1/N, which are shifted once.
+        """
+        from diffusers import FlowMatchEulerDiscreteScheduler
+
+        return StockCall(
+            FlowMatchEulerDiscreteScheduler(shift=shift), {"num_inference_steps": num_steps, "guidance_scale": 1.0}
+        )
+
+    def stock_prompt(self, prompt: str) -> str:
+        """The part of a prompt that the stock pipeline understands: for most families all of it."""
+        return prompt

@@ -1,0 +1,28 @@
+"""The stock pipeline's call: how diffusers itself samples a student at exactly the noise levels it was trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class StockCall:
+    """A scheduler whose saved configuration carries the noise levels, and a call.
+
+    Args:
+        scheduler: of diffusers; in the family's own pipeline it makes Euler steps along our grid.
+        call: arguments of the pipeline's call beside prompt and size; plain values.
+        latents: turns our noise `[B, C, F, H, W]` into the pipeline's.
+        note: what the caller must pass, because no folder can carry it; or nothing.
+        seed: of the global generator, for VAEs that draw noise from it.
+    """
+
+    scheduler: Any
+    call: Mapping[str, Any]
+    latents: Callable[[Tensor], Tensor] = lambda noise: noise
+    note: str = ""
+    seed: int = 0
