@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from forks import command_line
 
 CONFIG = """
 model: {model}
@@ -20,12 +20,9 @@ workers: 1
 def test_two_processes_make_what_one_makes(command: Callable[..., Any], tiny_wan: Path, tmp_path: Path) -> None:
     (tmp_path / "shapes.yaml").write_text(CONFIG.format(model=tiny_wan))
     options = ["prepare", "shapes", "--config", str(tmp_path / "shapes.yaml"), "--device", "cpu", "--output"]
-    together = subprocess.Popen(
-        [sys.executable, "-m", "rats_video.cli", *options, str(tmp_path / "two"), "--gpus", "2"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    together = command_line(*options, tmp_path / "two", "--gpus", 2)
     alone = command(*options, tmp_path / "one")
-    out, err = together.communicate(timeout=120)
+    out, err = together.communicate(timeout=300)
     assert (together.returncode, alone.code) == (0, 0), err
     assert out.replace(str(tmp_path / "two"), str(tmp_path / "one")) == alone.out
     one, two = (

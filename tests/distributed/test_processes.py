@@ -14,6 +14,7 @@ import processes
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from rats_video.training.metrics import read_metrics
 
@@ -72,7 +73,7 @@ def together(config_file: Path, folder: Path) -> Path:
     launcher = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, "--local-addr=localhost", processes.__file__, str(folder / "jobs.json")],
-        capture_output=True, text=True, timeout=300, check=False,
+        capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder
@@ -108,8 +109,18 @@ def assert_same_run(one: Path, other: Path) -> None:
         tensors, expected = load_file(one / file), load_file(other / file)
         assert tensors.keys() == expected.keys()
         for name, tensor in tensors.items():
-            # a step moves a weight by 1e-3
-            torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=3e-6, msg=lambda m, n=name: f"{n}: {m}")
+            assert_close_as_a_whole(tensor.double(), expected[name].double(), f"{file}: {name}")
+
+
+def assert_close_as_a_whole(ours: Tensor, theirs: Tensor, what: str) -> None:
+    """A step moves a weight by 1e-3, whatever its gradient: where that is small, so much the more by its rounding.
+
+    Two processes add float32 up in another order, so single weights may be a hundredth of a step apart (3.4e-6 were
+    seen), but a tensor's as a whole no more than a thousandth.
+    """
+    error = ours - theirs
+    assert error.norm() <= 1e-4 * theirs.norm() + 1e-6 * error.numel() ** 0.5, what
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=lambda text: f"{what}: {text}")
 
 
 @pytest.mark.parametrize("way", WAYS)
