@@ -55,7 +55,7 @@ def sample_export(form: Form, exported: ExportedStudent, device: torch.device, f
     assert exported.videos is not None
     try:
         videos = sample_stock(form.load(exported, device, folder), exported)
-    except (ValueError, KeyError, RuntimeError, OSError, TypeError, SafetensorError) as error:
+    except (ValueError, KeyError, RuntimeError, OSError, TypeError, NameError, SafetensorError) as error:
         if isinstance(error, torch.OutOfMemoryError | UserError):
             raise
         raise UserError(
