@@ -14,6 +14,9 @@ from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.errors import UserError
 from rats_video.types import RewardScores
 
+GateFn = Callable[[RewardScores, RewardScores], Tensor]
+"""`(teacher scores, student scores) -> weight on shaping [B, F] or [B, 1]`, in [0, 1], without gradient."""
+
 
 class SigmoidGateConfig(Config):
     """Shaping weight `floor + (1 - floor) * sigmoid((R_teacher - R_student) / tau)` (RATS, gate)."""
@@ -26,6 +29,10 @@ class SigmoidGateConfig(Config):
         None, description="part of the reward that drives the gate, e.g. a term of weight 0; null = the score itself"
     )
 
+    def build(self, temporal_stride: int) -> GateFn:
+        """The gate as a function of scores."""
+        return lambda teacher, student: sigmoid_gate(teacher, student, self, temporal_stride)
+
 
 class ConstantGateConfig(Config):
     """The same shaping weight whatever the rewards say."""
@@ -33,21 +40,18 @@ class ConstantGateConfig(Config):
     kind: Literal["constant"]
     weight: float = Field(1.0, ge=0, le=1)
 
+    def build(self, temporal_stride: int) -> GateFn:  # noqa: ARG002  # the same for all frames
+        """The gate as a function of scores."""
+        return lambda _, student: torch.full_like(student.clip, self.weight)[:, None].detach()
+
 
 GateConfig = Annotated[SigmoidGateConfig | ConstantGateConfig, Field(discriminator="kind")]
+"""Every gate, by `method.gate.kind`. A new one is a class above, with its `build`, and its name here."""
 
 
-GateFn = Callable[[RewardScores, RewardScores], Tensor]
-"""`(teacher scores, student scores) -> weight on shaping [B, F] or [B, 1]`, in [0, 1], without gradient."""
-
-
-def build_gate(cfg: SigmoidGateConfig | ConstantGateConfig, temporal_stride: int) -> GateFn:
-    """The gate a configuration names."""
-    match cfg:
-        case SigmoidGateConfig():
-            return lambda teacher, student: sigmoid_gate(teacher, student, cfg, temporal_stride)
-        case ConstantGateConfig():
-            return lambda _, student: torch.full_like(student.clip, cfg.weight)[:, None].detach()
+def build_gate(cfg: GateConfig, temporal_stride: int) -> GateFn:
+    """The gate a configuration names, for clips with that many pixel frames a latent frame."""
+    return cfg.build(temporal_stride)
 
 
 def sigmoid_gate(teacher: RewardScores, student: RewardScores, cfg: SigmoidGateConfig, temporal_stride: int) -> Tensor:
