@@ -7,10 +7,11 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
+from films import Inline, film
 from killing import killed
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,9 +20,8 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.datasets.video.clips import ReadChunk
 from rats_video.datasets.video.isolated_worker import Failure
-from rats_video.datasets.video.records import ReadSource, SourceVideo
+from rats_video.datasets.video.records import SourceVideo
 from rats_video.errors import UserError
-from rats_video.inference.video import write_mp4
 
 CONFIG = """
 model: {model}
@@ -32,29 +32,6 @@ heldout: 0.4
 dtype: float32
 """
 Command = Callable[..., Any]
-
-
-class Inline:
-    """The pool without its processes, which tests/datasets/test_isolated.py looks at."""
-
-    def __init__(self, function: Callable[[SourceVideo], ReadSource], **_: object) -> None:
-        self._function = function
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def imap(self, tasks: Iterable[SourceVideo]) -> Iterator[tuple[SourceVideo, ReadSource]]:
-        return ((task, self._function(task)) for task in tasks)
-
-
-def film(path: Path, seed: int, frames: int = 12) -> None:
-    """A clip of drifting noise that is like no other."""
-    noise = torch.rand(frames, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(torch.nn.functional.interpolate(noise, size=(48, 64)), path, fps=8)
 
 
 @pytest.fixture(scope="module")

@@ -138,7 +138,9 @@ def test_parts_add_up_to_the_whole(make: Make, draw: Callable[..., Any], options
         (*whole, row), (*sums, its_row) = found
         for one, other in zip(whole, sums, strict=True):
             assert float((one - other).norm() / one.norm()) < 1e-4  # type: ignore[operator, union-attr]
-        assert its_row == pytest.approx(row, rel=1e-4, abs=1e-5)
+        # A policy's loss is the difference of log-likelihoods near 1, each times an advantage in standard deviations of
+        # rewards that differ by little: float32's last digit of a reward is 1e-5 of those. The gradient is held above.
+        assert its_row == pytest.approx(row, rel=1e-4, abs=1e-5 if options == "" else 1e-4)
 
 
 def test_fake_score_that_is_not_finite_leaves_the_step_out(

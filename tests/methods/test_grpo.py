@@ -217,7 +217,12 @@ def test_rtdmd_is_its_three_terms(make_method: Make, captions: tuple[str, ...]) 
     matching = torch.stack([rtdmd.matching.loss(x0, batch, k) for k, x0 in enumerate(clips)]).mean()
     assert matching > 1e-4
     assert_same_loss(rtdmd, loss, 0.7 * policy - 0.4 * rewards.mean() + 0.3 * matching)
-    assert row["policy/loss"] == pytest.approx(policy.item(), abs=1e-6)
+    # Rewards of two clips differ by little: in standard deviations float32's last digit of one is so much.
+    spread = rewards.detach().std(dim=0, correction=0)
+    digit = float(torch.finfo(torch.float32).eps * (rewards.detach().abs().amax(dim=0) / spread).max())
+    rounding = 4 * digit * float(likelihood.detach().abs().max())
+    assert rounding < 0.02 * abs(policy.item())
+    assert row["policy/loss"] == pytest.approx(policy.item(), abs=1e-6 + rounding)
     assert row["distribution/loss"] == pytest.approx(matching.item(), rel=1e-4)
     assert row["loss"] == pytest.approx(
         0.7 * row["policy/loss"] - 0.4 * row["reward/student"] + 0.3 * row["distribution/loss"], abs=1e-6
