@@ -63,6 +63,10 @@ def test_pixel_frames_belong_to_latent_frames(case: Case) -> None:
     assert case.backbone.exact_window == (family.decoded_from(frames - 1) > 0)
 
 
+def test_sharing_a_clip_is_declared(case: Case) -> None:
+    assert case.backbone.can_share_tokens == (getattr(case.backbone.parts["transformer"], "_cp_plan", None) is not None)
+
+
 def random_videos(clip: ClipSpec) -> Tensor:
     """Two clips `[2, T, 3, height, width]` whose pixels fill [0, 1]."""
     return torch.rand(2, clip.num_frames, 3, clip.height, clip.width, generator=seeded(11))
