@@ -44,12 +44,21 @@ def fast_disk() -> Iterator[None]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks the tests that build a model or run a whole command."""
     for item in items:
-        if PIPELINES.intersection(getattr(item, "fixturenames", ())) or item.path.parent.name in WHOLE_COMMANDS:
+        if PIPELINES.intersection(getattr(item, "fixturenames", ())) or item.path.parent.name in PIPELINE_FOLDERS:
             item.add_marker(pytest.mark.pipeline)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """For `make check`, does not even import what it takes nothing of: that takes longer than its tests."""
+    if config.option.markexpr != "not pipeline":
+        return None
+    if collection_path.is_dir():
+        return True if collection_path.name in PIPELINE_FOLDERS else None
+    return True if "\npytestmark = pytest.mark.pipeline\n" in collection_path.read_text() else None
+
+
 PIPELINES = {"tiny_wan", "browser"}
-WHOLE_COMMANDS = {"cli", "commands", "distributed", "export", "faults", "reporting", "security"}
+PIPELINE_FOLDERS = {"backbones", "cli", "commands", "distributed", "export", "faults", "reporting", "security"}
 
 
 pytest_plugins = ["browser"]

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import WanTransformer3DModel
+import wan_family
+from shared import made_once
 from torch import Tensor
 
 Command = Callable[..., Any]
 
 
 @pytest.fixture(scope="session")
-def sets(tiny_wan: Path, reward_folders: tuple[Path, Path]) -> list[str]:
+def sets(reward_folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """`--set` options that shrink the packaged `tiny` to a smoke test, at 17 frames as shipped."""
+
+    def copy_rewards(folder: Path) -> None:
+        for reward in reward_folders:
+            shutil.copytree(reward, folder / reward.name)
+
+    rewards = made_once(tmp_path_factory, "rewards", copy_rewards)  # the run's configuration names them
     changes = {
-        "model": tiny_wan,
-        "reward.path": reward_folders[0],
-        "heldout_reward.path": reward_folders[1],
+        "model": made_once(tmp_path_factory, "wan", wan_family.build),
+        "reward.path": rewards / "reward",
+        "heldout_reward.path": rewards / "heldout",
         "clip.height": 32,
         "clip.width": 32,
         "training.steps": 2,
@@ -37,18 +45,28 @@ def sets(tiny_wan: Path, reward_folders: tuple[Path, Path]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def finished(command: Command, whole_runs: Any, sets: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished `run`, with its plan and its figures."""
-    folder = tmp_path_factory.mktemp("runs") / "demo"
-    with whole_runs():
-        code, out, err = command("run", "--config", "tiny", "--output", folder, *sets)
-    assert code == 0, err
-    assert f"Look first at {folder / 'comparison'}" in out
-    return folder
+    """The folder of a finished `run`, with its plan and its figures, which all workers look at and nobody changes."""
+
+    def run(folder: Path) -> None:
+        with whole_runs():
+            code, out, err = command("run", "--config", "tiny", "--output", folder, *sets)
+        assert code == 0, err
+        assert f"Look first at {folder / 'comparison'}" in out
+
+    return made_once(tmp_path_factory, "demo", run)
+
+
+@pytest.fixture
+def own(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it to go on with."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Clips in each call of any denoiser."""
+    from diffusers import WanTransformer3DModel
+
     rows: list[int] = []
     forward = WanTransformer3DModel.forward
 

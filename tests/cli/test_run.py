@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,13 +52,13 @@ def test_run_records_what_it_did(finished: Path) -> None:
     assert re.fullmatch(r"git [0-9a-f]{40}(-dirty)?|rats-video .*", session["code"])
 
 
-def test_second_run_skips_what_is_done(command: Command, sets: list[str], finished: Path, calls: list[int]) -> None:
-    before = snapshot(finished)
-    code, out, _ = command("run", "--config", "tiny", "--output", finished, *sets)
+def test_second_run_skips_what_is_done(command: Command, sets: list[str], own: Path, calls: list[int]) -> None:
+    before = snapshot(own)
+    code, out, _ = command("run", "--config", "tiny", "--output", own, *sets)
     assert code == 0
     assert out.count("done before") == 4
     assert calls == []
-    after = snapshot(finished)
+    after = snapshot(own)
     del before["config.resolved.yaml"], after["config.resolved.yaml"]  # written anew, the same
     assert after == before
 
@@ -73,17 +72,17 @@ def test_overwrite_asks_nothing_of_what_it_replaces(command: Command, sets: list
 
 
 def test_reward_rank_of_a_finished_run_leaves(
-    command: Command, sets: list[str], finished: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
+    command: Command, sets: list[str], own: Path, calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rank = Runtime(torch.device("cpu"), rank=1, reward_ranks=1)
-    monkeypatch.setattr("rats_video.commands.distill.start_runtime", lambda *_: rank)
-    before = snapshot(finished)
-    (finished / "samples" / "manifest.json").unlink()  # for the trainers to make
-    code, out, err = command("run", "--config", "tiny", "--output", finished, *sets)
-    assert (code, out, err) == (0, f"1/4 distill\n    done before: {finished / 'student'}\n", "")
+    monkeypatch.setattr("rats_video.commands.run.start_runtime", lambda *_: rank)
+    before = snapshot(own)
+    (own / "samples" / "manifest.json").unlink()  # for the trainers to make
+    code, out, err = command("run", "--config", "tiny", "--output", own, *sets)
+    assert (code, out, err) == (0, f"1/4 distill\n    done before: {own / 'student'}\n", "")
     assert calls == []
-    (finished / "samples" / "manifest.json").write_bytes(before["samples/manifest.json"][1])
-    assert {name: content for name, (_, content) in snapshot(finished).items()} == {
+    (own / "samples" / "manifest.json").write_bytes(before["samples/manifest.json"][1])
+    assert {name: content for name, (_, content) in snapshot(own).items()} == {
         name: content for name, (_, content) in before.items()
     }
 
@@ -95,21 +94,17 @@ def test_run_of_another_configuration_is_refused(command: Command, sets: list[st
     assert snapshot(finished) == before
 
 
-def test_run_with_more_steps_trains_them(command: Command, sets: list[str], finished: Path, tmp_path: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+def test_run_with_more_steps_trains_them(command: Command, sets: list[str], own: Path) -> None:
     more = ["--set", "training.steps=3"]
-    code, out, err = command("run", "--config", "tiny", "--output", tmp_path / "run", *sets, *more)
+    code, out, err = command("run", "--config", "tiny", "--output", own, *sets, *more)
     assert code == 0, err
     assert "done before" not in out  # what was made with the old student is old
-    assert json.loads((tmp_path / "run" / "student" / "rats.json").read_text())["steps"] == 3
+    assert json.loads((own / "student" / "rats.json").read_text())["steps"] == 3
 
 
-def test_run_with_another_evaluation_evaluates_anew(
-    command: Command, sets: list[str], finished: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(finished, tmp_path / "run")
+def test_run_with_another_evaluation_evaluates_anew(command: Command, sets: list[str], own: Path) -> None:
     changed = ["--set", "evaluation.num_clips=2"]
-    code, out, err = command("run", "--config", "tiny", "--output", tmp_path / "run", *sets, *changed)
+    code, out, err = command("run", "--config", "tiny", "--output", own, *sets, *changed)
     assert code == 0, err
     assert "2 held-out clips an arm" in out
 

@@ -128,6 +128,7 @@ def test_both_experts_of_wan22_get_gradient_at_every_nfe() -> None:
         assert {sigmas[step] >= 0.875 for step in cfg.student.gradient_steps(steps)} == {True, False}
 
 
+@pytest.mark.pipeline  # imports diffusers
 def test_shift_of_ltx_is_its_schedulers() -> None:
     from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import WanPipeline, WanTransformer3DModel
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
@@ -83,6 +82,8 @@ def test_folder_without_a_card(tmp_path: Path, content: str | None) -> None:
 
 
 def test_stock_pipeline_samples_the_student(folder: Path, tiny_wan: Path, loaded: WanBackbone, clip: ClipSpec) -> None:
+    from diffusers import WanPipeline, WanTransformer3DModel
+
     transformer = WanTransformer3DModel.from_pretrained(folder / "transformer")
     pipeline = WanPipeline.from_pretrained(tiny_wan, transformer=transformer)
     pipeline.set_progress_bar_config(disable=True)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKLWan
 from torch import Tensor
 
 from rats_video.backbones.wan_decode import decode_unclamped
@@ -118,6 +117,8 @@ def test_each_stage_is_saved_and_trains_what_it_says(
 ) -> None:
     folder, vae, _ = trained
     assert sorted(path.name for path in folder.iterdir()) == ["stage-1", "stage-2"]
+    from diffusers import AutoencoderKLWan
+
     first, second = (AutoencoderKLWan.from_pretrained(folder / f"stage-{i}") for i in (1, 2))
     torch.manual_seed(vae_config.seed)
     assert all(changed(build_vae(vae_config), first).values())
