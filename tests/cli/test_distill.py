@@ -168,9 +168,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("where", "expected"),
     [
-        ("build.distill.build_backbone", "stopped by SIGUSR1; nothing that was saved is lost"),
+        ("commands.train_student.build_backbone", "stopped by SIGUSR1; nothing that was saved is lost"),
         ("training.guard.Guard.evaluate", "stopped before step 1; --resume goes on from there"),
-        ("build.run.finish", "stopped by SIGUSR1; nothing that was saved is lost"),
+        ("commands.distill.finish", "stopped by SIGUSR1; nothing that was saved is lost"),
     ],
 )
 def test_request_to_end_outside_the_steps(

@@ -74,10 +74,10 @@ def test_what_is_not_finite_is_not_kept(distill: Distill, tmp_path: Path, monkey
     """A reward that had no number once must not have none for ever."""
     from rats_video.methods import teacher
 
-    judge = teacher.judge
+    score_clips = teacher.score_clips
 
     def failing(*arguments: Any) -> Any:
-        scores = judge(*arguments)
+        scores = score_clips(*arguments)
         return scores.__class__(scores.clip * torch.tensor([torch.nan, 1.0]), scores.frames, scores.parts)
 
     cache = f"teacher.cache={tmp_path / 'cache'}"

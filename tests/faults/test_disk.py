@@ -85,7 +85,7 @@ def test_full_disk_while_the_guard_looks(
         Guard, "best", property(lambda guard: next((each for each in guard.evaluations if each.step == best), None))
     )
     with monkeypatch.context() as patch:
-        patch.setattr(Guard, "look", filling)
+        patch.setattr(Guard, "evaluate", filling)
         assert_refused(distill(disk / "run", *options), what)
     assert leftovers(disk) == []
     assert checkpoints(disk / "run") == ["step-000001"]

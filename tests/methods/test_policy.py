@@ -159,8 +159,8 @@ def test_margin_caps_what_is_worth_more(make_rats: Make, captions: tuple[str, ..
     rats, cfg = make_rats("method.reward_margin=0", "method.alpha=0")
     low = RewardScores(torch.full((4,), -99.0), torch.full((4, 5), -99.0))
     batch = draw_batch(rats.student, cfg, captions, 0)
-    guide = rats.teacher.rollout(batch)
-    rats.teacher.guide = lambda _: replace(guide, scores=low)  # type: ignore[method-assign]
+    rollout = rats.teacher.rollout(batch)
+    rats.teacher.rollout = lambda _: replace(rollout, scores=low)  # type: ignore[method-assign]
     loss, row = rats_step(rats, batch)
     assert loss.item() == 0  # all are past the teacher: none is better
     assert row["reward/policy_mean"] == -99

@@ -16,8 +16,8 @@ from rats_video.commands.plan import run_plan
 from rats_video.planning import operators, runs
 from rats_video.planning.memory_tracker import MemoryTracker
 
-STEP_LEVERS = 6  # micro_batch_size, activation_checkpointing, dtype, weights.kind, grad_steps twice
-DECODE_LEVERS = 5  # micro_batch_size, decode.checkpoint, decode.offload, decode.dtype, decode.window
+STEP_OPTIONS = 6  # micro_batch_size, activation_checkpointing, dtype, weights.kind, grad_steps twice
+DECODE_OPTIONS = 5  # micro_batch_size, decode.checkpoint, decode.offload, decode.dtype, decode.window
 
 
 def test_a_search_makes_few_dry_runs(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,7 +32,7 @@ def test_a_search_makes_few_dry_runs(config_file: Path, tmp_path: Path, monkeypa
 
         monkeypatch.setattr(runs, name, counted)
 
-    for name in ("dry_step", "dry_decode", "dry_reward", "dry_text"):
+    for name in ("trace_step", "trace_decode", "trace_reward", "trace_text"):
         count(name)
 
     def plan(gpu_memory: float) -> dict[str, Any]:
@@ -45,15 +45,15 @@ def test_a_search_makes_few_dry_runs(config_file: Path, tmp_path: Path, monkeypa
 
     as_given = plan(1000.0)
     assert as_given["levers"] == []
-    assert made["dry_decode"] == 1
+    assert made["trace_decode"] == 1
     made.clear()
     found = plan(as_given["needed_bytes"] / 2**30 - 1e-6)  # a little lacks: each lever is dropped in turn
     assert found["levers"]
     assert found["needed_bytes"] == as_given["needed_bytes"]
-    assert 2 < made["dry_step"] <= 2 + STEP_LEVERS  # as given, with all levers, and one for each that is dropped
-    assert 2 < made["dry_decode"] <= 2 + DECODE_LEVERS
-    assert made["dry_reward"] <= 2  # of all clips, of one
-    assert made["dry_text"] <= 4  # in two precisions
+    assert 2 < made["trace_step"] <= 2 + STEP_OPTIONS  # as given, with all levers, and one for each that is dropped
+    assert 2 < made["trace_decode"] <= 2 + DECODE_OPTIONS
+    assert made["trace_reward"] <= 2  # of all clips, of one
+    assert made["trace_text"] <= 4  # in two precisions
 
 
 def test_an_operator_is_derived_once_for_its_shapes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def trained(cfg: FinetuneConfig, model: Path, cache: ClipCache, folder: Path) ->
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Ends the training as Ctrl-C does once that many steps are done."""
-    plain: Callable[..., Iterator[Any]] = finetune.resumable
+    plain: Callable[..., Iterator[Any]] = finetune.resumable_steps
 
     def short(title: str, total: int, *args: Any, **options: Any) -> Iterator[Any]:
         for step, progress in plain(title, total, *args, **options):
@@ -109,7 +109,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
                 raise Interrupted("stopped")
             yield step, progress
 
-    monkeypatch.setattr(finetune, "resumable", short)
+    monkeypatch.setattr(finetune, "resumable_steps", short)
 
 
 @pytest.mark.parametrize("weights", [{"kind": "full"}, {"kind": "lora", "rank": 2, "alpha": 4}])

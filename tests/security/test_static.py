@@ -126,11 +126,11 @@ def test_rule_lets_good_code_be(rule: Rule, source: str) -> None:
     assert rule(ast.parse(source)) == []
 
 
-def test_only_the_named_reward_is_imported_by_name() -> None:
+def test_only_named_code_of_the_user_is_imported_by_name() -> None:
     found = {
         path.name
         for path in FILES
         for node in calls(ast.parse(path.read_text()))
         if called(node).endswith(("import_module", "exec_module"))
     }
-    assert found == {"custom.py"}
+    assert found == {"user_code.py"}
