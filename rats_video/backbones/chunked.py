@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from rats_video.backbones.compute import DecodeConfig
 
 Caches = Any
-"""What a decoder remembers of the chunks before: tensors, None and constants in lists, tuples or dicts; None is the
+"""A decoder's memory of earlier chunks: tensors, None and constants in lists, tuples or dicts; None is the
 start of a clip."""
 
 Step = Callable[[Tensor, Caches], tuple[Tensor, Caches]]

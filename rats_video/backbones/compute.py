@@ -1,4 +1,4 @@
-"""Where and how a run computes: precision, memory and speed levers, processes. None of them changes the method."""
+"""Settings of memory, speed, precision and processes. None of them changes the method."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ def sample_pipe(
 
 
 def summary(clips: Sequence[SampledClip], output: Path) -> str:
-    """How many clips, at how many calls, how fast."""
+    """One line: the number of clips, their calls, the seconds of one."""
     seconds = sum(clip.seconds for clip in clips) / len(clips)
     counts = ", ".join(str(nfe) for nfe in sorted({clip.nfe for clip in clips}))
     return f"{len(clips)} clip{'s' if len(clips) != 1 else ''} at {counts} NFE, {seconds:.2f} s each: {output}"

@@ -74,7 +74,7 @@ class Training(Generic[ConfigT]):
 
 
 def of_metrics(metrics: Mapping[str, float]) -> Made:
-    """What is shown and recorded of a model that a few numbers describe."""
+    """Lines to show, and the record, of a model that a few numbers describe."""
     rounded = {name: round(value, 4) for name, value in metrics.items()}
     return [f"{name}: {value:.4g}" for name, value in metrics.items()], {"metrics": rounded}
 

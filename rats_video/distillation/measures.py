@@ -70,7 +70,7 @@ def build_features(cfg: FeaturesConfig, device: torch.device) -> FeatureFn:
 
 
 def build_feature_fns(cfg: DistillConfig, device: torch.device) -> dict[str, FeatureFn]:
-    """What is kept of every clip: the features, and where clips of a prompt are compared, coarse pixels."""
+    """Functions of a clip whose values are kept: the features and, to compare clips of one prompt, coarse pixels."""
     looks: dict[str, FeatureFn] = {}
     if cfg.evaluation.features is not None:
         looks["features"] = build_features(cfg.evaluation.features, device)

@@ -1,4 +1,4 @@
-"""What the demo page asks for: one clip at a time, by the student or its teacher, from the same noise."""
+"""Clips for the demo page: one at a time, by the student or its teacher, from the same noise."""
 
 from __future__ import annotations
 

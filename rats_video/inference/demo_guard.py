@@ -1,4 +1,4 @@
-"""What the demo's server lets through: this machine's browser, the page's own routes, small requests."""
+"""Guards the demo's server: it answers this machine's browser, the routes of the page, and small requests."""
 
 from __future__ import annotations
 

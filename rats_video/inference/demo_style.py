@@ -1,4 +1,4 @@
-"""How the demo page looks."""
+"""The demo page's style."""
 
 CSS = """
 .gradio-container { --body-text-color-subdued: #64748b; }

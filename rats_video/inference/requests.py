@@ -1,4 +1,4 @@
-"""What is to be sampled: the rows of a prompt list, or the lines of a pipe as they arrive."""
+"""Requests to sample: the rows of a prompt list, or the lines of a pipe as they arrive."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ OF_ANY_PROMPT = (
     "subject_consistency", "background_consistency", "motion_smoothness", "dynamic_degree", "aesthetic_quality",
     "imaging_quality",
 )  # fmt: skip
-"""What VBench measures of prompts that are not its own."""
+"""VBench's dimensions that it measures of any prompt."""
 FLICKER = "temporal_flickering"
 SAMPLES = 5
 FLICKER_SAMPLES = 25  # of which VBench's own filter keeps 5 that stand still

@@ -1,4 +1,4 @@
-"""What a device can do: data sheets, or a quick measurement for a CPU."""
+"""Speed and memory of devices: from data sheets, or by a quick measurement of a CPU."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ CONFIG = "config.resolved.yaml"
 
 
 def read_sessions(path: Path) -> list[dict[str, Any]]:
-    """What a run computed with, an object a session, the newest last; a run of before has one object, not in a list.
+    """Sessions of a run and what each computed with, the newest last; a run of before has one object, not in a list.
 
     Raises:
         OSError: the file cannot be read.
@@ -27,7 +27,7 @@ def read_sessions(path: Path) -> list[dict[str, Any]]:
 
 
 class RunFolder:
-    """Where a distillation and what follows it keep their files.
+    """The files of a distillation and of what follows it.
 
     Args:
         root: the folder.

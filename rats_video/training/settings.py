@@ -91,7 +91,7 @@ class RunSettings(Protocol):
 
     @property
     def tracking(self) -> TrackingConfig:
-        """Where the log is also sent."""
+        """Trackers that the log is also sent to."""
         ...
 
     def evaluations(self, num_steps: int) -> float:

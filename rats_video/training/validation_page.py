@@ -1,4 +1,4 @@
-"""What a person looks at of the validation clips: a sheet of each step, and a page of all of them."""
+"""Validation clips for the eye: a sheet of each step, and a page of all of them."""
 
 from __future__ import annotations
 
