@@ -69,10 +69,10 @@ def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tup
     student, teacher = build_roles(cfg, build_backbone(cfg, device))
     everything = checked_prompts(cfg, student)
     rats = build_rats(cfg, student, teacher)
-    judges = check_rewards(
+    rewards = check_rewards(
         cfg, rats.reward, (*everything.train, *everything.heldout), device, student.latent_shape(cfg.clip.spec)
     )
-    arms = score_arms(cfg, rats, judges, everything.train, num_prompts)
+    arms = score_arms(cfg, rats, rewards, everything.train, num_prompts)
 
     changes: dict[str, Any] = {"method": {}}
     reward = rats.reward

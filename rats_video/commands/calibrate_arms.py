@@ -42,16 +42,16 @@ class CalibrationScores:
 
 
 def score_arms(
-    cfg: DistillConfig, rats: Rats, judges: RunRewards, prompts: Sequence[str], num_prompts: int
+    cfg: DistillConfig, rats: Rats, rewards: RunRewards, prompts: Sequence[str], num_prompts: int
 ) -> CalibrationScores:
     """Both arms from the same noise, on prompts drawn by the run's seed."""
     order = torch.randperm(len(prompts), generator=seeded(cfg.seed, 7))[:num_prompts].tolist()
     chosen = tuple(prompts[i] for i in order)
-    scorers: dict[str, Reward] = {"reward": judges.trained}
-    if isinstance(judges.trained, SumReward):
-        scorers = {f"reward/{name}": term.reward for name, term in judges.trained.terms.items()}
-    if judges.heldout is not None:
-        scorers["heldout_reward"] = judges.heldout
+    scorers: dict[str, Reward] = {"reward": rewards.trained}
+    if isinstance(rewards.trained, SumReward):
+        scorers = {f"reward/{name}": term.reward for name, term in rewards.trained.terms.items()}
+    if rewards.heldout is not None:
+        scorers["heldout_reward"] = rewards.heldout
     specs = {
         rats.teacher.backbone: SamplerSpec(cfg.teacher.num_steps, cfg.shift, cfg.teacher.guidance_scale),
         rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift),
@@ -73,8 +73,8 @@ def _score_arm(
     found: dict[str, list[RewardScores]] = {name: [] for name in scorers}
     size = cfg.evaluation.batch_size
     for samples in sample_videos(backbone, prompts, cfg.clip.spec, spec, seed=cfg.seed, batch_size=size):
-        for name, judge in scorers.items():
-            found[name].append(judge(samples.videos, samples.prompts))
+        for name, scorer in scorers.items():
+            found[name].append(scorer(samples.videos, samples.prompts))
         progress.advance(spec.nfe * len(samples.prompts))
     return {name: _join_batches(batches) for name, batches in found.items()}
 

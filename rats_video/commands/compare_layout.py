@@ -125,10 +125,10 @@ class CompareLayout:
         folders = [resolve_folder(base.model, where="model"), *reward_folders(base.reward, where="reward")]
         if base.heldout_reward is not None:
             folders += reward_folders(base.heldout_reward, where="heldout_reward")
-        judges = {"reward": base.reward, "heldout_reward": base.heldout_reward}
+        rewards = {"reward": base.reward, "heldout_reward": base.heldout_reward}
         without = NOT_SCORED | {"terms": {"__all__": {"reward": NOT_SCORED}}}
         return {
-            **{key: judge and judge.model_dump(mode="json", exclude=without) for key, judge in judges.items()},
+            **{key: reward and reward.model_dump(mode="json", exclude=without) for key, reward in rewards.items()},
             "weights": weights_digest(folders, DECIDES),
             "clip": base.clip.model_dump(),
             "embedded_guidance": base.embedded_guidance,

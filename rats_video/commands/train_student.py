@@ -60,18 +60,18 @@ def train_student(
     split_roles(cfg, student, teacher, runtime)
     method = build_method(cfg, student, teacher, runtime)
     try:
-        judges = None
+        rewards = None
         if not isinstance(method.reward, RemoteReward):  # its own process has checked it
             everything = (*prompts.train, *prompts.heldout)
-            judges = check_rewards(cfg, method.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
+            rewards = check_rewards(cfg, method.reward, everything, runtime.device, student.latent_shape(cfg.clip.spec))
         if cfg.guard is not None or cfg.validation is not None:
-            judges = judges or load_run_rewards(cfg, method.reward, runtime.device)
+            rewards = rewards or load_run_rewards(cfg, method.reward, runtime.device)
         guard = None
-        if cfg.guard is not None and judges is not None:
-            guard = build_guard(cfg, cfg.guard, judges, prompts.heldout, run, runtime)
-        callbacks = build_callbacks(cfg, judges, student, prompts.heldout, run, guard, runtime)
+        if cfg.guard is not None and rewards is not None:
+            guard = build_guard(cfg, cfg.guard, rewards, prompts.heldout, run, runtime)
+        callbacks = build_callbacks(cfg, rewards, student, prompts.heldout, run, guard, runtime)
         callbacks.append(StudentSnapshots(milestones, student.weights, run, runtime))
-        del judges  # frees the models that nothing else holds
+        del rewards  # frees the models that nothing else holds
         runtime.barrier()  # no process changes the folder before all have read it
         if runtime.is_main:
             goes_on = prepare_run(cfg, run, resume=resume, overwrite=overwrite)
