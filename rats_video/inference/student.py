@@ -45,12 +45,12 @@ class StudentCard:
     embedded_guidance: PositiveFloat = 6.0
     dtype: Literal["float32", "bfloat16"] = "float32"
     guidance_scale: PositiveFloat = 1.0
-    backbone: Annotated[BackboneConfig, Field(exclude_if=lambda backbone: backbone == AUTO)] = AUTO
+    backbone: BackboneConfig = AUTO
 
     def as_json(self) -> dict[str, Any]:
         """The card as `rats.json` holds it."""
-        content: dict[str, Any] = _CARD.dump_python(self, mode="json")
-        return content
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "backbone"}
+        return content if self.backbone == AUTO else content | {"backbone": self.backbone.model_dump(mode="json")}
 
 
 _CARD = TypeAdapter(StudentCard)
