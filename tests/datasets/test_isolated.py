@@ -13,12 +13,13 @@ from tasks import act, count_frames
 from rats_video.datasets.video.isolated import IsolatedPool
 from rats_video.datasets.video.isolated_worker import Failure
 
+pytestmark = pytest.mark.pipeline
+
 
 def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
 
 
-@pytest.mark.pipeline  # starts processes
 def test_each_task_fails_alone_and_results_keep_their_order() -> None:
     tasks = ["pid", "crash", "tensor", "hang", "raise", "killed", "tensor", "pid"]
     with IsolatedPool(act, workers=2, timeout_seconds=3) as pool:
@@ -35,7 +36,6 @@ def test_each_task_fails_alone_and_results_keep_their_order() -> None:
     assert all(gone(pid) for pid in (outcomes[0], outcomes[7]))
 
 
-@pytest.mark.pipeline  # starts processes
 def test_workers_are_replaced_and_leave_nothing_behind() -> None:
     before, shared = len(list(Path("/proc/self/fd").iterdir())), sorted(Path("/dev/shm").iterdir())
     with IsolatedPool(act, workers=1, timeout_seconds=60, max_tasks=2) as pool:
@@ -45,7 +45,6 @@ def test_workers_are_replaced_and_leave_nothing_behind() -> None:
     assert sorted(Path("/dev/shm").iterdir()) == shared
 
 
-@pytest.mark.pipeline  # starts processes
 def test_closing_the_iterator_kills_the_workers() -> None:
     answers = IsolatedPool(act, workers=1, timeout_seconds=60).imap(["pid"] + ["hang"] * 9)
     _, pid = next(answers)

@@ -32,6 +32,7 @@ def test_a_multiple_contains_the_grid_exactly(num_steps: int, factor: int) -> No
     assert torch.equal(sigma_grid(num_steps * factor, 3.0)[::factor], sigma_grid(num_steps, 3.0))
 
 
+@pytest.mark.pipeline  # imports diffusers
 @pytest.mark.parametrize(("num_steps", "shift"), [(1, 3.0), (4, 3.0), (8, 5.0), (50, 3.0)])
 def test_equals_the_scheduler_saved_with_the_pipeline(num_steps: int, shift: float) -> None:
     from diffusers import FlowMapEulerDiscreteScheduler

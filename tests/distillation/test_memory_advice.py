@@ -60,6 +60,7 @@ def test_a_distillation_names_levers(
     assert "Traceback" not in err
 
 
+@pytest.mark.pipeline
 def test_a_sampling_says_fewer_prompts(
     command: Callable[..., tuple[int, str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

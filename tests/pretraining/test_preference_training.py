@@ -38,6 +38,8 @@ from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, RewardScores, TextCondition
 
+pytestmark = pytest.mark.pipeline
+
 CPU = torch.device("cpu")
 CONFIG = {"width": 16, "batch_size": 8, "steps": 40, "optimizer": {"lr": 1e-2}}
 
