@@ -72,19 +72,13 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture(scope="module")
 def exported(case: Case, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """`exported(kind, weights)`: the folder of that export, made once.
-
-    Every form is compared with our sampler as it is written, but a part of the difference for one family: weights tell.
-    """
+    """`exported(kind, weights)`: the folder of that export, made once and compared with our sampler."""
     made: dict[tuple[str, str, float], Path] = {}
 
     def export(kind: str, weights: str, scale: float = 1.0) -> Path:
         if (kind, weights, scale) not in made:
             output = tmp_path_factory.mktemp("exported") / f"{kind}-{weights}"
-            order = ExportRequest(
-                kind, str(case.students[weights]), scale=scale, output=output, num_clips=1,
-                verify=scale == 1 or case.family is WAN,
-            )  # fmt: skip
+            order = ExportRequest(kind, str(case.students[weights]), scale=scale, output=output, num_clips=1)
             run_export_model(order, "cpu")
             made[kind, weights, scale] = output
         return made[kind, weights, scale]
