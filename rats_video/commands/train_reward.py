@@ -52,14 +52,10 @@ def run_train_latent_reward(**options: Unpack[TrainOptions]) -> list[str]:
     init = None if cfg.init is None else resolve_folder(cfg.init, where="init")
 
     def make() -> Made:
-        space, train = (
-            latent_space(folder, backbone, cfg.clip.spec),
-            LatentSampler(cfg, backbone, reward, prompts.train),
-        )
+        space = latent_space(folder, backbone, cfg.clip.spec)
+        train, heldout = (LatentSampler(cfg, backbone, reward, part) for part in (prompts.train, prompts.heldout))
         made = train_latent_reward(cfg, train, space, options["output"], init)
-        return of_metrics(evaluate_latent_reward(
-            cfg, made, LatentSampler(cfg, backbone, reward, prompts.heldout),
-            student=None if student is None else backbone.load_role(student), steps=steps,
-        ))  # fmt: skip
+        role = None if student is None else backbone.load_role(student)
+        return of_metrics(evaluate_latent_reward(cfg, made, heldout, student=role, steps=steps))
 
     return training.run(make)

@@ -129,7 +129,7 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         folders.append(Path(cfg.compute.decode.small))
     return {
         "weights": weights_digest(folders, DECIDES),
-        **cfg.model_dump(include={"backbone"}),
+        **cfg.model_dump(include={"backbone"}),  # empty unless it is the user's own: old caches stay valid
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
         "embedded_guidance": cfg.embedded_guidance,

@@ -93,9 +93,7 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
         case FullWeightsConfig():
             student, teacher = backbone.with_own_denoiser(), backbone.with_own_denoiser() if has_average else backbone
         case LoraConfig() as lora:
-            with torch.random.fork_rng(devices=[]):  # A is drawn at random: by the run's seed
-                torch.default_generator.manual_seed(cfg.seed)
-                student = backbone.with_adapter("student", lora)
+            student = _seeded_adapter(backbone, "student", lora, cfg.seed)
             average = lora.model_copy(update={"dtype": "float32"})  # small steps vanish in bfloat16
             teacher = backbone.with_adapter("teacher", average) if has_average else backbone
             if has_average:  # the average starts where the student does
@@ -116,9 +114,14 @@ def build_fake_score(cfg: DistillConfig, student: PipelineBackbone, teacher: Pip
             fake = teacher.with_own_denoiser()
             apply_compute(cfg.compute, fake)
         case LoraConfig() as lora:
-            with torch.random.fork_rng(devices=[]):  # A is drawn at random: by the run's seed
-                torch.default_generator.manual_seed(cfg.seed + 1)
-                fake = student.with_adapter("fake_score", lora)
+            fake = _seeded_adapter(student, "fake_score", lora, cfg.seed + 1)
     for weight in fake.weights.values():
         weight.requires_grad = True
     return fake
+
+
+def _seeded_adapter(backbone: PipelineBackbone, name: str, lora: LoraConfig, seed: int) -> PipelineBackbone:
+    """A role whose adapter starts from this seed: `with_adapter` draws A from torch's global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return backbone.with_adapter(name, lora)

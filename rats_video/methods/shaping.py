@@ -14,7 +14,7 @@ from rats_video.types import Trajectory
 
 
 class ShapingConfig(Config):
-    """How student and teacher latents are compared at the horizons."""
+    """Comparison of student and teacher latents at the horizons."""
 
     motion_weight: NonNegativeFloat = Field(0.5, description="weight of the motion term beside the appearance term")
     horizon_weights: tuple[NonNegativeFloat, ...] | None = Field(

@@ -33,7 +33,7 @@ Level = Annotated[float, Field(gt=0, le=1)]
 
 
 class HeldoutConfig(Config):
-    """What is measured on held-out clips, always with the same noise."""
+    """Measurements on held-out clips, always with the same noise."""
 
     every: PositiveInt = Field(200, description="steps; also before the first and after the last")
     num_clips: NumClips = Field(32, description="held-out clips at most whose loss is taken")
