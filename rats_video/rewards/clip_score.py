@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from rats_video.meta import LongPrompts
 from rats_video.rewards.base import RewardContext
+from rats_video.rewards.clip_text import ClipText, cleaned
 from rats_video.rewards.files import load_tokenizer, load_transformers_model
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig
-from rats_video.rewards.pixels import Pixels, clip_pixels
+from rats_video.rewards.pixels import Pixels, clip_pixels, processor_pixels
 from rats_video.rewards.prompted import Condition
 
 # Sizes for a plan, where the folder is not there: PickScore and HPSv2.1 are a CLIP ViT-H/14, the usual CLIP a ViT-L/14.
@@ -52,15 +53,21 @@ class PickScoreConfig(BaseClipConfig):
     def build(self, context: RewardContext) -> ClipReward:
         """Load it."""
         model, tokenizer = load_clip(self, context)
-        return ClipReward(model, tokenizer, self, scale=float(model.logit_scale.detach().exp()))
+        scale = float(model.logit_scale.detach().exp())
+        return ClipReward(model, tokenizer, self, scale=scale, pixels=processor_pixels, clean=str)
 
     def on_meta(self, context: RewardContext) -> ClipReward:  # noqa: ARG002
         """The same without weights; its scale has no value there and stays 1."""
-        return ClipReward(self.empty_model("CLIPModel", self.hub_config(VIT_H)), LongPrompts(), self)
+        model = self.empty_model("CLIPModel", self.hub_config(VIT_H))
+        return ClipReward(model, LongPrompts(), self, pixels=processor_pixels)
 
 
 class ClipScoreConfig(BaseClipConfig):
-    """Fit to the prompt (CLIP score): cos(frame, prompt), about 0.2 to 0.35."""
+    """Fit to the prompt (CLIP score): cos(frame, prompt), about 0.2 to 0.35.
+
+    Text and pixels are prepared by OpenAI's code (github openai/CLIP). transformers' processor, and what builds on it
+    (torchmetrics), cleans no text and crops another row where a margin is odd.
+    """
 
     source = "openai/clip-vit-large-patch14"
 
@@ -69,11 +76,12 @@ class ClipScoreConfig(BaseClipConfig):
 
     def build(self, context: RewardContext) -> ClipReward:
         """Load it."""
-        return ClipReward(*load_clip(self, context), self)
+        return ClipReward(*load_clip(self, context), self, pixels=clip_pixels)
 
     def on_meta(self, context: RewardContext) -> ClipReward:  # noqa: ARG002
         """The same without weights."""
-        return ClipReward(self.empty_model("CLIPModel", self.hub_config(VIT_L)), LongPrompts(), self)
+        model = self.empty_model("CLIPModel", self.hub_config(VIT_L))
+        return ClipReward(model, LongPrompts(), self, pixels=clip_pixels)
 
 
 class ClipReward(FrameReward):
@@ -85,27 +93,28 @@ class ClipReward(FrameReward):
         cfg: which frames are scored, and how many at a time.
         scale: of the cosine; PickScore's is the model's own exp(logit_scale).
         pixels: brings frames to the model's size.
+        clean: what is done to a prompt before the tokenizer reads it.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, cfg: FrameRewardConfig, *, scale: float = 1.0, pixels: Pixels = clip_pixels
-    ) -> None:
+        self, model: Any, tokenizer: Any, cfg: FrameRewardConfig, *, scale: float = 1.0, pixels: Pixels,
+        clean: Callable[[str], str] = cleaned,
+    ) -> None:  # fmt: skip
         super().__init__(cfg)
         self.model = model.requires_grad_(requires_grad=False).eval()
-        self.tokenizer, self.scale, self.pixels = tokenizer, scale, pixels
+        self.scale, self.pixels = scale, pixels
         self.text_limit = int(model.config.text_config.max_position_embeddings)
+        self.text = ClipText(tokenizer, self.text_limit, clean)
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Unit features `[B, D]` of the prompts."""
-        tokens = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=self.text_limit, return_tensors="pt"
-        ).to(self.model.device)
+        tokens = self.text.tokens(prompts).to(self.model.device)
         features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         return {"text": F.normalize(features.pooler_output.float(), dim=-1)}
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end."""
-        return [len(self.tokenizer(prompt, verbose=False).input_ids) for prompt in prompts]
+        return self.text.counts(prompts)
 
     def score_frames(self, frames: Tensor, condition: Condition) -> Tensor:
         """Scores `[N]` of frames `[N, 3, height, width]` in [0, 1]."""

@@ -19,7 +19,7 @@ from rats_video.meta import META, LongPrompts
 from rats_video.rewards.base import RewardContext
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig
-from rats_video.rewards.pixels import CLIP_MEAN, CLIP_STD, centre_square, normalize
+from rats_video.rewards.pixels import clip_pixels
 from rats_video.rewards.prompted import Condition
 from rats_video.rewards.sizes import HEAD_WIDTH, TensorSizes
 
@@ -150,7 +150,7 @@ class ImageReward(FrameReward):
 
     def score_frames(self, frames: Tensor, condition: Condition) -> Tensor:
         """Scores `[N]` of frames `[N, 3, height, width]` in [0, 1]."""
-        pixels = normalize(centre_square(frames, self._size, half=round), CLIP_MEAN, CLIP_STD).to(self.vision.dtype)
+        pixels = clip_pixels(frames, self._size).to(self.vision.dtype)
         seen = self.vision(pixel_values=pixels).last_hidden_state
         read = self.text(
             input_ids=condition["ids"], attention_mask=condition["mask"], encoder_hidden_states=seen, is_decoder=False

@@ -35,7 +35,7 @@ class Qwen2VLConfig(BaseRewardConfig):
     chunk: PositiveInt = Field(1, description="clips or frames a forward; they are recomputed in backward")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the model's weights; its head is float32")
     round_pixels: bool = Field(
-        False,  # noqa: FBT003
+        True,  # noqa: FBT003
         description="round resized frames to whole steps of 1/255, as in the published code; gradient passes through",
     )
 

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rats_video.rewards.pixels import CLIP_MEAN, CLIP_STD, normalize, resize_bicubic
+from rats_video.rewards.pixels import CLIP_MEAN, CLIP_STD, normalize, resize_bicubic, rounded
 
 PATCH = 14  # pixels a side
 MERGE = 2  # patches a side that become one token
@@ -68,7 +68,7 @@ def patch_rows(clips: Tensor, rule: PixelRule) -> tuple[Tensor, Grid]:
     height, width = clips.shape[-2:]
     frames = resize_bicubic(clips.flatten(0, 1), smart_resize(height, width, rule))
     if rule.rounded:
-        frames = frames + ((frames * 255).round() / 255 - frames).detach()
+        frames = rounded(frames)
     frames = normalize(frames, CLIP_MEAN, CLIP_STD).unflatten(0, clips.shape[:2])
     if frames.shape[1] % PAIR:
         frames = torch.cat([frames, frames[:, -1:]], dim=1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from math import isqrt
 from typing import Any, Literal
 
 import torch
@@ -15,7 +17,7 @@ from rats_video.reading import read_sizes
 from rats_video.rewards.base import RewardContext
 from rats_video.rewards.files import load_transformers_model
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig, scored_frames
-from rats_video.rewards.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize
+from rats_video.rewards.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize, short_side_to
 from rats_video.rewards.temporal import in_chunks
 from rats_video.types import RewardScores
 
@@ -100,6 +102,8 @@ class SubjectConsistency(FrameReward):
         self.model = model.requires_grad_(requires_grad=False).eval()
         self.model.pooler = None  # the class token is taken before it
         self._calling = dict(ENCODERS[model.config.model_type].calling)
+        # transformers resamples positions by size: other places, and on frames that are not square other features.
+        self.model.embeddings.interpolate_pos_encoding = partial(dino_positions, self.model.embeddings)
 
     def features(self, frames: Tensor) -> Tensor:
         """Unit features `[N, D]` of frames `[N, 3, height, width]` in [0, 1]."""
@@ -122,13 +126,32 @@ class SubjectConsistency(FrameReward):
         return RewardScores(clip=scores.mean(dim=1), frames=scores.gather(1, distance.argmin(dim=2)))
 
 
+def dino_positions(embeddings: Any, tokens: Tensor, height: int, width: int) -> Tensor:
+    """Position embeddings `[1, 1 + rows * columns, D]` for frames of another size than the model's.
+
+    Resampled by a factor, to which a tenth of a patch is added, as its authors do (github facebookresearch/dino,
+    vision_transformer.py, interpolate_pos_encoding; dinov2's alike).
+
+    Args:
+        embeddings: the model's, with `position_embeddings` `[1, 1 + side * side, D]`.
+        tokens: `[N, 1 + rows * columns, D]`, of which only the number counts.
+        height: of the frames, in pixels.
+        width: of the frames, in pixels.
+    """
+    whole, patches = embeddings.position_embeddings[:, :1], embeddings.position_embeddings[:, 1:]
+    if tokens.shape[1] == 1 + patches.shape[1] and height == width:
+        return torch.cat([whole, patches], dim=1)
+    side, patch = isqrt(patches.shape[1]), embeddings.patch_embeddings.projection.stride
+    factors = tuple((pixels // size + 0.1) / side for pixels, size in zip((height, width), patch, strict=True))
+    grid = patches.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    resampled = F.interpolate(grid, scale_factor=factors, mode="bicubic").flatten(2).transpose(1, 2)
+    return torch.cat([whole, resampled.to(whole.dtype)], dim=1)
+
+
 def dino_pixels(frames: Tensor) -> Tensor:
     """Pixels as VBench gives them to DINO, of frames `[N, 3, height, width]`: short side 224, ImageNet's mean and std.
 
     Bilinear without antialiasing and without a crop (vbench/utils.py, dino_transform).
     """
-    height, width = frames.shape[-2:]
-    short = min(height, width)
-    size = (int(_SIZE * height / short), int(_SIZE * width / short))
-    resized = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False)
+    resized = F.interpolate(frames.float(), short_side_to(_SIZE, frames), mode="bilinear", align_corners=False)
     return normalize(resized, IMAGENET_MEAN, IMAGENET_STD)

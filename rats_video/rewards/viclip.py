@@ -17,8 +17,19 @@ from rats_video.config.fields import PositiveInt
 from rats_video.meta import META, LongPrompts
 from rats_video.rewards.base import BaseRewardConfig, RewardContext
 from rats_video.rewards.clip_score import load_clip_tokenizer
+from rats_video.rewards.clip_text import ClipText
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
-from rats_video.rewards.pixels import IMAGENET_MEAN, IMAGENET_STD, centre_square, normalize
+from rats_video.rewards.pixels import (
+    CLIP_MEAN,
+    CLIP_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Pixels,
+    centre_square,
+    normalize,
+    resize_bicubic,
+    rounded,
+)
 from rats_video.rewards.prompted import Condition, PromptedReward, score_in_chunks
 from rats_video.rewards.sizes import HEAD_WIDTH, TensorSizes
 from rats_video.types import RewardScores
@@ -35,6 +46,10 @@ class ViClipConfig(BaseRewardConfig):
     tokenizer: str = Field("models/clip-vit-large-patch14", description="folder of CLIP's tokenizer")
     chunk: PositiveInt = Field(2, description="clips a forward; they are recomputed in backward, so it bounds memory")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the model's weights")
+    preprocess: Literal["internvid", "vbench"] = Field(
+        "internvid",
+        description="frames as ViCLIP's own evaluation takes them, squashed to a square, or as VBench does, cropped",
+    )
 
     def build(self, context: RewardContext) -> ViClipReward:
         """Load OpenGVLab/ViCLIP-L-14-hf, or the `model` of ViClip-InternVid-10M-FLT.pth as safetensors.
@@ -100,8 +115,8 @@ class ViClipSizes:
 class ViClipReward(PromptedReward):
     """`cos(clip, prompt)`: one score a clip.
 
-    It reads the middle frames of eight equal stretches of a clip, as ViCLIP's own evaluation and VBench do. A clip with
-    fewer frames shows some of them more than once: five are read as 0, 0, 1, 1, 2, 3, 3, 4.
+    It reads the middle frames of eight equal stretches of a clip, as ViCLIP's own evaluation and VBench do. Of a clip
+    with fewer frames it reads all, and the last one again.
 
     Built without weights, on the meta device; the network has the names of the published checkpoint.
 
@@ -113,17 +128,19 @@ class ViClipReward(PromptedReward):
 
     def __init__(self, sizes: ViClipSizes, tokenizer: Any, cfg: ViClipConfig) -> None:
         super().__init__()
-        self.sizes, self.tokenizer, self.cfg = sizes, tokenizer, cfg
+        self.sizes, self.cfg = sizes, cfg
         self.text_limit = sizes.text_limit
+        self.text = ClipText(tokenizer, sizes.text_limit)
         with META:
             self.vision_encoder, self.text_encoder = VisionEncoder(sizes), TextEncoder(sizes)
         self.to(getattr(torch, cfg.dtype)).requires_grad_(requires_grad=False).eval()
 
     def looks_at(self, num_frames: int) -> Tensor:
         """Indices of the frames that are read, rising."""
-        bounds = torch.arange(self.sizes.num_frames + 1) * num_frames // self.sizes.num_frames
-        first, last = bounds[:-1], torch.maximum(bounds[1:] - 1, bounds[:-1])
-        return (first + last) // 2
+        count = min(self.sizes.num_frames, num_frames)
+        bounds = torch.arange(count + 1) * num_frames // count
+        middles = (bounds[:-1] + bounds[1:] - 1) // 2
+        return torch.cat([middles, middles[-1:].expand(self.sizes.num_frames - count)])
 
     def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `[B, T, 3, height, width]` in [0, 1]; a prompt longer than the model reads is cut, with one warning."""
@@ -135,22 +152,39 @@ class ViClipReward(PromptedReward):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Unit features `[B, D]` of the prompts."""
-        tokens = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=self.text_limit, return_tensors="pt"
-        )
-        ids = tokens.input_ids.to(self.text_encoder.text_projection.device)
+        ids = self.text.tokens(prompts).input_ids.to(self.text_encoder.text_projection.device)
         return {"text": F.normalize(self.text_encoder(ids).float(), dim=-1)}
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end."""
-        return [len(self.tokenizer(prompt, verbose=False).input_ids) for prompt in prompts]
+        return self.text.counts(prompts)
 
     def score_clips(self, clips: Tensor, condition: Condition) -> Tensor:
         """Scores `[N]` of clips `[N, 8, 3, height, width]` in [0, 1]."""
-        frames = centre_square(clips.flatten(0, 1), self.sizes.image, half=round)
-        pixels = normalize(frames, IMAGENET_MEAN, IMAGENET_STD)  # as it was trained; VBench gives it CLIP's
+        pixels = PREPROCESS[self.cfg.preprocess](clips.flatten(0, 1), self.sizes.image)
         features = self.vision_encoder(pixels.unflatten(0, clips.shape[:2]).to(self.vision_encoder.proj.dtype))
         return (F.normalize(features.float(), dim=-1) * condition["text"]).sum(dim=-1)
+
+
+def internvid_pixels(frames: Tensor, size: int) -> Tensor:
+    """Pixels of frames `[N, 3, height, width]` in [0, 1] as the evaluation of ViCLIP makes them: `[N, 3, size, size]`.
+
+    Bicubic to a square whatever the shape, antialiased as torchvision does since 0.17, in whole steps of 1/255, then
+    ImageNet's mean and standard deviation (InternVideo1/Pretrain/ViCLIP/dataset/__init__.py, test_transform).
+    """
+    return normalize(rounded(resize_bicubic(frames, (size, size))), IMAGENET_MEAN, IMAGENET_STD)
+
+
+def vbench_pixels(frames: Tensor, size: int) -> Tensor:
+    """The same as VBench makes them for its overall consistency and temporal style.
+
+    Short side to `size`, bicubic without antialiasing, in whole steps of 1/255, centre crop, then CLIP's mean and
+    standard deviation (vbench/utils.py of Vchitect/VBench, clip_transform).
+    """
+    return normalize(rounded(centre_square(frames, size, antialias=False)), CLIP_MEAN, CLIP_STD)
+
+
+PREPROCESS: Mapping[str, Pixels] = {"internvid": internvid_pixels, "vbench": vbench_pixels}
 
 
 class VisionEncoder(nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rats_video.errors import UserError
 from rats_video.rewards.clip_score import ClipReward, ClipScoreConfig, PickScoreConfig
-from rats_video.rewards.pixels import clip_pixels
+from rats_video.rewards.pixels import clip_pixels, processor_pixels
 from rats_video.rewards.reward import build_reward, check_reward_prompts
 from rats_video.seeds import seeded
 
@@ -60,32 +60,54 @@ def smooth_videos(height: int, width: int, num_frames: int = 5) -> Tensor:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (90, 50), (32, 32), (20, 27)])
-def test_score_is_transformers_own_on_pil_images(folder: Path, height: int, width: int) -> None:
+def test_pickscore_is_transformers_own_on_pil_images(folder: Path, height: int, width: int) -> None:
     from PIL import Image
-    from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel
+    from transformers import CLIPImageProcessorPil
 
     videos = smooth_videos(height, width)
     images = [Image.fromarray((f * 255).round().byte().permute(1, 2, 0).numpy()) for f in videos.flatten(0, 1)]
     processor = CLIPImageProcessorPil(size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE})
     pixels = processor(images, return_tensors="pt").pixel_values
+    ours = processor_pixels(videos.flatten(0, 1), SIZE)
     # PIL rounds to whole steps after each of its two passes: 1/255 is 0.015 of CLIP's standard deviations.
-    torch.testing.assert_close(clip_pixels(videos.flatten(0, 1), SIZE), pixels, atol=0.03, rtol=0)
+    torch.testing.assert_close(ours, pixels, atol=0.03, rtol=0)
 
-    tokens = AutoTokenizer.from_pretrained(folder)(PROMPTS, padding=True, return_tensors="pt")
-    model = CLIPModel.from_pretrained(folder)
     with torch.no_grad():
-        from_ours, from_pil = (
-            model(**tokens, pixel_values=seen).logits_per_image.unflatten(0, (2, 5))[[0, 1], :, [0, 1]]
-            for seen in (clip_pixels(videos.flatten(0, 1), SIZE), pixels)
-        )
-        ours, plain = pickscore(folder)(videos, PROMPTS), clip_score(folder)(videos, PROMPTS)
-    assert ours.frames is not None
-    assert plain.frames is not None
+        scores = pickscore(folder)(videos, PROMPTS)
+    assert scores.frames is not None
+    from_pil = logits(folder, pixels, PROMPTS)
     assert from_pil.std() > 0.5  # else anything would pass
-    torch.testing.assert_close(ours.frames, from_ours, atol=1e-4, rtol=0)
-    torch.testing.assert_close(ours.frames, from_pil, atol=0.1, rtol=0)  # a random network amplifies the rounding
-    torch.testing.assert_close(plain.frames * model.logit_scale.exp().item(), ours.frames, atol=1e-4, rtol=0)
-    torch.testing.assert_close(ours.clip, ours.frames.mean(dim=1))
+    torch.testing.assert_close(scores.frames, logits(folder, ours, PROMPTS), atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores.frames, from_pil, atol=0.1, rtol=0)  # a random network amplifies the rounding
+    torch.testing.assert_close(scores.clip, scores.frames.mean(dim=1))
+
+
+def logits(folder: Path, pixels: Tensor, prompts: list[str]) -> Tensor:
+    """`logits_per_image` of transformers' CLIP `[2, 5]`, of each clip's frames with its prompt."""
+    from transformers import AutoTokenizer, CLIPModel
+
+    tokens = AutoTokenizer.from_pretrained(folder)(prompts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        every = CLIPModel.from_pretrained(folder)(**tokens, pixel_values=pixels).logits_per_image
+    return every.unflatten(0, (2, 5))[[0, 1], :, [0, 1]]
+
+
+def test_clip_score_is_openais_of_text_and_pixels(folder: Path) -> None:
+    """Its text is cleaned and its crop rounded, unlike PickScore's, of the same model."""
+    from transformers import CLIPModel
+
+    raw, clean = ["&#97; red dog", "ｂｉｒｄｓ"], ["a red dog", "birds"]  # noqa: RUF001
+    videos = smooth_videos(20, 27)  # an odd margin
+    pixels = clip_pixels(videos.flatten(0, 1), SIZE)
+    scale = CLIPModel.from_pretrained(folder).logit_scale.exp().item()
+    with torch.no_grad():
+        scores, pick = clip_score(folder)(videos, raw).frames, pickscore(folder)(videos, raw).frames
+    assert scores is not None
+    assert pick is not None
+    torch.testing.assert_close(scale * scores, logits(folder, pixels, clean), atol=1e-4, rtol=0)
+    plain = logits(folder, processor_pixels(videos.flatten(0, 1), SIZE), raw)
+    torch.testing.assert_close(pick, plain, atol=1e-4, rtol=0)
+    assert (scale * scores - pick).abs().mean() > 0.05
 
 
 def test_gradient_reaches_every_frame_in_chunks_as_in_one(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from torch.nn import functional as F
 from rats_video.errors import UserError
 from rats_video.rewards.reward import build_reward, reward_on_meta
 from rats_video.rewards.self_test import self_test
-from rats_video.rewards.subject_consistency import SubjectConsistency, SubjectConsistencyConfig, dino_pixels
+from rats_video.rewards.subject_consistency import (
+    SubjectConsistency,
+    SubjectConsistencyConfig,
+    dino_pixels,
+    dino_positions,
+)
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
@@ -60,6 +66,8 @@ def test_score_is_vbench_loop(folder: Path, videos: Tensor) -> None:
     from transformers import AutoModel
 
     model = AutoModel.from_pretrained(folder)
+    resampled = model.embeddings.interpolate_pos_encoding
+    model.embeddings.interpolate_pos_encoding = partial(dino_positions, model.embeddings)
     options = {"interpolate_pos_encoding": True} if folder.name == "vit" else {}
     mean, std = (torch.tensor(rgb).view(3, 1, 1) for rgb in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     expected = []
@@ -81,6 +89,32 @@ def test_score_is_vbench_loop(folder: Path, videos: Tensor) -> None:
     torch.testing.assert_close(scores.clip, torch.tensor(expected).mean(dim=1), atol=1e-4, rtol=0)
     torch.testing.assert_close(scores.frames[:, 1:], torch.tensor(expected), atol=1e-4, rtol=0)
     assert torch.equal(scores.frames[:, 0], scores.frames[:, 1])
+    tokens = torch.zeros(1, 1, SIZES["hidden_size"])
+    theirs = dino_positions(model.embeddings, tokens, 224, 336)
+    tokens = torch.zeros(1, theirs.shape[1], SIZES["hidden_size"])
+    assert (resampled(tokens, 224, 336) - theirs).abs().max() > 1e-3  # transformers' own are others
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "known"),
+    [
+        (224, 224, [0.84147, -0.7568, -0.9638, 0.99952]),
+        (224, 395, [0.84147, -0.9296, -1.09014, 1.1274]),
+        (398, 224, [0.84147, -0.80593, -0.83331, 0.87938]),
+        (224, 320, [0.84147, -0.9011, -1.04728, 1.0769]),
+    ],
+)
+def test_positions_are_the_originals(height: int, width: int, known: list[float]) -> None:
+    """By `interpolate_pos_encoding` of github facebookresearch/dino 7c446df, of the sines of 0, 1, 2 and so on."""
+    from transformers import ViTConfig, ViTModel
+
+    model = ViTModel(ViTConfig(**(SIZES | {"hidden_size": 4}), patch_size=16), add_pooling_layer=False)
+    model.embeddings.position_embeddings.data = torch.arange(197 * 4.0).sin().view(1, 197, 4)
+    patches = (height // 16) * (width // 16)
+    table = dino_positions(model.embeddings, torch.zeros(1, 1 + patches, 4), height, width)
+    assert table.shape == (1, 1 + patches, 4)
+    places = ((0, 1), (1, 0), (patches // 2, 2), (patches, 3))
+    assert [table[0, row, column].item() for row, column in places] == pytest.approx(known, abs=1e-5)
 
 
 def test_a_still_clip_is_wholly_consistent(folder: Path, videos: Tensor) -> None:
