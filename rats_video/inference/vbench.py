@@ -28,6 +28,15 @@ OF_ANY_PROMPT = (
     "imaging_quality",
 )  # fmt: skip
 """VBench's dimensions that it measures of any prompt."""
+SHARED = {
+    "subject_consistency": ("motion_smoothness", "dynamic_degree"),
+    "scene": ("background_consistency",),
+    "overall_consistency": ("aesthetic_quality", "imaging_quality"),
+}
+"""Dimensions that VBench measures on another one's prompts, by that one: five of the 16 have no list of their own.
+
+By VBench_full_info.json of github Vchitect/VBench 45e79ec, in which each prompt of these three has all.
+"""
 FLICKER = "temporal_flickering"
 SAMPLES = 5
 FLICKER_SAMPLES = 25  # of which VBench's own filter keeps 5 that stand still
@@ -184,7 +193,9 @@ def _loop(dimensions: Sequence[str], options: str) -> str:
 
 
 def _dimensions(file: Path, row: PromptRow) -> tuple[str, ...]:
-    return row.dimension or ((file.stem,) if file.suffix == ".txt" and file.stem in DIMENSIONS else ())
+    if row.dimension or file.suffix != ".txt" or file.stem not in DIMENSIONS:
+        return row.dimension
+    return (file.stem, *SHARED.get(file.stem, ()))
 
 
 def _file(prompt: str, index: int) -> str:

@@ -16,7 +16,7 @@ from rats_video.config.load import write_resolved
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.inference.student import StudentCard, save_student
-from rats_video.inference.vbench import VBenchPrompt, official_commands, read_vbench_prompts, vbench_clips
+from rats_video.inference.vbench import DIMENSIONS, VBenchPrompt, official_commands, read_vbench_prompts, vbench_clips
 from rats_video.inference.video import read_mp4
 
 Command = Callable[..., Any]
@@ -179,15 +179,37 @@ def test_folder_of_lists_joins_their_dimensions(tmp_path: Path) -> None:
         (tmp_path / name).write_text(text)
     found = read_vbench_prompts(tmp_path)
     assert found == [
-        VBenchPrompt("b", ("color", "scene")), VBenchPrompt("c", ("color",)), VBenchPrompt("a", ("scene",)),
+        VBenchPrompt("b", ("color", "scene", "background_consistency")), VBenchPrompt("c", ("color",)),
+        VBenchPrompt("a", ("scene", "background_consistency")),
     ]  # fmt: skip
     assert [each.prompt for each in read_vbench_prompts(tmp_path, ["scene"])] == ["b", "a"]
-    assert read_vbench_prompts(tmp_path / "scene.txt")[0] == VBenchPrompt("a", ("scene",))
+    assert read_vbench_prompts(tmp_path / "scene.txt")[0] == VBenchPrompt("a", ("scene", "background_consistency"))
     with pytest.raises(UserError, match=re.escape("--dimensions: no prompt in")):
         read_vbench_prompts(tmp_path, ["scene", "smell"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no list named after a dimension in it"):
         read_vbench_prompts(tmp_path / "empty")
+
+
+def test_lists_of_one_dimension_hold_the_prompts_of_all(tmp_path: Path) -> None:
+    """github Vchitect/VBench 45e79ec: 11 lists in prompts_per_dimension, 16 dimensions in VBench_full_info.json."""
+    own = (
+        "appearance_style", "color", "human_action", "multiple_objects", "object_class", "overall_consistency", "scene",
+        "spatial_relationship", "subject_consistency", "temporal_flickering", "temporal_style",
+    )  # fmt: skip
+    for name in own:
+        (tmp_path / f"{name}.txt").write_text(f"a {name}")
+    found = {each.prompt: each for each in read_vbench_prompts(tmp_path)}
+    assert found["a subject_consistency"].dimensions == ("subject_consistency", "motion_smoothness", "dynamic_degree")
+    assert found["a scene"].dimensions == ("scene", "background_consistency")
+    assert found["a overall_consistency"].dimensions == ("overall_consistency", "aesthetic_quality", "imaging_quality")
+    line, *flicker = official_commands(Path("v"), list(found.values()))
+    assert line.split(";")[0].split()[3:] == [name for name in DIMENSIONS if name != "temporal_flickering"]  # 15
+    assert len(flicker) == 2
+    (line,) = official_commands(Path("v"), read_vbench_prompts(tmp_path / "scene.txt"))
+    assert line.startswith("for d in background_consistency scene;")
+    wanted = read_vbench_prompts(tmp_path, ["imaging_quality"])
+    assert [each.prompt for each in wanted] == ["a overall_consistency"]
 
 
 def test_spaces_of_vbench_prompts_stay(tmp_path: Path) -> None:
