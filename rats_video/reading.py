@@ -6,12 +6,15 @@ import errno
 import json
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from rats_video.errors import UserError
 
 MOST_TEXT = 2**26  # bytes: no tokenizer, log or list of prompts comes near
 MOST_LAYERS = 1000  # of a network; the deepest published ones have about a hundred
@@ -31,9 +34,30 @@ def check_plain_file(path: Path) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, by name; raises OSError or SafetensorError."""
+    """The weights in a safetensors file, by name.
+
+    Raises:
+        OSError, SafetensorError: it cannot be read.
+        UserError: one of them holds NaN or infinity.
+    """
     check_plain_file(path)
-    return load_file(path)
+    tensors = load_file(path)
+    check_finite(tensors.items(), where=path)
+    return tensors
+
+
+def check_finite(weights: Iterable[tuple[str, Tensor]], *, where: Path) -> None:
+    """Raise UserError, naming the first, for a model's weights of which one holds NaN or infinity.
+
+    A network hands them on to whatever it computes: later nobody could tell where they came from.
+    """
+    for name, weight in weights:
+        if weight.is_floating_point() and weight.itemsize > 1:  # torch has no test for 8-bit floats
+            finite = weight.isfinite()
+            if not bool(finite.all()):
+                odd = int(finite.logical_not().sum())
+                what = f"{name} holds NaN or infinity ({odd} of its {weight.numel()} numbers)"
+                raise UserError(what, where=str(where), fix="download, convert or train it again")
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rats_video.errors import AsUserError, UserError
-from rats_video.reading import DAMAGED, read_json, read_sizes
+from rats_video.reading import DAMAGED, check_finite, read_json, read_sizes
 
 
 def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def load_parts(
         shapes: parts that are wanted without their weights, on the meta device.
 
     Raises:
-        UserError: one is missing, is of another kind, is damaged, or lacks weights.
+        UserError: one is missing, is of another kind, is damaged, lacks weights, or has some that are not finite.
     """
     from transformers.utils import logging
 
@@ -94,4 +94,6 @@ def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch
             return loaded
         if missing := sorted(loaded[1]["missing_keys"]):
             raise ValueError(f"no weights for {missing[0]}")  # diffusers would make some up
-    return loaded[0].to(device).eval()
+    model = loaded[0].to(device).eval()
+    check_finite(model.state_dict().items(), where=folder)
+    return model

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.errors import UserError, first_line
-from rats_video.reading import DAMAGED, check_plain_file
+from rats_video.reading import DAMAGED, check_finite, check_plain_file
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
 METADATA_KEY = "lora_adapter_metadata"
@@ -155,6 +155,7 @@ def read_lora(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {})[METADATA_KEY])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no mapping
+        check_finite(tensors.items(), where=path)
         settings = {key.split(".", 1)[1]: value for key, value in metadata.items()}
         return (
             LoraConfig(kind="lora", rank=settings["r"], alpha=settings["lora_alpha"],

@@ -106,6 +106,8 @@ class PrepareJob:
             check_free(output, overwrite=False)
             manifest.save(output)
         done = read_units(output)
+        if not done and not (output / EMPTY).is_file():  # nothing was made: any settings will do
+            manifest.save(output)
         before = CacheManifest.load(output)
         if any(entry.source in sources for entries in done.values() for entry in entries):  # it was moved at most
             manifest = replace(manifest, settings=manifest.settings | {SOURCE: before.settings.get(SOURCE)})

@@ -11,6 +11,7 @@ from rats_video.distillation.run_rewards import RunRewards
 from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.sweep import Measure, reward_measure
 from rats_video.inference.sampler import SamplerSpec
+from rats_video.methods.scoring import score_pixels
 from rats_video.rewards.temporal import dynamic_degree, saturation
 from rats_video.runtime import Runtime
 from rats_video.training.guard import HELDOUT, IMITATED, MOTION, REWARD, SATURATION, Guard, GuardClips, GuardConfig
@@ -69,7 +70,7 @@ def _latent_measure(reward: LatentScorer) -> Measure:
 
 def _with_parts(name: str, reward: Reward) -> Measure:
     def scores(videos: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        found = reward(videos, prompts)
+        found = score_pixels(reward, videos, prompts)
         return {name: found.clip} | {f"{name}/{part}": values for part, values in found.parts.items()}
 
     return scores

@@ -12,6 +12,7 @@ from torch import Tensor
 from rats_video.evaluation.stats import mean_ci95
 from rats_video.evaluation.tables import ArmRow, MetricValue
 from rats_video.inference.sampler import SamplerSpec, Samples, sample_videos
+from rats_video.methods.scoring import score_pixels
 from rats_video.motion_path import MARK
 from rats_video.runtime import interleave
 from rats_video.types import Backbone, ClipSpec, Reward
@@ -92,7 +93,7 @@ class ArmScores:
 
 def reward_measure(name: str, reward: Reward) -> Measure:
     """A reward's clip score as a metric."""
-    return lambda videos, prompts: {name: reward(videos, prompts).clip}
+    return lambda videos, prompts: {name: score_pixels(reward, videos, prompts).clip}
 
 
 def motion_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG001  # not read

@@ -16,6 +16,7 @@ from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
 from rats_video.inference.video import write_mp4
+from rats_video.methods.scoring import score_pixels
 from rats_video.types import ClipSpec, PromptChecker, Reward
 
 MAX_PROMPT = 500  # characters
@@ -105,7 +106,7 @@ class DemoModels:
         noise = clip_noise(self.base, self.clip, wish.seed, 0)
         videos, _ = sample_batch(backbone, [wish.prompt], noise, spec, advance)
         seconds = time.perf_counter() - began
-        score = None if self.reward is None else float(self.reward(videos, [wish.prompt]).clip)
+        score = None if self.reward is None else float(score_pixels(self.reward, videos, [wish.prompt]).clip)
         with tempfile.TemporaryDirectory(prefix="rats-video-") as folder:
             path = Path(folder) / "clip.mp4"
             write_mp4(videos[0].cpu(), path, fps=self.clip.fps)

@@ -21,11 +21,11 @@ def finite_clips(*scored: RewardScores) -> Tensor:
     return torch.cat([row.detach() for row in rows], dim=1).isfinite().all(dim=1)
 
 
-def mask_scores(scores: RewardScores, kept: Tensor) -> RewardScores:
-    """The scores of clips that are kept `[B]`; the others get 0, which passes no gradient on."""
-    frames = None if scores.frames is None else torch.where(kept[:, None], scores.frames, 0.0)
-    parts = {name: torch.where(kept, part, 0.0) for name, part in scores.parts.items()}
-    return RewardScores(torch.where(kept, scores.clip, 0.0), frames, parts)
+def mask_scores(scores: RewardScores, kept: Tensor, other: float = 0.0) -> RewardScores:
+    """The scores of clips that are kept `[B]`; the others get one that passes no gradient on."""
+    frames = None if scores.frames is None else torch.where(kept[:, None], scores.frames, other)
+    parts = {name: torch.where(kept, part, other) for name, part in scores.parts.items()}
+    return RewardScores(torch.where(kept, scores.clip, other), frames, parts)
 
 
 def block_gradient(latents: Tensor, kept: Tensor) -> None:

@@ -228,10 +228,12 @@ def moments_of(latents: Tensor) -> RunningStats:
 
 def to_dtype(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     """Values as they are stored; raises UserError where that is no finite number."""
+    if not values.isfinite().all():
+        fix = "use float32" if values.dtype != torch.float32 else "it is float32 already: use another model"
+        raise UserError(f"{what} come out as NaN or infinity", where="compute_dtype", fix=fix)
     stored = values.to(dtype)
     if not stored.isfinite().all():
-        where = "compute_dtype" if not values.isfinite().all() else "dtype"
-        raise UserError(f"{what} are too large for it", where=where, fix="use float32, or bfloat16")
+        raise UserError(f"{what} are too large for it", where="dtype", fix="use float32, or bfloat16")
     return stored
 
 

@@ -34,6 +34,7 @@ from rats_video.datasets.shapes.render import parse_prompt, render
 from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.diffusion.rollout import rollout
 from rats_video.files import replacing
+from rats_video.methods.scoring import score_pixels
 from rats_video.optim import OptimizerConfig
 from rats_video.progress import ProgressBar
 from rats_video.rewards.sum import PixelRewardConfig
@@ -222,7 +223,10 @@ class LatentSampler:
 
     def _judged(self, latents: Tensor, places: Tensor) -> ScoredLatents:
         videos = self.backbone.decode(latents)
-        said = [self.reward(videos, [self.prompts[i] for i in column.tolist()]) for column in places.unbind(dim=1)]
+        said = [
+            score_pixels(self.reward, videos, [self.prompts[i] for i in column.tolist()])
+            for column in places.unbind(dim=1)
+        ]
         clip = [torch.stack([each.clip, *each.parts.values()], dim=-1) for each in said]
         stride = self.backbone.temporal_stride
         frames = [pool_to_latent_frames(each.frames, stride) for each in said if each.frames is not None]

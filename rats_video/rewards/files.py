@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from rats_video.errors import AsUserError, UserError, first_line
-from rats_video.reading import DAMAGED, load_tensors, read_json, read_sizes
+from rats_video.reading import DAMAGED, check_finite, load_tensors, read_json, read_sizes
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -54,7 +54,7 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
     """A model of the transformers class `kind`, made with `options`, from a hub folder, on the CPU.
 
     Raises:
-        UserError: the folder holds another model, lacks a weight, or has only pickled ones.
+        UserError: the folder holds another model, lacks a weight, has one that is not finite, or only pickled ones.
     """
     from transformers.utils import logging
 
@@ -71,6 +71,7 @@ def load_transformers_model(kind: Any, folder: Path, model_type: str, dtype: tor
         logging.set_verbosity(verbosity)
     if missing := sorted(report["missing_keys"]):
         raise UserError(f"lacks {len(missing)} weights of a {kind.__name__}, e.g. {missing[0]}", where=str(folder))
+    check_finite(model.state_dict().items(), where=folder)
     return model
 
 

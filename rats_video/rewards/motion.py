@@ -74,6 +74,7 @@ def warped(frames: Tensor, displacement: Tensor) -> Tensor:
         indexing="ij",
     )
     place = torch.stack([x, y]) + displacement
+    place = place.nan_to_num(0, 0, 0)  # the gradient of `grid_sample` at NaN ends the process on a CPU
     size = place.new_tensor([width, height]).view(2, 1, 1)
     grid = ((2 * place + 1) / size - 1).permute(0, 2, 3, 1)
     return F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -58,6 +58,23 @@ def test_folder_with_a_damaged_component(case: Case, tmp_path: Path) -> None:
         (tmp_path / "aside").rename(folder / part)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(case: Case, tmp_path: Path, odd: float) -> None:
+    folder = copied(case, tmp_path)
+    parts = [name for name, part in case.backbone.parts.items() if isinstance(part, torch.nn.Module)]
+    assert {"transformer", "vae", "text_encoder"} <= set(parts)
+    for part in parts:
+        path = next((folder / part).glob("*.safetensors"))
+        whole = load_file(path)
+        name = max(name for name, weight in whole.items() if weight.is_floating_point())
+        broken = whole[name].clone()
+        broken.view(-1)[-1] = odd
+        save_file({**whole, name: broken}, path, {"format": "pt"})
+        line = f"{folder / part}: {name} holds NaN or infinity (1 of its {broken.numel()} numbers) (download, convert"
+        assert error_of(folder).startswith(line)
+        save_file(whole, path, {"format": "pt"})
+
+
 @pytest.mark.parametrize("damage", ["wrong shape", "missing"])
 def test_weights_that_do_not_fit(case: Case, tmp_path: Path, damage: str) -> None:
     folder = copied(case, tmp_path)

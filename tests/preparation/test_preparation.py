@@ -179,5 +179,8 @@ def test_what_does_not_fit_is_not_stored() -> None:
     assert torch.equal(to_dtype(torch.tensor([1.0]), torch.float16, "x"), torch.tensor([1.0], dtype=torch.float16))
     with pytest.raises(UserError, match=r"^dtype: x are too large"):
         to_dtype(torch.tensor([1e6]), torch.float16, "x")
-    with pytest.raises(UserError, match=r"^compute_dtype: x are too large"):
-        to_dtype(torch.tensor([float("nan")]), torch.float32, "x")
+    nan = torch.tensor([float("nan")])
+    with pytest.raises(UserError, match=r"^compute_dtype: x come out as NaN or infinity \(use float32\)"):
+        to_dtype(nan.bfloat16(), torch.float32, "x")
+    with pytest.raises(UserError, match=r"^compute_dtype: x come out as NaN or infinity \(it is float32 already"):
+        to_dtype(nan, torch.float32, "x")

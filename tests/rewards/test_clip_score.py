@@ -251,6 +251,14 @@ def test_damaged_folder_is_one_line(copied: Path, capfd: pytest.CaptureFixture[s
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
 
 
+def test_weights_that_are_not_finite_are_one_line(copied: Path) -> None:
+    tensors = load_file(copied / "model.safetensors")
+    tensors["visual_projection.weight"][0, 0] = torch.nan
+    save_file(tensors, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r": visual_projection\.weight holds NaN or infinity \(1 of its 128 numbers\)"):
+        pickscore(copied)
+
+
 def test_missing_folders_name_their_key(folder: Path) -> None:
     with pytest.raises(UserError, match=r"^reward\.path: no such folder: nowhere"):
         clip_score(Path("nowhere"))
