@@ -63,7 +63,8 @@ class VideoMae(nn.Module):
     """Mean of VideoMAE's last tokens, D = 768 for the base model (arXiv 2203.12602).
 
     Features learnt without labels weigh motion more than I3D's do (arXiv 2404.12391). The paper uses a ViT-g fine-tuned
-    on Something-Something v2, which transformers lacks: the idea is the same, the figures are not comparable.
+    on Something-Something v2, which transformers lacks: the idea is the same, the figures are not comparable. Nor does
+    its code (github songweige/content-debiased-fvd) normalise pixels, as VideoMAE was trained with and as here.
 
     Args:
         model: transformers' `VideoMAEModel`.

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from rats_video.config.fields import Config
 from rats_video.errors import UserError
-from rats_video.rewards.files import check_keys, load_checkpoint_tensors
+from rats_video.rewards.files import check_keys, checkpoint_origin, load_checkpoint_tensors
 
 
 class I3dFeaturesConfig(Config):
@@ -24,6 +24,9 @@ class I3dFeaturesConfig(Config):
 
 
 SIDE = 224  # pixels
+_EPS = {"i3d_pretrained_400.pt": 1e-5}
+"""Of the normalisation, by file. That of videogpt, TATS and cd-FVD has the same names; at the other's eps its features
+are 1.4% off."""
 LEAST_FRAMES = 9  # the last average is over two of the frames that are left after strides of 8
 _MIXED = {  # channels of the branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; pool then 1x1
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
@@ -66,7 +69,7 @@ class _Unit(nn.Module):
     def __init__(self, inputs: int, outputs: int, width: int = 1, stride: int = 1) -> None:
         super().__init__()
         self.conv3d = nn.Conv3d(inputs, outputs, width, stride=stride, bias=False)
-        self.bn = nn.BatchNorm3d(outputs, eps=1e-3)
+        self.bn = nn.BatchNorm3d(outputs, eps=1e-3)  # of pytorch-i3d
         self.kernel, self.stride = (width,) * 3, (stride,) * 3
 
     def forward(self, volume: Tensor) -> Tensor:
@@ -91,8 +94,9 @@ class _Mixed(nn.Module):
 class I3D(nn.Module):
     """Clips to the logits of Kinetics-400, averaged over time: `[B, T, 3, height, width]` in [0, 1] to `[B, 400]`.
 
-    These 400 are the features of FVD (arXiv 1812.01717) and of StyleGAN-V's and common_metrics' code, which prepare
-    clips as here: every frame to 224 x 224, bilinear, [-1, 1].
+    These 400 are the features of FVD (arXiv 1812.01717). Every frame is brought to 224 x 224, bilinear, and [-1, 1], as
+    in StyleGAN-V's and cd-FVD's code. github JunyaoHu/common_metrics_on_video_quality brings the short side to 224 and
+    crops the centre: on frames that are not square its features differ from these by 4 to 7%.
 
     Args:
         classes: logits.
@@ -136,13 +140,21 @@ class I3D(nn.Module):
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, *, slim: int = 1) -> I3D:
-        """Load frozen; raises UserError if the folder holds other weights than those of pytorch-i3d's rgb_imagenet."""
+        """Load frozen pytorch-i3d's rgb_imagenet.pt, or videogpt's i3d_pretrained_400.pt with the eps of its own.
+
+        Raises:
+            UserError: the folder holds other weights.
+        """
         found = {name: tensor for name, tensor in load_checkpoint_tensors(folder).items() if not _is_count(name)}
         with torch.device("meta"):
             network = cls(slim=slim)
         wanted = {name: tensor for name, tensor in network.state_dict().items() if not _is_count(name)}
         check_keys(found, wanted, where=folder)
         network.to_empty(device="cpu").load_state_dict(found, strict=False)
+        eps = _EPS.get(checkpoint_origin(folder))
+        for layer in network.modules():
+            if eps and isinstance(layer, nn.BatchNorm3d):
+                layer.eps = eps
         return network.requires_grad_(requires_grad=False).eval().to(device)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from rats_video.errors import UserError, warn
 from rats_video.files import replacing
 from rats_video.reading import DAMAGED
+from rats_video.rewards.files import ORIGIN
 
 _CONTAINERS = ("state_dict", "model", "module")
 
@@ -23,7 +24,8 @@ def convert_checkpoint(source: Path, output: Path) -> Path:
     """Write the tensors of a pickled checkpoint, under their own names and types, to `output/model.safetensors`.
 
     The pickle is read with `weights_only`, which runs none of its code. The weights are its whole content, or its entry
-    `state_dict`, `model` or `module`. The rest (a step count, an optimizer) is skipped with a warning.
+    `state_dict`, `model` or `module`. The rest (a step count, an optimizer) is skipped with a warning. The file's name
+    is kept in the header (`checkpoint_origin`).
 
     Returns:
         The file written, complete or not at all.
@@ -43,7 +45,7 @@ def convert_checkpoint(source: Path, output: Path) -> Path:
         warn(f"{left_out} entries that are no weights are left out", where=str(source))
     target = output / "model.safetensors"
     with replacing(target, "weights") as partial:
-        save_file(_apart(tensors), partial, metadata={"format": "pt"})
+        save_file(_apart(tensors), partial, metadata={"format": "pt", ORIGIN: source.name})
     return target
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from rats_video.errors import AsUserError, UserError, first_line
 from rats_video.reading import DAMAGED, check_finite, load_tensors, read_json, read_sizes
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+ORIGIN = "converted from"  # in the header of a converted checkpoint
 
 
 def load_tokenizer(folder: Path, words: int, added: Sequence[str] = (), *, fix: str) -> Any:
@@ -112,6 +113,12 @@ def load_checkpoint_tensors(path: Path) -> dict[str, Tensor]:
         except (OSError, SafetensorError) as error:
             raise UserError(f"cannot be read: {first_line(error)}", where=str(file)) from error
     return tensors
+
+
+def checkpoint_origin(path: Path) -> str:
+    """The name of the file that a checkpoint was converted from, where `rewards convert` did it; else nothing."""
+    with safe_open(_safetensors_files(path)[0], framework="pt") as file:
+        return str((file.metadata() or {}).get(ORIGIN, ""))
 
 
 def check_keys(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, where: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.assets import ASSETS
@@ -185,6 +185,20 @@ def test_i3d_pads_as_tensorflow_does() -> None:
     seen = torch.tensor([5.0, 7.0, 6.0, 4.0])  # inputs -2..4, 0..6, 2..8, 4..10
     wanted = 3 * seen[:, None, None] * seen[None, :, None] * seen / (1 + 1e-3) ** 0.5 + 1
     torch.testing.assert_close(found[0, 0], wanted)
+
+
+def test_i3d_of_videogpt_keeps_its_own_eps(i3d_folder: Path, tmp_path: Path) -> None:
+    """1e-3 in github piergiaj/pytorch-i3d 05783d1; under the same names 1e-5 in songweige/content-debiased-fvd a1e037a
+    and in fvd/videogpt of JunyaoHu/common_metrics_on_video_quality 5f75173."""
+    torch.save(load_file(i3d_folder / "model.safetensors"), tmp_path / "i3d_pretrained_400.pt")
+    convert_checkpoint(tmp_path / "i3d_pretrained_400.pt", tmp_path / "videogpt")
+    videogpt, ours = I3D.load(tmp_path / "videogpt", CPU, slim=16), I3D.load(i3d_folder, CPU, slim=16)
+    for network, eps in ((videogpt, 1e-5), (ours, 1e-3)):
+        assert {layer.eps for layer in network.modules() if isinstance(layer, nn.BatchNorm3d)} == {eps}
+    unit, volume = videogpt.get_submodule("Conv3d_2b_1x1"), torch.rand(1, 4, 2, 3, 3, generator=seeded(1))
+    with torch.no_grad():
+        wanted = torch.relu(unit.conv3d(volume)) / (1 + 1e-5) ** 0.5  # mean 0 and variance 1, as before training
+        torch.testing.assert_close(unit(volume), wanted)
 
 
 def test_i3d_refuses_other_weights(i3d_folder: Path, tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_tensors_are_kept_as_they_are(
     assert same(load_file(target))
     assert same(load_checkpoint_tensors(target.parent))
     with safe_open(target, "pt") as file:
-        assert file.metadata() == {"format": "pt"}  # without it transformers does not load it
+        # Without the first, transformers does not load it.
+        assert file.metadata() == {"format": "pt", "converted from": source.name}
     line = f"warning: {source}: {left_out} entries that are no weights are left out\n"
     assert capsys.readouterr().err == (line if left_out else "")
     assert sorted(path.name for path in target.parent.iterdir()) == ["model.safetensors"]
