@@ -69,7 +69,7 @@ def build_index(entries: Sequence[SourceRecord], unfit: Sequence[Skipped] = ()) 
         skipped += entry.skipped
         if len(new) < len(entry.clips):
             there = next(first[clip.record.key] for clip in entry.clips if clip.record.key in first)
-            skipped.append(Skipped(entry.source.name, DUPLICATE, there))
+            skipped.append(Skipped(entry.source.name, DUPLICATE, f"same as {there}"))
         first |= {clip.record.key: entry.source.name for clip in new}
         clips += new
     return CacheIndex(tuple(clips), tuple(skipped), len(entries) + len(unfit))
@@ -152,7 +152,8 @@ def summary(index: CacheIndex) -> list[str]:
     for reason, found in index.reasons.items():
         names = list(dict.fromkeys(each.name for each in found))
         more = ["..."] if len(names) > EXAMPLES else []
-        lines.append(f"  skipped {len(found)}: {reason} ({', '.join(names[:EXAMPLES] + more)})")
+        why = f": {found[0].detail}" if found[0].detail else ""
+        lines.append(f"  skipped {len(found)}: {reason} ({', '.join(names[:EXAMPLES] + more)}){why}")
     if not any(record.split == "heldout" for record in index.records):
         lines.append("  none is held out for validation: prepare more videos, or with another heldout share or seed")
     return lines
