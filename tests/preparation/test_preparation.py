@@ -129,10 +129,13 @@ def test_index_keeps_the_first_of_equal_clips() -> None:
         "  skipped 1: no caption (d)",
         "  skipped 1: too short (b)",
     ]
-    warning = "  none is held out for validation: prepare more videos, or with another heldout share or seed"
-    assert summary(index) == [*said, warning]
+    mend = "prepare more videos, or with another heldout share or seed; --set heldout=0 trains on all"
+    assert summary(index, 0.05) == [*said, f"  none is held out for validation: {mend}"]
+    assert summary(index, 0.0) == [*said, "  none is held out for validation, as heldout=0 says"]
     last = replace(index.clips[2], record=replace(index.clips[2].record, split="heldout"))
-    assert summary(replace(index, clips=(*index.clips[:2], last))) == said
+    assert summary(replace(index, clips=(*index.clips[:2], last)), 0.05) == said
+    emptied = summary(replace(index, clips=(last,)), 0.99)[-1]
+    assert emptied == "  none is left to train on: prepare more videos, or with a smaller heldout share"
     assert describe_index(build_index(entries))["index"] != told["index"]
 
 
