@@ -91,7 +91,8 @@ def _finish(
     )  # fmt: skip
     save_model(cfg, role, card, folder, output)
     change = HeldoutChange.of(records, *losses) if records else None
-    plot_finetune(read_metrics(output / METRICS), change and (change.before.mean, change.after.mean), output / FIGURE)
+    ends = (change.before.mean, change.after.mean) if change else None
+    plot_finetune(read_metrics(output / METRICS), ends, output / FIGURE)
     seconds = time.monotonic() - began
     write_json(
         output / RECORD,
