@@ -37,7 +37,7 @@ class TableRow:
 
     Args:
         where: file and line, for messages.
-        cells: its cells that are not empty, by column in lower case.
+        cells: by column in lower case; None where one is empty.
     """
 
     where: str
@@ -46,7 +46,7 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a table, in its order, without empty ones."""
+    """The rows of a table, in its order; of a CSV without empty ones."""
 
     path: Path
     rows: tuple[TableRow, ...]
@@ -82,8 +82,7 @@ def read_table(path: Path) -> Table:
         items = _json_lines(path, text)
     else:
         items = _csv_rows(path, text, "\t,;" if suffix == ".tsv" else ",;\t")
-    rows = (table_row(item, where) for where, item in items)
-    return Table(path, tuple(row for row in rows if row.cells))
+    return Table(path, tuple(table_row(item, where) for where, item in items))
 
 
 def read_utf8(path: Path, most: int = MOST_TABLE) -> str:
@@ -111,8 +110,7 @@ def table_row(item: Any, where: str) -> TableRow:
         return TableRow(where, {"prompt": item})
     if not isinstance(item, dict):
         raise UserError("is no JSON object", where=where, fix='like {"prompt": "a red circle", "seed": 7}')
-    cells = ((str(name or BEYOND).strip().lower(), cell) for name, cell in item.items())
-    return TableRow(where, {name: cell for name, cell in cells if not _is_empty(cell)})
+    return TableRow(where, {str(name or BEYOND).strip().lower(): cell for name, cell in item.items()})
 
 
 def text_of(cell: Any) -> str | None:
@@ -120,10 +118,6 @@ def text_of(cell: Any) -> str | None:
     if isinstance(cell, list):
         cell = next(iter(cell), None)
     return cell if isinstance(cell, str) else None
-
-
-def _is_empty(cell: Any) -> bool:
-    return cell is None or cell == "" or (isinstance(cell, list) and all(part in (None, "") for part in cell))
 
 
 def _json_items(path: Path, text: str) -> Iterator[tuple[str, Any]]:
@@ -151,7 +145,10 @@ def _csv_rows(path: Path, text: str, delimiters: str) -> Iterator[tuple[str, Any
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     try:
         for row in reader:
-            yield f"{path}, line {reader.line_num}", row
+            beyond = "".join(row.pop(None, ()))  # where DictReader puts the rest
+            cells = {name: cell or None for name, cell in {**row, BEYOND: beyond}.items()}
+            if any(cells.values()):
+                yield f"{path}, line {reader.line_num}", cells
     except csv.Error as error:
         where = f"{path}, line {reader.reader.line_num}"
         raise UserError(f"is damaged: {first_line(error)}", where=where) from error

@@ -107,7 +107,7 @@ def json_row(line: str, where: str) -> PromptRow:
 
 
 def _table_row(row: TableRow, *, is_strict: bool) -> PromptRow:
-    cells = dict(row.cells)
+    cells = {name: cell for name, cell in row.cells.items() if cell is not None}
     if BEYOND in cells:
         raise UserError("more fields than columns", where=row.where, fix="put prompts with commas in quotes")
     named = [name for name in COLUMNS["caption"] if name in cells]

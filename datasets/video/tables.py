@@ -57,7 +57,7 @@ def read_lists(videos: Path, captions: Path) -> list[FileRow]:
 def _row(item: dict[str, Any], used: dict[str, str | None]) -> FileRow:
     found = {use: item.get(name) if name else None for use, name in used.items()}
     file, caption = (text_of(found[use]) for use in ("file", "caption"))
-    if BEYOND in item:
+    if item.get(BEYOND):
         return FileRow(file or "", None, problem="more fields than columns: put captions with commas in quotes")
     try:
         start, end = _seconds(found["start"]), _seconds(found["end"])
