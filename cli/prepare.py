@@ -17,7 +17,7 @@ def prepare(
         str,
         typer.Argument(
             metavar="SOURCE",
-            help="Folder of videos with captions, table of them, prompts (.txt), tars of a WebDataset, or `shapes`.",
+            help="Folder of captioned videos or images, table of them, tars of a WebDataset, prompts, or `shapes`.",
         ),
     ],
     *,
@@ -29,9 +29,9 @@ def prepare(
     overwrite: OverwriteOption = False,
     overrides: SetOption = None,
 ) -> None:
-    """Turn videos into cached latents to train on.
+    """Turn videos and images into cached latents to train on.
 
-    Stopped or called again, it goes on where it was: only new and changed videos are read.
+    Stopped or called again, it goes on where it was: only new and changed files are read.
     """
     from rats_video.commands.prepare import run_prepare
 

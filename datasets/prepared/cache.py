@@ -174,6 +174,11 @@ class ClipCache:
             digest.update(repr((record.key, record.size, record.caption, record.split)).encode())
         return digest.hexdigest()
 
+    @property
+    def trains_on_all(self) -> bool:
+        """True if it was prepared with `heldout: 0`: nobody wants a part of it kept for validation."""
+        return self.manifest.settings.get("heldout") == 0
+
     def of_split(self, split: Split) -> tuple[ClipRecord, ...]:
         """The clips to train on, or those to validate on."""
         return tuple(record for record in self.records if record.split == split)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,14 +16,34 @@ from pydantic import ConfigDict, Field, ValidationError, field_validator
 
 from rats_video.config.explain import explain
 from rats_video.config.fields import Config
-from rats_video.errors import CONTROLS, UserError
-from rats_video.reading import read_json, read_text
+from rats_video.datasets.tables import (
+    BEYOND,
+    COLUMNS,
+    SUFFIXES,
+    Table,
+    TableRow,
+    parse_json,
+    read_table,
+    read_utf8,
+    table_row,
+    text_of,
+)
+from rats_video.errors import CONTROLS, UserError, warn
+from rats_video.reading import MOST_TEXT
 
 T = TypeVar("T")
 MOST_PROMPTS = 2**20  # in a file
 MOST_CHARACTERS = 10_000  # in a prompt; tokenizers that read 512 tokens take minutes over a megabyte
 _MAX_SEED = 2**63 - 1
-_BEYOND = "(beyond the header)"
+TEXT_SUFFIXES = (".txt", "")
+VBENCH = "prompt_en"
+"""The column of `VBench_full_info.json`; its scorer compares prompts with file names, so their spaces stay."""
+_EXAMPLE = reprlib.Repr()
+_EXAMPLE.maxstring = 60
+_COMMENT = re.compile("^#")
+_FLAG = re.compile(r"\s--[a-z]{1,12}(\s|$)")  # kohya-ss's `--w 832 --h 480`, Midjourney's `--ar 16:9`
+_HEADERS = {"prompt", "prompts", "prompt_en", "caption", "captions", "file_name"}  # no prompt is one of these words
+_KNOWN = _HEADERS | {"seed", "nfe", "id", "dimension", *itertools.chain(*COLUMNS.values())}
 
 
 class PromptRow(Config):
@@ -42,39 +64,66 @@ class PromptRow(Config):
 
 
 def read_rows(path: Path) -> list[PromptRow]:
-    """The rows of a `.jsonl`, `.csv` or VBench's `.json`, or of any other file that holds one prompt a line.
+    """The rows of a table (`rats_video.datasets.tables`), or of a text file that holds one prompt a line.
 
-    Empty lines are skipped.
+    Empty lines are skipped. Of a table of videos, and of VBench's `VBench_full_info.json`, the other columns are not
+    looked at; anywhere else an unknown column is a mistake.
 
     Raises:
-        UserError: the file is unreadable or empty, or a row is wrong; says which.
+        UserError: the file is unreadable, empty or of no known kind, or a row is wrong; says which.
     """
-    if path.suffix in _TABLES:
-        return _read_all(path, _TABLES[path.suffix])
-    return [PromptRow.model_construct(prompt=prompt) for prompt in _read_all(path, _text_lines)]
+    if is_table(path):
+        table = read_table(path)
+        return _within_bounds(table_rows(table, is_strict=table.column("file") is None), path)
+    return [PromptRow.model_construct(prompt=prompt) for prompt in read_prompts(path)]
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts of `read_rows`, in order, as often as they are there; of a million lines no rows are made."""
-    is_table = path.suffix in _TABLES
-    return tuple(row.prompt for row in read_rows(path)) if is_table else tuple(_read_all(path, _text_lines))
+    if is_table(path):
+        return tuple(row.prompt for row in read_rows(path))
+    return tuple(_within_bounds(_text_lines(path), path))
+
+
+def is_table(path: Path) -> bool:
+    """True for the suffix of a table, false for that of a text file; raises UserError for any other."""
+    suffix = path.suffix.lower()
+    if suffix not in {*SUFFIXES, *TEXT_SUFFIXES}:
+        raise UserError(
+            f"{path.suffix} is the suffix of no list of prompts", where=str(path),
+            fix=f"name it .txt where it holds one prompt a line; a table is {', '.join(SUFFIXES)}",
+        )  # fmt: skip
+    return suffix in SUFFIXES
+
+
+def table_rows(table: Table, *, is_strict: bool) -> Iterator[PromptRow]:
+    """The rows of a table as prompts; raises UserError where one is wrong, or `is_strict` and has an unknown column."""
+    return (_table_row(row, is_strict=is_strict) for row in table.rows)
 
 
 def json_row(line: str, where: str) -> PromptRow:
     """A row written as a JSON object; raises UserError where it is none."""
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError("is no JSON", where=where, fix='like {"prompt": "a red circle", "seed": 7}') from error
-    if not isinstance(content, dict):
-        raise UserError("is no JSON object", where=where, fix='like {"prompt": "a red circle", "seed": 7}')
-    return as_row(content, where)
+    return _table_row(table_row(parse_json(line, where), where), is_strict=True)
 
 
-def as_row(content: Mapping[str, Any], where: str) -> PromptRow:
+def _table_row(row: TableRow, *, is_strict: bool) -> PromptRow:
+    cells = {name: cell for name, cell in row.cells.items() if cell is not None}
+    if BEYOND in cells:
+        raise UserError("more fields than columns", where=row.where, fix="put prompts with commas in quotes")
+    named = [name for name in COLUMNS["caption"] if name in cells]
+    if VBENCH in named or not is_strict:
+        cells = {name: cells[name] for name in (*named[:1], "dimension") if name in cells}
+    elif len(named) > 1:
+        raise UserError(f"has two prompts, {' and '.join(named)}", where=row.where, fix="keep one of them")
+    prompt = {"prompt": cells.pop(named[0])} if named else {}
+    return as_row(prompt | cells, row.where, strip=VBENCH not in named)
+
+
+def as_row(content: Mapping[str, Any], where: str, *, strip: bool = True) -> PromptRow:
     """A row of these cells; raises UserError where one is wrong."""
-    prompt = content.get("prompt")
-    tree = {**content, "prompt": prompt.strip()} if isinstance(prompt, str) else dict(content)
+    tree = dict(content)
+    if (prompt := text_of(tree.get("prompt"))) is not None:
+        tree["prompt"] = prompt.strip() if strip else prompt
     try:
         return PromptRow(**tree)
     except ValidationError as error:
@@ -89,63 +138,54 @@ def check_plain(prompt: str, *, where: str) -> None:
         raise UserError(f"a prompt of {len(prompt)} characters; models read {MOST_CHARACTERS} at most", where=where)
 
 
-def _read_all(path: Path, read: Callable[[Path], Iterator[T]]) -> list[T]:
-    try:
-        found = list(itertools.islice(read(path), MOST_PROMPTS + 1))
-    except (OSError, ValueError, csv.Error) as error:
-        raise UserError(f"cannot read the prompts: {_reason(error)}", where=str(path)) from error
-    if not found:
+def _within_bounds(found: Iterable[T], path: Path) -> list[T]:
+    listed = list(itertools.islice(found, MOST_PROMPTS + 1))
+    if not listed:
         raise UserError("no prompt in it", where=str(path), fix="write one prompt a line, or one row a prompt")
-    if len(found) > MOST_PROMPTS:
+    if len(listed) > MOST_PROMPTS:
         raise UserError(f"more than {MOST_PROMPTS} prompts", where=str(path), fix="split it")
-    return found
+    return listed
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    for number, line in enumerate(read_text(path).splitlines(), 1):
-        if prompt := line.strip():
-            check_plain(prompt, where=f"{path}, line {number}")
-            yield prompt
+    lines = [line.strip() for line in read_utf8(path, MOST_TEXT).splitlines()]
+    _check_text([line for line in lines if line], str(path))
+    for number, line in enumerate(lines, 1):
+        if line:
+            check_plain(line, where=f"{path}, line {number}")
+            yield line
 
 
-def _json_lines(path: Path) -> Iterator[PromptRow]:
-    for number, line in enumerate(_read_table(path).split("\n"), 1):
-        if line.strip():
-            yield json_row(line, f"{path}, line {number}")
+def _check_text(lines: Sequence[str], where: str) -> None:
+    """Refuse a table in a text file's name, and warn of what other programs would not take for a prompt."""
+    if lines and (kind := _kind_of_table(lines[0], lines)):
+        raise UserError(
+            f"its first line, {_EXAMPLE.repr(lines[0])}, is {kind}, and a text file holds one prompt a line",
+            where=where, fix=f"name it as the table it is: {', '.join(SUFFIXES)}",
+        )  # fmt: skip
+    for found, one, more in ((_COMMENT, "begins with #", "begin with #"), (_FLAG, "holds options", "hold options")):
+        if marked := [line for line in lines if found.search(line)]:
+            what = f"{len(marked)} of {len(lines)} prompts {one if len(marked) == 1 else more}"
+            _warn_once(f"{what}, as {_EXAMPLE.repr(marked[0])}; all of a line is its prompt", where)
 
 
-def _csv_rows(path: Path) -> Iterator[PromptRow]:
-    for row in (reader := csv.DictReader(io.StringIO(_read_table(path), newline=""), restkey=_BEYOND, strict=True)):
-        if cells := {key: cell for key, cell in row.items() if cell}:
-            yield as_row(cells, f"{path}, line {reader.line_num}")
+def _kind_of_table(first: str, lines: Sequence[str]) -> str:
+    """The kind of table that a first line shows, as a clause; empty for a prompt."""
+    if first.startswith(("{", "[")):
+        for text in (first, "\n".join(lines)):
+            with contextlib.suppress(ValueError, RecursionError):
+                json.loads(text)
+                return "JSON"
+    for delimiter in ",;\t|":
+        cells = [cell.strip("\"' ").lower() for cell in first.split(delimiter)]
+        if all(re.fullmatch(r"\w+", cell) for cell in cells) and (
+            len(_KNOWN & {*cells}) > 1 or not _HEADERS.isdisjoint(cells)
+        ):
+            return "the header of a table"
+    return ""
 
 
-def _vbench_rows(path: Path) -> Iterator[PromptRow]:
-    """VBench's `VBench_full_info.json`; its scorer compares prompts with file names, so their spaces stay."""
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise ValueError('it is no list of {"prompt_en": ..., "dimension": [...]}, as VBench\'s is')  # noqa: TRY004  # a mistake in a file
-    for number, entry in enumerate(entries, 1):
-        where = f"{path}, entry {number}"
-        if not isinstance(entry, dict) or "prompt_en" not in entry:
-            raise UserError("has no prompt_en", where=where, fix="other lists are .txt, .jsonl or .csv")
-        tree = {"prompt": entry["prompt_en"], "dimension": entry.get("dimension", [])}
-        try:
-            yield PromptRow(**tree)
-        except ValidationError as error:
-            raise explain(error, PromptRow, tree, [(where, tree)]) from error
-
-
-_TABLES = {".jsonl": _json_lines, ".csv": _csv_rows, ".json": _vbench_rows}
-
-
-def _read_table(path: Path) -> str:
-    return read_text(path).removeprefix("\ufeff")  # which spreadsheets write first
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not UTF-8 text"
-    if isinstance(error, json.JSONDecodeError):
-        return "it is no JSON"
-    return getattr(error, "strerror", None) or str(error)
+@cache
+def _warn_once(what: str, where: str) -> None:
+    """Warn once in this process: a run reads its lists again and again."""
+    warn(what, where=where)

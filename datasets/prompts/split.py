@@ -126,5 +126,6 @@ def _of_cache(folder: Path) -> PromptSplit:
         check_plain(caption, where=str(folder))
     if not train or not heldout:
         missing = "held out" if train else "to train on"
-        raise UserError(f"no caption {missing} in it", where=str(folder), fix="prepare with another share held out")
+        fix = "prepare with another share held out, or give prompts as files: kind: file, train and heldout"
+        raise UserError(f"no caption {missing} in it", where=str(folder), fix=fix)
     return PromptSplit(tuple(train), tuple(heldout), len(captions) - len(train) - len(heldout))

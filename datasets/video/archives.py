@@ -1,4 +1,4 @@
-"""Videos in WebDataset's tar archives, addressed by offset and size: nothing is extracted."""
+"""Videos and images in WebDataset's tar archives, addressed by offset and size: nothing is extracted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rats_video.datasets.video.tables import COLUMNS
+from rats_video.datasets.tables import COLUMNS, text_of
 from rats_video.errors import first_line
 from rats_video.reading import check_plain_file
 
@@ -24,7 +24,7 @@ class DamagedArchive(Exception):  # noqa: N818  # no error of ours: what a file 
 
 @dataclass(frozen=True)
 class Member:
-    """A video in an archive: its name there, where its bytes are, and its caption."""
+    """A video or image in an archive: its name there, where its bytes are, and its caption."""
 
     name: str
     offset: int
@@ -33,13 +33,13 @@ class Member:
 
 
 def index_archive(path: Path, suffixes: frozenset[str]) -> list[Member]:
-    """The videos of an archive with the captions that lie beside them under the same key, `KEY.txt` or `KEY.json`.
+    """The videos and images of an archive, with the captions under the same key, `KEY.txt` or `KEY.json`.
 
     Only headers and captions are read.
 
     Args:
         path: of the archive, not compressed.
-        suffixes: of videos, as ".mp4".
+        suffixes: of videos and images, as ".mp4".
 
     Raises:
         DamagedArchive: it is none, or is cut off.
@@ -101,4 +101,4 @@ def _caption(text: bytes | None, table: bytes | None) -> str | None:
         return None
     if not isinstance(found, dict):
         return None
-    return next((found[name] for name in COLUMNS["caption"] if isinstance(found.get(name), str)), None)
+    return next(filter(None, (text_of(found.get(name)) for name in COLUMNS["caption"])), None)

@@ -23,7 +23,7 @@ from rats_video.datasets.video.records import CutClip, ReadSource, SourceVideo
 from rats_video.datasets.video.scenes import find_scenes
 from rats_video.datasets.video.settings import BucketConfig, PrepareConfig
 from rats_video.datasets.video.shape_clips import render_shape
-from rats_video.datasets.video.spans import Span, plan_spans, suitable_buckets
+from rats_video.datasets.video.spans import Span, nearest_buckets, plan_spans, suitable_buckets
 from rats_video.files import HASHED_BYTES
 from rats_video.reading import check_plain_file
 
@@ -104,9 +104,10 @@ def plan_source(source: SourceVideo, cfg: PrepareConfig) -> ReadPlan:  # noqa: P
 
     What is no video needs no plan: it is empty.
     """
-    if source.kind != "video":
+    if not source.has_file:
         return ReadPlan()
-    from rats_video.datasets.video.reader import open_video
+    if source.kind == "image":
+        cfg = cfg.of_images
 
     def skip(reason: str, detail: str = "") -> ReadPlan:
         return ReadPlan(digest, (), (Skipped(source.name, reason, detail),))
@@ -114,17 +115,18 @@ def plan_source(source: SourceVideo, cfg: PrepareConfig) -> ReadPlan:  # noqa: P
     digest = ""
     try:
         digest = digest_of(source)
-        with local_file(source) as path, open_video(path) as video:
+        with opened_source(source) as video:
             times, size = video.timestamps, (video.height, video.width)
             end = math.inf if source.end is None else source.end
             first, stop = map(int, np.searchsorted(times, [source.start - _MICROSECOND, end - _MICROSECOND]))
             buckets = suitable_buckets(size, cfg)
             if min(size) < (cfg.cut.min_side or 0):
-                return skip(SMALL_SIDE, "{1} x {0}".format(*size))
+                return skip(SMALL_SIDE, "{1} x {0}; cut.min_side is {2}".format(*size, cfg.cut.min_side))
             if not buckets:
-                return skip(SMALL_BUCKET, "{1} x {0}".format(*size))
+                least = min(nearest_buckets(size, cfg), key=lambda bucket: bucket.height * bucket.width)
+                return skip(SMALL_BUCKET, "{1} x {0}; its bucket is {3} x {2}".format(*size, least.height, least.width))
             if first >= stop:
-                return skip(NO_FRAME, f"the last one is at {times[-1]:.2f} s")
+                return skip(NO_FRAME, f"start is {source.start:.2f} s, and the last one is at {times[-1]:.2f} s")
             cuts = cfg.cut.scene_threshold
             scenes = [range(first, stop)] if cuts is None else find_scenes(video, first, stop, cuts)
     except Unreadable as error:
@@ -133,12 +135,15 @@ def plan_source(source: SourceVideo, cfg: PrepareConfig) -> ReadPlan:  # noqa: P
         return skip(UNREADABLE, error.strerror or str(error))
     spans, short = plan_spans(times, scenes, buckets, cfg)
     slow = [span for span in spans if 2 * span.repeated > len(span.indices)]
-    reasons = [(TOO_SHORT, times[scene.start], times[scene.stop - 1]) for scene in short]
-    reasons += [(REPEATED, span.start, span.end) for span in slow]
+    reasons = [(TOO_SHORT, detail) for detail in short]
+    reasons += [
+        (REPEATED, f"{span.repeated} of {len(span.indices)} frames at {cfg.fps:g} a second, {_seconds(span)}")
+        for span in slow
+    ]
     return ReadPlan(
         digest,
         tuple(span for span in spans if span not in slow),
-        tuple(Skipped(source.name, reason, f"{start:.2f} to {end:.2f} s") for reason, start, end in reasons),
+        tuple(Skipped(source.name, reason, detail) for reason, detail in reasons),
     )
 
 
@@ -146,17 +151,15 @@ def read_spans(
     source: SourceVideo, spans: Sequence[Span], cfg: PrepareConfig
 ) -> tuple[tuple[CutClip, ...], tuple[Skipped, ...]]:
     """Read some of the spans that `plan_source` chose; those that show nothing are skipped."""
-    from rats_video.datasets.video.reader import open_video
-
     clips, skipped = [], []
     try:
         if spans:
-            with local_file(source) as path, open_video(path) as video:
+            with opened_source(source) as video:
                 for span in spans:
                     if clip := _read_span(video, span, cfg):
                         clips.append(clip)
                     else:
-                        skipped.append(Skipped(source.name, PLAIN, f"{span.start:.2f} to {span.end:.2f} s"))
+                        skipped.append(Skipped(source.name, PLAIN, _seconds(span)))
     except Unreadable as error:
         skipped.append(Skipped(source.name, error.reason, error.detail))
     except OSError as error:
@@ -213,12 +216,26 @@ def _centre(pixels: Tensor, height: int, width: int) -> Tensor:
     return pixels[..., top : top + height, left : left + width]
 
 
+def _seconds(span: Span) -> str:
+    return f"{span.start:.2f} to {span.end:.2f} s"
+
+
 def digest_of(source: SourceVideo) -> str:
     """SHA-256 of a video's bytes; raises OSError."""
     digest = hashlib.sha256()
     for piece in _pieces(source):
         digest.update(piece)
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def opened_source(source: SourceVideo) -> Iterator[Any]:
+    """A source's file, open as `open_video` gives it; raises Unreadable and OSError."""
+    from rats_video.datasets.video.images import open_image
+    from rats_video.datasets.video.reader import open_video
+
+    with local_file(source) as path, (open_image if source.kind == "image" else open_video)(path) as video:
+        yield video
 
 
 @contextlib.contextmanager

@@ -45,7 +45,10 @@ def read_videos(source: str, clip: ClipSpec) -> tuple[VideoPool, VideoPool]:
     bucket = BucketConfig(num_frames=clip.num_frames, height=clip.height, width=clip.width)
     cfg = PrepareConfig(model="", fps=clip.fps, buckets=(bucket,), missing_caption="empty")
     found = find_sources(source, cfg)
-    read = [read_source(video, cfg) for video in found.videos]
+    videos = [each for each in found.videos if each.kind != "image" or clip.num_frames == 1]
+    if images := len(found.videos) - len(videos):
+        warn(f"{images} images are left out: clips have {clip.num_frames} frames", where=source)
+    read = [read_source(video, cfg) for video in videos]
     for reason, count in Counter(each.reason for one in read for each in one.skipped).most_common():
         warn(f"{count} times: {reason}", where=source)
     clips = [each.frames for one in read for each in one.clips]

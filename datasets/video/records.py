@@ -15,7 +15,7 @@ from rats_video.datasets.video.settings import BucketConfig, PrepareConfig
 
 @dataclass(frozen=True)
 class SourceVideo:
-    """One video that a user has, or what stands for one: a rendered clip, a prompt alone.
+    """One video or image that a user has, or what stands for one: a rendered clip, a prompt alone.
 
     Args:
         name: what it is called in messages and records: its path below SOURCE, or `ARCHIVE.tar/MEMBER`.
@@ -26,6 +26,7 @@ class SourceVideo:
         member: offset and size in bytes of an archive's member; None for a file of its own.
         kind: a `shape` is rendered, and a `prompt` has only its caption: neither has a file.
         index: which of the shapes or prompts.
+        looked_for: where its caption was looked for, as a clause for messages.
     """
 
     name: str
@@ -34,8 +35,14 @@ class SourceVideo:
     start: float = 0.0
     end: float | None = None
     member: tuple[int, int] | None = None
-    kind: Literal["video", "shape", "prompt"] = "video"
+    kind: Literal["video", "image", "shape", "prompt"] = "video"
     index: int = 0
+    looked_for: str = ""
+
+    @property
+    def has_file(self) -> bool:
+        """True if there is something to read."""
+        return self.kind in {"video", "image"}
 
 
 @dataclass(frozen=True)

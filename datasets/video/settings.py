@@ -21,7 +21,10 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 class BucketConfig(Config):
-    """One size of prepared clips; a clip goes where its aspect is nearest, there to the longest it can fill."""
+    """One size of prepared clips; a clip goes where its aspect is nearest, there to the longest it can fill.
+
+    An image goes to a bucket of one frame; where none is listed, to the height and width of any.
+    """
 
     num_frames: NumFrames = Field(description="1 + a multiple of the VAE's temporal stride")
     height: PositiveInt = Field(description="pixels")
@@ -77,3 +80,10 @@ class PrepareConfig(Config):
     timeout_seconds: PositiveFloat = Field(
         120.0, description="after which looking through a video, or reading some of its clips, is given up"
     )
+
+    @property
+    def of_images(self) -> PrepareConfig:
+        """The same for images: buckets of one frame, those that are listed, or else one of every size."""
+        single = [bucket for bucket in self.buckets if bucket.num_frames == 1]
+        sizes = [bucket.model_copy(update={"num_frames": 1}) for bucket in single or self.buckets]
+        return self.model_copy(update={"buckets": tuple(dict.fromkeys(sizes))})

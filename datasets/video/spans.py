@@ -48,7 +48,7 @@ class Span:
 
 def plan_spans(
     times: Times, scenes: Sequence[range], buckets: Sequence[BucketConfig], cfg: PrepareConfig
-) -> tuple[list[Span], list[range]]:
+) -> tuple[list[Span], list[str]]:
     """Spans that become clips, in order; none crosses a cut, none shares a frame with another.
 
     Args:
@@ -58,18 +58,19 @@ def plan_spans(
         cfg: `fps`, and of `cut`: `spans`, `max_clips`, `margin_seconds`.
 
     Returns:
-        The spans, and the scenes that fill no bucket.
+        The spans, and for each scene that fills no bucket a clause that says what it lacks.
     """
     gap = float(np.median(np.diff(times))) if len(times) > 1 else 1 / cfg.fps
     most = math.inf if cfg.cut.max_clips is None else cfg.cut.max_clips
     spans: list[Span] = []
-    short = []
+    short: list[str] = []
     for number, scene in enumerate(_without_margins(times, scenes, cfg.cut)):
         if len(spans) >= most:
             break
-        found = list(_in_scene(_Grid(times[: scene.stop], gap, cfg.fps), scene.start, number, buckets, cfg.cut))
+        grid = _Grid(times[: scene.stop], gap, cfg.fps)
+        found = list(_in_scene(grid, scene.start, number, buckets, cfg.cut))
         spans += found
-        short += [] if found else [scenes[number]]
+        short += [] if found else [grid.shortfall(scene.start, buckets)]
     return spans[: None if math.isinf(most) else int(most)], short
 
 
@@ -79,22 +80,29 @@ def suitable_buckets(size: Size, cfg: PrepareConfig) -> list[BucketConfig]:
     Those whose aspect is nearest, within 5% of each other; of them the longest; of these the largest that needs no
     upscaling, and only then those that do, the smallest first (never, without `cut.allow_upscale`).
     """
+    near = nearest_buckets(size, cfg)
+    return [bucket for bucket in near if cfg.cut.allow_upscale or _scale(bucket, size, cfg) <= 1]
+
+
+def nearest_buckets(size: Size, cfg: PrepareConfig) -> list[BucketConfig]:
+    """Buckets of the nearest aspect, in the order of `suitable_buckets`, those among them that need upscaling."""
     height, width = size
 
     def apart(bucket: BucketConfig) -> float:
         return abs(math.log(bucket.width / bucket.height) - math.log(width / height))
 
-    def scale(bucket: BucketConfig) -> float:
-        scales = bucket.height / height, bucket.width / width
-        return min(scales) if cfg.fit == "pad" else max(scales)
-
     def rank(bucket: BucketConfig) -> tuple[int, bool, int]:
-        area, too_large = bucket.height * bucket.width, scale(bucket) > 1
+        area, too_large = bucket.height * bucket.width, _scale(bucket, size, cfg) > 1
         return -bucket.num_frames, too_large, area if too_large else -area
 
     nearest = min(map(apart, cfg.buckets))
-    near = (bucket for bucket in cfg.buckets if apart(bucket) <= nearest + SAME_ASPECT)
-    return sorted((bucket for bucket in near if cfg.cut.allow_upscale or scale(bucket) <= 1), key=rank)
+    return sorted((bucket for bucket in cfg.buckets if apart(bucket) <= nearest + SAME_ASPECT), key=rank)
+
+
+def _scale(bucket: BucketConfig, size: Size, cfg: PrepareConfig) -> float:
+    """The bucket's pixels a pixel of a video of that height and width, by the side that decides."""
+    scales = bucket.height / size[0], bucket.width / size[1]
+    return min(scales) if cfg.fit == "pad" else max(scales)
 
 
 def _without_margins(times: Times, scenes: Sequence[range], cut: CutConfig) -> Iterator[range]:
@@ -125,6 +133,18 @@ class _Grid:
     def duration(self, bucket: BucketConfig) -> float:
         """Seconds from the first frame to the last."""
         return (bucket.num_frames - 1) / self.fps
+
+    def shortfall(self, first: int, buckets: Sequence[BucketConfig]) -> str:
+        """A clause for frames from `first` on that fill no bucket: how many they would give, and how many would do."""
+        if first >= len(self.times):
+            return "nothing is left between the margins of its cuts"
+        start, end = self.times[first], self.times[-1]
+        tolerance = self.gap / 2 if first + 1 < len(self.times) else 0.0
+        wanted = min(bucket.num_frames for bucket in buckets)
+        count = min(wanted - 1, 1 + int((end - start + tolerance + _MICROSECOND) * self.fps))  # rounding apart
+        span = f"{start:.2f} to {end + self.gap:.2f} s"
+        frames = f"{count} frame{'s' * (count > 1)} at {self.fps:g} a second"
+        return f"{span} gives {frames}; the shortest bucket takes {wanted}"
 
     def slack(self, first: int, bucket: BucketConfig) -> float:
         """Seconds to spare where a clip begins with frame `first`; negative where it does not fit."""

@@ -18,15 +18,28 @@ def divide_clip(clip: ClipSpec, temporal: int, spatial: int, patch: tuple[int, i
     Raises:
         UserError: they cannot divide the clip.
     """
+    frames_a_patch = temporal * patch[0]
+    first = 1 + (patch[0] - 1) * temporal  # the fewest frames that fill a patch
+    fix = nearest(clip.num_frames, first, frames_a_patch)
     if (clip.num_frames - 1) % temporal:
-        raise UserError(f"must be 1 + a multiple of {temporal}, got {clip.num_frames}", where="clip.num_frames")
+        raise UserError(
+            f"must be 1 + a multiple of {temporal}, got {clip.num_frames}", where="clip.num_frames", fix=fix
+        )
     for name, pixels, size in (("height", clip.height, patch[1]), ("width", clip.width, patch[2])):
-        if pixels % (spatial * size):
-            raise UserError(f"must be a multiple of {spatial * size}, got {pixels}", where=f"clip.{name}")
+        if pixels % (step := spatial * size):
+            raise UserError(
+                f"must be a multiple of {step}, got {pixels}", where=f"clip.{name}", fix=nearest(pixels, step, step)
+            )
     frames = 1 + (clip.num_frames - 1) // temporal
     if frames % patch[0]:
         raise UserError(
             f"{clip.num_frames} give {frames} latent frames, which patches of {patch[0]} do not divide",
-            where="clip.num_frames",
-        )
+            where="clip.num_frames", fix=fix,
+        )  # fmt: skip
     return frames, clip.height // spatial, clip.width // spatial
+
+
+def nearest(value: int, first: int, step: int) -> str:
+    """Says how to mend a value that is not among first, first + step, first + 2 * step and so on."""
+    below = value - (value - first) % step
+    return f"take {first}" if below < first else f"take {below} or {below + step}"

@@ -6,7 +6,8 @@ import json
 import shlex
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Unpack
 
@@ -19,7 +20,7 @@ from rats_video.commands.folders import locked_output
 from rats_video.commands.record import environment
 from rats_video.commands.train_folder import RECORD, TrainOptions, claim_training
 from rats_video.config.load import load_seeded
-from rats_video.datasets.prepared.cache import ClipCache
+from rats_video.datasets.prepared.cache import ClipCache, ClipRecord
 from rats_video.distillation.real_data import check_cache
 from rats_video.evaluation.finetune_plot import plot_finetune
 from rats_video.evaluation.stats import Estimate, mean_ci95, paired_difference
@@ -81,17 +82,17 @@ def _finish(
     losses: tuple[list[float], list[float]], began: float,
 ) -> list[str]:  # fmt: skip
     records = evenly(cache.of_split("heldout"), cfg.validation.num_clips)
-    sources = [record.digest for record in records]  # clips of one are not independent
-    before, after = (mean_ci95(each, sources) for each in losses)
-    change = paired_difference(losses[1], losses[0], sources)
-    size = Counter(record.size for record in cache.records).most_common(1)[0][0]
+    sizes = Counter(record.size for record in cache.records)
+    size = max(sizes, key=lambda each: (each[0] > 1, sizes[each]))  # an image's, where there are only images
     card = StudentCard(
         model=ITSELF, num_steps=(cfg.validation.num_steps,), shift=cfg.shift, steps=cfg.steps, seed=cfg.seed,
         clip={**dict(zip(("num_frames", "height", "width"), size, strict=True)), "fps": cache.manifest.fps},
         embedded_guidance=cfg.embedded_guidance, dtype=cfg.compute.dtype, guidance_scale=cfg.validation.guidance_scale,
     )  # fmt: skip
     save_model(cfg, role, card, folder, output)
-    plot_finetune(read_metrics(output / METRICS), before.mean, after.mean, output / FIGURE)
+    change = HeldoutChange.of(records, *losses) if records else None
+    ends = (change.before.mean, change.after.mean) if change else None
+    plot_finetune(read_metrics(output / METRICS), ends, output / FIGURE)
     seconds = time.monotonic() - began
     write_json(
         output / RECORD,
@@ -101,34 +102,56 @@ def _finish(
             "environment": environment(role.device),
             "cache": {"folder": str(cache.folder.resolve()), "clips": len(cache.records)},
             "heldout": {"clips": [record.key for record in records], "before": losses[0], "after": losses[1]},
-            "metrics": {
-                "heldout_loss_before": before.mean,
-                "heldout_loss_after": after.mean,
-                "change": change.mean,
-                "change_ci95": change.ci95 if change.num > 1 else None,
-            },
+            "metrics": change.metrics if change else {},
         },
     )
     delete_checkpoints(output / CHECKPOINTS)
-    return _tell(before, after, change, card, records[0].caption, output, seconds)
-
-
-def _tell(
-    before: Estimate, after: Estimate, change: Estimate, card: StudentCard, caption: str, output: Path, seconds: float
-) -> list[str]:
-    interval = f" +- {change.ci95:.4f} (95%, {change.num} sources)" if change.num > 1 else ""
-    verdict = "better" if change.mean < 0 else "WORSE: fewer steps, a lower optimizer.lr, or more clips"
-    if change.num < 2:
-        verdict += "; one held-out source says little"  # no interval
-    elif abs(change.mean) <= change.ci95:
-        verdict = "no clear change"
     calls = card.num_steps[0] * (1 if card.guidance_scale == 1.0 else 2)
-    where = shlex.quote(str(output / PIPELINE))
+    where, caption = shlex.quote(str(output / PIPELINE)), (records or cache.records)[0].caption
     return [
-        f"held-out loss: {before.mean:.4f} before, {after.mean:.4f} after",
-        f"    change {change.mean:+.4f}{interval}: {verdict}",
+        *(change.lines if change else ["no clips were held out: look at what it makes"]),
         f"{seconds:.0f} s: {output}",
         "Next:",
         f"    rats-video sample --model {where} --nfe {calls} --prompt {shlex.quote(caption)}",
         f"    rats-video distill --config NAME --set model={where}",
     ]
+
+
+@dataclass(frozen=True)
+class HeldoutChange:
+    """The loss of the held-out clips before and after, and how it changed."""
+
+    before: Estimate
+    after: Estimate
+    change: Estimate
+
+    @classmethod
+    def of(cls, records: Sequence[ClipRecord], before: Sequence[float], after: Sequence[float]) -> HeldoutChange:
+        """Of each clip's losses, by source: clips of one are not independent."""
+        sources = [record.digest for record in records]
+        return cls(mean_ci95(before, sources), mean_ci95(after, sources), paired_difference(after, before, sources))
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """For the record of the training."""
+        return {
+            "heldout_loss_before": self.before.mean,
+            "heldout_loss_after": self.after.mean,
+            "change": self.change.mean,
+            "change_ci95": self.change.ci95 if self.change.num > 1 else None,
+        }
+
+    @property
+    def lines(self) -> list[str]:
+        """For people."""
+        change = self.change
+        interval = f" +- {change.ci95:.4f} (95%, {change.num} sources)" if change.num > 1 else ""
+        verdict = "better" if change.mean < 0 else "WORSE: fewer steps, a lower optimizer.lr, or more clips"
+        if change.num < 2:
+            verdict += "; one held-out source says little"  # no interval
+        elif abs(change.mean) <= change.ci95:
+            verdict = "no clear change"
+        return [
+            f"held-out loss: {self.before.mean:.4f} before, {self.after.mean:.4f} after",
+            f"    change {change.mean:+.4f}{interval}: {verdict}",
+        ]

@@ -130,9 +130,11 @@ class PrepareJob:
         prune(self.output, done, kept)
         if not index.clips:
             reasons = ", ".join(f"{len(found)} x {reason}" for reason, found in index.reasons.items())
-            raise UserError(f"nothing was kept: {reasons}", where=str(self.output), fix=f"look at {CONTACT} there")
+            first = next(iter(index.reasons.values()))[0]
+            why = f"; {first.name}: {first.detail}" if first.detail else ""
+            raise UserError(f"nothing was kept: {reasons}{why}", where=str(self.output), fix=f"look at {CONTACT} there")
         return [
-            *summary(index),
+            *summary(index, self.manifest.settings["heldout"]),
             *([f"  deleted what was made of {gone} sources that changed or are gone"] if gone else []),
             *([] if is_new else [f"nothing to do: {self.output} holds all of it"]),
             f"Look at {self.output / CONTACT}. Next: rats-video train teacher --data {self.output}",
@@ -145,6 +147,7 @@ def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, outpu
     backbone = load_backbone(folder, runtime.device, dtype, with_denoiser=False)
     nn.Module.to(backbone.vae, dtype)  # diffusers' own `to` warns
     check_buckets(cfg, backbone)
+    with_images = takes_images(cfg, backbone)
     if runtime.is_main:
         warn_of_captions([source.caption for unit in units for _, source in unit.sources if source.caption], backbone)
         save_empty_prompt(output, backbone, getattr(torch, cfg.dtype))
@@ -165,7 +168,7 @@ def encode(units: Sequence[SourceBatch], cfg: PrepareConfig, folder: Path, outpu
     with ProgressBar("prepare", sum(len(unit.sources) for unit in units)) as progress:
         encode_units(
             mine(),
-            lambda sources: read_sources(sources, cfg),
+            lambda sources: read_sources(sources, cfg, with_images=with_images),
             lambda unit: UnitEncoder(output, unit, cfg, backbone),
             advance,
         )
@@ -199,6 +202,16 @@ def check_buckets(cfg: PrepareConfig, backbone: PipelineBackbone) -> None:
             raise UserError(
                 error.what, where=error.where.replace("clip", f"buckets.{number}"), fix=error.fix
             ) from error
+
+
+def takes_images(cfg: PrepareConfig, backbone: PipelineBackbone) -> bool:
+    """True if the model takes clips of one frame."""
+    size = cfg.of_images.buckets[0]
+    try:
+        backbone.latent_shape(ClipSpec(1, size.height, size.width, cfg.fps))
+    except UserError:
+        return False
+    return True
 
 
 def warn_of_captions(captions: Sequence[str], backbone: PipelineBackbone) -> None:

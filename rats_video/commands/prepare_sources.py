@@ -13,8 +13,10 @@ from rats_video.datasets.video.records import ReadSource, SourceVideo
 from rats_video.datasets.video.settings import PrepareConfig
 from rats_video.preparation.encode import SourceResult
 
+NO_IMAGES = "an image, and this model takes no clip of one frame"
 
-def read_sources(sources: Iterable[SourceVideo], cfg: PrepareConfig) -> Iterator[SourceResult]:
+
+def read_sources(sources: Iterable[SourceVideo], cfg: PrepareConfig, *, with_images: bool) -> Iterator[SourceResult]:
     """The clips of each source, in order: half of the workers choose the spans, the others read them piece by piece."""
     readers, seconds = max(1, cfg.workers // 2), cfg.timeout_seconds
     planners = max(1, cfg.workers - readers)
@@ -22,7 +24,8 @@ def read_sources(sources: Iterable[SourceVideo], cfg: PrepareConfig) -> Iterator
         IsolatedPool(partial(plan_source, cfg=cfg), workers=planners, timeout_seconds=seconds) as plan,
         IsolatedPool(partial(read_piece, cfg=cfg), workers=readers, timeout_seconds=seconds) as read,
     ):
-        parts = (part for source, found in plan.imap(sources) for part in pieces(source, plan_of(source, found)))
+        plans = ((source, plan_of(source, found, with_images=with_images)) for source, found in plan.imap(sources))
+        parts = (part for source, found in plans for part in pieces(source, found))
         for piece, result in read.imap(parts):
             given = result if isinstance(result, ReadSource) else without_clips(piece, result)
             is_late = any(each.reason == TOO_LONG for each in given.skipped)
@@ -37,8 +40,10 @@ def without_clips(piece: ReadChunk, failure: Failure) -> ReadSource:
     return ReadSource(piece.source, piece.plan.digest, skipped=reasons)
 
 
-def plan_of(source: SourceVideo, result: ReadPlan | Failure) -> ReadPlan:
+def plan_of(source: SourceVideo, result: ReadPlan | Failure, *, with_images: bool) -> ReadPlan:
     """The plan of a source, or one without spans and with the reason."""
+    if source.kind == "image" and not with_images:
+        return ReadPlan(skipped=(Skipped(source.name, NO_IMAGES),))
     if isinstance(result, ReadPlan):
         return result
     return ReadPlan(skipped=(Skipped(source.name, result.reason, result.detail),))

@@ -11,13 +11,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def plot_finetune(rows: Sequence[Mapping[str, float]], before: float, after: float, path: Path) -> None:
+def plot_finetune(rows: Sequence[Mapping[str, float]], ends: tuple[float, float] | None, path: Path) -> None:
     """Draw the loss of each step beside the held-out loss, which has the same noise each time.
 
     Args:
         rows: of metrics.jsonl.
-        before: held-out loss before the first step.
-        after: held-out loss after the last one.
+        ends: held-out loss before the first step and after the last one; None where nothing is held out.
         path: the image to write.
 
     Raises:
@@ -25,12 +24,14 @@ def plot_finetune(rows: Sequence[Mapping[str, float]], before: float, after: flo
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained", facecolor="white")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(8 if ends else 4, 3.2), layout="constrained", facecolor="white")
+    left, *others = figure.subplots(1, 2 if ends else 1, squeeze=False)[0]
     left.plot([row["step"] for row in rows], [row["loss"] for row in rows], color=TEACHER, linewidth=1.0)
     style_axis(left, title="loss of the training clips", xlabel="optimizer step")
-    heldout = {0: before} | {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
-    heldout |= {max((row["step"] for row in rows), default=0): after}
-    right.plot(list(heldout), list(heldout.values()), color=STUDENT, linewidth=1.8, marker="o", markersize=3)
-    style_axis(right, title="loss of the held-out clips", xlabel="optimizer step")
+    if ends:
+        heldout = {0: ends[0]} | {row["step"]: row["heldout_loss"] for row in rows if "heldout_loss" in row}
+        heldout |= {max((row["step"] for row in rows), default=0): ends[1]}
+        right = others[0]
+        right.plot(list(heldout), list(heldout.values()), color=STUDENT, linewidth=1.8, marker="o", markersize=3)
+        style_axis(right, title="loss of the held-out clips", xlabel="optimizer step")
     save_figure(figure, path)

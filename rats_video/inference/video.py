@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 _RANGE_SLACK = 0.01  # decoders overshoot [0, 1] by a rounding; [-1, 1] or 0..255 pixels are a caller's bug
 _HASH_DIGITS = 10
-_ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high"}
+# Of small pictures x264's macroblock tree is not the same every time: the same frames would give other bytes.
+_ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high", "x264-params": "mbtree=0"}
 _BT709 = 1  # the same code for matrix, primaries and transfer
 _LIMITED_RANGE = 1
 # Whatever its name, a file may be a playlist that reads other files, or fetches them.
@@ -37,8 +38,8 @@ _DEMUXER_OPTIONS = {
 def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
     """Write a clip that plays everywhere: H.264, yuv420p, BT.709, the index before the data.
 
-    The file appears at `path` complete or not at all: it is encoded beside it and moved into place. Odd heights and
-    widths, which yuv420p cannot hold, grow by one repeated edge row or column.
+    The same frames give the same bytes. The file appears at `path` complete or not at all: it is encoded beside it and
+    moved into place. Odd heights and widths, which yuv420p cannot hold, grow by one repeated edge row or column.
 
     Args:
         frames: pixels `[T, 3, H, W]`, floating point in [0, 1], on any device.

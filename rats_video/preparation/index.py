@@ -69,7 +69,7 @@ def build_index(entries: Sequence[SourceRecord], unfit: Sequence[Skipped] = ()) 
         skipped += entry.skipped
         if len(new) < len(entry.clips):
             there = next(first[clip.record.key] for clip in entry.clips if clip.record.key in first)
-            skipped.append(Skipped(entry.source.name, DUPLICATE, there))
+            skipped.append(Skipped(entry.source.name, DUPLICATE, f"same as {there}"))
         first |= {clip.record.key: entry.source.name for clip in new}
         clips += new
     return CacheIndex(tuple(clips), tuple(skipped), len(entries) + len(unfit))
@@ -145,16 +145,21 @@ def headline(index: CacheIndex) -> str:
     return f"kept {len(records)} {what} from {kept} of {index.num_sources} sources{length}"
 
 
-def summary(index: CacheIndex) -> list[str]:
-    """The lines to show at the end: counts by size, and reasons with examples."""
+def summary(index: CacheIndex, heldout: float) -> list[str]:
+    """The lines to show at the end: counts by size, reasons with examples, and what a share held out has left empty."""
     sizes = Counter(size_name(record) for record in index.records)
     lines = [headline(index), *(f"  {count} of {size}" for size, count in sizes.most_common() if size)]
     for reason, found in index.reasons.items():
         names = list(dict.fromkeys(each.name for each in found))
         more = ["..."] if len(names) > EXAMPLES else []
-        lines.append(f"  skipped {len(found)}: {reason} ({', '.join(names[:EXAMPLES] + more)})")
-    if not any(record.split == "heldout" for record in index.records):
-        lines.append("  none is held out for validation: prepare more videos, or with another heldout share or seed")
+        why = f": {found[0].detail}" if found[0].detail else ""
+        lines.append(f"  skipped {len(found)}: {reason} ({', '.join(names[:EXAMPLES] + more)}){why}")
+    splits = {record.split for record in index.records}
+    if "heldout" not in splits:
+        fix = "prepare more videos, or with another heldout share or seed; --set heldout=0 trains on all"
+        lines.append(f"  none is held out for validation{': ' + fix if heldout else ', as heldout=0 says'}")
+    if "train" not in splits:
+        lines.append("  none is left to train on: prepare more videos, or with a smaller heldout share")
     return lines
 
 

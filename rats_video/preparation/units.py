@@ -100,7 +100,7 @@ def fingerprint(source: SourceVideo) -> Fingerprint:
     """The source as it is now; a prompt or a shape, which has no file of its own, has size and time 0."""
     size = mtime = 0
     with contextlib.suppress(OSError):  # reading it will say why
-        if source.kind == "video":
+        if source.has_file:
             stat = source.path.stat()
             size, mtime = stat.st_size, stat.st_mtime_ns
     return Fingerprint(source.name, source.caption, source.start, source.end, source.member, size, mtime)

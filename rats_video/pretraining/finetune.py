@@ -15,12 +15,12 @@ from torch import Tensor
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import DenoiserConfig, FullWeightsConfig, WeightsConfig
 from rats_video.config.fields import Config, NonNegativeInt, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
-from rats_video.datasets.prepared.cache import ClipCache, ClipRecord, Split
+from rats_video.datasets.prepared.cache import ClipCache, ClipRecord
 from rats_video.datasets.prepared.loader import ClipBatch, ClipLoader
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import shift_sigma
-from rats_video.errors import UserError
+from rats_video.errors import UserError, warn
 from rats_video.inference.video import slugify, write_mp4
 from rats_video.optim import OptimizerConfig, build_optimizer, ema_update_, set_learning_rate
 from rats_video.pretraining.resumable import resumable_steps
@@ -95,12 +95,17 @@ def flow_matching_losses(
 
 
 def check_splits(cache: ClipCache) -> None:
-    """Raise UserError unless there are clips to train on, and clips held out."""
-    splits: dict[Split, str] = {"train": "to train on", "heldout": "held out for validation"}
-    for split, what in splits.items():
-        if not cache.of_split(split):
-            fix = "prepare more videos, or with another heldout share or seed"
-            raise UserError(f"it has no clips {what}", where=str(cache.folder), fix=fix)
+    """Raise UserError unless there are clips to train on and clips held out; warn if none are held out on purpose."""
+    where = str(cache.folder)
+    if not cache.of_split("train"):
+        fix = "prepare more videos, or with a smaller heldout share: --set heldout=0 trains on all of them"
+        raise UserError("it has no clips to train on", where=where, fix=fix)
+    if cache.of_split("heldout"):
+        return
+    if not cache.trains_on_all:
+        fix = "prepare more videos, or with another heldout share or seed: --set heldout=0 trains on all, unvalidated"
+        raise UserError("it has no clips held out for validation", where=where, fix=fix)
+    warn("no clips are held out, so nothing can tell whether training helps or only repeats them", where=where)
 
 
 def fine_tune(
@@ -112,7 +117,7 @@ def fine_tune(
     processes of `runtime` call it together and work on their rows of the same batches.
 
     Returns:
-        The losses of the held-out clips before and after.
+        The losses of the held-out clips before and after; none where none are held out.
 
     Raises:
         UserError: the cache lacks training clips, a loss is not finite, or a file cannot be written.
@@ -167,7 +172,8 @@ def _fit(
             losses = heldout.losses()
             heldout.sample(step + 1)
             swap(average, weights)
-            row["heldout_loss"] = sum(losses) / len(losses)
+            if losses:
+                row["heldout_loss"] = sum(losses) / len(losses)
         if metrics is not None:
             metrics.append({"step": step + 1, **row})
         progress.advance(**{name: row[name] for name in ("loss", "heldout_loss") if name in row})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import filecmp
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -130,8 +131,6 @@ def test_what_made_it_worse_is_said(command: Command, config: Path, data: Path, 
 def test_cache_of_another_model_is_refused_before_anything_is_touched(
     command: Command, config: Path, data: Path, tmp_path: Path, changes: dict[str, Any], line: str
 ) -> None:
-    import shutil
-
     other, output = tmp_path / "other", tmp_path / "out"
     shutil.copytree(data, other)
     break_digest(other, **changes)
@@ -142,20 +141,48 @@ def test_cache_of_another_model_is_refused_before_anything_is_touched(
     assert not output.exists()
 
 
-@pytest.mark.parametrize(("missing", "what"), [("train", "to train on"), ("heldout", "held out for validation")])
-def test_a_cache_needs_clips_of_both_kinds(
-    command: Command, config: Path, data: Path, tmp_path: Path, missing: str, what: str
-) -> None:
-    import shutil
+def without(data: Path, split: str, folder: Path, **settings: object) -> Path:
+    """A copy of a cache without the clips of one split, made with these settings."""
+    shutil.copytree(data, folder)
+    lines = (folder / "clips.jsonl").read_text().splitlines(keepends=True)
+    (folder / "clips.jsonl").write_text("".join(line for line in lines if f'"split": "{split}"' not in line))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["settings"] |= settings
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
 
-    other, output = tmp_path / "other", tmp_path / "out"
-    shutil.copytree(data, other)
-    lines = (other / "clips.jsonl").read_text().splitlines(keepends=True)
-    (other / "clips.jsonl").write_text("".join(line for line in lines if f'"split": "{missing}"' not in line))
+
+@pytest.mark.parametrize(
+    ("missing", "what", "fix"),
+    [
+        ("train", "to train on", "with a smaller heldout share: --set heldout=0 trains on all of them"),
+        (
+            "heldout", "held out for validation",
+            "with another heldout share or seed: --set heldout=0 trains on all, unvalidated",
+        ),
+    ],
+)  # fmt: skip
+def test_a_cache_needs_clips_of_both_kinds(
+    command: Command, config: Path, data: Path, tmp_path: Path, missing: str, what: str, fix: str
+) -> None:
+    other, output = without(data, missing, tmp_path / "other", heldout=0.05), tmp_path / "out"
     code, _, err = command("train", "teacher", "--data", other, "--config", config, "--output", output)
-    fix = "(prepare more videos, or with another heldout share or seed)"
-    assert (code, err) == (2, f"error: {other}: it has no clips {what} {fix}\n")
+    assert (code, err) == (2, f"error: {other}: it has no clips {what} (prepare more videos, or {fix})\n")
     assert not output.exists()
+
+
+def test_nothing_held_out_on_purpose(command: Command, config: Path, data: Path, tmp_path: Path) -> None:
+    cache, output = without(data, "heldout", tmp_path / "cache", heldout=0.0), tmp_path / "out"
+    code, out, err = command("train", "teacher", "--data", cache, "--config", config, "--output", output)
+    assert code == 0, err
+    said = "no clips are held out, so nothing can tell whether training helps or only repeats them"
+    assert err.count(f"warning: {cache}: {said}\n") == 1
+    assert out.startswith("no clips were held out: look at what it makes\n")
+    record = json.loads((output / "training.json").read_text())
+    assert (record["metrics"], record["heldout"]) == ({}, {"clips": [], "before": [], "after": []})
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], "heldout_loss" in row) for row in rows] == [(1, False), (2, False), (3, False)]
+    assert (output / "training.png").is_file()
 
 
 @pytest.mark.parametrize(

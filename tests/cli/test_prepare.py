@@ -331,7 +331,8 @@ def test_nothing_kept(prepare: Command, tmp_path: Path) -> None:
     for _ in range(2):
         code, out, err = prepare(tmp_path / "source")
         assert (code, out) == (2, "")
-        assert "nothing was kept: 1 x too short for any bucket (look at contact.html there)" in err
+        why = "a.mp4: 0.00 to 0.25 s gives 2 frames at 8 a second; the shortest bucket takes 5"
+        assert f"nothing was kept: 1 x too short for any bucket; {why} (look at contact.html there)" in err
     with pytest.raises(UserError, match="did not come to its end"):
         ClipCache(tmp_path / "cache")
 

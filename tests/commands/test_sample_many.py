@@ -279,12 +279,12 @@ def test_own_seeds_that_come_round_again_take_the_next_noise(tmp_path: Path) -> 
         ("a.jsonl", '{"prompt": "\\ud800"}', "line 1: prompt: "),
         ("a.jsonl", "[" * 100_000, "line 1: is no JSON"),
         ("a.jsonl", "\n", "a.jsonl: no prompt in it"),
-        ("a.csv", "prompt,seed\na,1\nb,2,3", "a.csv, line 3: '(beyond the header)': unknown key"),
+        ("a.csv", "prompt,seed\na,1\nb,2,3", "a.csv, line 3: more fields than columns"),
         ("a.csv", "prompt,seed\na,x", "a.csv, line 2: seed: "),
-        ("a.csv", 'prompt\n"a', "a.csv: cannot read the prompts: unexpected end of data"),
+        ("a.csv", 'prompt\n"a', "a.csv, line 2: is damaged: unexpected end of data"),
         ("a.csv", "prompt\n", "a.csv: no prompt in it"),
-        ("a.csv", "nowhere", "a.csv: cannot read the prompts: No such file or directory"),
-        ("a.jsonl", "\udcff", "a.jsonl: cannot read the prompts: it is not UTF-8 text"),
+        ("a.csv", "nowhere", "a.csv: cannot read it: No such file or directory"),
+        ("a.jsonl", "\udcff", "a.jsonl: cannot read it: it is not UTF-8 text"),
     ],
 )
 def test_bad_list_is_one_line(

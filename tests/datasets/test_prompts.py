@@ -39,8 +39,8 @@ def test_file_is_one_prompt_a_line(tmp_path: Path) -> None:
     [
         (b"", "no prompt in it (write one prompt a line, or one row a prompt)"),
         (b" \n\n", "no prompt in it (write one prompt a line, or one row a prompt)"),
-        (b"\xff\xfe", "cannot read the prompts: it is not UTF-8 text"),
-        (None, "cannot read the prompts: No such file or directory"),
+        (b"\xff\xfe", "cannot read it: it is not UTF-8 text"),
+        (None, "cannot read it: No such file or directory"),
     ],
 )
 def test_bad_file_is_named(tmp_path: Path, content: bytes | None, line: str) -> None:
@@ -53,7 +53,7 @@ def test_bad_file_is_named(tmp_path: Path, content: bytes | None, line: str) -> 
 
 
 def test_folder_is_no_prompt_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot read the prompts: Is a directory"):
+    with pytest.raises(UserError, match="cannot read it: Is a directory"):
         read_prompts(tmp_path)
 
 
@@ -104,6 +104,85 @@ def test_every_format_says_the_same(tmp_path: Path, name: str, content: str) -> 
     assert split.train == ("# no comment", "a blå square, small")
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("LIST.CSV", "prompt,seed\na red circle,7\na green square,8\n"),
+        ("p.csv", "Prompt, Seed\na red circle, 7\n,\na green square,8,\n"),
+        ("p.csv", "Caption;SEED\r\na red circle;7\r\na green square;8\r\n"),
+        ("p.tsv", "text\tseed\na red circle\t7\na green square\t8\n"),
+        ("p.NDJSON", '{"prompt": "a red circle", "seed": 7}\n{"Caption": "a green square", "seed": 8}\n'),
+        ("p.json", '[{"cap": ["a red circle", "red"], "seed": 7}, {"cap": ["a green square"], "seed": 8}]'),
+        ("p.json", '{"data": [{"caption": "a red circle", "seed": 7}, {"caption": "a green square", "seed": 8}]}'),
+    ],
+)
+def test_every_dialect_of_a_table(tmp_path: Path, name: str, content: str) -> None:
+    rows = read_rows(Path(written(tmp_path / name, content)))
+    assert [(row.prompt, row.seed) for row in rows] == [("a red circle", 7), ("a green square", 8)]
+
+
+def test_texts_in_json_are_prompts(tmp_path: Path) -> None:
+    assert read_prompts(Path(written(tmp_path / "p.json", '["a", " b "]'))) == ("a", "b")
+
+
+def test_table_of_videos_gives_its_captions(tmp_path: Path) -> None:
+    path = Path(written(tmp_path / "metadata.csv", "file_name,caption,fps,seed\na.mp4,one,8,x\nb.mp4,two,8,y\n"))
+    assert [(row.prompt, row.seed) for row in read_rows(path)] == [("one", None), ("two", None)]
+
+
+@pytest.mark.parametrize(
+    ("first", "what"),
+    [
+        ("prompt,seed", "the header of a table"),
+        ('"Prompt"; "Style"', "the header of a table"),
+        ("caption", "the header of a table"),
+        ("path\ttext", "the header of a table"),
+        ('{"prompt": "a"}', "JSON"),
+        ("[", "JSON"),
+    ],
+)
+def test_table_in_a_text_file_is_refused(tmp_path: Path, first: str, what: str) -> None:
+    rest = '"a"]' if first == "[" else "a red circle,7"
+    path = written(tmp_path / "p.txt", f"\n{first}\n{rest}\n")
+    with pytest.raises(UserError) as caught:
+        read_prompts(Path(path))
+    assert str(caught.value).startswith(f"{path}: its first line, {first!r}, is {what}, and a text file holds one ")
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    ["neon, text, rain", "a prompt, read aloud", "[close-up] a cat", "{a|b} cat", "a cat -- and a dog", "path"],
+)
+def test_prompts_that_only_resemble_a_table_are_prompts(
+    tmp_path: Path, prompt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_prompts(Path(written(tmp_path / "p.txt", f"\ufeff{prompt}\nb, c"))) == (prompt, "b, c")
+    assert capsys.readouterr().err == ""
+
+
+def test_unknown_suffix_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path / "p.parquet", "a")
+    with pytest.raises(UserError) as caught:
+        read_prompts(Path(path))
+    assert str(caught.value) == (
+        f"{path}: .parquet is the suffix of no list of prompts (name it .txt where it holds one prompt a line; "
+        "a table is .csv, .tsv, .jsonl, .ndjson, .json)"
+    )
+
+
+def test_what_other_programs_read_as_options_is_warned_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["# previews", "a red circle --w 832 --d 42", "", "a cat --ar 16:9"]
+    path = written(tmp_path / "p.txt", "\n".join(lines))
+    for _ in range(2):
+        assert read_prompts(Path(path)) == (lines[0], lines[1], lines[3])
+    assert capsys.readouterr().err.splitlines() == [
+        f"warning: {path}: 1 of 3 prompts begins with #, as '# previews'; all of a line is its prompt",
+        f"warning: {path}: 2 of 3 prompts hold options, as 'a red circle --w 832 --d 42'; all of a line is its prompt",
+    ]
+
+
 def test_dimensions(tmp_path: Path) -> None:
     csv = read_rows(Path(written(tmp_path / "p.csv", 'prompt,dimension\na,\nb,"x, y"')))
     assert [row.dimension for row in csv] == [(), ("x", "y")]
@@ -113,14 +192,24 @@ def test_dimensions(tmp_path: Path) -> None:
     ("name", "content", "line"),
     [
         ("p.txt", "a\nb\x1b[2J", "p.txt, line 2: holds the control character '\\x1b'"),
-        ("p.jsonl", '{"prompt": "a"}\n{"caption": "b"}', "p.jsonl, line 2: caption: unknown key (valid keys: prompt, "),
+        ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "sed": 7}', "p.jsonl, line 2: sed: unknown key (did you mean"),
+        (
+            "p.jsonl",
+            '{"prompt": "a", "caption": "b"}',
+            "line 1: has two prompts, caption and prompt (keep one",
+        ),
         ("p.csv", "prompt,seed\na,1\nb,x", "p.csv, line 3: seed: "),
-        ("p.json", "{}", "p.json: cannot read the prompts: it is no list of "),
-        ("p.json", "[", "p.json: cannot read the prompts: it is no JSON"),
-        ("p.json", '[{"prompt_en": "a"}, {"prompt": "b"}]', "p.json, entry 2: has no prompt_en"),
+        ("p.json", "{}", 'p.json: holds no list of objects (like [{"prompt"'),
+        ("p.json", "[", "p.json: is no JSON: "),
+        ("p.json", '[{"prompt_en": "a"}, 7]', "p.json, entry 2: is no JSON object"),
+        (
+            "p.json",
+            '[{"prompt_en": "a"}, {"seed": 7}]',
+            "p.json, entry 2: prompt: required, but missing",
+        ),
         ("p.json", '[{"prompt_en": [7]}]', "p.json, entry 1: prompt: "),
         ("p.json", '[{"prompt_en": "a", "dimension": [{}]}]', "p.json, entry 1: dimension"),
-        ("p.json", "[" * 100_000, "p.json: cannot read the prompts: "),
+        ("p.json", "[" * 100_000, "p.json: is no JSON: it is nested too deeply"),
     ],
 )
 def test_mistake_in_a_list_says_where(tmp_path: Path, name: str, content: str, line: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from rats_video.datasets.prompts.files import read_prompts
 from rats_video.datasets.shapes.render import split_combinations
 from rats_video.datasets.video.clips import read_source
 from rats_video.datasets.video.records import split_of
@@ -74,6 +75,50 @@ def test_folder_with_captions_beside_videos(make: Callable[..., Path]) -> None:
     assert pairs(find(folder, missing_caption="empty"))[1] == ("a/d.webm", None)
 
 
+def test_caption_names_of_both_customs(make: Callable[..., Path]) -> None:
+    folder = make({
+        "UPPER.MP4": "", "UPPER.TXT": "one", "double.mp4": "", "double.mp4.txt": "two",
+        "x.Mov": "", "x.Mov.Caption": "three",
+        "both.mp4": "", "both.txt": "four", "both.mp4.txt": "not this", "empty.mp4": "", "empty.txt": " \n",
+        "none.mp4": "", "captions.json": "[]",
+    })  # fmt: skip
+    found = find(folder)
+    assert pairs(found) == [("UPPER.MP4", "one"), ("both.mp4", "four"), ("double.mp4", "two"), ("x.Mov", "three")]
+    names = "none.txt, none.mp4.txt, none.caption, none.mp4.caption"
+    assert [(each.name, each.reason, each.detail) for each in found.skipped] == [
+        ("empty.mp4", "no caption", "empty.txt is empty"),
+        (
+            "none.mp4", "no caption",
+            f"looked for {names}; captions.json may be a table: give it as SOURCE, or name it metadata.json",
+        ),
+    ]  # fmt: skip
+    assert pairs(find(folder / "UPPER.MP4")) == [("UPPER.MP4", "one")]
+
+
+def test_images_and_posters(make: Callable[..., Path]) -> None:
+    tar = archive({"k.png": "image", "k.txt": "two"})
+    folder = make({
+        "a.JPG": "", "a.txt": "one", "b.mp4": "", "b.txt": "three", "b.jpg": "", "c.tar": tar, "d.webp": "",
+        "t.csv": "image,text\na.JPG,four\nb.mp4,five\n",
+    })  # fmt: skip
+    found = find(folder)
+    assert [(each.name, each.caption, each.kind) for each in found.videos] == [
+        ("a.JPG", "one", "image"), ("b.mp4", "three", "video"), ("c.tar/k.png", "two", "image"),
+    ]  # fmt: skip
+    assert reasons(found) == [("b.jpg", "an image of the name of a video beside it"), ("d.webp", "no caption")]
+    table = find(folder / "t.csv")
+    assert [(each.caption, each.kind) for each in table.videos] == [("four", "image"), ("five", "video")]
+
+
+def test_reason_names_the_columns(make: Callable[..., Path]) -> None:
+    folder = make({"a.mp4": "", "t.json": '[{"path": "a.mp4", "note": "x"}]', "u.csv": "path,text\na.mp4,\na.mp4,b"})
+    [row] = find(folder / "t.json").skipped
+    assert (row.reason, row.detail) == (
+        "no caption", "no column caption (caption, text, prompt, cap, prompt_en) among its columns: path, note",
+    )  # fmt: skip
+    assert [each.detail for each in find(folder / "u.csv").skipped] == ["column text is empty"]
+
+
 def test_links(make: Callable[..., Path], tmp_path: Path) -> None:
     folder = make({"a.mp4": "", "a.txt": "one"})
     (tmp_path / "secret.mp4").touch()
@@ -103,6 +148,7 @@ def test_snapshot_of_the_hub_links_to_its_blobs(tmp_path: Path) -> None:
         ("metadata.csv", 'file_name,text\nb.mp4,"two, three"\nv/a.mp4,one\n'),
         ("metadata.tsv", "video\tprompt\nb.mp4\ttwo, three\nv/a.mp4\tone\n"),
         ("metadata.jsonl", '{"media_path": "b.mp4", "text": "two, three"}\n\n{"media_path": "v/a.mp4", "text": "one"}'),
+        ("metadata.NDJSON", '{"path": "b.mp4", "cap": ["two, three"]}\n{"path": "v/a.mp4", "cap": ["one"]}'),
         ("metadata.json", '[{"file_path": "b.mp4", "text": "two, three"}, {"file_path": "v/a.mp4", "text": "one"}]'),
     ],
 )  # fmt: skip
@@ -164,9 +210,13 @@ def test_archives(make: Callable[..., Path]) -> None:
 
 
 def test_prompts_alone(make: Callable[..., Path]) -> None:
-    folder = make({"p.txt": "a cat\n\na dog\n", "p.jsonl": '{"prompt": "a cat"}\n{"prompt": "a dog"}\n'})
-    for name in ("p.txt", "p.jsonl"):
+    table = "Prompt;seed\na cat;7\na dog;8"
+    folder = make(
+        {"p.txt": "a cat\n\na dog\n", "p.ndjson": '{"cap": ["a cat"]}\n"a dog"\n', "P.CSV": table, "p": "a cat\na dog"}
+    )
+    for name in ("p.txt", "p.ndjson", "P.CSV", "p"):
         found = find(folder / name)
+        assert read_prompts(folder / name) == ("a cat", "a dog")
         assert [(each.kind, each.caption) for each in found.videos] == [("prompt", "a cat"), ("prompt", "a dog")]
         read = read_source(found.videos[0], config())
         assert (read.clips, read.skipped, len(read.digest)) == ((), (), 64)
@@ -196,15 +246,15 @@ def test_shapes_are_a_function_of_seed_and_index() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("t.jsonl", '{"file_name": "a.mp4"}\n{oops\n', "line 2 is no JSON"),
-        ("t.jsonl", "[1]\n", "line 1 is no JSON object"),
-        ("t.json", '{"a": 1}', "no list of objects"),
-        ("t.csv", "a,b\n1,2\n", "has no column of the names looked for: file (file_name, video, "),
+        ("t.jsonl", '{"file_name": "a.mp4"}\n{oops\n', "line 2: is no JSON: "),
+        ("t.jsonl", "[1]\n", "line 1: is no JSON object"),
+        ("t.json", '{"a": 1}', "holds no list of objects"),
+        ("t.csv", "a,b\n1,2\n", "no column file (file_name, video, "),
         ("t.csv", 'file_name,text\na.mp4,"open\n', "line 2: "),
         ("t.csv", b"file_name,text\n\xff,\n", "it is not UTF-8 text"),
         ("t.txt", "v/a.mp4\nv/b.mp4\n", "lists videos, not prompts"),
         ("t.parquet", "x", "is nothing that can be prepared"),
-        ("sub/t.md", "", "no video in it (looked for videos (*.mp4"),
+        ("sub/t.md", "", "no video or image in it (looked for videos (*.mp4"),
     ],
 )
 def test_bad_source_is_one_line(make: Callable[..., Path], name: str, content: str | bytes, line: str) -> None:

@@ -114,8 +114,8 @@ def test_index_keeps_the_first_of_equal_clips() -> None:
     index = build_index(entries, [Skipped("d", "no caption")])
     assert [clip.record.key for clip in index.clips] == ["1-0", "1-2", "1-4"]
     assert index.skipped == (
-        Skipped("d", "no caption"), Skipped("b", "too short"), Skipped("c", DUPLICATE, "a"),
-        Skipped("a", DUPLICATE, "a"),
+        Skipped("d", "no caption"), Skipped("b", "too short"), Skipped("c", DUPLICATE, "same as a"),
+        Skipped("a", DUPLICATE, "same as a"),
     )  # fmt: skip
     told = describe_index(index)
     assert (told["sources"], told["clips"], told["hours"]) == (5, 3, round(6 / 3600, 6))
@@ -125,14 +125,17 @@ def test_index_keeps_the_first_of_equal_clips() -> None:
     said = [
         "kept 3 clips from 2 of 5 sources (0:06 in all)",
         "  3 of 17x64x64",
-        f"  skipped 2: {DUPLICATE} (c, a)",
+        f"  skipped 2: {DUPLICATE} (c, a): same as a",
         "  skipped 1: no caption (d)",
         "  skipped 1: too short (b)",
     ]
-    warning = "  none is held out for validation: prepare more videos, or with another heldout share or seed"
-    assert summary(index) == [*said, warning]
+    mend = "prepare more videos, or with another heldout share or seed; --set heldout=0 trains on all"
+    assert summary(index, 0.05) == [*said, f"  none is held out for validation: {mend}"]
+    assert summary(index, 0.0) == [*said, "  none is held out for validation, as heldout=0 says"]
     last = replace(index.clips[2], record=replace(index.clips[2].record, split="heldout"))
-    assert summary(replace(index, clips=(*index.clips[:2], last))) == said
+    assert summary(replace(index, clips=(*index.clips[:2], last)), 0.05) == said
+    emptied = summary(replace(index, clips=(last,)), 0.99)[-1]
+    assert emptied == "  none is left to train on: prepare more videos, or with a smaller heldout share"
     assert describe_index(build_index(entries))["index"] != told["index"]
 
 

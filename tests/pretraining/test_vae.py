@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rats_video.backbones.wan_decode import decode_unclamped
@@ -233,3 +235,10 @@ def test_too_few_videos(videos: Path) -> None:
     (videos / "down.mp4").unlink()
     with pytest.raises(UserError, match=r"gives 1 clips of 33 frames \(give more videos\)"):
         read_videos(str(videos), ClipSpec(33, 32, 32, 12.0))
+
+
+def test_images_among_videos_are_left_out(videos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.fromarray(np.eye(32, dtype=np.uint8) * 255).save(videos / "image.png")
+    train, heldout = read_videos(str(videos), ClipSpec(33, 32, 32, 12.0))
+    assert (train.clips.shape, heldout.clips.shape) == ((1, 33, 3, 32, 32), (1, 33, 3, 32, 32))
+    assert capsys.readouterr().err == f"warning: {videos}: 1 images are left out: clips have 33 frames\n"
