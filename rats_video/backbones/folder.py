@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rats_video.backbones.layout import refuse_layout, weights_variant
 from rats_video.errors import AsUserError, UserError
 from rats_video.reading import DAMAGED, read_json, read_sizes
 
+INDEX = "model_index.json"
 
-def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
-    """`model_index.json`: the pipeline's `_class_name`, each part's class, and plain settings.
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """`model_index.json`: the pipeline's `_class_name`, each part's library and class, and plain settings.
 
     Raises:
-        UserError: the folder is no diffusers pipeline, or one of another family than `accepted`.
+        UserError: the folder is no diffusers pipeline; says what it is.
     """
     try:
-        index = dict(read_json(folder / "model_index.json"))
-        name = str(index["_class_name"])
+        index = dict(read_json(folder / INDEX))
+        index["_class_name"] = str(index["_class_name"])
     except DAMAGED as error:
-        raise UserError(
-            "not a diffusers pipeline: no readable model_index.json in it",
-            where=str(folder), fix="give the folder that pipeline.save_pretrained or a hub download made",
-        ) from error  # fmt: skip
-    if name not in accepted:
-        raise UserError(f"is a {name}", where=str(folder), fix=f"give one of: {', '.join(accepted)}")
+        raise refuse_layout(folder, INDEX) from error
     return index
+
+
+def read_configs(folder: Path, family: str) -> dict[str, dict[str, Any]]:
+    """The `config.json` or `scheduler_config.json` of each part.
+
+    Raises:
+        UserError: one of them is damaged, or claims sizes that no network has.
+    """
+    configs = {}
+    for path in sorted((*folder.glob("*/config.json"), *folder.glob("*/scheduler_config.json"))):
+        with AsUserError(f"cannot load it as a {family} pipeline: {path.parent.name}/", where=str(folder)):
+            configs[path.parent.name] = read_sizes(path)
+    return configs
 
 
 def load_parts(
@@ -79,16 +90,13 @@ def _load_shapes(kind: Any, folder: Path, dtype: torch.dtype, *, family: str) ->
 
 def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
     """A model of class `kind`, ready to be called, or a tokenizer."""
-    is_model = hasattr(kind, "forward")
     # Without these a model without safetensors is unpickled, and a tokenizer asks on the terminal to run its own code.
-    options = (
-        {"torch_dtype": dtype, "output_loading_info": True, "use_safetensors": True}
-        if is_model
-        else {"trust_remote_code": False}
-    )
+    options: dict[str, Any] = {"trust_remote_code": False}
     with AsUserError(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
-        if is_model:
+        if is_model := hasattr(kind, "forward"):
             read_sizes(folder / "config.json")
+            options = {"torch_dtype": dtype, "output_loading_info": True, "use_safetensors": True}
+            options |= {"variant": weights_variant(folder)}
         loaded = kind.from_pretrained(folder, local_files_only=True, **options)
         if not is_model:
             return loaded
