@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from rats_video.backbones.layout import refuse_layout, weights_variant
+from rats_video.backbones.words import loses_spaces
 from rats_video.errors import AsUserError, UserError
 from rats_video.reading import DAMAGED, read_json, read_sizes
 
@@ -66,12 +67,15 @@ def load_parts(
     Raises:
         UserError: one is missing, is of another kind, is damaged, or lacks weights.
     """
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging
 
     for name in classes:
         if not (folder / name).is_dir():
             raise UserError(f"no {name}/ in it", where=str(folder), fix=fix)
-    logging.disable_progress_bar()
+    for library in (logging, diffusers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()  # they warn of published folders as they are
     return {
         name: _load_shapes(kind, folder / name, dtype, family=family)
         if name in shapes
@@ -99,7 +103,14 @@ def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch
             options |= {"variant": weights_variant(folder)}
         loaded = kind.from_pretrained(folder, local_files_only=True, **options)
         if not is_model:
+            if hasattr(loaded, "backend_tokenizer") and loses_spaces(loaded):
+                raise UserError(
+                    "its tokenizer drops the spaces between words", where=str(folder),
+                    fix="pip install 'transformers>=5.22', or set tokenizer_class to TokenizersBackend in its "
+                    "tokenizer_config.json",
+                )  # fmt: skip
             return loaded
-        if missing := sorted(loaded[1]["missing_keys"]):
+        unread = {name for name, weight in loaded[0].named_parameters() if weight.is_meta}  # named by an index alone
+        if missing := sorted(unread | set(loaded[1]["missing_keys"])):
             raise ValueError(f"no weights for {missing[0]}")  # diffusers would make some up
     return loaded[0].to(device).eval()

@@ -14,7 +14,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.folder import read_index
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.merged import SCHEDULER, write_networks
-from rats_video.export.stock import open_pipeline
+from rats_video.export.stock import TOKENIZER, misread_tokenizers, open_pipeline
 from rats_video.export.usage import whole_snippet
 from rats_video.files import write_json
 
@@ -57,6 +57,7 @@ def copy_parts(base: Path, folder: Path, ours: Collection[str]) -> dict[str, Any
     parts = {name for name, value in index.items() if isinstance(value, list) and value != [None, None]}
     for name in sorted(parts - set(ours)):
         shutil.copytree(base / name, folder / name, copy_function=_link_or_copy)
+    index |= {name: ["transformers", TOKENIZER] for name in misread_tokenizers(base)}
     return {name: value for name, value in index.items() if name != "_name_or_path"}
 
 

@@ -128,6 +128,15 @@ def test_stock_pipeline_samples_the_folder(case: Case, exported: Any, weights: s
     assert (theirs - base.videos).abs().max() > 1e-3
 
 
+def test_tokenizer_that_the_base_names_wrongly_is_named_rightly(case: Case, exported: Any) -> None:
+    index = json.loads((exported("diffusers", "lora") / "model_index.json").read_text())
+    listed = json.loads((case.base / "model_index.json").read_text())["tokenizer"]
+    wrong = "hunyuan" in case.family.name  # LlamaTokenizerFast drops the spaces of a byte-level one
+    assert index["tokenizer"] == (["transformers", "PreTrainedTokenizerFast"] if wrong else listed)
+    line = "    tokenizer=PreTrainedTokenizerFast.from_pretrained("
+    assert (line in (exported("merged", "lora") / "README.md").read_text()) == wrong
+
+
 def test_any_trained_step_count_is_in_the_folder(case: Case, exported: Any) -> None:
     if "cogvideox" in case.family.name:
         pytest.skip("its timesteps are an argument of the call")
