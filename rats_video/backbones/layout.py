@@ -42,6 +42,13 @@ def weights_variant(part: Path) -> str | None:
     raise UserError("holds no weights: no .safetensors file in it", where=where, fix="download it again")
 
 
+def weight_files(part: Path) -> list[Path]:
+    """The files of weights that are read of a part; none where it has only its configuration."""
+    files = sorted(part.glob("*.safetensors"))
+    usual = [path for path in files if (match := _WEIGHTS.fullmatch(path.stem)) and match["variant"] is None]
+    return usual or files
+
+
 def refuse_layout(folder: Path, index: str) -> UserError:
     """The error for a folder whose `index` cannot be read: says what it is, and what would do."""
     what, fix = _describe(folder, index)
