@@ -33,7 +33,7 @@ class Family(ABC):
     """Further arguments of the constructor, for a family of the user's own."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the linear layers that LoRA adapts unless the configuration names others."""
-    text_limit: ClassVar[int]
+    text_limit: int
     """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
     exact_window: ClassVar[bool] = True
     """True if decoding a window of latent frames with gradient keeps all pixel values: no later frame counts."""
