@@ -21,7 +21,7 @@ class Family(ABC):
 
     family: ClassVar[str]
     """For messages: "Wan"."""
-    pipelines: ClassVar[tuple[str, ...]]
+    pipelines: tuple[str, ...]
     """Diffusers' names of the pipelines of this family, first the one that exports are for."""
     denoiser_parts: tuple[str, ...] = (DENOISER,)
     """The parts that denoise; two for a model of two experts."""

@@ -32,7 +32,7 @@ class LTXBackbone(PipelineBackbone):
     """
 
     family = "LTX-Video"
-    pipelines = ("LTXPipeline", "LTXConditionPipeline")
+    pipelines: tuple[str, ...] = ("LTXPipeline", "LTXConditionPipeline")
     text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     exact_window = False
@@ -47,7 +47,7 @@ class LTXBackbone(PipelineBackbone):
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)
         if self.is_095:
-            self.text_limit = TEXT_LENGTH_095
+            self.text_limit, self.pipelines = TEXT_LENGTH_095, ("LTXConditionPipeline",)
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
@@ -124,9 +124,15 @@ class LTXBackbone(PipelineBackbone):
         call: dict[str, Any] = {**stock.call, "frame_rate": rate}
         if self.vae.config.timestep_conditioning:
             call |= {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE}
+        name, note = self.pipelines[0], f"frame_rate={rate}, the rate it was trained at"
+        if self.is_095:  # whose own are others; those that are given reach the network as they are, unshifted
+            timesteps = (self.sigmas(num_steps, shift)[:-1] * NUM_TRAIN_TIMESTEPS).tolist()
+            del call["num_inference_steps"]
+            call, note = call | {"timesteps": timesteps}, f"{note}, and timesteps={timesteps}"
+            stock = replace(stock, scheduler=type(stock.scheduler)(shift=1.0))
         return replace(
             stock, call=call, latents=lambda noise: rearrange(noise, "b c f h w -> b (f h w) c"), seed=DECODE_SEED,
-            note=f"LTXPipeline must be told frame_rate={rate}, the rate it was trained at",
+            note=f"{name} must be told {note}", draws_noise=self.is_095,
         )  # fmt: skip
 
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:

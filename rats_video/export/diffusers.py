@@ -33,7 +33,11 @@ class Diffusers(Form):
         """Write the pipeline folder."""
         index = copy_parts(exported.base, folder, {*student.denoiser_parts, SCHEDULER})
         write_networks(student, exported, folder)
-        write_json(folder / INDEX, index | {SCHEDULER: ["diffusers", type(exported.stock.scheduler).__name__]})
+        write_json(
+            folder / INDEX,
+            index
+            | {"_class_name": exported.pipeline, SCHEDULER: ["diffusers", type(exported.stock.scheduler).__name__]},
+        )
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The folder as a pipeline."""

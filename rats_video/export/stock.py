@@ -74,12 +74,31 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Tensor:
     for noise, prompt in zip(exported.noises, exported.prompts, strict=True):
         with torch.random.fork_rng([noise.device] if noise.is_cuda else []):
             torch.manual_seed(stock.seed)
-            clip: Tensor = pipeline(
-                prompt, latents=stock.latents(noise.to(pipeline.device)), generator=[seeded(stock.seed)],
-                output_type="pt", **exported.size, **stock.call,
-            ).frames  # fmt: skip
+            latents, generator = stock.latents(noise.to(pipeline.device)), seeded(stock.seed)
+            with _drawing(pipeline, latents, generator) if stock.draws_noise else contextlib.nullcontext():
+                clip: Tensor = pipeline(
+                    prompt=prompt, latents=latents, generator=[generator], output_type="pt", **exported.size,
+                    **stock.call,
+                ).frames  # fmt: skip
         clips.append(clip.float().cpu())
     return torch.cat(clips)
+
+
+@contextlib.contextmanager
+def _drawing(pipeline: Any, latents: Tensor, generator: torch.Generator) -> Iterator[None]:
+    """Within it, a pipeline that draws its own noise has drawn ours, and the generator is as fresh as before."""
+    own, fresh = pipeline.prepare_latents, generator.get_state()
+
+    def prepare(*args: Any, **options: Any) -> Any:
+        _, *rest = own(*args, **options)
+        generator.set_state(fresh)
+        return latents, *rest
+
+    pipeline.prepare_latents = prepare
+    try:
+        yield
+    finally:
+        del pipeline.prepare_latents
 
 
 def class_in(config: Path) -> Any:

@@ -17,7 +17,7 @@ dtype = {{"default": torch.{dtype}, "vae": torch.float32}}
 {setup}
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 frames = pipe(
-    {prompt},
+    prompt={prompt},
     {call},
     {size},
     generator=torch.Generator().manual_seed(0), output_type="pil",
