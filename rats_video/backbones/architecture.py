@@ -15,10 +15,10 @@ from torch import nn
 
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.kinds import AUTO, BackboneConfig, family_of, pipelines
+from rats_video.backbones.folder import read_configs, read_index
+from rats_video.backbones.kinds import AUTO, BackboneConfig, family_of
 from rats_video.errors import AsUserError, UserError
 from rats_video.meta import LongPrompts, empty_model
-from rats_video.reading import DAMAGED, read_json, read_sizes
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,22 @@ class Architecture:
 
     Args:
         source: where it was read, for messages.
-        pipeline: diffusers' name of its class.
+        index: its `model_index.json`; of a preset, the name of its class and plain values.
         parts: the `config.json` of each part.
-        settings: plain values of `model_index.json`.
         folder: the pipeline's own folder, where its tokenizer is; None for a preset.
         backbone: the family that loads it.
     """
 
     source: str
-    pipeline: str
+    index: Mapping[str, Any]
     parts: Mapping[str, Mapping[str, Any]]
-    settings: Mapping[str, Any]
     folder: Path | None = None
     backbone: BackboneConfig = AUTO
 
     @property
     def family(self) -> type[PipelineBackbone]:
         """The adapter that would load it."""
-        families = self.backbone.families()
-        if self.pipeline not in (known := pipelines(families)):
-            raise UserError(f"is a {self.pipeline}", where=self.source, fix=f"give one of: {', '.join(known)}")
-        return family_of({"_class_name": self.pipeline}, families)
+        return family_of(self.index, self.backbone.families(), where=self.source)
 
     @property
     def denoiser_parts(self) -> list[str]:
@@ -74,8 +69,9 @@ def find_architecture(model: str, preset: str | None, backbone: BackboneConfig =
     """
     if preset is not None:
         read_preset(preset)  # a misspelt name is told even where the folder is there
-    if is_embedded(model) or Path(model).expanduser().is_dir():
-        return replace(_read_folder(resolve_folder(model, where="model")), backbone=backbone)
+    if is_embedded(model) or Path(model).expanduser().exists():
+        folder = resolve_folder(model, where="model")
+        return Architecture(str(folder), read_index(folder), read_configs(folder, "diffusers"), folder, backbone)
     if preset is not None:
         return replace(read_preset(preset), backbone=backbone)
     raise UserError(
@@ -103,20 +99,7 @@ def read_preset(name: str) -> Architecture:
     text = (resources.files("rats_video.configs") / "architectures" / f"{name}.yaml").read_text(encoding="utf-8")
     tree = yaml.safe_load(text)
     parts = {part: tree.pop(part) for part in list(tree) if isinstance(tree[part], dict)}
-    return Architecture(f"preset {name}", tree.pop("pipeline"), parts, tree)
-
-
-def _read_folder(folder: Path) -> Architecture:
-    try:
-        index = read_json(folder / "model_index.json")
-        pipeline = str(index["_class_name"])
-        parts = {path.parent.name: read_sizes(path) for path in sorted(folder.glob("*/config.json"))}
-    except DAMAGED as error:
-        raise UserError(
-            "not a diffusers pipeline: its model_index.json or a config.json cannot be read", where=str(folder)
-        ) from error
-    settings = {key: value for key, value in index.items() if not key.startswith("_") and not isinstance(value, list)}
-    return Architecture(str(folder), pipeline, parts, settings, folder)
+    return Architecture(f"preset {name}", {"_class_name": tree.pop("pipeline"), **tree}, parts)
 
 
 def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBackbone:
@@ -126,7 +109,8 @@ def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBac
         UserError: a part has no configuration, or one that its class does not take.
     """
     family = architecture.family
-    parts = {key: architecture.settings[key] for key in family.settings if key in architecture.settings}
+    family.check(architecture.index, architecture.parts, architecture.source)
+    parts = {key: architecture.index[key] for key in family.settings if key in architecture.index}
     parts |= family.options
     for name, kind in family.component_classes().items():
         if not hasattr(kind, "forward"):

@@ -12,13 +12,14 @@ from torch import Generator, Tensor, nn
 
 from rats_video.backbones.compute import DecodeConfig, LoraConfig
 from rats_video.backbones.family import DENOISER, Family
-from rats_video.backbones.folder import load_parts, read_index
+from rats_video.backbones.folder import load_parts, read_configs, read_index
 from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
 from rats_video.backbones.sizes import divide_clip
 from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.backbones.words import truncation_note, unknown_words
 from rats_video.diffusion.schedule import sigma_grid
+from rats_video.errors import UserError
 from rats_video.types import ClipSpec, TextCondition
 
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
@@ -67,12 +68,16 @@ class PipelineBackbone(Family):
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
         """
-        index = read_index(folder, cls.pipelines)
+        index = read_index(folder)
+        if not cls.knows(index):
+            fix = f"give one of: {', '.join(cls.pipelines)}"
+            raise UserError(f"is a {index['_class_name']}", where=str(folder), fix=fix)
+        cls.check(index, configs := read_configs(folder, cls.family), str(folder))
         classes = {
             name: kind
             for name, kind in cls.component_classes().items()
             if (with_text or not name.startswith(TEXT_ENCODERS))
-            and (name not in cls.optional_parts or index.get(name) not in (None, [None, None]))
+            and (name not in cls.optional_parts or cls.has_part(name, index, configs))
         }
         shapes = set() if with_denoiser else {DENOISER, *cls.optional_parts} & classes.keys()
         fix = f"give a folder that diffusers.{cls.pipelines[0]} loads"

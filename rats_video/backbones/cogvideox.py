@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,22 +37,26 @@ class CogVideoXBackbone(PipelineBackbone):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def __init__(self, **parts: Any) -> None:
-        """Raises UserError if the model does not predict v, does not start from pure noise, or is CogVideoX 1.5."""
         super().__init__(**parts)
-        scheduler = parts["scheduler"]
-        if scheduler.config.prediction_type != "v_prediction" or scheduler.alphas_cumprod[-1] > 0:
-            raise UserError(
-                "not a CogVideoX schedule", where="scheduler/scheduler_config.json",
-                fix="needs prediction_type v_prediction and rescale_betas_zero_snr true",
-            )  # fmt: skip
-        if parts["transformer"].config.patch_size_t is not None:
-            raise UserError(
-                "CogVideoX 1.5, whose latent frames come in padded pairs, is not supported",
-                where="transformer/config.json", fix="give CogVideoX-2b or CogVideoX-5b",
-            )  # fmt: skip
-        signal: Tensor = scheduler.alphas_cumprod.double()
+        signal: Tensor = parts["scheduler"].alphas_cumprod.double()
         self._signal, self._noise = signal.sqrt().float(), (1 - signal).sqrt().float()  # a and s by timestep
         self._levels = self._noise / (self._signal + self._noise)  # [1000], rising to 1
+
+    @classmethod
+    def check(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
+        """Refuse what takes an image, does not predict v, does not start from pure noise, or is CogVideoX 1.5."""
+        super().check(index, configs, where)
+        schedule = configs.get("scheduler")
+        if schedule and (schedule["prediction_type"] != "v_prediction" or not schedule["rescale_betas_zero_snr"]):
+            raise UserError(
+                "not a CogVideoX schedule", where=f"{where}: scheduler/scheduler_config.json",
+                fix="needs prediction_type v_prediction and rescale_betas_zero_snr true",
+            )  # fmt: skip
+        if configs.get("transformer", {}).get("patch_size_t") is not None:
+            raise UserError(
+                "CogVideoX 1.5, whose latent frames come in padded pairs, is not supported",
+                where=f"{where}: transformer/config.json", fix="give CogVideoX-2b or CogVideoX-5b",
+            )  # fmt: skip
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rats_video.backbones.stock import StockCall
+from rats_video.errors import UserError
 from rats_video.types import TextCondition
 
 NUM_TRAIN_TIMESTEPS = 1000
@@ -20,8 +21,8 @@ class Family(ABC):
 
     family: ClassVar[str]
     """For messages: "Wan"."""
-    pipelines: ClassVar[tuple[str, ...]]
-    """`_class_name` in `model_index.json` of the folders this family loads, the first one first."""
+    pipelines: tuple[str, ...]
+    """Diffusers' names of the pipelines of this family, first the one that exports are for."""
     denoiser_parts: tuple[str, ...] = (DENOISER,)
     """The parts that denoise; two for a model of two experts."""
     optional_parts: ClassVar[tuple[str, ...]] = ()
@@ -32,7 +33,7 @@ class Family(ABC):
     """Further arguments of the constructor, for a family of the user's own."""
     lora_targets: ClassVar[tuple[str, ...]]
     """Names of the linear layers that LoRA adapts unless the configuration names others."""
-    text_limit: ClassVar[int]
+    text_limit: int
     """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
     exact_window: ClassVar[bool] = True
     """True if decoding a window of latent frames with gradient keeps all pixel values: no later frame counts."""
@@ -50,8 +51,43 @@ class Family(ABC):
 
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
-        """True if this family loads the folder of this `model_index.json`."""
-        return index["_class_name"] in cls.pipelines
+        """True if this family loads the folder of this `model_index.json`.
+
+        Its pipeline is the family's own, or another one of the same networks: what makes a video from an image, say.
+        """
+        if index["_class_name"] in cls.pipelines:
+            return True
+        networks = {name: kind for name, kind in cls.component_classes().items() if hasattr(kind, "forward")}
+        return all(
+            index.get(name, [None, None])[1] == kind.__name__
+            for name, kind in networks.items()
+            if name not in cls.optional_parts
+        )
+
+    @staticmethod
+    def has_part(name: str, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> bool:
+        """True if `model_index.json` names the optional part, or says nothing of it and it is there."""
+        return index[name] not in (None, [None, None]) if name in index else name in configs
+
+    @classmethod
+    def check(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], where: str) -> None:  # noqa: ARG003
+        """Refuse, by its small files, what the family cannot load: weights of 100 GB need not be read for that.
+
+        Args:
+            index: `model_index.json`.
+            configs: of each part.
+            where: the folder, for messages.
+
+        Raises:
+            UserError: the denoiser takes more than noise and text.
+        """
+        denoiser = configs.get(DENOISER, {})
+        taken, made = denoiser.get("in_channels"), denoiser.get("out_channels")
+        if None not in (taken, made) and taken != made:
+            raise UserError(
+                f"its transformer takes {taken} channels and makes {made}: it needs an image or a video to start from",
+                where=where, fix="give a text-to-video model",
+            )  # fmt: skip
 
     @classmethod
     @abstractmethod

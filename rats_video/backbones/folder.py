@@ -2,33 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rats_video.backbones.layout import refuse_layout, weights_variant
+from rats_video.backbones.words import loses_spaces
 from rats_video.errors import AsUserError, UserError
 from rats_video.reading import DAMAGED, check_finite, read_json, read_sizes
 
+INDEX = "model_index.json"
 
-def read_index(folder: Path, accepted: Sequence[str]) -> dict[str, Any]:
-    """`model_index.json`: the pipeline's `_class_name`, each part's class, and plain settings.
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """`model_index.json`: the pipeline's `_class_name`, each part's library and class, and plain settings.
 
     Raises:
-        UserError: the folder is no diffusers pipeline, or one of another family than `accepted`.
+        UserError: the folder is no diffusers pipeline; says what it is.
     """
     try:
-        index = dict(read_json(folder / "model_index.json"))
-        name = str(index["_class_name"])
+        index = dict(read_json(folder / INDEX))
+        index["_class_name"] = str(index["_class_name"])
     except DAMAGED as error:
-        raise UserError(
-            "not a diffusers pipeline: no readable model_index.json in it",
-            where=str(folder), fix="give the folder that pipeline.save_pretrained or a hub download made",
-        ) from error  # fmt: skip
-    if name not in accepted:
-        raise UserError(f"is a {name}", where=str(folder), fix=f"give one of: {', '.join(accepted)}")
+        raise refuse_layout(folder, INDEX) from error
     return index
+
+
+def read_configs(folder: Path, family: str) -> dict[str, dict[str, Any]]:
+    """The `config.json` or `scheduler_config.json` of each part.
+
+    Raises:
+        UserError: one of them is damaged, or claims sizes that no network has.
+    """
+    configs = {}
+    for path in sorted((*folder.glob("*/config.json"), *folder.glob("*/scheduler_config.json"))):
+        with AsUserError(f"cannot load it as a {family} pipeline: {path.parent.name}/", where=str(folder)):
+            configs[path.parent.name] = read_sizes(path)
+    return configs
 
 
 def load_parts(
@@ -55,12 +67,15 @@ def load_parts(
     Raises:
         UserError: one is missing, is of another kind, is damaged, lacks weights, or has some that are not finite.
     """
+    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging
 
     for name in classes:
         if not (folder / name).is_dir():
             raise UserError(f"no {name}/ in it", where=str(folder), fix=fix)
-    logging.disable_progress_bar()
+    for library in (logging, diffusers_logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()  # they warn of published folders as they are
     return {
         name: _load_shapes(kind, folder / name, dtype, family=family)
         if name in shapes
@@ -79,20 +94,24 @@ def _load_shapes(kind: Any, folder: Path, dtype: torch.dtype, *, family: str) ->
 
 def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
     """A model of class `kind`, ready to be called, or a tokenizer."""
-    is_model = hasattr(kind, "forward")
     # Without these a model without safetensors is unpickled, and a tokenizer asks on the terminal to run its own code.
-    options = (
-        {"torch_dtype": dtype, "output_loading_info": True, "use_safetensors": True}
-        if is_model
-        else {"trust_remote_code": False}
-    )
+    options: dict[str, Any] = {"trust_remote_code": False}
     with AsUserError(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
-        if is_model:
+        if is_model := hasattr(kind, "forward"):
             read_sizes(folder / "config.json")
+            options = {"torch_dtype": dtype, "output_loading_info": True, "use_safetensors": True}
+            options |= {"variant": weights_variant(folder)}
         loaded = kind.from_pretrained(folder, local_files_only=True, **options)
         if not is_model:
+            if hasattr(loaded, "backend_tokenizer") and loses_spaces(loaded):
+                raise UserError(
+                    "its tokenizer drops the spaces between words", where=str(folder),
+                    fix="pip install 'transformers>=5.22', or set tokenizer_class to TokenizersBackend in its "
+                    "tokenizer_config.json",
+                )  # fmt: skip
             return loaded
-        if missing := sorted(loaded[1]["missing_keys"]):
+        unread = {name for name, weight in loaded[0].named_parameters() if weight.is_meta}  # named by an index alone
+        if missing := sorted(unread | set(loaded[1]["missing_keys"])):
             raise ValueError(f"no weights for {missing[0]}")  # diffusers would make some up
     model = loaded[0].to(device).eval()
     check_finite(model.state_dict().items(), where=folder)

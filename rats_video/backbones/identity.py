@@ -11,6 +11,7 @@ from rats_video.files import weights_digest
 from rats_video.reading import read_json
 
 _WEIGHTS = {".safetensors", ".model", ".txt"}
+_SMALL = ("config.json", "tokenizer.json", "vocab.json")
 _REMARKS = ("_", "transformers_version", "dtype", "torch_dtype")  # what a config's keys begin with that compute nothing
 
 
@@ -36,7 +37,7 @@ def text_digest(folder: Path) -> str:
 
 def _digest(parts: list[Path]) -> str:
     digest = hashlib.sha256(weights_digest(parts, _WEIGHTS).encode())
-    for path in (path for part in parts for path in (part / "config.json", part / "tokenizer.json") if path.is_file()):
+    for path in (path for part in parts for name in _SMALL for path in part.glob(name)):
         with AsUserError("cannot read it", where=str(path)):
             content = {key: value for key, value in read_json(path).items() if not key.startswith(_REMARKS)}
         digest.update(json.dumps(content, sort_keys=True).encode())

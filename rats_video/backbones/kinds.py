@@ -18,6 +18,7 @@ from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
 from rats_video.backbones.wan_paths import PathWanBackbone
 from rats_video.config.fields import Config
+from rats_video.errors import UserError
 
 FAMILIES: tuple[type[PipelineBackbone], ...] = (
     PathWanBackbone,  # before Wan, which loads its folders as well
@@ -29,7 +30,7 @@ FAMILIES: tuple[type[PipelineBackbone], ...] = (
 
 
 class AutoBackboneConfig(Config):
-    """The family that knows the pipeline class in the folder."""
+    """The family that knows the networks in the folder."""
 
     kind: Literal["auto"] = "auto"
 
@@ -52,18 +53,22 @@ def find_family(folder: Path, backbone: BackboneConfig = AUTO) -> type[PipelineB
     Raises:
         UserError: it is no pipeline, or of no family we know; or the user's own cannot be imported.
     """
-    families = backbone.families()
-    return family_of(read_index(folder, pipelines(families)), families)
+    return family_of(read_index(folder), backbone.families(), where=str(folder))
 
 
-def family_of(index: Mapping[str, Any], families: Sequence[type[PipelineBackbone]]) -> type[PipelineBackbone]:
-    """The first family that loads the folder of this `model_index.json`."""
-    return next(family for family in families if family.knows(index))
+def family_of(
+    index: Mapping[str, Any], families: Sequence[type[PipelineBackbone]], *, where: str
+) -> type[PipelineBackbone]:
+    """The first family that loads the folder of this `model_index.json`.
 
-
-def pipelines(families: Sequence[type[PipelineBackbone]]) -> list[str]:
-    """The pipeline classes that these families load."""
-    return list(dict.fromkeys(name for family in families for name in family.pipelines))
+    Raises:
+        UserError: none does.
+    """
+    for family in families:
+        if family.knows(index):
+            return family
+    known = dict.fromkeys(name for family in families for name in family.pipelines)
+    raise UserError(f"is a {index['_class_name']}", where=where, fix=f"give one of: {', '.join(known)}")
 
 
 def load_backbone(

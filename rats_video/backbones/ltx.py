@@ -1,4 +1,4 @@
-"""LTX-Video text-to-video, from any folder that `diffusers.LTXPipeline` loads."""
+"""LTX-Video text-to-video, 0.9.0 to 0.9.8: `diffusers.LTXPipeline` and `LTXConditionPipeline`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rats_video.seeds import seeded
 from rats_video.types import TextCondition
 
 TEXT_LENGTH = 128  # rows LTXPipeline pads every prompt to; the mask leaves the padding out
+TEXT_LENGTH_095 = 256  # the same of LTXConditionPipeline
 # VAEs since 0.9.1 finish the denoising: as diffusers advises, they are shown a little noise and told how much.
 DECODE_TIMESTEP, DECODE_NOISE, DECODE_SEED = 0.05, 0.025, 0
 
@@ -31,7 +32,7 @@ class LTXBackbone(PipelineBackbone):
     """
 
     family = "LTX-Video"
-    pipelines = ("LTXPipeline",)
+    pipelines: tuple[str, ...] = ("LTXPipeline", "LTXConditionPipeline")
     text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     exact_window = False
@@ -42,6 +43,11 @@ class LTXBackbone(PipelineBackbone):
         (r"^time_embed\.", "adaln_single."),
         (r"\.norm_([qk])\.", r".\1_norm."),
     )
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        if self.is_095:
+            self.text_limit, self.pipelines = TEXT_LENGTH_095, ("LTXConditionPipeline",)
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
@@ -62,25 +68,46 @@ class LTXBackbone(PipelineBackbone):
         return 1, 1, 1
 
     def _encode(self, prompts: Sequence[str]) -> TextCondition:
-        """Embeds `[B, 128, D]` and mask `[B, 128]` (bool); T5 itself attends to the padding, as in LTXPipeline."""
+        """Embeds `[B, L, D]` and mask `[B, L]` (bool), L = `text_limit`, as the version's pipeline gives them.
+
+        T5 attends to the padding in LTXPipeline, and does not in LTXConditionPipeline.
+        """
         inputs = self.parts["tokenizer"](
-            list(prompts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
+            list(prompts), padding="max_length", max_length=self.text_limit, truncation=True, return_tensors="pt"
         ).to(self.device)
-        return TextCondition(self.parts["text_encoder"](inputs.input_ids)[0], inputs.attention_mask.bool())
+        mask = inputs.attention_mask.bool()
+        return TextCondition(self.parts["text_encoder"](inputs.input_ids, mask if self.is_095 else None)[0], mask)
 
     def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        transformer, stride = self.parts["transformer"], self.spatial_stride
+        transformer = self.parts["transformer"]
         frames, height, width = latents.shape[2:]
         velocity: Tensor = transformer(
             rearrange(latents, "b c f h w -> b (f h w) c").to(transformer.dtype),
             text.embeds.to(transformer.dtype),
             sigma * NUM_TRAIN_TIMESTEPS,
             text.mask,
-            num_frames=frames, height=height, width=width,
-            rope_interpolation_scale=(self.temporal_stride / self.fps, stride, stride),  # seconds and pixels
-            return_dict=False,
+            num_frames=frames, height=height, width=width, return_dict=False, **self._places(latents),
         )[0]  # fmt: skip
         return rearrange(velocity, "b (f h w) c -> b c f h w", f=frames, h=height).to(latents.dtype)
+
+    @property
+    def is_095(self) -> bool:
+        """True for 0.9.5 and later, told by the VAE: the pipeline's name in the folder does not tell."""
+        return bool(self.vae.config.down_block_types[-1] == "LTXVideo095DownBlock3D")
+
+    def _places(self, latents: Tensor) -> dict[str, Any]:
+        """The tokens' places in seconds and pixels, as the transformer's arguments.
+
+        Since 0.9.5 a latent frame lies where its first pixel frame does, and the first one, which holds one pixel
+        frame alone, at 0: `LTXConditionPipeline._scale_video_ids`. Before, they were evenly spaced.
+        """
+        time, space = self.temporal_stride, self.spatial_stride
+        if not self.is_095:
+            return {"rope_interpolation_scale": (time / self.fps, space, space)}
+        frames, height, width = (torch.arange(float(size), device=latents.device) for size in latents.shape[2:])
+        seconds = (frames * time + 1 - time).clamp(min=0) / self.fps
+        places = torch.stack(torch.meshgrid(seconds, height * space, width * space, indexing="ij")).flatten(1)
+        return {"video_coords": places.expand(len(latents), -1, -1)}
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)
@@ -97,9 +124,15 @@ class LTXBackbone(PipelineBackbone):
         call: dict[str, Any] = {**stock.call, "frame_rate": rate}
         if self.vae.config.timestep_conditioning:
             call |= {"decode_timestep": DECODE_TIMESTEP, "decode_noise_scale": DECODE_NOISE}
+        name, note = self.pipelines[0], f"frame_rate={rate}, the rate it was trained at"
+        if self.is_095:  # whose own are others; those that are given reach the network as they are, unshifted
+            timesteps = (self.sigmas(num_steps, shift)[:-1] * NUM_TRAIN_TIMESTEPS).tolist()
+            del call["num_inference_steps"]
+            call, note = call | {"timesteps": timesteps}, f"{note}, and timesteps={timesteps}"
+            stock = replace(stock, scheduler=type(stock.scheduler)(shift=1.0))
         return replace(
             stock, call=call, latents=lambda noise: rearrange(noise, "b c f h w -> b (f h w) c"), seed=DECODE_SEED,
-            note=f"LTXPipeline must be told frame_rate={rate}, the rate it was trained at",
+            note=f"{name} must be told {note}", draws_noise=self.is_095,
         )  # fmt: skip
 
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:

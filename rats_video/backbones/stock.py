@@ -19,6 +19,7 @@ class StockCall:
         latents: turns our noise `[B, C, F, H, W]` into the pipeline's.
         note: what the caller must pass, because no folder can carry it; or nothing.
         seed: of the global generator, for VAEs that draw noise from it.
+        draws_noise: True if the pipeline passes the `latents` it is given by, and draws its own.
     """
 
     scheduler: Any
@@ -26,3 +27,4 @@ class StockCall:
     latents: Callable[[Tensor], Tensor] = lambda noise: noise
     note: str = ""
     seed: int = 0
+    draws_noise: bool = False

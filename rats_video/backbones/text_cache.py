@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from rats_video.files import replacing
 from rats_video.types import TextCondition
 
 BATCH_SIZE = 16
+LIBRARIES = ("ftfy", "tokenizers", "transformers")  # another version may make other tokens of a prompt
 
 
 class TextCache:
@@ -79,12 +81,15 @@ class TextCache:
 
 
 def text_identity(folder: Path, dtype: str) -> str:
-    """The identity of a pipeline's encoded prompts: its tokenizers and text encoders, by path, size and time."""
+    """The identity of a pipeline's encoded prompts: its tokenizers and text encoders, and the libraries that read them.
+
+    Files count by path, size and time.
+    """
     files = sorted(
         path for part in ("tokenizer*", "text_encoder*") for path in folder.glob(f"{part}/*") if path.is_file()
     )
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    return json.dumps([dtype, *stats])
+    return json.dumps([dtype, *((name, version(name)) for name in LIBRARIES), *stats])
 
 
 def _parts(row: TextCondition) -> list[tuple[str, Tensor]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,9 +29,6 @@ class WanBackbone(PipelineBackbone):
     the steps that it makes. Wan 2.2 TI2V-5B gives each token a timestep of its own (`expand_timesteps`); where a clip
     is made from text alone they are all equal, so we give the clip one: the same modulation, without the `[B, tokens,
     6, D]` of it that each block would hold (2 GB in float32 at 704 x 1280 x 121).
-
-    Raises:
-        UserError: a boundary without a second expert.
     """
 
     family = "Wan"
@@ -63,15 +60,21 @@ class WanBackbone(PipelineBackbone):
         self.boundary_ratio: float | None = parts.get("boundary_ratio")
         if self.boundary_ratio is not None:
             self.denoiser_parts = (HIGH_NOISE, LOW_NOISE)
-            if LOW_NOISE not in parts:
-                raise UserError(
-                    f"boundary_ratio is {self.boundary_ratio}, but there is no {LOW_NOISE}", where="model_index.json",
-                    fix="give the folder of both experts, or a boundary_ratio of null",
-                )  # fmt: skip
         super().__init__(**parts)
         for network in self.denoisers.values():
             use_compact_text(network)
         use_fast_norms(self.vae)
+
+    @classmethod
+    def check(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]], where: str) -> None:
+        """Refuse what takes an image, and a boundary without a second expert."""
+        super().check(index, configs, where)
+        boundary = index.get("boundary_ratio")
+        if boundary is not None and not cls.has_part(LOW_NOISE, index, configs):
+            raise UserError(
+                f"boundary_ratio is {boundary}, but there is no {LOW_NOISE}", where=f"{where}: model_index.json",
+                fix="give the folder of both experts, or a boundary_ratio of null (as Wan 2.1 has it)",
+            )  # fmt: skip
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:

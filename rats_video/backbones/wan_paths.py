@@ -91,7 +91,7 @@ class PathWanBackbone(WanBackbone):
     @classmethod
     def from_base(cls, folder: Path, device: torch.device, seed: int) -> Self:
         """A Wan pipeline's folder, and a path encoder: its own where it has one, else a random one of that seed."""
-        if read_index(folder, cls.pipelines).get(PATH_ENCODER):
+        if read_index(folder).get(PATH_ENCODER):
             return cls.from_pretrained(folder, device)
         base = WanBackbone.from_pretrained(folder, device)
         with torch.random.fork_rng(devices=[]):

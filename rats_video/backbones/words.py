@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+_STRANGE = "\ue000"  # of the private use area: in no vocabulary
+
 
 def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
     """Words of the prompt that a tokenizer of whole words does not know; one of subwords spells them."""
@@ -18,4 +20,18 @@ def truncation_note(tokenizer: Any, prompt: str, limit: int) -> str:
     ids = tokenizer(prompt, verbose=False).input_ids
     if len(ids) > limit:
         return f"longer than the {limit} tokens this model reads"
-    return "written with characters this model does not know" if tokenizer.unk_token_id in ids else ""
+    return "written with characters this model does not know" if unknown_id(tokenizer) in ids else ""
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """The id that an unknown character becomes, or None where every character can be spelled.
+
+    The model that splits words is asked: `unk_token_id` is another for UMT5, whose class numbers it by T5's rule.
+    """
+    pieces = tokenizer.backend_tokenizer.model.tokenize(_STRANGE)
+    return pieces[0].id if len(pieces) == 1 else None
+
+
+def loses_spaces(tokenizer: Any) -> bool:
+    """True if words run together: a byte-level tokenizer that is taken for a SentencePiece one drops every space."""
+    return bool(tokenizer("a red circle").input_ids == tokenizer("aredcircle").input_ids)

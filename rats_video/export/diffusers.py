@@ -14,7 +14,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.folder import read_index
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.merged import SCHEDULER, write_networks
-from rats_video.export.stock import open_pipeline
+from rats_video.export.stock import TOKENIZER, misread_tokenizers, open_pipeline
 from rats_video.export.usage import whole_snippet
 from rats_video.files import write_json
 
@@ -31,9 +31,13 @@ class Diffusers(Form):
 
     def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
         """Write the pipeline folder."""
-        index = copy_parts(exported.base, folder, student, {*student.denoiser_parts, SCHEDULER})
+        index = copy_parts(exported.base, folder, {*student.denoiser_parts, SCHEDULER})
         write_networks(student, exported, folder)
-        write_json(folder / INDEX, index | {SCHEDULER: ["diffusers", type(exported.stock.scheduler).__name__]})
+        write_json(
+            folder / INDEX,
+            index
+            | {"_class_name": exported.pipeline, SCHEDULER: ["diffusers", type(exported.stock.scheduler).__name__]},
+        )
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The folder as a pipeline."""
@@ -46,17 +50,18 @@ class Diffusers(Form):
 
 def write_denoiser(model: PipelineBackbone, base: Path, folder: Path) -> None:
     """The model's denoiser among all of the base's other parts, its scheduler too."""
-    index = copy_parts(base, folder, model, set(model.denoiser_parts))
+    index = copy_parts(base, folder, set(model.denoiser_parts))
     model.save_role(folder)
     write_json(folder / INDEX, index)
 
 
-def copy_parts(base: Path, folder: Path, model: PipelineBackbone, ours: Collection[str]) -> dict[str, Any]:
+def copy_parts(base: Path, folder: Path, ours: Collection[str]) -> dict[str, Any]:
     """Copy a pipeline's parts but for ours, byte for byte; returns its index."""
-    index = read_index(base, model.pipelines)
+    index = read_index(base)
     parts = {name for name, value in index.items() if isinstance(value, list) and value != [None, None]}
     for name in sorted(parts - set(ours)):
         shutil.copytree(base / name, folder / name, copy_function=_link_or_copy)
+    index |= {name: ["transformers", TOKENIZER] for name in misread_tokenizers(base)}
     return {name: value for name, value in index.items() if name != "_name_or_path"}
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rats_video.export.base import ExportedStudent
+from rats_video.export.stock import TOKENIZER, misread_tokenizers
 
 _SNIPPET = """\
 import torch
@@ -16,7 +17,7 @@ dtype = {{"default": torch.{dtype}, "vae": torch.float32}}
 {setup}
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 frames = pipe(
-    {prompt},
+    prompt={prompt},
     {call},
     {size},
     generator=torch.Generator().manual_seed(0), output_type="pil",
@@ -44,6 +45,9 @@ def base_snippet(
     """
     imports, base = exported.base_source
     scheduler = type(exported.stock.scheduler).__name__
+    if misread := misread_tokenizers(exported.base):
+        imports += f"from transformers import {TOKENIZER}\n"
+        parts += "".join(f"    {name}={TOKENIZER}.from_pretrained({base}, subfolder={name!r}),\n" for name in misread)
     parts += f'    scheduler={scheduler}.from_pretrained(folder, subfolder="scheduler"),\n'
     setup = f"pipe = {exported.pipeline}.from_pretrained(\n    {base}, dtype=dtype,\n{parts})"
     return _snippet(exported, name, "\n".join([setup, *then]), [scheduler, *classes], imports)

@@ -9,6 +9,7 @@ from typing import Any
 from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.distillation.settings import DistillConfig
 from rats_video.planning.devices import Device
+from rats_video.planning.reading import Reading
 from rats_video.planning.trace import AVERAGE, DENOISER, FLOPS, HELD, TEXT, TRAINED, Counts
 
 GIB = 2**30
@@ -215,6 +216,7 @@ class Plan:
         steps: of the run.
         horizons: student noise levels with the teacher's they are matched with.
         guard: seconds of the run beside its steps, for the guard's evaluations.
+        reading: of the model, before the first step.
     """
 
     source: str
@@ -229,6 +231,7 @@ class Plan:
     steps: int
     horizons: tuple[Mapping[str, Any], ...]
     guard: float
+    reading: Reading
     is_full: bool = False
 
     @property
@@ -247,12 +250,12 @@ class Plan:
         return {
             **asdict(self),
             "peak_bytes": round(memory.peak), "peak_phase": memory.fullest, "needed_bytes": round(memory.needed),
-            "seconds_per_step": self.seconds_per_step, "hours": self.hours,
+            "seconds_per_step": self.seconds_per_step, "hours": self.hours, "reading_seconds": self.reading.seconds,
         }  # fmt: skip
 
 
 def make_plan(cfg: DistillConfig, counted: TracedCosts, device: Device, *, gpus: int, clips: int, source: str,
-              horizons: tuple[Mapping[str, Any], ...]) -> Plan:  # fmt: skip
+              horizons: tuple[Mapping[str, Any], ...], reading: Reading) -> Plan:  # fmt: skip
     """Put the estimates together."""
     tflops = estimate_tflops(cfg, counted)
     seconds = estimate_seconds(cfg, tflops, device)
@@ -262,5 +265,6 @@ def make_plan(cfg: DistillConfig, counted: TracedCosts, device: Device, *, gpus:
         memory=estimate_memory(cfg, counted, gpus),
         nfe=network_calls(cfg), tflops=tflops, seconds=seconds,
         steps=cfg.training.steps, horizons=horizons, guard=guard_seconds(cfg, seconds, clips, gpus),
+        reading=reading,
         is_full=isinstance(cfg.student.weights, FullWeightsConfig),
     )  # fmt: skip

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from rats_video.planning.estimate import CONTEXT, FRAGMENTED, GIB, Plan
 from rats_video.planning.memory_options import MemoryOption
+from rats_video.planning.reading import READ_RATE, Reading
 
 SHOWN = 0.005  # GiB or TFLOPs; smaller rows are left out where there are larger ones
 CPU_TRUST = [
@@ -34,6 +35,8 @@ def plan_lines(plan: Plan) -> list[str]:
         "",
         *_table("memory of one device", unit, held, "{:.2f}", total="peak of live tensors"),
         *([] if device.is_cpu else [f"  {'needed of a GPU':<52}{memory.needed / GIB:>14.2f} GiB"]),
+        "",
+        *_reading(plan.reading, unit, scale),
         "",
         f"network calls a clip and step (NFE): {calls}",
         "",
@@ -84,6 +87,15 @@ def _table(title: str, unit: str, rows: Iterable[tuple[str, float]], form: str, 
         f"{title}{f', {unit}' if unit else ''}",
         *(f"  {name:<52}{form.format(value):>14}" for name, value in [*shown, (total, whole)]),
     ]
+
+
+def _reading(reading: Reading, unit: str, scale: int) -> list[str]:
+    host = [
+        f"  {'host memory meanwhile, each process':<52}{reading.host / scale:>14.2f}",
+        f"  expected: {reading.seconds:.2g} s at {READ_RATE / 1e9:g} GB/s",
+    ]
+    rows = [(part, size / scale) for part, size in reading.disk.items()]
+    return [*_table("reading the model from disk", unit, rows, "{:.2f}"), *host[: 1 + bool(rows)]]
 
 
 def _horizons(plan: Plan) -> list[str]:

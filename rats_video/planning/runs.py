@@ -21,6 +21,7 @@ from rats_video.planning.devices import Device, detect_device
 from rats_video.planning.estimate import Plan, TracedCosts, make_plan
 from rats_video.planning.horizons import horizon_rows
 from rats_video.planning.memory_tracker import MemoryTracker, Workspace, cpu_workspace, no_workspace
+from rats_video.planning.reading import Reading, plan_reading
 from rats_video.planning.trace import (
     FLOPS,
     Counts,
@@ -87,7 +88,7 @@ class PlanBuilder:
         base = self._base(cfg)
         return make_plan(
             cfg, counted, device, gpus=self._gpus, clips=self._share(cfg), source=self.source,
-            horizons=tuple(horizon_rows(cfg, base)),
+            horizons=tuple(horizon_rows(cfg, base)), reading=self._reading(cfg),
         )  # fmt: skip
 
     def _once(self, key: str, make: Callable[[], Any]) -> Any:
@@ -118,6 +119,11 @@ class PlanBuilder:
         base: PipelineBackbone = self._once(f"base {dtype}", lambda: build_on_meta(shallow, getattr(torch, dtype)))
         prepare_base(cfg, base, META)
         return base
+
+    def _reading(self, cfg: DistillConfig) -> Reading:
+        key = f"reading {cfg.compute.dtype} {cfg.compute.offload} {cfg.parallel.shard}"
+        reading: Reading = self._once(key, lambda: plan_reading(cfg, self._architecture, is_cpu=self._cpu))
+        return reading
 
     def _text(self, cfg: DistillConfig) -> Counts:
         def run() -> Counts:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from contract import FAMILIES, Case, load_pipeline
+from contract import FAMILIES, Case
 from family import Family
 from shared import made_once
 
@@ -25,7 +25,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Family], Case]
         backbone = load_backbone(folder)
         backbone.fps = family.clip.fps
         noise = backbone.sample_noise(2, family.clip, seeded(3))
-        return Case(family=family, folder=folder, backbone=backbone, pipeline=load_pipeline(folder), noise=noise)
+        return Case(family=family, folder=folder, backbone=backbone, pipeline=family.load(folder), noise=noise)
 
     return open_family
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from contract import LORA, PROMPTS, Case, close, disturb, load_pipeline
+from contract import LORA, PROMPTS, Case, close, disturb
 from torch import Tensor
 
 from rats_video.backbones.features import middle_features
@@ -70,7 +70,7 @@ def test_lora_role_is_an_adapter_on_the_base(case: Case, tmp_path: Path) -> None
 
     student.save_role(tmp_path)
     assert torch.equal(case.velocity(case.backbone.with_own_denoiser().load_role(tmp_path)), changed)
-    pipeline = load_pipeline(case.folder)
+    pipeline = case.family.load(case.folder)
     case.family.load_lora(pipeline, tmp_path)
     theirs = case.family.native_velocity(pipeline, case.noise, case.sigma, PROMPTS)
     close(changed, theirs)

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import HunyuanVideoPipeline
-from hunyuan_family import CLIP, SHIFT, build, native_text
+from hunyuan_family import CLIP, SHIFT, build, load_stock, native_text
 from torch import Tensor
 
 from rats_video.backbones.compute import DecodeConfig, LoraConfig
@@ -50,12 +49,6 @@ def backbone(folder: Path) -> HunyuanVideoBackbone:
 @pytest.fixture
 def noise(backbone: HunyuanVideoBackbone) -> Tensor:
     return backbone.sample_noise(2, CLIP, seeded(3))
-
-
-def load_stock(folder: Path) -> Any:
-    pipeline = HunyuanVideoPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def stock_sample(pipeline: Any, noise: Tensor, **options: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
-from ltx_family import CLIP, LTX_FAMILIES
+from ltx_family import CLIP, LTX_095, LTX_FAMILIES
 
 from rats_video.backbones.compute import DecodeConfig
 from rats_video.backbones.ltx import LTXBackbone
@@ -128,3 +129,17 @@ def test_native_grid_is_ours_with_shift_exp_mu(ltx: LTXBackbone, tokens: int) ->
     mu = calculate_shift(tokens, 1024, 4096, 0.95, 2.05)
     scheduler.set_timesteps(sigmas=np.linspace(1, 1 / 4, 4), mu=mu)
     torch.testing.assert_close(ltx.sigmas(4, math.exp(mu)), scheduler.sigmas)
+
+
+def test_095_is_told_by_its_vae_whatever_its_pipeline_is_called(tmp_path: Path) -> None:
+    LTX_095.build(tmp_path)
+    index = tmp_path / "model_index.json"
+    content = json.loads(index.read_text())
+    assert content["_class_name"] == "LTXConditionPipeline"
+    index.write_text(json.dumps(content | {"_class_name": "LTXPipeline"}))
+    backbone = LTXBackbone.from_pretrained(tmp_path)
+    assert (backbone.text_limit, backbone.pipelines) == (256, ("LTXConditionPipeline",))
+    backbone.fps = 24.0
+    places = backbone._places(torch.zeros(1, 8, 3, 1, 2))["video_coords"]
+    assert places[0, 0].tolist() == pytest.approx([0, 0, 1 / 24, 1 / 24, 9 / 24, 9 / 24])  # seconds
+    assert places[0, 2].tolist() == [0, 32] * 3  # pixels

@@ -169,7 +169,7 @@ def test_folders_that_do_not_fit_their_boundary(a14b: Path, tmp_path: Path) -> N
     shutil.copytree(a14b, tmp_path / "model")
     index = tmp_path / "model" / "model_index.json"
     content = json.loads(index.read_text())
-    index.write_text(json.dumps({**content, LOW_NOISE: [None, None]}))
+    index.write_text(json.dumps({**content, LOW_NOISE: [None, None]}))  # as diffusers' script converts Wan 2.1
     with pytest.raises(UserError, match=r"boundary_ratio is 0.875, but there is no transformer_2"):
         WanBackbone.from_pretrained(tmp_path / "model")
     index.write_text(json.dumps({**content, "boundary_ratio": None}))  # diffusers never calls the second one then

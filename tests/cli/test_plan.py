@@ -41,6 +41,16 @@ def test_plan_before_the_model_is_there(command: Command) -> None:
     assert f"{1_418_996_800:>14,}" in out
 
 
+def test_plan_says_what_reading_the_model_takes(command: Command) -> None:
+    preset = ["--set", "model=models/Wan2.1-T2V-1.3B-Diffusers", *WAN[2:]]
+    _, out, _ = command("plan", "--config", "tiny", *preset, "--set", "compute.dtype=bfloat16")
+    begin = out.index("reading the model from disk, GiB")
+    lines = [line.split() for line in out[begin:].splitlines()[1:5]]
+    assert lines[0] == ["download", "27.01"]  # 29 GB
+    assert lines[2] == ["host", "memory", "meanwhile,", "each", "process", "10.58"]  # UMT5-XXL in bfloat16
+    assert lines[3] == ["expected:", "29", "s", "at", "1", "GB/s"]
+
+
 def test_settings_that_fit_can_be_pasted(command: Command, config_file: Path, tmp_path: Path) -> None:
     record = tmp_path / "plan.json"
     pulled = (  # fewer to try

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from rats_video.assets import HUB, is_embedded, resolve_folder
+from rats_video.assets import HUB, download, is_embedded, resolve_folder
 from rats_video.backbones.cogvideox import CogVideoXBackbone
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
@@ -148,11 +148,11 @@ def test_what_is_missing_comes_with_its_download(name: str) -> None:
         repository = next(known for known in HUB if known.endswith(f"/{folder.removeprefix('models/')}"))
         with pytest.raises(UserError) as caught:
             resolve_folder(folder, where="model")
-        line = f"model: no such folder: {folder} (hf download {repository} --local-dir {folder})"
-        assert str(caught.value) == line
+        assert str(caught.value) == f"model: no such folder: {folder} ({download(repository, folder)})"
         if folder == cfg.model:  # the same line is in the file, for who reads before running
+            size, _, command = download(repository, folder).partition(": ")
             text = (CONFIGS / f"distill/{name}.yaml").read_text()
-            assert f"#   hf download {repository} --local-dir {folder}\n" in text
+            assert f"#   {command}  # {size}\n" in text
 
 
 def test_reward_without_a_kind_is_a_word_reward(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import get_args
 
 import pytest
 
-from rats_video.assets import HUB, PICKLED
+from rats_video.assets import HUB, PICKLED, download
 from rats_video.config.load import load_config
 from rats_video.distillation.settings import DistillConfig
 from rats_video.methods.custom import CustomMethodConfig
@@ -25,8 +25,11 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_downloads_and_configurations_are_the_ones_that_ship() -> None:
     text = "".join((DOCS / name).read_text() for name in ("models.md", "rewards.md", "evaluation.md"))
-    downloads = re.findall(r"hf download (\S+) --local-dir (\S+?)[`\s]", text)
-    assert sorted(set(downloads)) == sorted((name, f"models/{name.rpartition('/')[2]}") for name in HUB)
+    downloads = set(re.findall(r"(hf download .*?)(?:`|  #|$)", text, re.MULTILINE))
+    sizes = {name: download(name, f"models/{name.rpartition('/')[2]}").split(": ") for name in HUB}
+    assert downloads == {command for _, command in sizes.values()}
+    for size, command in sizes.values():
+        assert f"{command}  # {size}" in text or f"| {size.removesuffix(' GB')} | `{command}` |" in text
     named = set(re.findall(r"^\| `(\w+)` \| .* \| `hf download", text, re.MULTILINE))
     real = {path.stem for path in (DOCS.parent / "configs" / "distill").glob("*.yaml") if path.stem[0] != "_"}
     assert named == {name for name in real if not name.startswith("tiny")}

@@ -193,7 +193,7 @@ def test_presets_have_the_published_number_of_parameters(name: str) -> None:
 
     kinds = {"Wan": "Wan", "LTX": "LTXVideo", "Hun": "HunyuanVideo", "Cog": "CogVideoX"}
     preset = read_preset(name)
-    kind = getattr(diffusers, f"{kinds[preset.pipeline[:3]]}Transformer3DModel")
+    kind = getattr(diffusers, f"{kinds[preset.index['_class_name'][:3]]}Transformer3DModel")
     with torch.device("meta"):
         networks = [kind.from_config(dict(preset.parts[part])) for part in preset.denoiser_parts]
     count = sum(weight.numel() for network in networks for weight in network.parameters())

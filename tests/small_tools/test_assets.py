@@ -120,3 +120,58 @@ def test_names_resolve_only_inside_the_assets(tmp_path: Path) -> None:
     assert resolve_folder(str(tmp_path), where="model") == tmp_path
     with pytest.raises(UserError, match=r"model: no such folder: tiny-wam .*did you mean tiny-wan"):
         resolve_folder("tiny-wam", where="model")
+
+
+WAN_1B = "29 GB: hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --local-dir models/Wan2.1-T2V-1.3B-Diffusers"
+LTX = "25 GB: hf download Lightricks/LTX-Video --exclude 'ltx*' --local-dir models/LTX-Video"
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "message"),
+    [
+        ("model", "nowhere", "no such folder: nowhere (embedded ones: tiny-wan)"),
+        ("reward.path", "shapes-rewart", "no such folder: shapes-rewart (did you mean shapes-reward?)"),
+        ("model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", f"no such folder: Wan-AI/Wan2.1-T2V-1.3B-Diffusers ({WAN_1B})"),
+        ("model", "models/LTX-Video", f"no such folder: models/LTX-Video ({LTX})"),
+        (
+            "model", "someone/a-fine.tune",
+            (
+                "no such folder: someone/a-fine.tune "
+                "(a folder is needed: hf download someone/a-fine.tune --local-dir models/a-fine.tune)"
+            ),
+        ),
+        (
+            "reward.path", "models/dino-vitb16",
+            (
+                "no such folder: models/dino-vitb16 "
+                "(0.4 GB: hf download facebook/dino-vitb16 --local-dir models/dino-vitb16 "
+                "&& rats-video rewards convert models/dino-vitb16/pytorch_model.bin models/dino-vitb16)"
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_missing_says_how_to_get_it(where: str, name: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve_folder(name, where=where)
+    assert str(caught.value) == f"{where}: {message}"
+
+
+def test_single_file_is_told_from_a_folder(tmp_path: Path) -> None:
+    file = tmp_path / "wan2.1_t2v_1.3B_fp16.safetensors"
+    file.touch()
+    with pytest.raises(UserError) as caught:
+        resolve_folder(str(file), where="model")
+    fix = f"give a folder in diffusers' layout, such as that of: {WAN_1B}"
+    assert str(caught.value) == f"model: is a file, not a folder: {file} ({fix})"
+
+
+def test_repository_in_the_hubs_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = tmp_path / "models--someone--wan" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    (tmp_path / "models--someone--wan" / "refs").mkdir()
+    (tmp_path / "models--someone--wan" / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        resolve_folder("someone/wan", where="model")
+    assert str(caught.value) == f"model: no such folder: someone/wan (the hub's cache has it: {snapshot})"

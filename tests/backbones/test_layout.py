@@ -1,0 +1,138 @@
+"""Published folders as people have them: variants, shards, pickles, other layouts, folders around and inside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from rats_video.backbones.folder import read_index
+from rats_video.backbones.kinds import load_backbone
+from rats_video.errors import UserError
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_backbone(folder)
+    return str(caught.value).removeprefix(f"{folder}")
+
+
+@pytest.mark.parametrize("stored", ["fp16", "bf16"])
+def test_weights_that_are_there_as_a_variant_alone(tiny_wan: Path, tmp_path: Path, stored: str) -> None:
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[stored]
+    pipeline = WanPipeline.from_pretrained(tiny_wan, dtype=dtype)
+    pipeline.save_pretrained(tmp_path, variant=stored)
+    for part in (pipeline.transformer, pipeline.text_encoder) if stored == "fp16" else ():  # in shards
+        shutil.rmtree(folder := tmp_path / ("text_encoder" if part is pipeline.text_encoder else "transformer"))
+        part.save_pretrained(folder, variant=stored, max_shard_size="3KB")
+        assert list(folder.glob("*.safetensors.index.fp16.json"))
+    ours, whole = load_backbone(tmp_path), load_backbone(tiny_wan)
+    for name, weight in ours.weights.items():
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight, whole.weights[name], atol=0, rtol=2**-8)
+    text, close = whole.encode_text(["a red circle"]).embeds, ours.encode_text(["a red circle"]).embeds
+    assert 0 < (text - close).abs().max() < 0.02
+
+
+def test_two_variants_and_nothing_else(tiny_wan: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_wan, tmp_path / "model"))
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_suffix(".bf16.safetensors"))
+    weights.rename(weights.with_suffix(".fp16.safetensors"))
+    assert refusal(folder) == "/vae: holds weights as bf16, fp16 (leave the files of one of them in it)"
+
+
+def test_pickles_are_refused_with_the_line_that_converts_them(tiny_wan: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    WanPipeline.from_pretrained(tiny_wan).save_pretrained(folder, safe_serialization=False)
+    part, _, line = refusal(folder).partition(" (python -c ")
+    assert part.endswith(": only has pickled weights, which can run code when they are loaded")
+    exec(line.removesuffix(")").strip('"'), {})
+    assert load_backbone(tmp_path / "model-safetensors").weights
+
+
+def test_download_that_was_cut(tiny_wan: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_wan, tmp_path / "model"))
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    assert refusal(folder) == "/transformer: holds no weights: no .safetensors file in it (download it again)"
+
+
+# ------------------------------------------------------------------------------------------------- other layouts
+
+
+MADE = "give the folder that pipeline.save_pretrained or a hub download made"
+WAN_14B = "80 GB: hf download Wan-AI/Wan2.1-T2V-14B-Diffusers --local-dir models/Wan2.1-T2V-14B-Diffusers"
+LTX = "25 GB: hf download Lightricks/LTX-Video --exclude 'ltx*' --local-dir models/LTX-Video"
+
+
+@pytest.mark.parametrize(
+    ("given", "files", "message"),
+    [
+        ("empty", [], f"it is empty ({MADE})"),
+        ("notes", ["README.md"], f"no model_index.json in it ({MADE})"),
+        ("wan", ["model_index.json"], f"its model_index.json cannot be read ({MADE})"),
+        ("run/student", ["rats.json"], "it is a student (give the folder of its base, which its rats.json names)"),
+        ("wan/vae", ["config.json", "../model_index.json"], "it is the vae of one (give {root}/wan)"),
+        ("cache", ["snapshots/r/model_index.json"], "no model_index.json in it (give {root}/cache/snapshots/r)"),
+        ("around", ["wan/model_index.json"], "no model_index.json in it (give {root}/around/wan)"),
+        (
+            "Wan2.1-T2V-14B", ["Wan2.1_VAE.pth", "config.json", "google/umt5-xxl/spiece.model"],
+            "it holds Wan2.1_VAE.pth and no model_index.json, as the original authors' layout does {wan}",
+        ),
+        (
+            "ltx", ["ltxv-13b.safetensors"],
+            "it holds ltxv-13b.safetensors and no model_index.json, as the original authors' layout does {ltx}",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and " " not in value else "",
+)  # fmt: skip
+def test_folder_that_is_no_pipeline_is_told_for_what_it_is(
+    tmp_path: Path, given: str, files: list[str], message: str
+) -> None:
+    folder = tmp_path / given
+    folder.mkdir(parents=True)
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    with pytest.raises(UserError) as caught:
+        read_index(folder)
+    nearest = {name: f"(give one, such as that of: {line})" for name, line in (("wan", WAN_14B), ("ltx", LTX))}
+    assert str(caught.value) == f"{folder}: not a diffusers pipeline: {message.format(root=tmp_path, **nearest)}"
+
+
+# ------------------------------------------------------------------------------------------- told by its networks
+
+
+def relabelled(folder: Path, target: Path, pipeline: str, **config: object) -> Path:
+    shutil.copytree(folder, target)
+    index = target / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": pipeline}))
+    path = target / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return target
+
+
+def test_another_pipeline_of_the_same_networks_loads(tiny_wan: Path, tmp_path: Path) -> None:
+    folder = relabelled(tiny_wan, tmp_path / "model", "WanVideoToVideoPipeline")
+    assert load_backbone(folder).family == "Wan"
+
+
+def test_image_to_video_is_refused_before_its_weights_are_read(tiny_wan: Path, tmp_path: Path) -> None:
+    folder = relabelled(tiny_wan, tmp_path / "model", "WanImageToVideoPipeline", in_channels=36, out_channels=16)
+    assert refusal(folder) == (
+        ": its transformer takes 36 channels and makes 16: it needs an image or a video to start from "
+        "(give a text-to-video model)"
+    )
+
+
+def test_other_networks_are_refused_by_the_name_of_their_pipeline(tiny_wan: Path, tmp_path: Path) -> None:
+    folder = relabelled(tiny_wan, tmp_path / "model", "LTX2Pipeline")
+    index = folder / "model_index.json"
+    content = json.loads(index.read_text())
+    content["transformer"] = ["diffusers", "LTX2VideoTransformer3DModel"]
+    index.write_text(json.dumps(content))
+    assert refusal(folder).startswith(": is a LTX2Pipeline (give one of: WanPipeline, LTXPipeline, ")
