@@ -7,6 +7,7 @@ import typer
 
 from rats_video.cli.launch import distributed
 from rats_video.cli.options import (
+    BaseOption,
     DeviceOption,
     NfeOption,
     NumVideosOption,
@@ -29,6 +30,7 @@ def sample(
             "--model", metavar="RUN|DIR", help="Run or student folder. [default: the tiny student in the package]"
         ),
     ] = None,
+    base: BaseOption = None,
     nfe: NfeOption = 4,
     prompt: PromptOption = None,
     prompts: Annotated[
@@ -56,6 +58,7 @@ def sample(
 
     run_sample(
         model=model,
+        base=base,
         nfe=nfe,
         prompts=prompt or [],
         prompts_file=prompts,

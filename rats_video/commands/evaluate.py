@@ -35,17 +35,18 @@ REFERENCE = "reference.safetensors"
 
 
 def run_evaluate(
-    *, run: Path, nfe: tuple[int, ...] | None, num_clips: int | None, seed: int, output: Path | None, device: str
-) -> list[str]:
+    *, run: Path, base: Path | None, nfe: tuple[int, ...] | None, num_clips: int | None, seed: int,
+    output: Path | None, device: str,
+) -> list[str]:  # fmt: skip
     """Score teacher, base and student on held-out prompts; returns the table's lines.
 
     None takes the value of the run's configuration.
     """
     folder, cfg = load_run(run)
     runtime = start_runtime(device)
-    loaded = load_student(run, runtime.device)
+    loaded = load_student(run, runtime.device, base)
     changes = {"nfe": nfe or cfg.evaluation.nfe, "num_clips": num_clips or cfg.evaluation.num_clips}
-    cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update=changes)})
+    cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update=changes), "model": str(loaded.model)})
     with explain_memory(lambda: f"set evaluation.batch_size below {cfg.evaluation.batch_size} in {folder.config}"):
         lines = evaluate_files(cfg, loaded, runtime, seed=seed, output=output or folder.evaluation)
     runtime.close()

@@ -23,6 +23,7 @@ from rats_video.runtime import Runtime
 def run_export_comparison(
     *,
     run: Path,
+    base: Path | None,
     nfe: int,
     prompts: Sequence[str],
     prompts_file: Path | None,
@@ -34,7 +35,7 @@ def run_export_comparison(
     """Write teacher | base | student mp4s from the same noise; returns the lines to show."""
     folder, cfg = load_run(run)
     runtime = start_runtime(device)
-    loaded = load_student(run, runtime.device)
+    loaded = load_student(run, runtime.device, base)
     heldout = load_prompts(cfg.prompts).heldout
     asked = checked_prompts(prompts, prompts_file, heldout, loaded.student)
     chosen = cycle(asked, num_videos or cfg.comparison.num_videos)

@@ -120,6 +120,7 @@ def identity(loaded: LoadedStudent) -> str:
 def run_sample(
     *,
     model: Path | None,
+    base: Path | None,
     nfe: int,
     prompts: Sequence[str],
     prompts_file: Path | None,
@@ -138,7 +139,7 @@ def run_sample(
         option = "--num-videos" if num_videos else "--gpus"
         raise UserError("a pipe has one clip a line, and one process that reads it", where=option, fix="leave it out")
     given = list(prompts) if prompts_file is None or piped else read_rows(prompts_file)
-    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, runtime.device)
+    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, runtime.device, base)
     with explain_memory(lambda: f"use a --batch-size below {batch_size}"):
         if piped:
             sample_pipe(

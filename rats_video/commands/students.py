@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from rats_video.assets import resolve_folder
+from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import BackboneConfig, load_backbone
 from rats_video.config.load import load_config
@@ -31,9 +31,18 @@ EXAMPLE_PROMPTS = (
 
 @dataclass(frozen=True)
 class LoadedStudent:
-    """A student beside the base model it came from, and the student's own folder."""
+    """A student and the base model it came from.
+
+    Args:
+        folder: the student's own.
+        model: the base's.
+        card: how it is sampled.
+        base: the base model.
+        student: the student, on the base or with a denoiser of its own.
+    """
 
     folder: Path
+    model: Path
     card: StudentCard
     base: PipelineBackbone
     student: PipelineBackbone
@@ -59,14 +68,37 @@ class LoadedStudent:
         return SamplerSpec(nfe // calls, self.card.shift, self.card.guidance_scale)
 
 
-def load_student(folder: Path, device: torch.device) -> LoadedStudent:
-    """Load a run's student, or a student folder itself."""
+def load_student(folder: Path, device: torch.device, base: Path | None = None) -> LoadedStudent:
+    """Load a run's student, or a student folder itself; `base` is where its base pipeline is now.
+
+    Raises:
+        UserError: there is no student, or no base of its.
+    """
     folder = folder if (folder / CARD).is_file() else folder / "student"
-    card = load_card(folder)
+    card = with_base(load_card(folder), folder, base)
     is_whole = card.model == ITSELF
-    model = folder if is_whole else resolve_folder(card.model, where=f"{folder / CARD}: model")
-    base = load_base(model, device, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone)
-    return LoadedStudent(folder, card, base, base if is_whole else base.load_role(folder))
+    model = folder if is_whole else resolve_folder(card.model, where="--base")
+    loaded = load_base(model, device, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone)
+    return LoadedStudent(folder, model, card, loaded, loaded if is_whole else loaded.load_role(folder))
+
+
+def with_base(card: StudentCard, folder: Path, base: Path | None) -> StudentCard:
+    """The card with its base where it is now: as it says, or at `base`.
+
+    Raises:
+        UserError: it is not there, or the student in `folder` is a whole pipeline, which has no base.
+    """
+    if base is not None:
+        if card.model == ITSELF:
+            raise UserError(f"{folder} is a whole pipeline and needs no base", where="--base", fix="leave it out")
+        found = resolve_folder(str(base), where="--base").resolve()
+        return replace(card, model=str(base) if is_embedded(str(base)) else str(found))
+    if card.model != ITSELF and not is_embedded(card.model) and not Path(card.model).expanduser().is_dir():
+        raise UserError(
+            f"no such folder: {card.model}", where=f"{folder / CARD}: model",
+            fix="it is the student's base: where it has moved to, say --base DIR",
+        )  # fmt: skip
+    return card
 
 
 def load_base(

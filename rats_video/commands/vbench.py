@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from rats_video.assets import resolve_folder
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, locked_output, make_folder
 from rats_video.commands.sample import identity
@@ -36,6 +35,7 @@ from rats_video.runtime import Runtime
 def run_vbench(
     *,
     run: Path,
+    base: Path | None,
     prompts: Path,
     dimensions: Sequence[str],
     nfe: int | None,
@@ -51,7 +51,7 @@ def run_vbench(
     folder, cfg = load_run(run)
     asked = read_vbench_prompts(prompts, dimensions)
     runtime = start_runtime(device)
-    loaded = load_student(run, runtime.device)
+    loaded = load_student(run, runtime.device, base)
     for each in asked:
         check_prompt(each.prompt, loaded.student.unknown_words, where=str(prompts))
     options = cfg.evaluation
@@ -144,7 +144,7 @@ def _record(arm: EvaluatedModel, loaded: LoadedStudent, clips: Sequence[VBenchCl
     is_student = arm.backbone is loaded.student
     return VBenchRecord(
         model=str(loaded.folder) if is_student else loaded.card.model,
-        weights=identity(loaded) if is_student else _digest(loaded.card.model),
+        weights=identity(loaded) if is_student else weights_digest([loaded.model])[:16],
         num_steps=arm.spec.num_steps,
         nfe=arm.spec.nfe,
         guidance_scale=arm.spec.guidance_scale,
@@ -153,7 +153,3 @@ def _record(arm: EvaluatedModel, loaded: LoadedStudent, clips: Sequence[VBenchCl
         seed=seed,
         clips=tuple(clips),
     )
-
-
-def _digest(model: str) -> str:
-    return weights_digest([resolve_folder(model, where="model")])[:16]
