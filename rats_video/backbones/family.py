@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rats_video.backbones.stock import StockCall
-from rats_video.types import TextCondition
+from rats_video.types import ClipSpec, TextCondition
 
 NUM_TRAIN_TIMESTEPS = 1000
 DENOISER = "transformer"  # the name of the part, or of the first of several
@@ -82,6 +82,17 @@ class Family(ABC):
     @abstractmethod
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
+
+    def stated(self, scheduler: Mapping[str, Any], clip: ClipSpec) -> dict[str, float]:  # noqa: ARG002
+        """The settings that a pipeline's own files give, by the run's keys: `shift`, and sizes where only one will do.
+
+        Args:
+            scheduler: the pipeline's `scheduler_config.json`.
+            clip: for schedulers whose shift depends on its size.
+        """
+        shift = scheduler.get("flow_shift", scheduler.get("shift"))
+        is_number = isinstance(shift, int | float) and shift > 0
+        return {"shift": shift} if is_number and not scheduler.get("use_dynamic_shifting") else {}
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """The family's stock pipeline, told to make our steps; an export compares its clips with ours.

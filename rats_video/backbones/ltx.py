@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.stock import StockCall
 from rats_video.diffusion.flow import add_noise
 from rats_video.seeds import seeded
-from rats_video.types import TextCondition
+from rats_video.types import ClipSpec, TextCondition
 
 TEXT_LENGTH = 128  # rows LTXPipeline pads every prompt to; the mask leaves the padding out
 # VAEs since 0.9.1 finish the denoising: as diffusers advises, they are shown a little noise and told how much.
@@ -89,6 +90,14 @@ class LTXBackbone(PipelineBackbone):
     def _from_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)
         return (latents - mean) / std
+
+    def stated(self, scheduler: Mapping[str, Any], clip: ClipSpec) -> dict[str, float]:
+        """Where shifting is dynamic, the shift for as many tokens as the clip has: see the class."""
+        if not scheduler.get("use_dynamic_shifting"):
+            return super().stated(scheduler, clip)
+        first, last = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+        share = (math.prod(self.latent_shape(clip)[1:]) - first) / (last - first)
+        return {"shift": math.exp(scheduler["base_shift"] + share * (scheduler["max_shift"] - scheduler["base_shift"]))}
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; without dynamic shifting the scheduler ignores LTX's `mu`."""

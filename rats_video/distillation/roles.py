@@ -17,6 +17,7 @@ from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts
 from rats_video.distillation.checks import check_compute
 from rats_video.distillation.compute import encode_prompts, move_to_device
+from rats_video.distillation.folder_settings import warn_of_differences
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.methods.teacher import EmaTeacherConfig
@@ -26,13 +27,15 @@ from rats_video.optim import ema_update_
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
     """The base model, checked against the clip size and the way it is to be decoded.
 
-    If its prompts are encoded already, it comes without text encoder.
+    Warns where the run differs from what the folder states. If its prompts are encoded already, it comes without text
+    encoder.
     """
     check_compute(cfg, device)
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)
+    warn_of_differences(cfg, backbone)
     move_to_device(cfg, backbone, device)
     if cfg.compute.cache_text:
         backbone.cache_text(text or encode_prompts(cfg, backbone))
