@@ -18,6 +18,7 @@ from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_pr
 from rats_video.distillation.checks import check_compute
 from rats_video.distillation.compute import encode_prompts, move_to_device
 from rats_video.distillation.folder_settings import warn_of_differences
+from rats_video.distillation.initial_student import start_from
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.methods.teacher import EmaTeacherConfig
@@ -95,16 +96,23 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
     match cfg.student.weights:
         case FullWeightsConfig():
             student, teacher = backbone.with_own_denoiser(), backbone.with_own_denoiser() if has_average else backbone
+            _initialise(cfg, student)
         case LoraConfig() as lora:
             student = _seeded_adapter(backbone, "student", lora, cfg.seed)
+            _initialise(cfg, student)
             average = lora.model_copy(update={"dtype": "float32"})  # small steps vanish in bfloat16
             teacher = backbone.with_adapter("teacher", average) if has_average else backbone
-            if has_average:  # the average starts where the student does
-                ema_update_(teacher.weights, student.weights, decay=0.0)
+    if has_average:  # the average starts where the student does
+        ema_update_(teacher.weights, student.weights, decay=0.0)
     for weight in teacher.weights.values():
         weight.requires_grad = False
     apply_compute(cfg.compute, student, teacher)
     return student, teacher
+
+
+def _initialise(cfg: DistillConfig, student: PipelineBackbone) -> None:
+    if cfg.student.init is not None and student.device.type != "meta":  # a plan needs no weights
+        start_from(cfg, cfg.student.init, student)
 
 
 def build_fake_score(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone) -> PipelineBackbone:

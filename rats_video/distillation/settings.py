@@ -24,6 +24,10 @@ class StudentConfig(StepsConfig):
     """The few-step sampler that is trained."""
 
     weights: WeightsConfig = FullWeightsConfig()
+    init: str | None = Field(
+        None,
+        description="an earlier student to start from: a run, a student's folder or a LoRA file; null = the base",
+    )
 
 
 class ComparisonConfig(Config):

@@ -102,6 +102,28 @@ def test_run_with_more_steps_trains_them(command: Command, sets: list[str], own:
     assert json.loads((own / "student" / "rats.json").read_text())["steps"] == 3
 
 
+def test_run_whose_rate_has_decayed_goes_on_with_a_stated_schedule(
+    command: Command, sets: list[str], tmp_path: Path
+) -> None:
+    ask = ["distill", "--config", "tiny", "--output", tmp_path / "run", *sets, "--set", "guard=null",
+           "--set", "training.optimizer.decay=true", "--set", "training.optimizer.warmup_steps=0"]  # fmt: skip
+    longer = [*ask, "--resume", "--set", "training.steps=4"]
+    assert command(*ask).code == 0
+    before = snapshot(tmp_path / "run")
+    refused(command(*longer), (
+        "holds a run of another configuration: training.steps differ (the rate decays to zero at step 2: to go on from "
+        "there with a rate that starts anew, add --set training.optimizer.restarts=[2]; or start another run with "
+        f"--set student.init={tmp_path / 'run'})"
+    ))  # fmt: skip
+    assert snapshot(tmp_path / "run") == before
+    code, _, err = command(*longer, "--set", "training.optimizer.restarts=[2]")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["lr"] for row in rows[2:]] == [row["lr"] for row in rows[:2]]
+    assert json.loads((tmp_path / "run" / "student" / "rats.json").read_text())["steps"] == 4
+
+
 def test_run_with_another_evaluation_evaluates_anew(command: Command, sets: list[str], own: Path) -> None:
     changed = ["--set", "evaluation.num_clips=2"]
     code, out, err = command("run", "--config", "tiny", "--output", own, *sets, *changed)
