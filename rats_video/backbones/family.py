@@ -45,8 +45,8 @@ class Family(ABC):
 
     These are ComfyUI's names; a family without them has no `comfyui` export.
     """
-    folds_lora_alpha: ClassVar[bool] = False
-    """True if diffusers reads no alpha beside a LoRA under the original names: B then holds alpha / rank."""
+    lora_alpha_tensors: ClassVar[bool] = True
+    """False if diffusers reads no alpha beside a LoRA under the original names."""
 
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
