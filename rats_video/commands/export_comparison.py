@@ -16,7 +16,7 @@ from rats_video.files import write_json
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.side_by_side import Panel, compose_comparison, panel_boxes
 from rats_video.inference.video import slugify, write_mp4
-from rats_video.progress import ProgressBar
+from rats_video.progress import ClipBar, Pace
 from rats_video.runtime import Runtime
 
 
@@ -55,6 +55,7 @@ def compare_files(
     *,
     seed: int,
     output: Path,
+    pace: Pace | None = None,
 ) -> list[str]:
     """Sample the three columns from the same noise, measure them as `evaluate` does and write one mp4 a prompt.
 
@@ -71,7 +72,8 @@ def compare_files(
     share = runtime.shard(len(prompts))
     columns: list[list[Panel]] = []
     scores: dict[str, dict[str, list[float]]] = {}
-    with ProgressBar("comparison", sum(arm.spec.nfe for arm in arms)) as progress:
+    calls = sum(arm.spec.nfe for arm in arms) * len(share)
+    with ClipBar("comparison", calls, len(arms) * len(share), pace) as progress:
         for arm in arms:
             panels: list[Panel] = []
             for samples in sample_videos(arm.backbone, prompts, loaded.clip, arm.spec, seed=seed, share=share):
@@ -84,8 +86,9 @@ def compare_files(
                     Panel(arm.name, frames.cpu(), *cost, score)
                     for frames, score in zip(samples.videos, rewards, strict=True)
                 ]
+                made = len(samples.prompts)
+                progress.made(arm.spec.nfe * made, made, samples.seconds_in_calls)
             columns.append(panels)
-            progress.advance(arm.spec.nfe)
     mine: list[dict[str, object]] = []
     for place, (index, *panels) in enumerate(zip(share, *columns, strict=True)):
         prompt = prompts[index]

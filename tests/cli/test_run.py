@@ -14,8 +14,10 @@ import torch
 import yaml
 from outcomes import names, refused, snapshot
 
+from rats_video.commands.run_steps import training_pace
 from rats_video.inference.video import read_mp4
 from rats_video.runtime import Runtime
+from rats_video.training.run_folder import RunFolder
 
 Command = Callable[..., Any]
 
@@ -41,6 +43,9 @@ def test_run_records_what_it_did(finished: Path) -> None:
     assert config["shift"] == 3.0
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+    assert training_pace(RunFolder(finished)).seconds(2 * round(rows[0]["evaluations"]), 5) == pytest.approx(
+        sum(row["seconds"] for row in rows)
+    )
     assert all(row["seconds"] > 0 and row["reward/teacher"] < 0 for row in rows)
     card = json.loads((finished / "student" / "rats.json").read_text())
     assert (card["num_steps"], card["steps"], card["seed"]) == ([4], 2, 0)
@@ -129,6 +134,9 @@ def test_run_with_another_evaluation_evaluates_anew(command: Command, sets: list
     code, out, err = command("run", "--config", "tiny", "--output", own, *sets, *changed)
     assert code == 0, err
     assert "2 held-out clips an arm" in out
+    assert re.findall(r"^(\d/4 \w+).* \(about [\d:]+ left in all\)$", out, re.MULTILINE) == [
+        "2/4 sample", "3/4 export", "4/4 evaluate"
+    ]  # fmt: skip
 
 
 def test_run_finds_a_bad_heldout_reward_before_it_trains(command: Command, sets: list[str], tmp_path: Path) -> None:
