@@ -53,7 +53,7 @@ def score_arms(
     if rewards.heldout is not None:
         scorers["heldout_reward"] = rewards.heldout
     specs = {
-        rats.teacher.backbone: SamplerSpec(cfg.teacher.num_steps, cfg.shift, cfg.teacher.guidance_scale),
+        rats.teacher.backbone: cfg.teacher_spec,
         rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift),
     }
     calls = sum(spec.nfe for spec in specs.values()) * len(chosen)

@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -74,9 +75,11 @@ def load_studio(
     """Student, teacher and reward, and prompts that fit them."""
     cfg = _config(model)
     loaded = load_student(model or ASSETS / DEFAULT_STUDENT, device, base)
-    options = EvaluationConfig() if cfg is None else cfg.evaluation
+    options = EvaluationConfig()
     reward = None if cfg is None else build_reward(cfg.reward, device, where="reward", clip=loaded.clip)
     teacher = SamplerSpec(options.teacher_steps, loaded.card.shift, options.guidance_scale)
+    if cfg is not None:
+        teacher = replace(cfg.judged_teacher, shift=loaded.card.shift)
     studio = DemoModels(
         loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps, teacher, reward
     )

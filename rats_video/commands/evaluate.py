@@ -59,8 +59,7 @@ def evaluate_files(
     """Write evaluation.json, evaluation.md and nfe.png, and keep the real clips' features in reference.safetensors."""
     make_folder(output)
     options = cfg.evaluation
-    teacher = SamplerSpec(options.teacher_steps, cfg.shift, options.guidance_scale)
-    arms = [EvaluatedModel(TEACHER, loaded.base, teacher)]
+    arms = [EvaluatedModel(TEACHER, loaded.base, cfg.judged_teacher)]
     arms += [EvaluatedModel("base", loaded.base, SamplerSpec(nfe, cfg.shift)) for nfe in options.nfe]
     arms += [EvaluatedModel("student", loaded.student, loaded.spec(nfe)) for nfe in options.nfe]
     prompts = cycle(load_prompts(cfg.prompts).heldout, options.num_clips)

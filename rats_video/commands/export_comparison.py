@@ -63,9 +63,8 @@ def compare_files(
     """
     make_folder(output)
     measures = build_measures(cfg, loaded.base.device)
-    teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
     arms = [
-        EvaluatedModel("teacher", loaded.base, teacher),
+        EvaluatedModel("teacher", loaded.base, cfg.judged_teacher),
         EvaluatedModel("base", loaded.base, spec),
         EvaluatedModel("student", loaded.student, spec),
     ]

@@ -15,7 +15,6 @@ from rats_video.distillation.measures import once_more
 from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.tables import read_rows
 from rats_video.inference.requests import list_requests
-from rats_video.inference.sampler import SamplerSpec
 from rats_video.progress import Pace, format_seconds
 from rats_video.runtime import Runtime
 from rats_video.training.metrics import read_metrics
@@ -41,7 +40,7 @@ def steps_after_training(
     spec = loaded.spec(loaded.card.num_steps[0])
     prompts = cycle(heldout, cfg.comparison.num_videos)
     requests = list_requests(prompts, nfe=spec.nfe, seed=cfg.seed)
-    teacher = SamplerSpec(options.teacher_steps, cfg.shift, options.guidance_scale).nfe
+    teacher = cfg.judged_teacher.nfe
     judged = options.num_clips + len(once_more(cfg, cycle(heldout, options.num_clips)))
     return [
         RunStep(

@@ -18,7 +18,7 @@ from rats_video.errors import UserError
 from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.files import tidy, weights_digest
 from rats_video.inference.manifest import is_whole
-from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.sampler import clip_noise, sample_batch
 from rats_video.inference.vbench import (
     VBenchClip,
     VBenchPrompt,
@@ -57,8 +57,7 @@ def run_vbench(
     options = cfg.evaluation
     arms = [EvaluatedModel("student", loaded.student, loaded.spec(nfe or loaded.card.num_steps[0]))]
     if with_teacher:
-        teacher = SamplerSpec(options.teacher_steps, cfg.shift, options.guidance_scale)
-        arms.append(EvaluatedModel("teacher", loaded.base, teacher))
+        arms.append(EvaluatedModel("teacher", loaded.base, cfg.judged_teacher))
     with (
         explain_memory(lambda: f"set evaluation.batch_size below {options.batch_size} in {folder.config}"),
         contextlib.ExitStack() as stack,
@@ -148,6 +147,7 @@ def _record(arm: EvaluatedModel, loaded: LoadedStudent, clips: Sequence[VBenchCl
         num_steps=arm.spec.num_steps,
         nfe=arm.spec.nfe,
         guidance_scale=arm.spec.guidance_scale,
+        negative_prompt=arm.spec.negative_prompt,
         shift=arm.spec.shift,
         clip=asdict(loaded.clip),
         seed=seed,

@@ -24,6 +24,8 @@ from rats_video.errors import UserError, warn
 from rats_video.methods.teacher import EmaTeacherConfig
 from rats_video.optim import ema_update_
 
+NEGATIVE = "teacher.negative_prompt"
+
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
     """The base model, checked against the clip size and the way it is to be decoded.
@@ -84,6 +86,12 @@ def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSpl
             check_prompt(prompt, backbone.unknown_words, where="prompts")
     if prompts.dropped:
         warn(f"{prompts.dropped} were there already and are left out", where="prompts")
+    if negative := cfg.teacher.negative_prompt:
+        check_prompt(negative, backbone.unknown_words, where=NEGATIVE)
+        if note := backbone.truncation_note(negative):
+            warn(f"is {note}", where=NEGATIVE)
+        if cfg.teacher.calls_per_step == 1:
+            warn("does nothing without guidance", where=NEGATIVE)
     misread = Counter(filter(None, map(backbone.truncation_note, everything)))
     for how, count in misread.items():
         warn(f"{count} of {len(everything)} are {how}", where="prompts")

@@ -16,11 +16,12 @@ from rats_video.types import Backbone, ClipSpec, TextCondition
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Settings of sampling: solver steps, grid shift, guidance (1 = off)."""
+    """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from."""
 
     num_steps: int
     shift: float
     guidance_scale: float = 1.0
+    negative_prompt: str = ""
 
     @property
     def nfe(self) -> int:
@@ -91,7 +92,7 @@ def timed_batch(
         return backbone.velocity(latents, sigma, text)
 
     text = backbone.encode_text(prompts)
-    negative = None if spec.guidance_scale == 1.0 else backbone.encode_text([""])
+    negative = None if spec.guidance_scale == 1.0 else backbone.encode_text([spec.negative_prompt])
     lap()
     path = rollout(
         velocity,
