@@ -35,6 +35,7 @@ class CogVideoXBackbone(PipelineBackbone):
     family = "CogVideoX"
     pipelines = ("CogVideoXPipeline",)
     text_limit = TEXT_LENGTH
+    native_fps = 8.0
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def __init__(self, **parts: Any) -> None:

@@ -48,6 +48,9 @@ class Family(ABC):
     lora_alpha_tensors: ClassVar[bool] = True
     """False if diffusers reads no alpha beside a LoRA under the original names."""
 
+    native_fps: ClassVar[float] = 24.0
+    """Frames a second of the clips that the model was trained on, as far as no file of its folder says it."""
+
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
         """True if this family loads the folder of this `model_index.json`."""
@@ -82,6 +85,11 @@ class Family(ABC):
     @abstractmethod
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
+
+    def _decode_tiles(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002  # no gradient
+        """As `_decode`, by the VAE's own tiles."""
+        pixels: Tensor = self.vae.decode(latents, return_dict=False)[0]  # type: ignore[attr-defined]  # the subclass's
+        return pixels
 
     def stated(self, scheduler: Mapping[str, Any], clip: ClipSpec) -> dict[str, float]:  # noqa: ARG002
         """The settings that a pipeline's own files give, by the run's keys: `shift`, and sizes where only one will do.

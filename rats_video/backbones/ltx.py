@@ -35,6 +35,7 @@ class LTXBackbone(PipelineBackbone):
     pipelines = ("LTXPipeline",)
     text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    native_fps = 25.0
     exact_window = False
     can_share_tokens = True
     lora_alpha_tensors = False
@@ -114,6 +115,9 @@ class LTXBackbone(PipelineBackbone):
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (stat.to(like).view(1, -1, 1, 1, 1) for stat in (self.vae.latents_mean, self.vae.latents_std))
         return mean, std / self.vae.config.scaling_factor
+
+    def _decode_tiles(self, latents: Tensor, grad_frames: range | None) -> Tensor:
+        return self._decode(latents, grad_frames)  # the VAE's own decode, with what it has to be told
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """A deterministic function of each clip: all noise a VAE asks for is the same for every clip and call."""
