@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rats_video.cli.options import DeviceOption
+from rats_video.cli.options import BaseOption, DeviceOption
 
 EXAMPLE = "Example: `rats-video demo runs/demo`"
 
@@ -18,6 +18,7 @@ def demo(
         ),
     ] = None,
     *,
+    base: BaseOption = None,
     port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where the page is, on this machine.")] = 7860,
     device: DeviceOption = "auto",
 ) -> None:
@@ -27,4 +28,4 @@ def demo(
     """
     from rats_video.commands.demo import run_demo
 
-    run_demo(model=model, port=port, device=device, echo=typer.echo)
+    run_demo(model=model, base=base, port=port, device=device, echo=typer.echo)

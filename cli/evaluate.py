@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from rats_video.cli.launch import distributed
-from rats_video.cli.options import DeviceOption, RunArgument, SeedOption, parse_nfe_list
+from rats_video.cli.options import BaseOption, DeviceOption, RunArgument, SeedOption, parse_nfe_list
 from rats_video.errors import UserError
 
 EXAMPLE = "Example: `rats-video evaluate runs/demo --nfe 3,4,8 --num-clips 32`"
@@ -17,6 +17,7 @@ EXAMPLE = "Example: `rats-video evaluate runs/demo --nfe 3,4,8 --num-clips 32`"
 def evaluate(
     run: RunArgument,
     *,
+    base: BaseOption = None,
     nfe: Annotated[
         str | None,
         typer.Option(
@@ -64,8 +65,8 @@ def evaluate(
         from rats_video.commands.vbench import run_vbench
 
         lines = run_vbench(
-            run=run, prompts=prompts or Path(), dimensions=_names(dimensions), nfe=counts[0] if counts else None,
-            with_teacher=teacher, seed=seed, output=vbench_layout, device=device,
+            run=run, base=base, prompts=prompts or Path(), dimensions=_names(dimensions),
+            nfe=counts[0] if counts else None, with_teacher=teacher, seed=seed, output=vbench_layout, device=device,
         )  # fmt: skip
         typer.echo("\n".join(lines))
         return
@@ -74,7 +75,7 @@ def evaluate(
             raise UserError("is only for clips that VBench scores", where=option, fix="add --vbench-layout DIR")
     from rats_video.commands.evaluate import run_evaluate
 
-    lines = run_evaluate(run=run, nfe=counts, num_clips=num_clips, seed=seed, output=output, device=device)
+    lines = run_evaluate(run=run, base=base, nfe=counts, num_clips=num_clips, seed=seed, output=output, device=device)
     typer.echo("\n".join(lines))
 
 

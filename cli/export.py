@@ -7,6 +7,7 @@ import typer
 
 from rats_video.cli.launch import distributed
 from rats_video.cli.options import (
+    BaseOption,
     DeviceOption,
     NfeOption,
     NumVideosOption,
@@ -31,6 +32,7 @@ def export() -> None:
 def comparison(
     run: RunArgument,
     *,
+    base: BaseOption = None,
     nfe: NfeOption = 4,
     prompt: PromptOption = None,
     prompts: PromptsOption = None,
@@ -50,6 +52,7 @@ def comparison(
 
     lines = run_export_comparison(
         run=run,
+        base=base,
         nfe=nfe,
         prompts=prompt or [],
         prompts_file=prompts,
@@ -75,6 +78,7 @@ def model(
             "merged: the denoiser alone. int8, fp8: a pipeline in 8-bit weights.",
         ),
     ],
+    base: BaseOption = None,
     scale: Annotated[
         float, typer.Option("--scale", min=0, max=2, help="How much of the student to take: 0 is its base.")
     ] = 1.0,
@@ -100,6 +104,6 @@ def model(
 
     order = ExportRequest(
         kind=kind, source=run, scale=scale, nfe=nfe, num_clips=num_clips, verify=verify, output=output,
-        overwrite=overwrite,
+        overwrite=overwrite, base=base,
     )  # fmt: skip
     typer.echo("\n".join(run_export_model(order, device)))

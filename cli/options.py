@@ -82,6 +82,10 @@ PromptOption = Annotated[
     list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What the video shows. Repeatable.")
 ]
 PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Text file, one prompt a line.")]
+BaseOption = Annotated[
+    Path | None,
+    typer.Option("--base", metavar="DIR", help="Where the student's base pipeline is now. [default: where it was]"),
+]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished `distill` or `run`.")]
 
 

@@ -7,8 +7,8 @@ import typer
 
 from rats_video.cli.launch import distributed
 from rats_video.cli.options import (
+    BaseOption,
     DeviceOption,
-    NfeOption,
     NumVideosOption,
     OutputOption,
     OverwriteOption,
@@ -20,33 +20,60 @@ from rats_video.cli.options import (
 EXAMPLE = 'Example: `rats-video sample --nfe 4 --prompt "a red circle moves left" --output samples`'
 
 
+ModelOption = Annotated[
+    Path | None,
+    typer.Option("--model", metavar="RUN|DIR", help="Run, student or pipeline. [default: the package's tiny student]"),
+]
+CallsOption = Annotated[
+    int | None,
+    typer.Option("--nfe", min=1, help="Network evaluations a clip. [default: 4; a plain pipeline: its own number]"),
+]
+FramesOption = Annotated[
+    int | None, typer.Option("--num-frames", min=1, help="Frames of a clip. [default: as it was trained]")
+]
+HeightOption = Annotated[int | None, typer.Option("--height", min=1, help="Pixels. [default: as it was trained]")]
+WidthOption = Annotated[int | None, typer.Option("--width", min=1, help="Pixels. [default: as it was trained]")]
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA beside the student, such as a style. Repeatable."),
+]
+ListOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--prompts",
+        metavar="FILE|-",
+        help="One prompt a line; or .jsonl or .csv rows of prompt, seed, nfe, id; or - for lines from a pipe.",
+    ),
+]
+BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Videos made together.")]
+OffloadOption = Annotated[
+    bool, typer.Option("--offload", help="Keep the weights in host memory, a layer at a time on the GPU: slower.")
+]
+TiledOption = Annotated[bool, typer.Option("--tiled", help="Decode in tiles: less memory, seams that are blended.")]
+
+
 @distributed
 def sample(
     *,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            "--model", metavar="RUN|DIR", help="Run or student folder. [default: the tiny student in the package]"
-        ),
-    ] = None,
-    nfe: NfeOption = 4,
+    model: ModelOption = None,
+    base: BaseOption = None,
+    nfe: CallsOption = None,
+    num_frames: FramesOption = None,
+    height: HeightOption = None,
+    width: WidthOption = None,
+    lora: LoraOption = None,
     prompt: PromptOption = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(
-            "--prompts",
-            metavar="FILE|-",
-            help="One prompt a line; or .jsonl or .csv rows of prompt, seed, nfe, id; or - for lines from a pipe.",
-        ),
-    ] = None,
+    prompts: ListOption = None,
     num_videos: NumVideosOption = None,
     seed: SeedOption = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Videos made together.")] = 16,
+    batch_size: BatchOption = 16,
     output: OutputOption = Path("samples"),
     overwrite: OverwriteOption = False,
+    offload: OffloadOption = False,
+    tiled: TiledOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Make videos from prompts with a distilled student.
+    """Make videos from prompts with a distilled student, or a pipeline that nobody distilled.
 
     Writes one MP4 a video as soon as it is ready, and a manifest. Without prompts it uses the model's own examples.
     The same command again makes what is missing.
@@ -54,8 +81,14 @@ def sample(
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
     from rats_video.commands.sample import run_sample
 
+    size = {"num_frames": num_frames, "height": height, "width": width}
     run_sample(
         model=model,
+        base=base,
+        size={key: value for key, value in size.items() if value is not None},
+        loras=lora or [],
+        offload=offload,
+        tiled=tiled,
         nfe=nfe,
         prompts=prompt or [],
         prompts_file=prompts,

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from rats_video.errors import UserError
 
 
@@ -23,6 +23,10 @@ class OptimizerConfig(Config):
     weight_decay: NonNegativeFloat = 0.0
     warmup_steps: NonNegativeInt = 0
     decay: bool = Field(default=False, description="cosine decay to zero at the last step; otherwise constant")
+    restarts: tuple[PositiveInt, ...] = Field(
+        (),
+        description="steps at which warm-up and decay begin anew; each piece before them decays to zero",
+    )
     max_grad_norm: PositiveFloat = 1.0
 
 
@@ -44,13 +48,25 @@ def cosine_lr(step: int, total: int, peak: float, *, warmup: int = 0, floor: flo
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int, total: int, scale: float = 1.0
 ) -> float:
-    """Set and return the rate of `step` of `total`: linear warm-up, then constant or a cosine decay to zero; scaled."""
+    """Set and return the rate of `step` of `total`: linear warm-up, then constant or a cosine decay to zero; scaled.
+
+    Restarts cut the run into pieces, each with a schedule of its own (SGDR, arXiv 1608.03983).
+    """
+    rate = scale * learning_rate(cfg, step, total)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    return rate
+
+
+def learning_rate(cfg: OptimizerConfig, step: int, total: int) -> float:
+    """The rate of `step` of `total`; see `set_learning_rate`."""
+    start = max((at for at in cfg.restarts if at <= step), default=0)
+    end = min((at for at in cfg.restarts if step < at < total), default=total)
+    step, total = step - start, end - start
     lr = cfg.lr * min(1.0, (step + 1) / max(1, cfg.warmup_steps))
     if cfg.decay:
         lr = cosine_lr(step, total, cfg.lr, warmup=cfg.warmup_steps)
-    for group in optimizer.param_groups:
-        group["lr"] = scale * lr
-    return scale * lr
+    return lr
 
 
 def build_optimizer(cfg: OptimizerConfig, weights: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

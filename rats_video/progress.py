@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -61,7 +62,7 @@ class ProgressBar:
         """`steps` more are done; `info` are figures to show beside the bar."""
         self._done += steps
         now = time.monotonic()
-        left = (now - self._began) / max(1, self._done - self._start) * (self._total - self._done)
+        left = self._seconds_left(now)
         text = "  ".join(f"{name} {value:.3g}" for name, value in info.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, left=format_seconds(left), info=text)
@@ -69,3 +70,57 @@ class ProgressBar:
             self._last_line = now
             line = f"{self._title} {self._done}/{self._total}  left {format_seconds(left)}  {text}"
             self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
+
+    def _seconds_left(self, now: float) -> float:
+        return (now - self._began) / max(1, self._done - self._start) * (self._total - self._done)
+
+
+@dataclass
+class Pace:
+    """The seconds that clips take, measured on those made: in a clip's network calls, and beside them.
+
+    The two are told apart because samplers of a few calls and of a hundred take turns, and decoding and scoring a clip
+    take as long after either.
+    """
+
+    calls: int = 0
+    clips: int = 0
+    in_calls: float = 0.0
+    beside: float = 0.0
+
+    def add(self, calls: int, clips: int, in_calls: float, beside: float) -> None:
+        """Count clips that were made, with their network calls and seconds."""
+        self.calls += calls
+        self.clips += clips
+        self.in_calls += in_calls
+        self.beside += beside
+
+    def seconds(self, calls: int, clips: int) -> float:
+        """The seconds that so many clips, with so many network calls in all, will take."""
+        return calls * self.in_calls / max(1, self.calls) + clips * self.beside / max(1, self.clips)
+
+
+class ClipBar(ProgressBar):
+    """Counts clips of several samplers; the time left is that of their calls, and of what comes beside them.
+
+    Args:
+        title: what is being done.
+        calls: network calls in all, of one clip each.
+        clips: clips in all.
+        pace: measured before, and goes on to be; None begins one.
+    """
+
+    def __init__(self, title: str, calls: int, clips: int, pace: Pace | None = None) -> None:
+        super().__init__(title, clips)
+        self._calls, self._last = calls, time.monotonic()
+        self._pace = Pace() if pace is None else pace
+
+    def made(self, calls: int, clips: int, in_calls: float) -> None:
+        """`clips` more are done, with `calls` network calls in all that took `in_calls` seconds."""
+        now = time.monotonic()
+        self._pace.add(calls, clips, in_calls, max(0.0, now - self._last - in_calls))
+        self._calls, self._last = self._calls - calls, now
+        self.advance(clips)
+
+    def _seconds_left(self, now: float) -> float:  # noqa: ARG002  # it is in the pace
+        return self._pace.seconds(self._calls, self._total - self._done)

@@ -47,6 +47,7 @@ class PipelineBackbone(Family):
         self.decoding = DecodeConfig()
         self.embedded_guidance = 6.0  # for models that were distilled to take their guidance scale as an input
         self.fps = 25.0  # of the clips asked for, for models that are told it
+        self.in_tiles = False  # decoding by the VAE's own tiles, for clips that are only looked at
         self.small_decoder: SmallDecoder | None = None
         self.text_cache: TextCache | None = None
         self.autocast: torch.dtype | None = None
@@ -143,7 +144,7 @@ class PipelineBackbone(Family):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        for name in ("decoding", "embedded_guidance", "fps", "small_decoder", "text_cache"):
+        for name in ("decoding", "embedded_guidance", "fps", "in_tiles", "small_decoder", "text_cache"):
             setattr(other, name, getattr(self, name))
         return other
 
@@ -258,6 +259,11 @@ class PipelineBackbone(Family):
         pixels = videos.to(self.device, next(self.vae.parameters()).dtype).transpose(1, 2) * 2 - 1
         return self._from_vae(self.vae.encode(pixels).latent_dist.mode().float())
 
+    def use_tiles(self) -> None:
+        """Decode in tiles from now on, as diffusers does: less memory, blended seams, no gradient."""
+        self.vae.enable_tiling()
+        self.in_tiles = True
+
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:
         """Pixels `[B, T, 3, height, width]` in [0, 1], differentiable.
 
@@ -267,7 +273,8 @@ class PipelineBackbone(Family):
         """
         dtype = next(self.decoder.parameters()).dtype
         if self.small_decoder is None:
-            decoded = self._decode(self._to_vae(latents).to(dtype), grad_frames)
+            decode = self._decode_tiles if self.in_tiles else self._decode
+            decoded = decode(self._to_vae(latents).to(dtype), grad_frames)
         else:
             decoded = self.small_decoder(latents.to(dtype), self.decoding, grad_frames)
         pixels = (decoded.to(latents.dtype).transpose(1, 2) + 1) / 2

@@ -16,6 +16,7 @@ from rats_video.errors import UserError
 from rats_video.types import ClipSpec, TextCondition
 
 TEXT_LENGTH = 226  # rows CogVideoXPipeline pads every prompt to; all of them are attended to
+_SHIFTS: Mapping[Any, float] = {3.0: 3.0, 1.0: 2.0}  # by `snr_shift_scale`, of the 2b and the 5b
 FRAMES_AT_ONCE = 2  # latent frames the VAE decodes together; a frame left over joins the first two
 
 
@@ -34,6 +35,7 @@ class CogVideoXBackbone(PipelineBackbone):
     family = "CogVideoX"
     pipelines = ("CogVideoXPipeline",)
     text_limit = TEXT_LENGTH
+    native_fps = 8.0
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def __init__(self, **parts: Any) -> None:
@@ -167,6 +169,13 @@ class CogVideoXBackbone(PipelineBackbone):
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         return decode_cogvideox(self.vae, latents, self.decoding, grad_frames)
+
+    def stated(self, scheduler: Mapping[str, Any], clip: ClipSpec) -> dict[str, float]:  # noqa: ARG002
+        """The shift nearest to its own timesteps, and the size of the frames that it was trained at."""
+        config, pixels = self.parts["transformer"].config, self.spatial_stride
+        size = {"clip.height": config.sample_height * pixels, "clip.width": config.sample_width * pixels}
+        shift = _SHIFTS.get(scheduler.get("snr_shift_scale"))
+        return size if shift is None else {"shift": shift, **size}
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """`TCDScheduler` at eta 0 is DDIM, and unlike CogVideoX's own scheduler takes a list of timesteps.

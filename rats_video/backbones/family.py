@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rats_video.backbones.stock import StockCall
 from rats_video.errors import UserError
-from rats_video.types import TextCondition
+from rats_video.types import ClipSpec, TextCondition
 
 NUM_TRAIN_TIMESTEPS = 1000
 DENOISER = "transformer"  # the name of the part, or of the first of several
@@ -46,8 +46,11 @@ class Family(ABC):
 
     These are ComfyUI's names; a family without them has no `comfyui` export.
     """
-    folds_lora_alpha: ClassVar[bool] = False
-    """True if diffusers reads no alpha beside a LoRA under the original names: B then holds alpha / rank."""
+    lora_alpha_tensors: ClassVar[bool] = True
+    """False if diffusers reads no alpha beside a LoRA under the original names."""
+
+    native_fps: ClassVar[float] = 24.0
+    """Frames a second of the clips that the model was trained on, as far as no file of its folder says it."""
 
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
@@ -118,6 +121,22 @@ class Family(ABC):
     @abstractmethod
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
+
+    def _decode_tiles(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002  # no gradient
+        """As `_decode`, by the VAE's own tiles."""
+        pixels: Tensor = self.vae.decode(latents, return_dict=False)[0]  # type: ignore[attr-defined]  # the subclass's
+        return pixels
+
+    def stated(self, scheduler: Mapping[str, Any], clip: ClipSpec) -> dict[str, float]:  # noqa: ARG002
+        """The settings that a pipeline's own files give, by the run's keys: `shift`, and sizes where only one will do.
+
+        Args:
+            scheduler: the pipeline's `scheduler_config.json`.
+            clip: for schedulers whose shift depends on its size.
+        """
+        shift = scheduler.get("flow_shift", scheduler.get("shift"))
+        is_number = isinstance(shift, int | float) and shift > 0
+        return {"shift": shift} if is_number and not scheduler.get("use_dynamic_shifting") else {}
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """The family's stock pipeline, told to make our steps; an export compares its clips with ours.

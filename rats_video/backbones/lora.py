@@ -104,17 +104,44 @@ class Adapters:
             network.fuse_lora(adapter_names=[name])
             network.unload_lora()
 
-    def save(self, name: str, folder: Path, remarks: Mapping[str, str] | None = None) -> None:
-        """Write the file that `pipeline.load_lora_weights(folder)` loads, alpha included; `remarks` join its header."""
-        tensors = {key: weight.detach().cpu().contiguous() for key, weight in self.weights(name).items()}
-        metadata = {
-            f"{part}.{key}": sorted(value) if isinstance(value, set) else value
-            for part, network in self.networks.items()
-            for key, value in network.peft_config[name].to_dict().items()
-        }
+    def fold_alpha(self, name: str) -> None:
+        """Move an adapter's alpha / rank into B, in place: the same adapter for readers that know no alpha."""
+        cfg = self.configs[name]
+        for key, weight in self.weights(name).items():
+            if ".lora_B." in key:
+                weight.data.mul_(cfg.alpha / cfg.rank)
+        for network in self.networks.values():
+            network.peft_config[name].lora_alpha = cfg.rank
+        for layer in self._layers:
+            layer.lora_alpha[name] = cfg.rank
+            layer.set_scale(name, 1)
+        self.configs[name] = cfg.model_copy(update={"alpha": cfg.rank})
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write all of an adapter into one file, from which `load` takes it."""
         folder.mkdir(parents=True, exist_ok=True)
-        header = {"format": "pt", METADATA_KEY: json.dumps(metadata, default=str), **(remarks or {})}
-        save_file(tensors, folder / LORA_FILE, header)
+        self.write(name, folder / LORA_FILE, {part: part for part in self.networks})
+
+    def write(self, name: str, file: Path, parts: Mapping[str, str], remarks: Mapping[str, str] | None = None) -> None:
+        """Write an adapter's file as diffusers does, alpha in its header.
+
+        Args:
+            name: of the adapter.
+            file: to write.
+            parts: the networks it holds, and what the file calls each: `pipeline.load_lora_weights` looks for one.
+            remarks: they join the header.
+        """
+        tensors = {}
+        for key, weight in self.weights(name).items():
+            part, _, rest = key.partition(".")
+            if part in parts:
+                tensors[f"{parts[part]}.{rest}"] = weight.detach().cpu().contiguous()
+        metadata = {
+            f"{called}.{key}": sorted(value) if isinstance(value, set) else value
+            for part, called in parts.items()
+            for key, value in self.networks[part].peft_config[name].to_dict().items()
+        }
+        save_file(tensors, file, {"format": "pt", METADATA_KEY: json.dumps(metadata, default=str), **(remarks or {})})
 
     def load(self, name: str, tensors: Mapping[str, Tensor], *, where: Path) -> None:
         """Fill an adapter's weights in place.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.stock import StockCall
 from rats_video.diffusion.flow import add_noise
 from rats_video.seeds import seeded
-from rats_video.types import TextCondition
+from rats_video.types import ClipSpec, TextCondition
 
 TEXT_LENGTH = 128  # rows LTXPipeline pads every prompt to; the mask leaves the padding out
 TEXT_LENGTH_095 = 256  # the same of LTXConditionPipeline
@@ -35,9 +36,10 @@ class LTXBackbone(PipelineBackbone):
     pipelines: tuple[str, ...] = ("LTXPipeline", "LTXConditionPipeline")
     text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    native_fps = 25.0
     exact_window = False
     can_share_tokens = True
-    folds_lora_alpha = True
+    lora_alpha_tensors = False
     original_names = (
         (r"^proj_in\.", "patchify_proj."),
         (r"^time_embed\.", "adaln_single."),
@@ -117,6 +119,14 @@ class LTXBackbone(PipelineBackbone):
         mean, std = self._latent_stats(latents)
         return (latents - mean) / std
 
+    def stated(self, scheduler: Mapping[str, Any], clip: ClipSpec) -> dict[str, float]:
+        """Where shifting is dynamic, the shift for as many tokens as the clip has: see the class."""
+        if not scheduler.get("use_dynamic_shifting"):
+            return super().stated(scheduler, clip)
+        first, last = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+        share = (math.prod(self.latent_shape(clip)[1:]) - first) / (last - first)
+        return {"shift": math.exp(scheduler["base_shift"] + share * (scheduler["max_shift"] - scheduler["base_shift"]))}
+
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; without dynamic shifting the scheduler ignores LTX's `mu`."""
         rate = int(self.fps) if self.fps == int(self.fps) else self.fps
@@ -138,6 +148,9 @@ class LTXBackbone(PipelineBackbone):
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (stat.to(like).view(1, -1, 1, 1, 1) for stat in (self.vae.latents_mean, self.vae.latents_std))
         return mean, std / self.vae.config.scaling_factor
+
+    def _decode_tiles(self, latents: Tensor, grad_frames: range | None) -> Tensor:
+        return self._decode(latents, grad_frames)  # the VAE's own decode, with what it has to be told
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """A deterministic function of each clip: all noise a VAE asks for is the same for every clip and call."""

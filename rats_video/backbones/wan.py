@@ -34,6 +34,7 @@ class WanBackbone(PipelineBackbone):
     family = "Wan"
     pipelines = ("WanPipeline",)
     text_limit = TEXT_LENGTH
+    native_fps = 16.0
     optional_parts = (LOW_NOISE,)
     settings = ("boundary_ratio",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")

@@ -19,7 +19,7 @@ from rats_video.evaluation.calibration import (
 )
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.methods.rats import Rats
-from rats_video.progress import ProgressBar
+from rats_video.progress import ClipBar
 from rats_video.rewards.sum import SumReward, add_up
 from rats_video.seeds import seeded
 from rats_video.types import Backbone, Reward, RewardScores
@@ -53,10 +53,11 @@ def score_arms(
     if rewards.heldout is not None:
         scorers["heldout_reward"] = rewards.heldout
     specs = {
-        rats.teacher.backbone: SamplerSpec(cfg.teacher.num_steps, cfg.shift, cfg.teacher.guidance_scale),
+        rats.teacher.backbone: cfg.teacher_spec,
         rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift),
     }
-    with ProgressBar("calibrate", sum(spec.nfe for spec in specs.values()) * len(chosen)) as progress:
+    calls = sum(spec.nfe for spec in specs.values()) * len(chosen)
+    with ClipBar("calibrate", calls, len(specs) * len(chosen)) as progress:
         teacher, base = (_score_arm(cfg, backbone, spec, scorers, chosen, progress) for backbone, spec in specs.items())
     return CalibrationScores(chosen, teacher, base)
 
@@ -68,14 +69,15 @@ def _score_arm(
     spec: SamplerSpec,
     scorers: Mapping[str, Reward],
     prompts: Sequence[str],
-    progress: ProgressBar,
+    progress: ClipBar,
 ) -> Scored:
     found: dict[str, list[RewardScores]] = {name: [] for name in scorers}
     size = cfg.evaluation.batch_size
     for samples in sample_videos(backbone, prompts, cfg.clip.spec, spec, seed=cfg.seed, batch_size=size):
         for name, scorer in scorers.items():
             found[name].append(scorer(samples.videos, samples.prompts))
-        progress.advance(spec.nfe * len(samples.prompts))
+        count = len(samples.prompts)
+        progress.made(spec.nfe * count, count, samples.seconds_in_calls)
     return {name: _join_batches(batches) for name, batches in found.items()}
 
 

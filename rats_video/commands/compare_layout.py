@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -101,7 +101,7 @@ class CompareLayout:
         """
         cfg.check_nfe()
         base, root = with_data_digest(cfg.base_config()), output / "arms"
-        teacher = SamplerSpec(cfg.teacher_steps, base.shift, base.evaluation.guidance_scale)
+        teacher = replace(base.judged_teacher, num_steps=cfg.teacher_steps)
         plain = tuple(SamplerSpec(nfe, base.shift) for nfe in cfg.nfe)
         arms = [
             Arm(TEACHER, None, root / TEACHER, None, (teacher,)), Arm(BASE, None, root / BASE, None, plain)

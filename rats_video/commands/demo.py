@@ -7,6 +7,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,11 +32,14 @@ _SMALL = 100e6  # parameters; a smaller teacher is fast enough to show
 _NUM_EXAMPLES = 4
 
 
-def run_demo(*, model: Path | None, port: int, device: str, echo: Callable[[str], None]) -> NoReturn:
+def run_demo(
+    *, model: Path | None, base: Path | None = None, port: int, device: str, echo: Callable[[str], None]
+) -> NoReturn:
     """Serve the page until it is stopped.
 
     Args:
         model: a run, whose reward is then shown, or a student; None takes the embedded one.
+        base: where the student's base pipeline is now; None = where it was.
         port: on this machine.
         device: as `--device`.
         echo: gets the address of the page.
@@ -49,7 +53,7 @@ def run_demo(*, model: Path | None, port: int, device: str, echo: Callable[[str]
     with tempfile.TemporaryDirectory(prefix="rats-video-") as folder:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder}  # before it is imported
         with explain_memory(lambda: "the page needs a GPU that holds the model; --device cpu is slow"):
-            studio, examples = load_studio(model, pick_device(device))
+            studio, examples = load_studio(model, pick_device(device), base)
             # The first clip of a process takes longer than any other, and would misstate the student's speed.
             studio.make("student", studio.accept(examples[0], studio.trained[0], 0), lambda: None)
         parameters = sum(weight.numel() for weight in studio.base.denoiser.parameters())
@@ -65,13 +69,17 @@ def run_demo(*, model: Path | None, port: int, device: str, echo: Callable[[str]
     raise AssertionError
 
 
-def load_studio(model: Path | None, device: torch.device) -> tuple[DemoModels, tuple[str, ...]]:
+def load_studio(
+    model: Path | None, device: torch.device, base: Path | None = None
+) -> tuple[DemoModels, tuple[str, ...]]:
     """Student, teacher and reward, and prompts that fit them."""
     cfg = _config(model)
-    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, device)
-    options = EvaluationConfig() if cfg is None else cfg.evaluation
+    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, device, base)
+    options = EvaluationConfig()
     reward = None if cfg is None else build_reward(cfg.reward, device, where="reward", clip=loaded.clip)
     teacher = SamplerSpec(options.teacher_steps, loaded.card.shift, options.guidance_scale)
+    if cfg is not None:
+        teacher = replace(cfg.judged_teacher, shift=loaded.card.shift)
     studio = DemoModels(
         loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps, teacher, reward
     )

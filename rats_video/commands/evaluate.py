@@ -27,7 +27,7 @@ from rats_video.evaluation.tables import (
     write_rows,
 )
 from rats_video.inference.sampler import SamplerSpec
-from rats_video.progress import ProgressBar
+from rats_video.progress import ClipBar, Pace
 from rats_video.runtime import ALONE, Runtime
 from rats_video.types import ClipSpec
 
@@ -35,17 +35,18 @@ REFERENCE = "reference.safetensors"
 
 
 def run_evaluate(
-    *, run: Path, nfe: tuple[int, ...] | None, num_clips: int | None, seed: int, output: Path | None, device: str
-) -> list[str]:
+    *, run: Path, base: Path | None, nfe: tuple[int, ...] | None, num_clips: int | None, seed: int,
+    output: Path | None, device: str,
+) -> list[str]:  # fmt: skip
     """Score teacher, base and student on held-out prompts; returns the table's lines.
 
     None takes the value of the run's configuration.
     """
     folder, cfg = load_run(run)
     runtime = start_runtime(device)
-    loaded = load_student(run, runtime.device)
+    loaded = load_student(run, runtime.device, base)
     changes = {"nfe": nfe or cfg.evaluation.nfe, "num_clips": num_clips or cfg.evaluation.num_clips}
-    cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update=changes)})
+    cfg = cfg.model_copy(update={"evaluation": cfg.evaluation.model_copy(update=changes), "model": str(loaded.model)})
     with explain_memory(lambda: f"set evaluation.batch_size below {cfg.evaluation.batch_size} in {folder.config}"):
         lines = evaluate_files(cfg, loaded, runtime, seed=seed, output=output or folder.evaluation)
     runtime.close()
@@ -53,25 +54,37 @@ def run_evaluate(
 
 
 def evaluate_files(
-    cfg: DistillConfig, loaded: LoadedStudent, runtime: Runtime, *, seed: int, output: Path
+    cfg: DistillConfig, loaded: LoadedStudent, runtime: Runtime, *, seed: int, output: Path, pace: Pace | None = None
 ) -> list[str]:
     """Write evaluation.json, evaluation.md and nfe.png, and keep the real clips' features in reference.safetensors."""
     make_folder(output)
     options = cfg.evaluation
-    teacher = SamplerSpec(options.teacher_steps, cfg.shift, options.guidance_scale)
-    arms = [EvaluatedModel(TEACHER, loaded.base, teacher)]
+    arms = [EvaluatedModel(TEACHER, loaded.base, cfg.judged_teacher)]
     arms += [EvaluatedModel("base", loaded.base, SamplerSpec(nfe, cfg.shift)) for nfe in options.nfe]
     arms += [EvaluatedModel("student", loaded.student, loaded.spec(nfe)) for nfe in options.nfe]
     prompts = cycle(load_prompts(cfg.prompts).heldout, options.num_clips)
-    scores = score_arms(cfg, arms, prompts, loaded.clip, seed=seed, runtime=runtime, reference=output / REFERENCE)
+    scores = score_arms(
+        cfg, arms, prompts, loaded.clip, seed=seed, runtime=runtime, reference=output / REFERENCE, pace=pace
+    )
     if not runtime.is_main:
         return []
     rows = [score.row() for score in scores]
     if options.latency_clips:
-        repeats = options.latency_clips
-        latencies = [measure_latency(arm, prompts[0], loaded.clip, repeats=repeats) for arm in arms]
-        rows = [row.model_copy(update={"latency": found}) for row, found in zip(rows, latencies, strict=True)]
+        rows = _timed(rows, arms, prompts[0], loaded.clip, options.latency_clips)
     return _write(rows, set_notes(scores), output, f"{len(prompts)} held-out clips an arm, seed {seed}; 95% intervals")
+
+
+def _timed(
+    rows: Sequence[ArmRow], arms: Sequence[EvaluatedModel], prompt: str, clip: ClipSpec, repeats: int
+) -> list[ArmRow]:
+    """The rows with each arm's latency."""
+    timed = []
+    with ClipBar("latency", sum(arm.spec.nfe for arm in arms) * repeats, len(arms) * repeats) as progress:
+        for row, arm in zip(rows, arms, strict=True):
+            found = measure_latency(arm, prompt, clip, repeats=repeats)
+            progress.made(arm.spec.nfe * repeats, repeats, found.denoiser * repeats)
+            timed.append(row.model_copy(update={"latency": found}))
+    return timed
 
 
 def _write(rows: Sequence[ArmRow], notes: Sequence[str], output: Path, summary: str) -> list[str]:
@@ -100,8 +113,9 @@ def score_arms(
     seed: int,
     runtime: Runtime = ALONE,
     reference: Path | None = None,
+    pace: Pace | None = None,
 ) -> list[ArmScores]:
-    """Score all arms, under one progress bar that counts network evaluations.
+    """Score all arms, under one progress bar that counts clips.
 
     Args:
         cfg: what is measured.
@@ -111,17 +125,19 @@ def score_arms(
         seed: of the noise.
         runtime: whose processes share the clips; all get every clip's scores, and the main one the metrics of sets.
         reference: file that keeps the real clips' features, see `build_reference`; None keeps none.
+        pace: of clips before these; None knows none.
     """
     backbone = arms[0].backbone
     assert isinstance(backbone, PipelineBackbone)
     measures, looks = build_measures(cfg, backbone.device), build_feature_fns(cfg, backbone.device)
     again = once_more(cfg, prompts)
     share = runtime.shard(len(prompts) + len(again))
-    with ProgressBar("evaluate", sum(arm.spec.nfe for arm in arms) * len(share)) as progress:
+    calls = sum(arm.spec.nfe for arm in arms) * len(share)
+    with ClipBar("evaluate", calls, len(arms) * len(share), pace) as progress:
         scores = [
             score_arm(
                 arm, prompts, clip, measures, seed=seed, batch_size=cfg.evaluation.batch_size, looks=looks,
-                again=again, share=share, advance=progress.advance,
+                again=again, share=share, made=progress.made,
             )
             for arm in arms
         ]  # fmt: skip

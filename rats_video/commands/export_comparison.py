@@ -16,13 +16,14 @@ from rats_video.files import write_json
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.inference.side_by_side import Panel, compose_comparison, panel_boxes
 from rats_video.inference.video import slugify, write_mp4
-from rats_video.progress import ProgressBar
+from rats_video.progress import ClipBar, Pace
 from rats_video.runtime import Runtime
 
 
 def run_export_comparison(
     *,
     run: Path,
+    base: Path | None,
     nfe: int,
     prompts: Sequence[str],
     prompts_file: Path | None,
@@ -34,7 +35,7 @@ def run_export_comparison(
     """Write teacher | base | student mp4s from the same noise; returns the lines to show."""
     folder, cfg = load_run(run)
     runtime = start_runtime(device)
-    loaded = load_student(run, runtime.device)
+    loaded = load_student(run, runtime.device, base)
     heldout = load_prompts(cfg.prompts).heldout
     asked = checked_prompts(prompts, prompts_file, heldout, loaded.student)
     chosen = cycle(asked, num_videos or cfg.comparison.num_videos)
@@ -54,6 +55,7 @@ def compare_files(
     *,
     seed: int,
     output: Path,
+    pace: Pace | None = None,
 ) -> list[str]:
     """Sample the three columns from the same noise, measure them as `evaluate` does and write one mp4 a prompt.
 
@@ -61,16 +63,16 @@ def compare_files(
     """
     make_folder(output)
     measures = build_measures(cfg, loaded.base.device)
-    teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
     arms = [
-        EvaluatedModel("teacher", loaded.base, teacher),
+        EvaluatedModel("teacher", loaded.base, cfg.judged_teacher),
         EvaluatedModel("base", loaded.base, spec),
         EvaluatedModel("student", loaded.student, spec),
     ]
     share = runtime.shard(len(prompts))
     columns: list[list[Panel]] = []
     scores: dict[str, dict[str, list[float]]] = {}
-    with ProgressBar("comparison", sum(arm.spec.nfe for arm in arms)) as progress:
+    calls = sum(arm.spec.nfe for arm in arms) * len(share)
+    with ClipBar("comparison", calls, len(arms) * len(share), pace) as progress:
         for arm in arms:
             panels: list[Panel] = []
             for samples in sample_videos(arm.backbone, prompts, loaded.clip, arm.spec, seed=seed, share=share):
@@ -83,8 +85,9 @@ def compare_files(
                     Panel(arm.name, frames.cpu(), *cost, score)
                     for frames, score in zip(samples.videos, rewards, strict=True)
                 ]
+                made = len(samples.prompts)
+                progress.made(arm.spec.nfe * made, made, samples.seconds_in_calls)
             columns.append(panels)
-            progress.advance(arm.spec.nfe)
     mine: list[dict[str, object]] = []
     for place, (index, *panels) in enumerate(zip(share, *columns, strict=True)):
         prompt = prompts[index]

@@ -12,7 +12,7 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.kinds import find_family
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.folders import check_free
-from rats_video.commands.students import load_run, load_student
+from rats_video.commands.students import load_run, load_student, with_base
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
@@ -26,7 +26,7 @@ from rats_video.export.stock import quiet
 from rats_video.export.verify import Difference, sample_export
 from rats_video.files import replacing
 from rats_video.inference.sampler import clip_noise, sample_videos
-from rats_video.inference.student import CARD, StudentCard, load_card
+from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
 from rats_video.training.run_folder import RunFolder
 
 SEED = 0
@@ -46,6 +46,7 @@ class ExportRequest:
         verify: whether to compare clips.
         output: folder to appear; None = beside the run, or in `exports/`.
         overwrite: whether to replace a folder that is there.
+        base: where the student's base pipeline is now; None = where it was.
     """
 
     kind: str
@@ -56,6 +57,7 @@ class ExportRequest:
     verify: bool = True
     output: Path | None = None
     overwrite: bool = False
+    base: Path | None = None
 
 
 def run_export_model(order: ExportRequest, device: str) -> list[str]:
@@ -66,8 +68,8 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
             the folder is taken or cannot be written; nothing is left there then.
     """
     run, folder = _locate(order.source)
-    form, card = find_form(order.kind), load_card(folder)
-    base = resolve_folder(card.model, where=f"{folder / CARD}: model")
+    form, card = find_form(order.kind), with_base(load_card(folder), folder, order.base)
+    base = folder if card.model == ITSELF else resolve_folder(card.model, where="--base")
     form.check(folder, find_family(base, card.backbone), order.scale)
     output = _output(order, run, folder, base)
     where = pick_device(device)
@@ -123,7 +125,7 @@ def _write(
     aside: Path,
 ) -> ExportedStudent:
     """Sample the student, write it, and return what must be known of it after its memory is freed."""
-    loaded = load_student(folder, device)
+    loaded = load_student(folder, device, order.base)
     student, card = loaded.student, loaded.card
     nfe = order.nfe or (4 if 4 in card.num_steps else card.num_steps[0])
     spec = loaded.spec(nfe)

@@ -55,12 +55,12 @@ def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     return False
 
 
-def refuse_changes(folder: Path, changed: Sequence[str]) -> None:
-    """Raise UserError if keys of a run's configuration changed since it was started."""
+def refuse_changes(folder: Path, changed: Sequence[str], fix: str = "") -> None:
+    """Raise UserError if keys of a run's configuration changed since it was started; `fix` names a way of its own."""
     if changed:
         raise UserError(
             f"holds a run of another configuration: {', '.join(changed)} differ",
-            where=str(folder), fix="give the same options, another --output, or --overwrite to start anew",
+            where=str(folder), fix=fix or "give the same options, another --output, or --overwrite to start anew",
         )  # fmt: skip
 
 

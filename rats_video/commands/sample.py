@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -14,10 +14,10 @@ from typing import Self
 
 import torch
 
-from rats_video.assets import ASSETS
+from rats_video.assets import ASSETS, is_embedded
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, make_folder
-from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, LoadedStudent, load_student
+from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, LoadedStudent, SampleChoices, load_chosen
 from rats_video.datasets.prompts.files import read_rows
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
@@ -25,6 +25,7 @@ from rats_video.files import json_digest, weights_digest
 from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.style import Style
 from rats_video.inference.video import slugify, write_mp4
 from rats_video.progress import ProgressBar
 from rats_video.runtime import Runtime
@@ -113,14 +114,19 @@ class ClipFolder:
 
 
 def identity(loaded: LoadedStudent) -> str:
-    """16 hex digits that tell one student from another: by weights, noise levels, clip size and base."""
-    return json_digest([weights_digest([loaded.folder]), loaded.card.as_json()])[:16]
+    """16 hex digits that tell one student from another: by weights, noise levels, clip size, base and LoRAs."""
+    return json_digest([weights_digest([loaded.folder]), loaded.card.as_json(), *loaded.beside])[:16]
 
 
 def run_sample(
     *,
     model: Path | None,
-    nfe: int,
+    base: Path | None,
+    size: Mapping[str, int],
+    loras: Sequence[str],
+    offload: bool,
+    tiled: bool,
+    nfe: int | None,
     prompts: Sequence[str],
     prompts_file: Path | None,
     num_videos: int | None,
@@ -138,7 +144,9 @@ def run_sample(
         option = "--num-videos" if num_videos else "--gpus"
         raise UserError("a pipe has one clip a line, and one process that reads it", where=option, fix="leave it out")
     given = list(prompts) if prompts_file is None or piped else read_rows(prompts_file)
-    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, runtime.device)
+    choices = SampleChoices(base, size, tuple(map(Style.parse, loras)), offload=offload, tiles=tiled)
+    loaded = load_chosen(_folder(model), runtime.device, choices)
+    nfe = nfe or loaded.default_nfe
     with explain_memory(lambda: f"use a --batch-size below {batch_size}"):
         if piped:
             sample_pipe(
@@ -158,6 +166,11 @@ def run_sample(
             ):
                 echo(line)
     runtime.close()
+
+
+def _folder(model: Path | None) -> Path:
+    name = str(model or DEFAULT_STUDENT)
+    return ASSETS / name if is_embedded(name) else Path(name)
 
 
 def sample_files(

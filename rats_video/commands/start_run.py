@@ -32,9 +32,19 @@ def prepare_run(cfg: DistillConfig, run: RunFolder, *, resume: bool, overwrite: 
     if claim_run(run.root, resume=resume, overwrite=overwrite):
         run.check_entries()
         before = load_config(DistillConfig, str(run.config.resolve()), group="distill")
-        refuse_changes(run.root, changed_keys(before, cfg))
+        changed = changed_keys(before, cfg)
+        refuse_changes(run.root, changed, _how_to_prolong(before, run) if changed == ["training.steps"] else "")
     write_resolved(cfg, run.config)
     return before == cfg
+
+
+def _how_to_prolong(before: DistillConfig, run: RunFolder) -> str:
+    steps, optimizer = before.training.steps, before.training.optimizer
+    restarts = ", ".join(map(str, (*optimizer.restarts, steps)))
+    return (
+        f"the rate decays to zero at step {steps}: to go on from there with a rate that starts anew, add "
+        f"--set training.optimizer.restarts=[{restarts}]; or start another run with --set student.init={run.root}"
+    )
 
 
 def record_start(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone, runtime: Runtime) -> None:

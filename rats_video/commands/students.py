@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
-from rats_video.assets import resolve_folder
+from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import BackboneConfig, load_backbone
+from rats_video.backbones.lora import LORA_FILE
+from rats_video.config.fields import ClipConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.files import read_prompts
 from rats_video.datasets.prompts.split import check_prompt
+from rats_video.distillation.folder_settings import folder_settings
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
+from rats_video.inference.plain import INDEX, plain_card
 from rats_video.inference.sampler import SamplerSpec
+from rats_video.inference.small_gpu import offload
 from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
+from rats_video.inference.style import Style, add_style
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
@@ -31,18 +38,38 @@ EXAMPLE_PROMPTS = (
 
 @dataclass(frozen=True)
 class LoadedStudent:
-    """A student beside the base model it came from, and the student's own folder."""
+    """A student and the base model it came from.
+
+    Args:
+        folder: the student's own.
+        model: the base's.
+        card: how it is sampled.
+        base: the base model.
+        student: the student, on the base or with a denoiser of its own.
+        beside: what else its clips depend on: LoRAs and tiles.
+    """
 
     folder: Path
+    model: Path
     card: StudentCard
     base: PipelineBackbone
     student: PipelineBackbone
+    beside: tuple[object, ...] = ()
 
     @property
     def clip(self) -> ClipSpec:
-        """The clip size it was trained at."""
-        size = self.card.clip
-        return ClipSpec(int(size["num_frames"]), int(size["height"]), int(size["width"]), size["fps"])
+        """The size of its clips."""
+        return clip_of(self.card)
+
+    @property
+    def is_plain(self) -> bool:
+        """True for a pipeline that nobody distilled."""
+        return not (self.folder / CARD).is_file()
+
+    @property
+    def default_nfe(self) -> int:
+        """The calls to sample it with where nobody says: 4, or a plain pipeline's own."""
+        return self.card.num_steps[0] * (1 if self.card.guidance_scale == 1.0 else 2) if self.is_plain else 4
 
     def spec(self, nfe: int) -> SamplerSpec:
         """The student's sampler at `nfe` calls; warns on stderr where it was trained for other counts.
@@ -55,18 +82,131 @@ class LoadedStudent:
             raise UserError("guidance takes two calls a step", where=f"--nfe {nfe}", fix="give an even number")
         if nfe // calls not in self.card.num_steps:
             trained = ", ".join(str(calls * steps) for steps in self.card.num_steps)
-            warn(f"this student was trained for {trained}; quality may drop", where=f"--nfe {nfe}")
+            does = "this pipeline takes" if self.is_plain else "this student was trained for"
+            warn(f"{does} {trained}; quality may drop", where=f"--nfe {nfe}")
         return SamplerSpec(nfe // calls, self.card.shift, self.card.guidance_scale)
 
 
-def load_student(folder: Path, device: torch.device) -> LoadedStudent:
-    """Load a run's student, or a student folder itself."""
-    folder = folder if (folder / CARD).is_file() else folder / "student"
-    card = load_card(folder)
+@dataclass(frozen=True)
+class SampleChoices:
+    """What a user chooses of a model to be sampled; the defaults are the student as it was trained.
+
+    Args:
+        base: where the student's base pipeline is now.
+        size: `num_frames`, `height`, `width` in place of those it was trained at.
+        styles: LoRAs beside it.
+        offload: True keeps its weights in host memory.
+        tiles: True decodes in tiles.
+    """
+
+    base: Path | None = None
+    size: Mapping[str, int] = field(default_factory=dict)
+    styles: tuple[Style, ...] = ()
+    offload: bool = False
+    tiles: bool = False
+
+
+def load_student(folder: Path, device: torch.device, base: Path | None = None) -> LoadedStudent:
+    """Load a run's student, or a student folder itself; `base` is where its base pipeline is now.
+
+    Raises:
+        UserError: there is no student, or no base of its.
+    """
+    return load_chosen(folder, device, SampleChoices(base))
+
+
+def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> LoadedStudent:
+    """Load a student, or a plain pipeline, as a user chose.
+
+    Raises:
+        UserError: there is none, or it does not go with what was chosen.
+    """
+    folder = folder if (folder / CARD).is_file() or (folder / INDEX).is_file() else folder / "student"
+    is_plain = (folder / INDEX).is_file() and not (folder / CARD).is_file()
+    card = plain_card(folder, "bfloat16" if device.type == "cuda" else "float32") if is_plain else load_card(folder)
+    trained = with_base(card, folder, choices.base)
+    card = with_size(trained, choices.size)
     is_whole = card.model == ITSELF
-    model = folder if is_whole else resolve_folder(card.model, where=f"{folder / CARD}: model")
-    base = load_base(model, device, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone)
-    return LoadedStudent(folder, card, base, base if is_whole else base.load_role(folder))
+    model = folder if is_whole else resolve_folder(card.model, where="--base")
+    first = torch.device("cpu") if choices.offload else device
+    loaded = load_base(model, first, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone)
+    check_size(loaded, clip_of(card), choices.size)
+    if clip_of(card) != clip_of(trained) and not is_plain:
+        before = "{num_frames:g} frames of {height:g} x {width:g}".format(**trained.clip)
+        warn(f"this student was trained at {before}; quality may drop", where=_options(choices.size))
+    if is_plain:
+        card = replace(card, shift=own_shift(folder, loaded, clip_of(card)))
+    is_lora = (folder / LORA_FILE).is_file()
+    student = loaded if is_whole or is_lora else loaded.load_role(folder)
+    for style in choices.styles:
+        add_style(student, style)
+    student = loaded.load_role(folder) if is_lora else student
+    if choices.tiles:
+        student.use_tiles()
+    if choices.offload:
+        offload(student, device)
+    beside = (*(style.identity for style in choices.styles), *(["tiles"] if choices.tiles else []))
+    return LoadedStudent(folder, model, card, loaded, student, beside)
+
+
+def with_size(card: StudentCard, size: Mapping[str, int]) -> StudentCard:
+    """The card with another clip size; raises UserError for clips that no machine could hold."""
+    try:
+        clip = ClipConfig.model_validate({**card.clip, **size})
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"too large: {reason}", where=_options(size), fix="give a smaller size") from error
+    return replace(card, clip={key: float(value) for key, value in clip.model_dump().items()})
+
+
+def check_size(base: PipelineBackbone, clip: ClipSpec, size: Mapping[str, int]) -> None:
+    """Raise UserError, in the words of the options, for a clip size that the model cannot divide."""
+    try:
+        base.latent_shape(clip)
+    except UserError as error:
+        if not size:
+            raise
+        raise UserError(
+            error.what, where=error.where.replace("clip.", "--").replace("_", "-"), fix=error.fix
+        ) from error
+
+
+def clip_of(card: StudentCard) -> ClipSpec:
+    """The clip size of a card."""
+    size = card.clip
+    return ClipSpec(int(size["num_frames"]), int(size["height"]), int(size["width"]), size["fps"])
+
+
+def own_shift(folder: Path, base: PipelineBackbone, clip: ClipSpec) -> float:
+    """The shift that a pipeline's own scheduler states; raises UserError where it states none."""
+    stated = folder_settings(folder, base, clip)
+    if "shift" not in stated:
+        raise UserError("states no shift of noise levels", where=f"{folder}/scheduler/scheduler_config.json",
+                        fix='add one, as in "shift": 3.0')  # fmt: skip
+    return stated["shift"]
+
+
+def _options(size: Mapping[str, int]) -> str:
+    return " ".join(f"--{key.replace('_', '-')} {value}" for key, value in size.items()) or "clip"
+
+
+def with_base(card: StudentCard, folder: Path, base: Path | None) -> StudentCard:
+    """The card with its base where it is now: as it says, or at `base`.
+
+    Raises:
+        UserError: it is not there, or the student in `folder` is a whole pipeline, which has no base.
+    """
+    if base is not None:
+        if card.model == ITSELF:
+            raise UserError(f"{folder} is a whole pipeline and needs no base", where="--base", fix="leave it out")
+        found = resolve_folder(str(base), where="--base").resolve()
+        return replace(card, model=str(base) if is_embedded(str(base)) else str(found))
+    if card.model != ITSELF and not is_embedded(card.model) and not Path(card.model).expanduser().is_dir():
+        raise UserError(
+            f"no such folder: {card.model}", where=f"{folder / CARD}: model",
+            fix="it is the student's base: where it has moved to, say --base DIR",
+        )  # fmt: skip
+    return card
 
 
 def load_base(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from rats_video.assets import resolve_folder
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, locked_output, make_folder
 from rats_video.commands.sample import identity
@@ -19,7 +18,7 @@ from rats_video.errors import UserError
 from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.files import tidy, weights_digest
 from rats_video.inference.manifest import is_whole
-from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.sampler import clip_noise, sample_batch
 from rats_video.inference.vbench import (
     VBenchClip,
     VBenchPrompt,
@@ -36,6 +35,7 @@ from rats_video.runtime import Runtime
 def run_vbench(
     *,
     run: Path,
+    base: Path | None,
     prompts: Path,
     dimensions: Sequence[str],
     nfe: int | None,
@@ -51,14 +51,13 @@ def run_vbench(
     folder, cfg = load_run(run)
     asked = read_vbench_prompts(prompts, dimensions)
     runtime = start_runtime(device)
-    loaded = load_student(run, runtime.device)
+    loaded = load_student(run, runtime.device, base)
     for each in asked:
         check_prompt(each.prompt, loaded.student.unknown_words, where=str(prompts))
     options = cfg.evaluation
     arms = [EvaluatedModel("student", loaded.student, loaded.spec(nfe or loaded.card.num_steps[0]))]
     if with_teacher:
-        teacher = SamplerSpec(options.teacher_steps, cfg.shift, options.guidance_scale)
-        arms.append(EvaluatedModel("teacher", loaded.base, teacher))
+        arms.append(EvaluatedModel("teacher", loaded.base, cfg.judged_teacher))
     with (
         explain_memory(lambda: f"set evaluation.batch_size below {options.batch_size} in {folder.config}"),
         contextlib.ExitStack() as stack,
@@ -144,16 +143,13 @@ def _record(arm: EvaluatedModel, loaded: LoadedStudent, clips: Sequence[VBenchCl
     is_student = arm.backbone is loaded.student
     return VBenchRecord(
         model=str(loaded.folder) if is_student else loaded.card.model,
-        weights=identity(loaded) if is_student else _digest(loaded.card.model),
+        weights=identity(loaded) if is_student else weights_digest([loaded.model])[:16],
         num_steps=arm.spec.num_steps,
         nfe=arm.spec.nfe,
         guidance_scale=arm.spec.guidance_scale,
+        negative_prompt=arm.spec.negative_prompt,
         shift=arm.spec.shift,
         clip=asdict(loaded.clip),
         seed=seed,
         clips=tuple(clips),
     )
-
-
-def _digest(model: str) -> str:
-    return weights_digest([resolve_folder(model, where="model")])[:16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from rats_video.backbones.architecture import find_architecture
 from rats_video.backbones.attention import used_attention
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import FullWeightsConfig, LoraConfig
+from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.offload import OffloadedWeights
 from rats_video.backbones.text_cache import TextCache, text_identity
 from rats_video.datasets.prepared.cache import ClipCache
@@ -65,12 +67,17 @@ def save_text(cfg: DistillConfig, backbone: PipelineBackbone, file: Path) -> Non
 def _prepared_text(cfg: DistillConfig, folder: Path) -> TextCache:
     cache = ClipCache(folder)
     check_cache(cache, resolve_folder(cfg.model, where="model"), "text encoder")
-    return TextCache(PreparedText(cache, getattr(torch, cfg.compute.dtype)))
+    dtype = getattr(torch, cfg.compute.dtype)
+    rows, negative = PreparedText(cache, dtype), cfg.teacher.negative_prompt
+    if negative in rows:
+        return TextCache(rows)
+    encoder = load_backbone(resolve_folder(cfg.model, where="model"), "cpu", dtype, cfg.backbone, with_denoiser=False)
+    return TextCache(ChainMap({negative: encoder.encode_text([negative])}, rows))  # type: ignore[arg-type]  # only read
 
 
 def _all_prompts(cfg: DistillConfig) -> list[str]:
     prompts = load_prompts(cfg.prompts)
-    return ["", *prompts.train, *prompts.heldout]  # the empty one is guidance's negative
+    return ["", cfg.teacher.negative_prompt, *prompts.train, *prompts.heldout]
 
 
 def _text_identity(cfg: DistillConfig) -> str:

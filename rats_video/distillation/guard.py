@@ -37,12 +37,11 @@ def guard_clips(
     cfg: DistillConfig, rewards: RunRewards, prompts: Sequence[str], runtime: Runtime, num_steps: int | None = None
 ) -> GuardClips:
     """One clip a prompt, in `num_steps` student steps, else the first count it is trained for."""
-    teacher = cfg.teacher
     return GuardClips(
         prompts=prompts,
         clip=cfg.clip.spec,
         spec=SamplerSpec(num_steps or cfg.student.num_steps[0], cfg.shift),
-        teacher=SamplerSpec(teacher.num_steps, cfg.shift, teacher.guidance_scale),
+        teacher=cfg.teacher_spec,
         measures=guard_measures(cfg, rewards, runtime.device),
         seed=cfg.seed + SEED_OFFSET,
         batch_size=cfg.evaluation.batch_size,

@@ -132,6 +132,7 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         **cfg.model_dump(include={"backbone"}),  # empty unless it is the user's own: old caches stay valid
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
+        **({"negative_prompt": teacher.negative_prompt} if teacher.negative_prompt else {}),  # old caches stay valid
         "embedded_guidance": cfg.embedded_guidance,
         "shift": cfg.shift,
         "dtype": cfg.compute.dtype,

@@ -17,22 +17,28 @@ from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts
 from rats_video.distillation.checks import check_compute
 from rats_video.distillation.compute import encode_prompts, move_to_device
+from rats_video.distillation.folder_settings import warn_of_differences
+from rats_video.distillation.initial_student import start_from
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.methods.teacher import EmaTeacherConfig
 from rats_video.optim import ema_update_
 
+NEGATIVE = "teacher.negative_prompt"
+
 
 def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache | None = None) -> PipelineBackbone:
     """The base model, checked against the clip size and the way it is to be decoded.
 
-    If its prompts are encoded already, it comes without text encoder.
+    Warns where the run differs from what the folder states. If its prompts are encoded already, it comes without text
+    encoder.
     """
     check_compute(cfg, device)
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)
+    warn_of_differences(cfg, backbone)
     move_to_device(cfg, backbone, device)
     if cfg.compute.cache_text:
         backbone.cache_text(text or encode_prompts(cfg, backbone))
@@ -80,6 +86,12 @@ def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSpl
             check_prompt(prompt, backbone.unknown_words, where="prompts")
     if prompts.dropped:
         warn(f"{prompts.dropped} were there already and are left out", where="prompts")
+    if negative := cfg.teacher.negative_prompt:
+        check_prompt(negative, backbone.unknown_words, where=NEGATIVE)
+        if note := backbone.truncation_note(negative):
+            warn(f"is {note}", where=NEGATIVE)
+        if cfg.teacher.calls_per_step == 1:
+            warn("does nothing without guidance", where=NEGATIVE)
     misread = Counter(filter(None, map(backbone.truncation_note, everything)))
     for how, count in misread.items():
         warn(f"{count} of {len(everything)} are {how}", where="prompts")
@@ -92,16 +104,23 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
     match cfg.student.weights:
         case FullWeightsConfig():
             student, teacher = backbone.with_own_denoiser(), backbone.with_own_denoiser() if has_average else backbone
+            _initialise(cfg, student)
         case LoraConfig() as lora:
             student = _seeded_adapter(backbone, "student", lora, cfg.seed)
+            _initialise(cfg, student)
             average = lora.model_copy(update={"dtype": "float32"})  # small steps vanish in bfloat16
             teacher = backbone.with_adapter("teacher", average) if has_average else backbone
-            if has_average:  # the average starts where the student does
-                ema_update_(teacher.weights, student.weights, decay=0.0)
+    if has_average:  # the average starts where the student does
+        ema_update_(teacher.weights, student.weights, decay=0.0)
     for weight in teacher.weights.values():
         weight.requires_grad = False
     apply_compute(cfg.compute, student, teacher)
     return student, teacher
+
+
+def _initialise(cfg: DistillConfig, student: PipelineBackbone) -> None:
+    if cfg.student.init is not None and student.device.type != "meta":  # a plan needs no weights
+        start_from(cfg, cfg.student.init, student)
 
 
 def build_fake_score(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone) -> PipelineBackbone:

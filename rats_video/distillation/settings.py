@@ -11,6 +11,7 @@ from rats_video.backbones.kinds import AUTO, BackboneConfig
 from rats_video.config.fields import ClipConfig, Config, NumClips, PositiveFloat, Seed
 from rats_video.datasets.prompts.settings import PromptsConfig, ShapesPromptsConfig
 from rats_video.evaluation.settings import EvaluationConfig
+from rats_video.inference.sampler import SamplerSpec
 from rats_video.methods.base import WITH_GRADIENT, StepsConfig
 from rats_video.methods.kinds import MethodConfig
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherConfig
@@ -24,6 +25,10 @@ class StudentConfig(StepsConfig):
     """The few-step sampler that is trained."""
 
     weights: WeightsConfig = FullWeightsConfig()
+    init: str | None = Field(
+        None,
+        description="an earlier student to start from: a run, a student's folder or a LoRA file; null = the base",
+    )
 
 
 class ComparisonConfig(Config):
@@ -93,6 +98,18 @@ class DistillConfig(Config):
         if self.parallel.reward_ranks and self.method.further_rewards:
             raise ValueError("a reward rank has one reward, not method.video_reward too: set parallel.reward_ranks=0")
         return self
+
+    @property
+    def teacher_spec(self) -> SamplerSpec:
+        """The teacher's sampler, as it teaches: an EMA teacher's at the start."""
+        teacher = self.teacher
+        return SamplerSpec(teacher.num_steps, self.shift, teacher.guidance_scale, teacher.negative_prompt)
+
+    @property
+    def judged_teacher(self) -> SamplerSpec:
+        """The teacher's sampler, as it is evaluated and shown."""
+        options = self.evaluation
+        return SamplerSpec(options.teacher_steps, self.shift, options.guidance_scale, self.teacher.negative_prompt)
 
     def evaluations(self, num_steps: int) -> float:
         """Network evaluations of an update at that many student steps, over all clips and processes.

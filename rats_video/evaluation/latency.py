@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
 
 import torch
 
 from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.evaluation.tables import ArmRow, Latency, aligned
-from rats_video.inference.sampler import SamplerSpec, clip_noise, timed_batch
+from rats_video.inference.sampler import clip_noise, timed_batch
 from rats_video.runtime import GIB
 from rats_video.types import ClipSpec
 
@@ -25,7 +26,7 @@ def measure_latency(arm: EvaluatedModel, prompt: str, clip: ClipSpec, *, repeats
     """
     device = arm.backbone.device
     noise = clip_noise(arm.backbone, clip, seed, 0)
-    timed_batch(arm.backbone, [prompt], noise, SamplerSpec(1, arm.spec.shift, arm.spec.guidance_scale))
+    timed_batch(arm.backbone, [prompt], noise, replace(arm.spec, num_steps=1))
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began, runs = time.perf_counter(), []

@@ -137,9 +137,9 @@ def score_arm(
     looks: Mapping[str, FeatureFn] | None = None,
     again: Sequence[str] = (),
     share: Sequence[int] | None = None,
-    advance: Callable[[int], None] = lambda _: None,
+    made: Callable[[int, int, float], None] = lambda *_: None,
 ) -> ArmScores:
-    """Sample one clip a prompt and measure it; `advance` is told of each finished batch's network evaluations.
+    """Sample one clip a prompt and measure it; `made` is told of each batch, see `ClipBar.made`.
 
     `latent_measures` are given clean latents in place of videos. The features of `looks` are kept, also of one more
     clip for each prompt in `again`. `share` limits the clips to those indices, first of `prompts`, then of `again`.
@@ -160,7 +160,7 @@ def score_arm(
                 scores.again += samples.prompts
             for name, rows in features.items():
                 rows.append((looks or {})[name](samples.videos).cpu())
-            advance(arm.spec.nfe * len(samples.prompts))
+            made(arm.spec.nfe * len(samples.prompts), len(samples.prompts), samples.seconds_in_calls)
     scores.features = {name: torch.cat(rows) for name, rows in features.items() if rows}
     return scores
 

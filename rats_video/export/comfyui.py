@@ -18,12 +18,11 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
-from rats_video.export.lora import check_unscaled, header
+from rats_video.export.lora import NOISE, check_unscaled, header
 from rats_video.export.stock import class_in, open_pipeline
 from rats_video.export.usage import fenced, sigma_string
 
 PREFIX = "diffusion_model."
-NOISE = {HIGH_NOISE: "high-noise", LOW_NOISE: "low-noise"}
 
 
 class ComfyUI(Form):
@@ -105,10 +104,11 @@ def _whole(student: PipelineBackbone, part: str) -> dict[str, Tensor]:
 
 
 def _lora(student: PipelineBackbone, part: str) -> dict[str, Tensor]:
-    """A and B of each layer, and alpha: beside them, or within B where diffusers would not read it (LTX)."""
+    """A and B of each layer, alpha / rank within B; and alpha as a tensor, the rank, for programs that ask for one."""
     adapters = student.adapters
     assert adapters is not None
     assert student.role is not None
+    adapters.fold_alpha(student.role)
     cfg, tensors = adapters.configs[student.role], {}
     for key, weight in adapters.weights(student.role).items():
         owner, _, name = key.partition(".")
@@ -116,8 +116,6 @@ def _lora(student: PipelineBackbone, part: str) -> dict[str, Tensor]:
             continue
         name = PREFIX + original_name(student, name)
         tensors[name] = weight.detach().cpu().contiguous()
-        if not student.folds_lora_alpha:
+        if student.lora_alpha_tensors:
             tensors[re.sub(r"lora_[AB]\.weight$", "alpha", name)] = torch.tensor(float(cfg.alpha))
-        elif ".lora_B." in name:
-            tensors[name] = tensors[name] * (cfg.alpha / cfg.rank)
     return tensors

@@ -1,8 +1,13 @@
-"""`lora`: the adapter under diffusers' keys, and in the file's header how it must be sampled."""
+"""`lora`: the adapter under diffusers' keys, and in the file's header how it must be sampled.
+
+Diffusers' keys have no alpha beside them, only one in the header, which other programs do not read and tools that
+rewrite a file lose: B holds alpha / rank.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +15,7 @@ import torch
 
 import rats_video
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.experts import LOW_NOISE
+from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
@@ -18,11 +23,13 @@ from rats_video.export.merged import SCHEDULER, load_scheduler
 from rats_video.export.stock import open_pipeline
 from rats_video.export.usage import base_snippet
 
+NOISE = {HIGH_NOISE: "high-noise", LOW_NOISE: "low-noise"}
+_SECOND: Mapping[str, dict[str, bool]] = {HIGH_NOISE: {}, LOW_NOISE: {"load_into_transformer_2": True}}
 REMARKS = "rats_video"  # the header's key
 
 
 class Lora(Form):
-    """The LoRA file, alpha in its header, and the scheduler."""
+    """The LoRA file, one an expert, and the scheduler."""
 
     name = "lora"
     summary = "a LoRA on the base, and a scheduler"
@@ -41,23 +48,33 @@ class Lora(Form):
         """Write the adapter and the scheduler."""
         assert student.adapters is not None
         assert student.role is not None
-        student.adapters.save(student.role, folder, header(student, exported))
+        student.adapters.fold_alpha(student.role)
+        for part, file in files(student.denoiser_parts).items():
+            student.adapters.write(student.role, folder / file, {part: HIGH_NOISE}, header(student, exported))
         exported.stock.scheduler.save_pretrained(folder / SCHEDULER)
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
-        """The base's pipeline with the adapter; `load_lora_weights` skips a second expert's half of the file."""
+        """The base's pipeline with the adapter."""
         pipeline = open_pipeline(exported.base, device, exported.dtype, **load_scheduler(folder))
-        pipeline.load_lora_weights(folder, weight_name=LORA_FILE)
-        if (second := getattr(pipeline, LOW_NOISE, None)) is not None:
-            second.load_lora_adapter(folder, prefix=LOW_NOISE, weight_name=LORA_FILE)
+        for part, file in files(tuple(exported.networks)).items():
+            pipeline.load_lora_weights(folder, weight_name=file, **_SECOND[part])
         return pipeline
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that loads the adapter into the base's pipeline."""
-        lines = [f"pipe.load_lora_weights(folder, weight_name={LORA_FILE!r})"]
-        if LOW_NOISE in exported.networks:
-            lines.append(f"pipe.{LOW_NOISE}.load_lora_adapter(folder, prefix={LOW_NOISE!r}, weight_name={LORA_FILE!r})")
+        lines = [
+            f"pipe.load_lora_weights(folder, weight_name={file!r}{', ' if _SECOND[part] else ''}"
+            f"{', '.join(f'{key}={value}' for key, value in _SECOND[part].items())})"
+            for part, file in files(tuple(exported.networks)).items()
+        ]
         return base_snippet(exported, name, then=lines)
+
+
+def files(parts: Sequence[str]) -> dict[str, str]:
+    """The LoRA file of each denoising part: programs load each of two experts from a file of its own."""
+    if len(parts) == 1:
+        return {parts[0]: LORA_FILE}
+    return {part: LORA_FILE.replace(".", f"-{NOISE[part]}.") for part in parts}
 
 
 def check_unscaled(student: Path, scale: float) -> None:

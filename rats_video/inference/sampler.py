@@ -16,11 +16,12 @@ from rats_video.types import Backbone, ClipSpec, TextCondition
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Settings of sampling: solver steps, grid shift, guidance (1 = off)."""
+    """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from."""
 
     num_steps: int
     shift: float
     guidance_scale: float = 1.0
+    negative_prompt: str = ""
 
     @property
     def nfe(self) -> int:
@@ -30,13 +31,23 @@ class SamplerSpec:
 
 @dataclass(frozen=True)
 class Samples:
-    """Clips `[B, T, 3, height, width]` in [0, 1], latents, prompts, which ones of all they are, wall seconds a clip."""
+    """Clips and what making them took.
+
+    Args:
+        videos: `[B, T, 3, height, width]` in [0, 1].
+        latents: `[B, C, F, H, W]`.
+        prompts: B.
+        indices: which clips of all they are.
+        seconds_per_clip: of wall time.
+        seconds_in_calls: of wall time, for all B clips' network calls.
+    """
 
     videos: Tensor
     latents: Tensor
     prompts: tuple[str, ...]
     indices: tuple[int, ...]
     seconds_per_clip: float
+    seconds_in_calls: float
 
 
 def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Tensor:
@@ -81,7 +92,7 @@ def timed_batch(
         return backbone.velocity(latents, sigma, text)
 
     text = backbone.encode_text(prompts)
-    negative = None if spec.guidance_scale == 1.0 else backbone.encode_text([""])
+    negative = None if spec.guidance_scale == 1.0 else backbone.encode_text([spec.negative_prompt])
     lap()
     path = rollout(
         velocity,
@@ -117,5 +128,5 @@ def sample_videos(
         batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
-        videos, latents = sample_batch(backbone, batch, noise, spec)
-        yield Samples(videos, latents, batch, indices, (time.perf_counter() - began) / len(batch))
+        videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec)
+        yield Samples(videos, latents, batch, indices, (time.perf_counter() - began) / len(batch), in_calls)

@@ -73,6 +73,7 @@ class VBenchRecord(Config):
     num_steps: int
     nfe: int
     guidance_scale: float
+    negative_prompt: str = ""
     shift: float
     clip: dict[str, float]
     seed: int

@@ -20,6 +20,10 @@ from rats_video.optim import ema_update_
 from rats_video.timing import phase
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, TextCondition, Trajectory
 
+NegativePrompt = Annotated[
+    str, Field(description="what guidance leads away from; empty, as the stock pipelines have it, is no prompt")
+]
+
 
 class FrozenTeacherConfig(Config):
     """The base model, sampled with many steps."""
@@ -27,6 +31,7 @@ class FrozenTeacherConfig(Config):
     kind: Literal["frozen"]
     num_steps: SolverSteps = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
     guidance_scale: PositiveFloat = 3.0
+    negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
 
@@ -49,6 +54,7 @@ class EmaTeacherConfig(Config):
     guidance_scale: PositiveFloat = Field(1.0, description="at the start")
     guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
     guidance_fade_steps: NonNegativeInt = 0
+    negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = 1
 
     @property
@@ -111,7 +117,7 @@ class TeacherSampler:
     ) -> None:
         self.backbone, self.cfg = backbone, cfg
         self._reward, self._shift, self._cache = reward, shift, cache
-        self._negative = backbone.encode_text([""])
+        self._negative = backbone.encode_text([cfg.negative_prompt])
         self._index = -1
         self._rollouts: dict[int, TeacherRollout] = {}  # of this batch, by micro-batch
         self._trajectories: dict[int, Trajectory] = {}  # likewise

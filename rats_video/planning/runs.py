@@ -162,8 +162,9 @@ class PlanBuilder:
         return numbers
 
     def _rows(self, cfg: DistillConfig) -> dict[str, TextCondition]:
+        negative = cfg.teacher.negative_prompt
         with MemoryTracker():
-            return {prompt: self._base(cfg).encode_text([prompt]) for prompt in (self._prompt, "")}
+            return {prompt: self._base(cfg).encode_text([prompt]) for prompt in (self._prompt, negative)}
 
     def _reward(self, cfg: DistillConfig) -> Reward:
         reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward", clip=cfg.clip.spec))

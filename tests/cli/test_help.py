@@ -21,15 +21,17 @@ from rats_video.errors import UserError
 
 SHARED = ["--gpus", "--nodes", "--node-rank", "--rendezvous"]
 TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite", "--resume"]
-VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device"]
+VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device", "--base"]
+CHOICES = ["--num-frames", "--height", "--width", "--lora", "--offload", "--tiled"]
 OPTIONS = {
     "distill": [*TRAIN, *SHARED, "--restarts"],
     "run": [*TRAIN, *SHARED, "--restarts"],
-    "sample": [*VIDEOS, *SHARED, "--model", "--batch-size", "--overwrite"],
-    "demo": ["--port", "--device"],
+    "sample": [*VIDEOS, *SHARED, *CHOICES, "--model", "--batch-size", "--overwrite"],
+    "demo": ["--port", "--device", "--base"],
     "export comparison": [*VIDEOS, *SHARED, "RUN"],
     "plan": ["--config", "--set", "--gpu-memory", "--gpus", "--device-name", "--utilisation", "--json"],
     "evaluate": [
+        "--base",
         "--nfe",
         "--num-clips",
         "--output",
@@ -194,8 +196,9 @@ def test_bad_value_is_one_line_and_exit_2(
 
 
 RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "resume": False, "overwrite": False}
-VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto"}
-SAMPLE = VIDEO | {"batch_size": 16, "overwrite": False}
+VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto", "base": None}
+CHOSEN = {"size": {}, "loras": [], "offload": False, "tiled": False}
+SAMPLE = VIDEO | CHOSEN | {"nfe": None, "batch_size": 16, "overwrite": False}
 SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
 
 
@@ -224,8 +227,25 @@ SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
             SAMPLE
             | {"model": None, "output": Path("samples"), "prompts_file": Path("-"), "batch_size": 2, "overwrite": True},
         ),
-        ("demo", "run_demo", {"model": None, "port": 7860, "device": "auto"}),
-        ("demo runs/x --port 80 --device cpu", "run_demo", {"model": Path("runs/x"), "port": 80, "device": "cpu"}),
+        ("demo", "run_demo", {"model": None, "port": 7860, "device": "auto", "base": None}),
+        (
+            "demo runs/x --port 80 --device cpu --base b",
+            "run_demo",
+            {"model": Path("runs/x"), "port": 80, "device": "cpu", "base": Path("b")},
+        ),
+        (
+            "sample --lora a:0.5 --lora b --height 64 --num-frames 5 --offload --tiled",
+            "run_sample",
+            SAMPLE
+            | {
+                "model": None,
+                "output": Path("samples"),
+                "loras": ["a:0.5", "b"],
+                "offload": True,
+                "tiled": True,
+                "size": {"height": 64, "num_frames": 5},
+            },
+        ),
         (
             "sample --prompt a --prompt b --model m --num-videos 3",
             "run_sample",
@@ -239,13 +259,22 @@ SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
         (
             "evaluate r --nfe 8,3,3",
             "run_evaluate",
-            {"run": Path("r"), "nfe": (8, 3), "num_clips": None, "seed": 0, "output": None, "device": "auto"},
+            {
+                "run": Path("r"),
+                "base": None,
+                "nfe": (8, 3),
+                "num_clips": None,
+                "seed": 0,
+                "output": None,
+                "device": "auto",
+            },
         ),
         (
             "evaluate r --vbench-layout v --prompts p.json --dimensions scene,color --teacher --nfe 4",
             "run_vbench",
             {
                 "run": Path("r"),
+                "base": None,
                 "prompts": Path("p.json"),
                 "dimensions": ("scene", "color"),
                 "nfe": 4,

@@ -14,8 +14,10 @@ import torch
 import yaml
 from outcomes import names, refused, snapshot
 
+from rats_video.commands.run_steps import training_pace
 from rats_video.inference.video import read_mp4
 from rats_video.runtime import Runtime
+from rats_video.training.run_folder import RunFolder
 
 Command = Callable[..., Any]
 
@@ -41,6 +43,9 @@ def test_run_records_what_it_did(finished: Path) -> None:
     assert config["shift"] == 3.0
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
+    assert training_pace(RunFolder(finished)).seconds(2 * round(rows[0]["evaluations"]), 5) == pytest.approx(
+        sum(row["seconds"] for row in rows)
+    )
     assert all(row["seconds"] > 0 and row["reward/teacher"] < 0 for row in rows)
     card = json.loads((finished / "student" / "rats.json").read_text())
     assert (card["num_steps"], card["steps"], card["seed"]) == ([4], 2, 0)
@@ -102,11 +107,36 @@ def test_run_with_more_steps_trains_them(command: Command, sets: list[str], own:
     assert json.loads((own / "student" / "rats.json").read_text())["steps"] == 3
 
 
+def test_run_whose_rate_has_decayed_goes_on_with_a_stated_schedule(
+    command: Command, sets: list[str], tmp_path: Path
+) -> None:
+    ask = ["distill", "--config", "tiny", "--output", tmp_path / "run", *sets, "--set", "guard=null",
+           "--set", "training.optimizer.decay=true", "--set", "training.optimizer.warmup_steps=0"]  # fmt: skip
+    longer = [*ask, "--resume", "--set", "training.steps=4"]
+    assert command(*ask).code == 0
+    before = snapshot(tmp_path / "run")
+    refused(command(*longer), (
+        "holds a run of another configuration: training.steps differ (the rate decays to zero at step 2: to go on from "
+        "there with a rate that starts anew, add --set training.optimizer.restarts=[2]; or start another run with "
+        f"--set student.init={tmp_path / 'run'})"
+    ))  # fmt: skip
+    assert snapshot(tmp_path / "run") == before
+    code, _, err = command(*longer, "--set", "training.optimizer.restarts=[2]")
+    assert code == 0, err
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [row["lr"] for row in rows[2:]] == [row["lr"] for row in rows[:2]]
+    assert json.loads((tmp_path / "run" / "student" / "rats.json").read_text())["steps"] == 4
+
+
 def test_run_with_another_evaluation_evaluates_anew(command: Command, sets: list[str], own: Path) -> None:
     changed = ["--set", "evaluation.num_clips=2"]
     code, out, err = command("run", "--config", "tiny", "--output", own, *sets, *changed)
     assert code == 0, err
     assert "2 held-out clips an arm" in out
+    assert re.findall(r"^(\d/4 \w+).* \(about [\d:]+ left in all\)$", out, re.MULTILINE) == [
+        "2/4 sample", "3/4 export", "4/4 evaluate"
+    ]  # fmt: skip
 
 
 def test_run_finds_a_bad_heldout_reward_before_it_trains(command: Command, sets: list[str], tmp_path: Path) -> None:

@@ -76,6 +76,11 @@ def test_seed_repeats(command: Command, finished: Path, tmp_path: Path, monkeypa
         (["--prompts", "nowhere.txt"], "nowhere.txt: cannot read the prompts: No such file or directory"),
         (["--prompt", PROMPT, "--device", "cuda:99"], "--device: cuda:99 is not here"),
         (["--prompt", PROMPT, "--model", "nowhere"], "nowhere/student: no student here (rats.json is missing"),
+        (
+            ["--prompt", PROMPT, "--lora", "no.safetensors:0.5"],
+            "--lora: no such file: no.safetensors (give FILE",
+        ),
+        (["--prompt", PROMPT, "--height", "40"], "--height: must be a multiple of 16"),
         (["--prompt", PROMPT, "--output", "taken"], "taken"),
         (["--prompt", PROMPT, "--output", "taken/below"], "taken/below"),
     ],

@@ -8,6 +8,7 @@ from rats_video.distillation.resume import FREE, changed_keys
 from rats_video.distillation.settings import DistillConfig
 
 MakeConfig = Callable[..., DistillConfig]
+RESTARTS = "training.optimizer.restarts"
 LORA = ("student.weights.kind=lora", "student.weights.rank=2")
 
 
@@ -65,6 +66,30 @@ def test_terms_of_a_sum(make_config: MakeConfig) -> None:
 def test_steps_may_not_change_where_the_rate_decays_to_them(make_config: MakeConfig) -> None:
     decay = "training.optimizer.decay=true"
     assert changed_keys(make_config(decay), make_config(decay, "training.steps=99")) == ["training.steps"]
+
+
+@pytest.mark.parametrize(
+    ("restarts", "changed"),
+    [
+        ("[8]", []),
+        ("[]", ["training.steps"]),
+        ("[9]", ["training.steps", RESTARTS]),
+        ("[4, 8]", ["training.steps", RESTARTS]),
+    ],
+)
+def test_a_run_is_made_longer_as_long_as_no_step_so_far_has_another_rate(
+    make_config: MakeConfig, restarts: str, changed: list[str]
+) -> None:
+    decay = "training.optimizer.decay=true"
+    longer = make_config(decay, "training.steps=12", f"training.optimizer.restarts={restarts}")
+    assert changed_keys(make_config(decay, "training.steps=8"), longer) == changed
+
+
+def test_a_critics_rate_counts_as_well(make_config: MakeConfig) -> None:
+    dmd2 = ("method={kind: dmd2}", "method.fake_score.optimizer={lr: 1.0e-3, decay: true}")
+    assert changed_keys(make_config(*dmd2), make_config(*dmd2, "training.steps=9")) == ["training.steps"]
+    longer = make_config(*dmd2, "training.steps=9", "method.fake_score.optimizer.restarts=[2]")
+    assert changed_keys(make_config(*dmd2), longer) == []
 
 
 def test_free_keys_are_keys(make_config: MakeConfig) -> None:

@@ -46,13 +46,13 @@ def test_metrics_are_aligned_with_the_clips(
 ) -> None:
     prompts = captions[:5]
     spec = SamplerSpec(2, 3.0)
-    done: list[int] = []
+    done: list[tuple[int, int]] = []
     scores = score_arm(
         EvaluatedModel("base", loaded, spec), prompts, clip, [brightness, reward_measure("reward", color_reward)],
-        seed=4, batch_size=2, advance=done.append,
+        seed=4, batch_size=2, made=lambda calls, clips, seconds: done.append((calls, clips)) if seconds > 0 else None,
     )  # fmt: skip
     assert scores.prompts == list(prompts)
-    assert done == [4, 4, 2]  # network evaluations, batch by batch
+    assert done == [(4, 2), (4, 2), (2, 1)]  # network evaluations and clips, batch by batch
     (whole,) = sample_videos(loaded, prompts, clip, spec, seed=4)
     assert scores.metrics["brightness"] == pytest.approx(whole.videos.mean(dim=(1, 2, 3, 4)).tolist(), abs=1e-6)
     assert len(set(scores.metrics["brightness"])) == 5

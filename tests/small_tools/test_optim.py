@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from rats_video.errors import UserError
-from rats_video.optim import OptimizerConfig, build_optimizer
+from rats_video.optim import OptimizerConfig, build_optimizer, learning_rate
 from rats_video.training.checkpoint import CheckpointWriter, load_checkpoint
 
 
@@ -44,6 +44,15 @@ def test_8_bits_follow_32() -> None:
     moments = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
     assert torch.uint8 in {moment.dtype for moment in moments}
     assert 0 < distance(exact, small) < 0.2 * distance(exact, start)
+
+
+def test_restarts_cut_a_run_into_pieces_of_their_own() -> None:
+    cfg = OptimizerConfig(lr=2.0, warmup_steps=2, decay=True)
+    pieces = [learning_rate(cfg, step, total) for total in (6, 4, 10) for step in range(total)]
+    whole = cfg.model_copy(update={"restarts": (6, 10)})
+    assert [learning_rate(whole, step, 20) for step in range(20)] == pieces
+    assert pieces[5] < 0.3 < pieces[6] == 1.0  # almost at zero, then half way up again
+    assert [learning_rate(whole, step, 6) for step in range(6)] == pieces[:6]  # before it is made longer
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])
