@@ -42,7 +42,7 @@ ListOption = Annotated[
     typer.Option(
         "--prompts",
         metavar="FILE|-",
-        help="One prompt a line; or .jsonl or .csv rows of prompt, seed, nfe, id; or - for lines from a pipe.",
+        help="One prompt a line; or a table (.csv, .tsv, .json, .jsonl) of prompt, seed, nfe, id; or - for a pipe.",
     ),
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Videos made together.")]

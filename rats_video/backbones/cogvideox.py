@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.cogvideox_decode import decode_cogvideox
+from rats_video.backbones.sizes import nearest
 from rats_video.backbones.stock import StockCall
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
@@ -35,7 +36,6 @@ class CogVideoXBackbone(PipelineBackbone):
     family = "CogVideoX"
     pipelines = ("CogVideoXPipeline",)
     text_limit = TEXT_LENGTH
-    native_fps = 8.0
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
     def __init__(self, **parts: Any) -> None:
@@ -59,6 +59,11 @@ class CogVideoXBackbone(PipelineBackbone):
                 "CogVideoX 1.5, whose latent frames come in padded pairs, is not supported",
                 where=f"{where}: transformer/config.json", fix="give CogVideoX-2b or CogVideoX-5b",
             )  # fmt: skip
+
+    @classmethod
+    def native_clip(cls, index: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG003
+        """As its authors sample it."""
+        return {"fps": 8.0}
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
@@ -97,7 +102,10 @@ class CogVideoXBackbone(PipelineBackbone):
             UserError: the VAE, which decodes latent frames in pairs after the first, or the patches cannot divide it.
         """
         if (clip.num_frames - 1) % (step := FRAMES_AT_ONCE * self.temporal_stride):
-            raise UserError(f"must be 1 + a multiple of {step}, got {clip.num_frames}", where="clip.num_frames")
+            raise UserError(
+                f"must be 1 + a multiple of {step}, got {clip.num_frames}", where="clip.num_frames",
+                fix=nearest(clip.num_frames, 1, step),
+            )  # fmt: skip
         return super().latent_shape(clip)
 
     def sigmas(self, num_steps: int, shift: float) -> Tensor:

@@ -49,9 +49,6 @@ class Family(ABC):
     lora_alpha_tensors: ClassVar[bool] = True
     """False if diffusers reads no alpha beside a LoRA under the original names."""
 
-    native_fps: ClassVar[float] = 24.0
-    """Frames a second of the clips that the model was trained on, as far as no file of its folder says it."""
-
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
         """True if this family loads the folder of this `model_index.json`.
@@ -66,6 +63,11 @@ class Family(ABC):
             for name, kind in networks.items()
             if name not in cls.optional_parts
         )
+
+    @classmethod
+    def native_clip(cls, index: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG003
+        """Of the clips that the model was trained on: what neither its folder nor its pipeline's defaults say."""
+        return {"fps": 24.0}
 
     @staticmethod
     def has_part(name: str, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> bool:

@@ -36,7 +36,6 @@ class LTXBackbone(PipelineBackbone):
     pipelines: tuple[str, ...] = ("LTXPipeline", "LTXConditionPipeline")
     text_limit = TEXT_LENGTH
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
-    native_fps = 25.0
     exact_window = False
     can_share_tokens = True
     lora_alpha_tensors = False
@@ -50,6 +49,11 @@ class LTXBackbone(PipelineBackbone):
         super().__init__(**parts)
         if self.is_095:
             self.text_limit, self.pipelines = TEXT_LENGTH_095, ("LTXConditionPipeline",)
+
+    @classmethod
+    def native_clip(cls, index: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG003
+        """As its authors sample it."""
+        return {"fps": 25.0}
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:

@@ -34,7 +34,6 @@ class WanBackbone(PipelineBackbone):
     family = "Wan"
     pipelines = ("WanPipeline",)
     text_limit = TEXT_LENGTH
-    native_fps = 16.0
     optional_parts = (LOW_NOISE,)
     settings = ("boundary_ratio",)
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
@@ -76,6 +75,13 @@ class WanBackbone(PipelineBackbone):
                 f"boundary_ratio is {boundary}, but there is no {LOW_NOISE}", where=f"{where}: model_index.json",
                 fix="give the folder of both experts, or a boundary_ratio of null (as Wan 2.1 has it)",
             )  # fmt: skip
+
+    @classmethod
+    def native_clip(cls, index: Mapping[str, Any]) -> dict[str, float]:
+        """As its authors sample it; TI2V-5B is larger and faster than the rest."""
+        if index.get("expand_timesteps"):
+            return {"num_frames": 121, "height": 704, "width": 1280, "fps": 24.0}
+        return {"fps": 16.0}
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:

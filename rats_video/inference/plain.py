@@ -33,7 +33,7 @@ def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCa
     if None in size.values():
         size = _own_size(folder)
     return StudentCard(
-        ITSELF, (defaults["num_inference_steps"],), 1.0, {**size, "fps": family.native_fps}, steps=0, seed=0,
+        ITSELF, (defaults["num_inference_steps"],), 1.0, {**size, **family.native_clip(index)}, steps=0, seed=0,
         # Where guidance is an input of the network, guidance by two calls has another name.
         embedded_guidance=defaults["guidance_scale"], dtype=dtype,
         guidance_scale=defaults.get("true_cfg_scale", defaults["guidance_scale"]),

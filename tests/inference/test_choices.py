@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from rats_video.commands.sample import identity
 from rats_video.commands.students import LoadedStudent, SampleChoices, load_chosen, load_student
 from rats_video.errors import UserError
 from rats_video.export.comfyui import PREFIX, original_name
+from rats_video.inference.plain import plain_card
 from rats_video.inference.sampler import clip_noise, sample_batch
 from rats_video.inference.student import StudentCard, save_student
 from rats_video.inference.style import Style, add_style
@@ -205,6 +207,15 @@ def test_a_plain_pipeline_is_sampled_as_its_own_would(
     offloaded = choose(offload=True, tiles=True)  # as small as one tile: the same pixels
     again, _ = sample_batch(offloaded.student, [PROMPT], noise, spec)
     torch.testing.assert_close(again, videos, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("extra", "clip"), [({}, (81, 480, 832, 16)), ({"expand_timesteps": True}, (121, 704, 1280, 24))]
+)
+def test_a_plain_wan_has_its_authors_clip(tmp_path: Path, extra: dict[str, Any], clip: tuple[int, ...]) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", **extra}))
+    card = plain_card(tmp_path, "bfloat16")
+    assert tuple(card.clip[key] for key in ("num_frames", "height", "width", "fps")) == clip
 
 
 def test_tiles_are_blended_into_about_the_same_clip(students: Mapping[str, Path]) -> None:
