@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 from rats_video.assets import suggest_model
@@ -34,11 +35,12 @@ def weights_variant(part: Path) -> str | None:
     if files:
         return None  # names of a class of the user's own
     if any(path.suffix in _PICKLED for path in part.iterdir()):
-        load = f"from diffusers import DiffusionPipeline as P; P.from_pretrained('{part.parent}')"
-        code = f"{load}.save_pretrained('{part.parent}-safetensors')"
+        load = f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(part.parent)!r})"
+        code = shlex.quote(f"{load}.save_pretrained({f'{part.parent}-safetensors'!r})")
         raise UserError(
-            "only has pickled weights, which can run code when they are loaded", where=where, fix=f'python -c "{code}"'
-        )
+            "only has pickled weights, which can run code when they are loaded", where=where,
+            fix=f"convert them once: python -c {code}",
+        )  # fmt: skip
     raise UserError("holds no weights: no .safetensors file in it", where=where, fix="download it again")
 
 

@@ -48,7 +48,7 @@ def run_list_rewards(*, config: str | None) -> list[str]:
             if cfg is not None and member.folders:
                 where = f"{cfg.path} ({key})" if key else cfg.path
                 weights.append(
-                    f"{kind}: weights of {member.source}; in {where}" + (f"; get them: {fix}" if fix else "")
+                    f"{kind}: weights of {member.source}; in {where}" + (f"; get them, {fix}" if fix else "")
                 )
     return [*aligned(rows, num_texts=len(_TITLES)), "", *weights]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,9 @@ def test_clips_that_do_not_divide_are_not_encoded(case: Case) -> None:
     clip = case.family.clip
     for name, change in (("num_frames", (1, 0)), ("height", (0, 1))):
         videos = torch.zeros(1, clip.num_frames + change[0], 3, clip.height + change[1], clip.width)
-        with pytest.raises(UserError, match=rf"^clip\.{name}: must be [^\n]*multiple of \d+, got \d+$"):
+        with pytest.raises(
+            UserError, match=rf"^clip\.{name}: must be [^\n]*multiple of \d+, got \d+ \(take \d+ or \d+\)$"
+        ):
             case.backbone.encode(videos)
 
 
@@ -133,8 +137,14 @@ def test_clip_that_does_not_divide(case: Case) -> None:
         "width": ClipSpec(good.num_frames, good.height, good.width + backbone.spatial_stride // 2, good.fps),
     }
     for name, clip in sizes.items():
-        with pytest.raises(UserError, match=rf"^clip\.{name}: [^\n]*multiple of \d+, got {getattr(clip, name)}$"):
+        with pytest.raises(
+            UserError, match=rf"^clip\.{name}: [^\n]*multiple of \d+, got {getattr(clip, name)} "
+        ) as caught:
             backbone.latent_shape(clip)
+        below, above = map(int, re.findall(r"\d+", str(caught.value).partition("take ")[2]))
+        assert below < getattr(clip, name) < above
+        for near in (below, above):  # each of the two would do
+            backbone.latent_shape(replace(clip, **{name: near}))
 
 
 def test_noise_is_standard_and_seeded(case: Case) -> None:

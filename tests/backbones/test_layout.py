@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -47,12 +48,13 @@ def test_two_variants_and_nothing_else(tiny_wan: Path, tmp_path: Path) -> None:
 
 
 def test_pickles_are_refused_with_the_line_that_converts_them(tiny_wan: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "model"
+    folder = tmp_path / "it's $(a) model"
     WanPipeline.from_pretrained(tiny_wan).save_pretrained(folder, safe_serialization=False)
-    part, _, line = refusal(folder).partition(" (python -c ")
+    part, _, line = refusal(folder).partition(" (convert them once: ")
     assert part.endswith(": only has pickled weights, which can run code when they are loaded")
-    exec(line.removesuffix(")").strip('"'), {})
-    assert load_backbone(tmp_path / "model-safetensors").weights
+    _, _, code = shlex.split(line.removesuffix(")"))  # as a shell takes it
+    exec(code, {})
+    assert load_backbone(tmp_path / "it's $(a) model-safetensors").weights
 
 
 def test_download_that_was_cut(tiny_wan: Path, tmp_path: Path) -> None:

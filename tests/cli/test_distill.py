@@ -88,7 +88,7 @@ def test_output_that_is_a_file(distill: Command, tmp_path: Path) -> None:
         ("method.shaping.horizon_weights=[1,2]", "method.shaping.horizon_weights: needs 4 weights that are not all 0"),
         ("method.shaping.horizon_weights=[0,0,0,0]", "method.shaping.horizon_weights: needs 4 weights"),
         ("method.alpa=1", "method.alpa"),
-        ("prompts={kind: file, train: nowhere.txt, heldout: b.txt}", "nowhere.txt: cannot read the prompts"),
+        ("prompts={kind: file, train: nowhere.txt, heldout: b.txt}", "nowhere.txt: cannot read it"),
     ],
 )
 def test_bad_configuration_is_one_line_before_anything_is_made(

@@ -42,7 +42,7 @@ def test_every_kind_is_listed_with_what_its_class_says(command: Command) -> None
     assert listed["word"][2] == "give path"
     assert listed["pickscore"][1:3] == ["yes", "no"]
     source, folder = "yuvalkirstain/PickScore_v1", "models/PickScore_v1"
-    line = f"pickscore: weights of {source}; in {folder}; get them: hf download {source} --local-dir {folder}"
+    line = f"pickscore: weights of {source}; in {folder}; get them, 7.9 GB: hf download {source} --local-dir {folder}"
     assert line in out.splitlines()
 
 
@@ -124,7 +124,11 @@ def nan_reward(reward_folders: tuple[Path, Path], tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "changes", "line"),
     [
-        ("pickscore", (), "reward.path: no such folder: models/PickScore_v1 (hf download yuvalkirstain/PickScore_v1"),
+        (
+            "pickscore",
+            (),
+            "reward.path: no such folder: models/PickScore_v1 (7.9 GB: hf download yuvalkirstain/PickScore_v1",
+        ),
         ("picksore", (), "NAME: no reward 'picksore' (did you mean 'pickscore'?)"),
         (
             "heldout_reward",

@@ -73,7 +73,7 @@ def test_seed_repeats(command: Command, finished: Path, tmp_path: Path, monkeypa
         (["--prompt", "a zebra on mars"], "--prompt: this model does not know 'zebra', 'mars' in 'a zebra on mars'"),
         (["--prompt", PROMPT, "--nfe", "0"], "'--nfe'"),
         (["--prompt", PROMPT, "--num-videos", "0"], "'--num-videos'"),
-        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot read the prompts: No such file or directory"),
+        (["--prompts", "nowhere.txt"], "nowhere.txt: cannot read it: No such file or directory"),
         (["--prompt", PROMPT, "--device", "cuda:99"], "--device: cuda:99 is not here"),
         (["--prompt", PROMPT, "--model", "nowhere"], "nowhere/student: no student here (rats.json is missing"),
         (

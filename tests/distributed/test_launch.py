@@ -62,7 +62,7 @@ def refused(launched: tuple[Path, str], config_file: Path) -> tuple[int, str, st
 
 
 def without_seconds(text: str, folder: Path) -> str:
-    return re.sub(r"\d+\.\d+ s|\d+\.\d+ ?\|", "", text.replace(str(folder), "RUN"))
+    return re.sub(r"\d+\.\d+ s|\d+\.\d+ ?\||about \d+:\d+ left", "", text.replace(str(folder), "RUN"))
 
 
 def test_says_and_writes_what_one_process_does(alone: tuple[Path, str], launched: tuple[Path, str]) -> None:

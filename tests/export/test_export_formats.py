@@ -188,7 +188,7 @@ def test_scale_runs_from_the_base_to_the_student(case: Case, exported: Any, weig
     parts = sorted(path.name for path in case.base.glob("transformer*"))
     for part in parts:
         base, none, half, whole = (
-            load_file(folder / part / "diffusion_pytorch_model.safetensors")
+            {name: weight for file in (folder / part).glob("*.safetensors") for name, weight in load_file(file).items()}
             for folder in (case.base, *(exported("merged", weights, scale) for scale in (0.0, 0.5, 1.0)))
         )
         assert base.keys() == none.keys() == half.keys() == whole.keys()

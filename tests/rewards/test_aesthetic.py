@@ -255,7 +255,7 @@ def test_missing_folders_name_their_key_and_download(v2: Published) -> None:
     assert str(caught.value) == f"reward.head: no such folder: models/aesthetic-v2 ({fix})"
     assert url.endswith(f"/{file}")
     siglip = "google/siglip-so400m-patch14-384"
-    with pytest.raises(UserError, match=rf"^reward\.path: .* \(hf download {siglip} --local-dir models/"):
+    with pytest.raises(UserError, match=rf"^reward\.path: .* \(3.6 GB: hf download {siglip} --local-dir models/"):
         build_reward(AestheticV25Config(kind="aesthetic_v25"), CPU, where="reward")
 
 

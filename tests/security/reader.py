@@ -273,7 +273,7 @@ def fuzz_documents(here: Path, count: int) -> None:
         return check
 
     fuzz(count, json_bytes(card), each(CARD, lambda: load_card(here)))
-    fuzz(count, json_bytes(index), each("model_index.json", lambda: read_index(here, ["WanPipeline"])))
+    fuzz(count, json_bytes(index), each("model_index.json", lambda: read_index(here)))
     fuzz(count // 2, json_bytes(index), each("model_index.json", lambda: find_architecture(str(here), None)))
     fuzz(count, json_bytes(table), each("evaluation.json", lambda: read_rows(here / "evaluation.json")))
     fuzz(

@@ -17,12 +17,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer import event_file_writer
 
-from rats_video.commands.run import _evaluate
+from rats_video.commands.run_steps import _evaluate
 from rats_video.commands.train_student import train_student
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import ArmRow, MetricValue, write_rows
 from rats_video.inference.video import read_mp4
+from rats_video.progress import Pace
 from rats_video.runtime import ALONE
 from rats_video.training.faults import StepFault
 from rats_video.training.metrics import read_metrics
@@ -296,8 +297,9 @@ def test_evaluation_is_sent_too(
     row = ArmRow(arm="student", num_steps=4, nfe=4, num_clips=2, seconds_per_clip=1.0,
                  metrics={"reward": MetricValue(mean=0.75, ci95=0.5)})  # fmt: skip
     monkeypatch.setattr(
-        "rats_video.commands.run.evaluate_files", lambda *_, output, **__: write_rows([row], output / "evaluation.json")
+        "rats_video.commands.run_steps.evaluate_files",
+        lambda *_, output, **__: write_rows([row], output / "evaluation.json"),
     )
-    _evaluate(make_config(*options), None, folder, ALONE)  # type: ignore[arg-type]  # nothing is sampled
+    _evaluate(make_config(*options), None, folder, ALONE, Pace())  # type: ignore[arg-type]  # nothing is sampled
     assert scalars(board(folder), "evaluation/student-4/reward") == [(1, 0.75)]
     assert [step for step, _ in scalars(board(folder), "loss")] == [1]  # and nothing is hidden by it
