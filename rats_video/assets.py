@@ -50,6 +50,8 @@ PICKLED = {
 }
 """Checkpoints that are published as pickles, by the usual name of the folder they are converted into."""
 _INDEX = "model_index.json"
+_MARKERS = {"model": _INDEX, "vae": _INDEX, "--base": _INDEX, "student": "rats.json", "student.init": "rats.json"}
+"""The file that a folder of the kind holds, by how the key ends that names it; the others are of rewards."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -71,11 +73,12 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     folder = Path(os.path.expanduser(name_or_path))  # noqa: PTH111
     if os.path.isdir(folder):  # noqa: PTH112
         return folder
-    is_pipeline = where.endswith("model")
+    marker = next((file for key, file in _MARKERS.items() if where.endswith(key)), "config.json")
+    is_pipeline = marker == _INDEX
     if os.path.exists(folder):  # noqa: PTH110
         fix = f"give a folder in diffusers' layout, {suggest_model(folder.stem)}" if is_pipeline else "give its folder"
         raise UserError(f"is a file, not a folder: {name_or_path}", where=where, fix=fix)
-    raise UserError(f"no such folder: {name_or_path}", where=where, fix=_way_to(name_or_path, folder, is_pipeline))
+    raise UserError(f"no such folder: {name_or_path}", where=where, fix=_way_to(name_or_path, folder, marker))
 
 
 def suggest_model(name: str) -> str:
@@ -95,10 +98,10 @@ def download(repository: str, folder: str) -> str:
     return f"{f'{size:g} GB' if size >= 0.1 else f'{size * 1000:g} MB'}: {command}"
 
 
-def _way_to(given: str, folder: Path, is_pipeline: bool) -> str:  # noqa: FBT001
+def _way_to(given: str, folder: Path, marker: str) -> str:
     """What to do where `folder` is missing."""
     is_hub_id = bool(_HUB_ID.fullmatch(given)) and not folder.parent.is_dir()
-    if is_hub_id and (cached := _in_hub_cache(given, is_pipeline)):
+    if is_hub_id and (cached := _in_hub_cache(given, marker)):
         return f"the hub's cache has it: {cached}"
     if repository := next((name for name in HUB if _name(name) == folder.name), None):
         return download(repository, f"models/{folder.name}" if given == repository else given)
@@ -106,15 +109,15 @@ def _way_to(given: str, folder: Path, is_pipeline: bool) -> str:  # noqa: FBT001
         return f"curl -LO {url} && rats-video rewards convert {url.rpartition('/')[2]} {given}"
     if is_hub_id and not given.startswith("models/"):
         return f"a folder is needed: hf download {given} --local-dir models/{folder.name}"
-    embedded = sorted(path.name for path in ASSETS.glob("*/") if (path / _INDEX).is_file() == is_pipeline)
+    embedded = sorted(path.name for path in ASSETS.glob("*/") if (path / marker).is_file())
     close = difflib.get_close_matches(given, embedded, n=1)
     return f"did you mean {close[0]}?" if close else f"embedded ones: {', '.join(embedded)}"
 
 
-def _in_hub_cache(repository: str, is_pipeline: bool) -> Path | None:  # noqa: FBT001
+def _in_hub_cache(repository: str, marker: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(repository, _INDEX if is_pipeline else "config.json")
+    found = try_to_load_from_cache(repository, marker)
     return Path(found).parent if isinstance(found, str) else None
 
 

@@ -130,7 +130,7 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
     model = folder if is_whole else resolve_folder(card.model, where="--base")
     first = torch.device("cpu") if choices.offload else device
     loaded = load_base(model, first, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone)
-    check_size(loaded, clip_of(card), choices.size)
+    check_size(loaded, clip_of(card))
     if clip_of(card) != clip_of(trained) and not is_plain:
         before = "{num_frames:g} frames of {height:g} x {width:g}".format(**trained.clip)
         warn(f"this student was trained at {before}; quality may drop", where=_options(choices.size))
@@ -159,13 +159,11 @@ def with_size(card: StudentCard, size: Mapping[str, int]) -> StudentCard:
     return replace(card, clip={key: float(value) for key, value in clip.model_dump().items()})
 
 
-def check_size(base: PipelineBackbone, clip: ClipSpec, size: Mapping[str, int]) -> None:
+def check_size(base: PipelineBackbone, clip: ClipSpec) -> None:
     """Raise UserError, in the words of the options, for a clip size that the model cannot divide."""
     try:
         base.latent_shape(clip)
     except UserError as error:
-        if not size:
-            raise
         raise UserError(
             error.what, where=error.where.replace("clip.", "--").replace("_", "-"), fix=error.fix
         ) from error

@@ -10,18 +10,20 @@ from typing import Any, Literal
 from rats_video.backbones.family import DENOISER
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.kinds import FAMILIES, family_of
-from rats_video.errors import UserError
+from rats_video.errors import AsUserError, UserError
 from rats_video.inference.student import ITSELF, StudentCard
 from rats_video.reading import DAMAGED, read_json
 
-INDEX = "model_index.json"
+INDEX, RECORD = "model_index.json", "training.json"
 
 
 def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCard:
     """The card that a pipeline would have: its class's own defaults of steps, guidance and size.
 
+    A model of `train teacher` has those of its training.
+
     Raises:
-        UserError: it is no pipeline of a family we know.
+        UserError: it is no pipeline of a family we know, or one of its files is damaged.
     """
     import diffusers
 
@@ -32,12 +34,24 @@ def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCa
     size = {key: defaults[key] for key in ("num_frames", "height", "width")}
     if None in size.values():
         size = _own_size(folder)
+    trained = _training(folder)
+    clip = {**size, **family.native_clip(index), **trained.get("clip", {})}
+    defaults["guidance_scale"] = trained.get("guidance_scale", defaults["guidance_scale"])
     return StudentCard(
-        ITSELF, (defaults["num_inference_steps"],), 1.0, {**size, **family.native_clip(index)}, steps=0, seed=0,
+        ITSELF, (defaults["num_inference_steps"],), 1.0, clip, steps=0, seed=0,
         # Where guidance is an input of the network, guidance by two calls has another name.
         embedded_guidance=defaults["guidance_scale"], dtype=dtype,
         guidance_scale=defaults.get("true_cfg_scale", defaults["guidance_scale"]),
     )  # fmt: skip
+
+
+def _training(folder: Path) -> Mapping[str, Any]:
+    """The settings of `train teacher`, if it made the model."""
+    path = folder / RECORD
+    if not path.is_file():
+        return {}
+    with AsUserError("no record of a training", where=str(path)):
+        return dict(read_json(path)["config"])
 
 
 def _own_size(folder: Path) -> dict[str, Any]:

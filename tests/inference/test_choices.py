@@ -19,12 +19,14 @@ from shared import made_once
 from torch import Tensor
 from wan22_family import WAN22_FAMILIES
 
+from rats_video.assets import ASSETS
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.sample import identity
 from rats_video.commands.students import LoadedStudent, SampleChoices, load_chosen, load_student
+from rats_video.datasets.shapes.render import SHAPES_CLIP
 from rats_video.errors import UserError
 from rats_video.export.comfyui import PREFIX, original_name
 from rats_video.inference.plain import plain_card
@@ -216,6 +218,13 @@ def test_a_plain_wan_has_its_authors_clip(tmp_path: Path, extra: dict[str, Any],
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline", **extra}))
     card = plain_card(tmp_path, "bfloat16")
     assert tuple(card.clip[key] for key in ("num_frames", "height", "width", "fps")) == clip
+
+
+def test_a_model_of_ours_is_sampled_as_it_was_trained() -> None:
+    embedded = load_chosen(ASSETS / "tiny-wan", CPU, SampleChoices())
+    assert (embedded.clip, embedded.card.guidance_scale, embedded.card.shift) == (SHAPES_CLIP, 2.0, 3.0)
+    with pytest.raises(UserError, match=r"^--num-frames: must be 1 \+ a multiple of 4, got 16 \(take 17\)$"):
+        load_chosen(ASSETS / "tiny-wan", CPU, SampleChoices(size={"num_frames": 16}))
 
 
 def test_tiles_are_blended_into_about_the_same_clip(students: Mapping[str, Path]) -> None:

@@ -130,6 +130,9 @@ LTX = "25 GB: hf download Lightricks/LTX-Video --exclude 'ltx*' --local-dir mode
     ("where", "name", "message"),
     [
         ("model", "nowhere", "no such folder: nowhere (embedded ones: tiny-wan)"),
+        ("--base", "nowhere", "no such folder: nowhere (embedded ones: tiny-wan)"),
+        ("student.init", "nowhere", "no such folder: nowhere (embedded ones: tiny-wan-student)"),
+        ("reward.path", "shapes-rewards", "no such folder: shapes-rewards (did you mean shapes-reward?)"),
         ("reward.path", "shapes-rewart", "no such folder: shapes-rewart (did you mean shapes-reward?)"),
         ("model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", f"no such folder: Wan-AI/Wan2.1-T2V-1.3B-Diffusers ({WAN_1B})"),
         ("model", "models/LTX-Video", f"no such folder: models/LTX-Video ({LTX})"),
