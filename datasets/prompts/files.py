@@ -158,7 +158,7 @@ def _text_lines(path: Path) -> Iterator[str]:
 
 def _check_text(lines: Sequence[str], where: str) -> None:
     """Refuse a table in a text file's name, and warn of what other programs would not take for a prompt."""
-    if lines and (kind := _kind_of_table(lines[0], lines)):
+    if lines and (kind := _kind_of_table(lines)):
         raise UserError(
             f"its first line, {_EXAMPLE.repr(lines[0])}, is {kind}, and a text file holds one prompt a line",
             where=where, fix=f"name it as the table it is: {', '.join(SUFFIXES)}",
@@ -169,8 +169,9 @@ def _check_text(lines: Sequence[str], where: str) -> None:
             _warn_once(f"{what}, as {_EXAMPLE.repr(marked[0])}; all of a line is its prompt", where)
 
 
-def _kind_of_table(first: str, lines: Sequence[str]) -> str:
-    """The kind of table that a first line shows, as a clause; empty for a prompt."""
+def _kind_of_table(lines: Sequence[str]) -> str:
+    """The kind of table that the first line shows, as a clause; empty for a prompt."""
+    first = lines[0]
     if first.startswith(("{", "[")):
         for text in (first, "\n".join(lines)):
             with contextlib.suppress(ValueError, RecursionError):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rats_video.backbones.family import DENOISER
 from rats_video.backbones.folder import read_index
-from rats_video.backbones.kinds import FAMILIES, family_of, pipelines
+from rats_video.backbones.kinds import FAMILIES, family_of
 from rats_video.errors import UserError
 from rats_video.inference.student import ITSELF, StudentCard
 from rats_video.reading import DAMAGED, read_json
@@ -25,8 +25,9 @@ def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCa
     """
     import diffusers
 
-    index = read_index(folder, pipelines(FAMILIES))
-    family, kind = family_of(index, FAMILIES), getattr(diffusers, index["_class_name"])
+    index = read_index(folder)
+    family = family_of(index, FAMILIES, where=str(folder))
+    kind = getattr(diffusers, index["_class_name"], None) or getattr(diffusers, family.pipelines[0])
     defaults = {name: option.default for name, option in inspect.signature(kind.__call__).parameters.items()}
     size = {key: defaults[key] for key in ("num_frames", "height", "width")}
     if None in size.values():

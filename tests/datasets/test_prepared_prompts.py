@@ -110,6 +110,16 @@ def test_stored_text_is_what_is_looked_up(
     assert half.look_up([captions[0]], torch.device("cpu")).embeds.dtype == torch.bfloat16
 
 
+def test_a_negative_prompt_that_no_caption_is_gets_encoded(
+    make_config: Callable[..., DistillConfig], cache: Path, loaded: WanBackbone, tmp_path: Path
+) -> None:
+    cfg = make_config("compute.cache_text=true", "teacher.negative_prompt=a red circle", of(cache))
+    text = cached_text(cfg, tmp_path / "none")
+    assert text is not None
+    found = text.look_up(["a red circle"], torch.device("cpu")).embeds
+    torch.testing.assert_close(found, loaded.encode_text(["a red circle"]).embeds)
+
+
 def test_text_of_another_encoder_is_refused(
     make_config: Callable[..., DistillConfig], loaded: WanBackbone, tiny_wan: Path, tmp_path: Path
 ) -> None:

@@ -233,8 +233,8 @@ def test_a_run_tests_its_heldout_reward_too(
 ) -> None:
     words = WordReward.load(reward_folders[0])
     with torch.no_grad():
-        words.clip_head[0].bias.fill_(torch.nan)
+        words.clip_head[-1].weight.fill_(3e38)  # finite, but not what follows
     words.save(tmp_path)
     sound = WordReward.load(reward_folders[0])
-    with pytest.raises(UserError, match=r"^heldout_reward: clip of a smooth clip is not finite: \[nan, nan\]$"):
+    with pytest.raises(UserError, match=r"^heldout_reward: clip of a smooth clip is not finite: "):
         check_rewards(make_config(f"heldout_reward.path={tmp_path}"), sound, captions, torch.device("cpu"))
