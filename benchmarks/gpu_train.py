@@ -1,7 +1,7 @@
 """Trains the embedded model's parts on the GPU by the project's own commands: `python benchmarks/gpu.py --only train`.
 
-Each command's folder comes back as one file, NAME.tar.gz beside the JSON, as soon as the command ends. One that the time
-runs out on is asked to save first: unpack its file and add --resume to go on.
+Each command's folder is packed into one file beside the JSON, NAME.tar.gz, as soon as the command ends. One that the
+time runs out on is asked to save first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def train(rows: Rows, rehearse: bool) -> None:  # noqa: FBT001
             settings = [item for each in REHEARSED[name] for item in ("--set", each)] if rehearse else []
             arguments = [*(word.format(work=work) for word in command), *settings, "--output", str(work / name)]
             arguments += ["--device", "cpu" if rehearse else "cuda"]
-            rows.add(name, partial(run_and_pack, arguments, work / name, rows.folder, until - time.monotonic()))
+            row = rows.add(name, partial(run_and_pack, arguments, work / name, rows.folder, until - time.monotonic()))
+            if row.get("ended") != "done":
+                break  # the next one starts from this one
 
 
 def run_and_pack(arguments: Sequence[str], made: Path, out: Path, limit: float) -> Row:
@@ -50,7 +52,7 @@ def run_and_pack(arguments: Sequence[str], made: Path, out: Path, limit: float) 
     command = [sys.executable, "-P", "-c", "from rats_video.cli.app import main; main()", *arguments]
     process = subprocess.Popen(command)  # noqa: S603  # our own command
     try:
-        code = process.wait(max(limit, 0))
+        code = process.wait(limit)
         ended = "done" if code == 0 else f"exit code {code}"
     except subprocess.TimeoutExpired:
         process.terminate()  # it saves its state

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import tarfile
 import time
@@ -102,6 +103,16 @@ def test_rows_are_written_as_they_come_and_a_broken_one_costs_itself(tmp_path: P
     assert found["second"]["failed"] == "RuntimeError: CUDA out of memory"
     assert found["third"]["bars"] == {"ratio": {"measured": 1.04, "bar": "<= 1.1", "kept": True}}
     assert [file.name for file in tmp_path.iterdir()] == ["gpu-x.json"]
+
+
+def test_docs_give_the_limits_and_a_command_that_fits_the_call() -> None:
+    text = (HERE.parent / "docs" / "benchmarks.md").read_text()
+    limits = re.findall(r"^\| `(\w+)` \| (\d+) \|", text, re.MULTILINE)
+    assert limits == [(each.name, f"{each.limit:.0f}") for each in parts(rehearse=False)]
+    command = text.partition("as `command`\n\n```\n")[2].partition("```")[0]
+    assert command.rstrip().endswith("python3 benchmarks/gpu.py")
+    assert len(command) <= 2000
+    assert TOTAL + 60 <= int(text.partition("timeout_s: ")[2].partition("`")[0]) <= 600
 
 
 @pytest.mark.parametrize(("bars", "kept"), [({"at_most": 1.02}, False), ({"at_least": 0.45}, True)])
