@@ -95,7 +95,8 @@ def run_part(part: Part, path: Path, log: Path, limit: float) -> None:
 
 def _wait(command: Sequence[str], log: int, limit: float) -> str:
     """How the command ended; nothing that it started outlives it."""
-    process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)  # noqa: S603  # our own command
+    # A group of its own, to be killed as a whole; no new session, which a lent machine would let run on.
+    process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)  # noqa: S603  # our own command
     try:
         code = process.wait(limit)
     except subprocess.TimeoutExpired:
@@ -143,6 +144,7 @@ def main() -> None:
     parser.add_argument("--rehearse", action="store_true", help="tiny models on a CPU")
     parser.add_argument("--output", type=Path, default=Path(os.environ.get("OUT", ".gpu")))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # the part at work ends with it
     chosen = [part for name, part in known.items() if name in options.only]
     print("\n" + run_parts(chosen, options.output, TOTAL * (SLOWER if options.rehearse else 1)))
 
