@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import yaml
 from measure import interleaved, model_parser, peak_bytes, run_model, write_result
-from random_wan import OPTIONS, PROMPTS, RandomClipReward, random_wan
+from random_model import OPTIONS, PROMPTS, RandomClipReward, random_model, random_rats
 from roles_memory import compare, wide
 from speed import machine
 from torch import Tensor
@@ -38,9 +38,7 @@ from rats_video.distillation.method import build_rats
 from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.methods.gate import build_gate
 from rats_video.methods.rats import Rats
-from rats_video.methods.teacher import TeacherSampler
 from rats_video.optim import build_optimizer
 from rats_video.pretraining.flow import save_pipeline
 from rats_video.training.batches import draw_batch
@@ -181,20 +179,16 @@ def wan21_1b(options: argparse.Namespace) -> None:
     device = torch.device(options.device)
 
     def build(cfg: DistillConfig) -> tuple[Rats, Sequence[str]]:
-        base = random_wan(cfg, torch.device("cpu") if cfg.compute.offload != "none" else device)
+        base = random_model(cfg, torch.device("cpu") if cfg.compute.offload != "none" else device)
         move_to_device(cfg, base, device)
-        student, teacher = build_roles(cfg, base)
-        reward = RandomClipReward(device)
-        sampler = TeacherSampler(teacher, reward, cfg.teacher, cfg.shift)
-        gate = build_gate(cfg.method.gate, student.temporal_stride)
-        return Rats(student, sampler, reward, cfg.student, cfg.shift, gate=gate, config=cfg.method), PROMPTS[:1]
+        return random_rats(cfg, base, RandomClipReward(device)), PROMPTS[:1]
 
     options.only = options.only or WAN_LEVERS
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "wan.yaml"
         file.write_text(yaml.safe_dump(OPTIONS))
         rows = run(str(file), (), build, options)
-        base = random_wan(load_config(DistillConfig, str(file), group="distill"), device)
+        base = random_model(load_config(DistillConfig, str(file), group="distill"), device)
     noise = torch.randn(1, 16, 21, 60, 104, device=device)
     content = {"machine": machine(device), "options": OPTIONS, "levers": rows, "lora roles": roles_rows(base, noise)}
     write_result("levers_wan21_1b", content)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from measure import interleaved, median_ratio, model_parser, peak_bytes, run_model, write_result
-from random_wan import OPTIONS, PROMPTS, RandomClipReward, random_wan
+from random_model import OPTIONS, PROMPTS, RandomClipReward, random_model, random_rats
 from torch import Tensor
 
 from rats_video.assets import resolve_folder
@@ -35,9 +35,7 @@ from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
-from rats_video.methods.gate import build_gate
 from rats_video.methods.rats import Rats, rats_step
-from rats_video.methods.teacher import TeacherSampler
 from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, TextCondition
 
@@ -232,12 +230,8 @@ def wan21_1b(options: argparse.Namespace) -> None:
         except UserError as error:
             results[attention] = str(error)
             continue
-        student, teacher = build_roles(cfg, random_wan(cfg, device))
-        reward = RandomClipReward(device)
-        sampler = TeacherSampler(teacher, reward, cfg.teacher, cfg.shift)
-        gate = build_gate(cfg.method.gate, student.temporal_stride)
-        rats = Rats(student, sampler, reward, cfg.student, cfg.shift, gate=gate, config=cfg.method)
-        batch = draw_batch(student, cfg, PROMPTS[:1], 0)
+        rats = random_rats(cfg, random_model(cfg, device), RandomClipReward(device))
+        batch = draw_batch(rats.student, cfg, PROMPTS[:1], 0)
         flops = forward_flops(rats, batch)
         measured = measure_step(rats, batch, options.repeats)
         parts = measured["parts seconds"]
@@ -248,13 +242,13 @@ def wan21_1b(options: argparse.Namespace) -> None:
         )
         results[attention] = {
             **measured,
-            "attention in use": used_attention(student.denoiser),
+            "attention in use": used_attention(rats.student.denoiser),
             "TFLOP a forward call": round(flops / 1e12, 2),
             "TFLOP/s of the teacher's calls": round(rate, 1),
             "share of the GPU's peak": None if peak is None else round(rate / peak, 3),
             "peak GB": round(peak_bytes(step_call(rats, batch)) / 1e9, 2),
         }
-        del student, teacher, sampler, rats, reward
+        del rats
         torch.cuda.empty_cache()
     write_result("speed_wan21_1b", {"machine": machine(device), "options": OPTIONS, **results})
 
