@@ -65,7 +65,7 @@ class Family(ABC):
         )
 
     @classmethod
-    def native_clip(cls, index: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG003
+    def native_clip(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:  # noqa: ARG003
         """Of the clips that the model was trained on: what neither its folder nor its pipeline's defaults say."""
         return {"fps": 24.0}
 

@@ -51,7 +51,7 @@ class LTXBackbone(PipelineBackbone):
             self.text_limit, self.pipelines = TEXT_LENGTH_095, ("LTXConditionPipeline",)
 
     @classmethod
-    def native_clip(cls, index: Mapping[str, Any]) -> dict[str, float]:  # noqa: ARG003
+    def native_clip(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:  # noqa: ARG003
         """As its authors sample it."""
         return {"fps": 25.0}
 

@@ -77,7 +77,7 @@ class WanBackbone(PipelineBackbone):
             )  # fmt: skip
 
     @classmethod
-    def native_clip(cls, index: Mapping[str, Any]) -> dict[str, float]:
+    def native_clip(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:  # noqa: ARG003
         """As its authors sample it; TI2V-5B is larger and faster than the rest."""
         if index.get("expand_timesteps"):
             return {"num_frames": 121, "height": 704, "width": 1280, "fps": 24.0}

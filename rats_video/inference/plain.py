@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rats_video.backbones.family import DENOISER
-from rats_video.backbones.folder import read_index
+from rats_video.backbones.folder import read_configs, read_index
 from rats_video.backbones.kinds import FAMILIES, family_of
 from rats_video.errors import AsUserError, UserError
 from rats_video.inference.student import ITSELF, StudentCard
@@ -32,10 +32,11 @@ def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCa
     kind = getattr(diffusers, index["_class_name"], None) or getattr(diffusers, family.pipelines[0])
     defaults = {name: option.default for name, option in inspect.signature(kind.__call__).parameters.items()}
     size = {key: defaults[key] for key in ("num_frames", "height", "width")}
-    if None in size.values():
-        size = _own_size(folder)
+    clip = {**size, **family.native_clip(index, read_configs(folder, family.family))}
+    if None in clip.values():
+        clip |= _own_size(folder)
     trained = _training(folder)
-    clip = {**size, **family.native_clip(index), **trained.get("clip", {})}
+    clip |= trained.get("clip", {})
     defaults["guidance_scale"] = trained.get("guidance_scale", defaults["guidance_scale"])
     return StudentCard(
         ITSELF, (defaults["num_inference_steps"],), 1.0, clip, steps=0, seed=0,
@@ -55,7 +56,7 @@ def _training(folder: Path) -> Mapping[str, Any]:
 
 
 def _own_size(folder: Path) -> dict[str, Any]:
-    """CogVideoX's, which stands in its configuration in latents of 8 pixels and in frames."""
+    """That of CogVideoX before 1.5, which stands in its configuration in latents of 8 pixels and in frames."""
     try:
         config: Mapping[str, Any] = read_json(folder / DENOISER / "config.json")
         return {

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat
+from rats_video.diffusion.causal import with_hidden_frames
 from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext, student_rollout
 from rats_video.methods.finite import SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
 from rats_video.methods.gate import GateConfig, GateFn, build_gate
@@ -113,7 +114,8 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     rewards = capped_reward(rewards, r_teacher.clip, config.reward_margin)
     reward_term = policy_loss(group, rewards).mean() if group else -rewards.mean()
     alpha = config.alpha * rats.shaping_strength
-    loss = config.reward_weight * reward_term + alpha * (gate * shaping).mean()
+    shaping_term = (with_hidden_frames(gate, shaping.shape[1]) * shaping).mean()
+    loss = config.reward_weight * reward_term + alpha * shaping_term
 
     row = _log(loss, r_teacher, r_student, gate, student.sigmas, by_horizon, kept, rewards)
     if row[SKIPPED] > 0:

@@ -181,6 +181,7 @@ class SketchDecoder(nn.Module):
     def __init__(self, space: LatentSpace, *, width: int, blocks: int, coarse: int) -> None:
         super().__init__()
         self.stride, self.scale = space.temporal_stride, space.spatial_stride // coarse
+        self.num_frames = space.num_frames
         self.stem = nn.Conv3d(space.channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.enlarge = nn.Conv3d(width, _FINE * self.stride * self.scale**2, 1)
@@ -193,7 +194,7 @@ class SketchDecoder(nn.Module):
         hidden = self.enlarge(F.silu(self.blocks(self.stem(latents))))
         sizes = {"t": self.stride, "y": self.scale, "x": self.scale}
         frames = rearrange(hidden, "b (c t y x) f h w -> b (f t) c (h y) (w x)", **sizes)
-        frames = frames[:, self.stride - 1 :]  # the first latent frame is one pixel frame
+        frames = frames[:, -self.num_frames :]  # latent 0 is one pixel frame, any before it none
         small: Tensor = self.refine(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return small + 0.5
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from cogvideox_family import COGVIDEOX_FAMILIES
 from diffusers import CogVideoXDDIMScheduler
+from shared import made_once
 from torch import Tensor
 
 from rats_video.backbones.cogvideox import CogVideoXBackbone
@@ -89,16 +90,22 @@ def test_velocity_calls_the_network_at_the_levels_own_timestep(cogvideox: CogVid
     text, timesteps = cogvideox.encode_text(["a red circle"]), torch.tensor([0, 1, 13, 499, 998, 999])
     sigma = levels(cogvideox.parts["scheduler"])[timesteps].float()
     with torch.no_grad():
-        cogvideox.velocity(torch.randn(6, 4, 1, 4, 4), sigma, text.map(lambda part: part.expand(6, -1, -1)))
+        cogvideox.velocity(torch.randn(6, 4, 2, 4, 4), sigma, text.map(lambda part: part.expand(6, -1, -1)))
     hook.remove()
     assert seen[0].tolist() == timesteps.tolist()
     assert not seen[0].is_floating_point()
 
 
 @pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (9, 3), (49, 13)])
-def test_latent_frames_are_odd(cogvideox: CogVideoXBackbone, frames: int, latent_frames: int) -> None:
+def test_latent_frames_are_odd_and_one_more_fills_pairs(
+    cogvideox: CogVideoXBackbone, frames: int, latent_frames: int
+) -> None:
+    latent_frames += cogvideox.patch_size[0] - 1
     assert cogvideox.latent_shape(ClipSpec(frames, 16, 24, 8.0)) == (4, latent_frames, 4, 6)
-    with pytest.raises(UserError, match=rf"^clip.num_frames: .* 1 \+ a multiple of 8, got {frames + 4}$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^clip.num_frames: .* 1 \+ a multiple of 8, got {frames + 4} \(take {frames} or {frames + 8}\)$",
+    ):
         cogvideox.latent_shape(ClipSpec(frames + 4, 16, 24, 8.0))  # a pair decodes to 8 frames, not to 5
 
 
@@ -109,7 +116,48 @@ def test_schedule_of_another_kind(cogvideox: CogVideoXBackbone, change: dict[str
         CogVideoXBackbone.check({}, configs, "x")
 
 
-def test_foreign_schedule_and_cogvideox_15_are_refused_before_their_weights_are_read(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory: pytest.TempPathFactory) -> CogVideoXBackbone:
+    family = COGVIDEOX_FAMILIES[2]
+    return CogVideoXBackbone.from_pretrained(made_once(tmp_path_factory, family.name, family.build))
+
+
+@pytest.mark.parametrize(("name", "most", "size"), [("height", 32, (48, 24)), ("width", 48, (16, 64))])
+def test_clip_beyond_the_positions_of_15(
+    paired: CogVideoXBackbone, name: str, most: int, size: tuple[int, int]
+) -> None:
+    assert paired.latent_shape(ClipSpec(9, 32, 48, 16.0)) == (4, 4, 8, 12)
+    with pytest.raises(
+        UserError, match=rf"^clip\.{name}: this model has positions for {most} at most, got {max(size)} "
+    ):
+        paired.latent_shape(ClipSpec(9, *size, 16.0))
+
+
+@pytest.mark.parametrize(("window", "frames"), [(range(1), 1), (range(2), 1), (range(1, 3), 2), (range(4, 6), 5)])
+def test_a_window_on_the_frame_that_pads_is_one_on_the_first(
+    paired: CogVideoXBackbone, window: range, frames: int
+) -> None:
+    latents = torch.randn(1, 4, 6, 4, 6, generator=seeded(0), requires_grad=True)
+    plain = paired.vae.decode(latents[:, :, 1:].detach() / 0.7).sample
+    videos = paired.decode(latents, window)
+    torch.testing.assert_close(videos, (plain.transpose(1, 2) / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)
+    videos.sum().backward()
+    assert latents.grad is not None
+    reached = (latents.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).nonzero().flatten().tolist()
+    chunk = {1: [1, 2, 3], 2: [1, 2, 3], 5: [4, 5]}[frames]  # the first three are decoded together
+    assert reached == chunk
+
+
+def test_15_is_trained_and_sampled_with_its_hidden_frame(paired: CogVideoXBackbone) -> None:
+    """One shape of latents from pixels and from noise; the frame that pads is the first again."""
+    clip = ClipSpec(17, 16, 24, 16.0)
+    latents = paired.encode(torch.rand(1, 17, 3, 16, 24, generator=seeded(0)))
+    assert latents.shape == paired.sample_noise(1, clip, seeded(0)).shape == (1, 4, 6, 4, 6)
+    assert torch.equal(latents[:, :, 0], latents[:, :, 1])
+    assert not torch.equal(latents[:, :, 1], latents[:, :, 2])
+
+
+def test_foreign_schedules_and_patches_are_refused_before_their_weights_are_read(tmp_path: Path) -> None:
     COGVIDEOX_FAMILIES[0].build(tmp_path)
     for weights in tmp_path.glob("*/*.safetensors"):
         weights.write_bytes(b"not to be read")
@@ -120,6 +168,8 @@ def test_foreign_schedule_and_cogvideox_15_are_refused_before_their_weights_are_
         tmp_path / "scheduler"
     )
     config = tmp_path / "transformer" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"patch_size_t": 2}))
-    with pytest.raises(UserError, match=r": transformer/config\.json: CogVideoX 1\.5, .* \(give CogVideoX-2b or"):
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"patch_size_t": 3}))
+    with pytest.raises(
+        UserError, match=r": transformer/config\.json: patch_size_t is 3, which no CogVideoX has \(needs"
+    ):
         load_backbone(tmp_path)

@@ -34,7 +34,7 @@ from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
 from rats_video.inference.student import StudentCard, save_student
 from rats_video.seeds import seeded
 
-FAMILIES = (WAN, WAN22_FAMILIES[1], LTX_FAMILIES[1], LTX_095, HUNYUAN, COGVIDEOX_FAMILIES[1])
+FAMILIES = (WAN, WAN22_FAMILIES[1], LTX_FAMILIES[1], LTX_095, HUNYUAN, *COGVIDEOX_FAMILIES[1:])
 SHIFT, GUIDANCE = 2.0, 4.5
 PROMPT = "a fast red circle moving left on a gray background"
 CPU = torch.device("cpu")
