@@ -18,6 +18,7 @@ MODELS = {
     "Lightricks/LTX-Video": 25.0,
     "hunyuanvideo-community/HunyuanVideo": 43.0,
     "THUDM/CogVideoX-5b": 21.0,
+    "THUDM/CogVideoX1.5-5B": 31.0,
 }
 """Pipelines on the model hub that configurations name, and about how many GB (10^9 bytes) their download takes."""
 HUB = MODELS | {

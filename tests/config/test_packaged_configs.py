@@ -42,6 +42,7 @@ ROOTS: dict[str, type[BaseModel]] = {
 STRIDES = {
     "wan21_1b": (16, 4, 4), "wan21_14b": (16, 4, 4), "wan22_a14b": (16, 4, 4), "wan22_5b": (32, 4, 4),
     "ltx_video": (32, 8, 8), "hunyuan_video": (16, 4, 4), "cogvideox_5b": (16, 4, 8),
+    "cogvideox15_5b": (16, 4, 8),
 }  # fmt: skip
 
 

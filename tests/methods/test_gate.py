@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.diffusion.causal import pool_to_latent_frames
+from rats_video.diffusion.causal import pool_to_latent_frames, with_hidden_frames
 from rats_video.errors import UserError
 from rats_video.methods.gate import ConstantGateConfig, SigmoidGateConfig, build_gate
 from rats_video.types import RewardScores
@@ -89,3 +89,10 @@ def test_a_part_of_the_reward_may_drive_it() -> None:
     assert gate(teacher, student, part="heldout").tolist() == [[pytest.approx(1 / (1 + math.exp(-2.0)))]]
     with pytest.raises(UserError, match=r"method\.gate\.part: the reward has no part 'x' \(its parts: heldout\)"):
         gate(teacher, student, part="x")
+
+
+def test_frames_that_no_pixel_shows_get_the_weight_of_the_first() -> None:
+    weights = torch.tensor([[0.1, 0.2, 0.3], [0.4, 0.5, 0.6]])
+    assert torch.equal(with_hidden_frames(weights, 4), weights[:, [0, 0, 1, 2]])
+    assert torch.equal(with_hidden_frames(weights, 3), weights)
+    assert torch.equal(with_hidden_frames(weights[:, :1], 4), weights[:, :1])

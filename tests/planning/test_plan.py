@@ -183,7 +183,7 @@ def test_bfloat16_leaves_in_float32_what_loading_does(make_config: MakeConfig) -
 
 TOTALS = {
     "wan21_1b": 1.42e9, "wan21_14b": 14.3e9, "wan22_5b": 5.0e9, "wan22_a14b": 2 * 14.3e9, "ltx_video": 1.92e9,
-    "hunyuan_video": 12.8e9, "cogvideox_5b": 5.57e9,
+    "hunyuan_video": 12.8e9, "cogvideox_5b": 5.57e9, "cogvideox15_5b": 5.57e9,
 }  # fmt: skip
 
 
@@ -346,7 +346,7 @@ def test_levers_that_need_another_wait_for_it(make_config: MakeConfig) -> None:
     ("overrides", "message"),
     [
         (("architecture=wan21_1",), "architecture: no such preset: wan21_1 (did you mean wan21_1b?)"),
-        (("model=/nowhere",), "model: no such folder: /nowhere (or set architecture to one of: cogvideox_5b, "),
+        (("model=/nowhere",), "model: no such folder: /nowhere (or set architecture to one of: cogvideox15_5b, "),
         (("clip.num_frames=6",), "clip.num_frames: must be 1 + a multiple of"),
         ((*LORA, "student.weights.targets=[nope]"), "student.weights.targets: no layer of the denoiser is called nope"),
     ],
