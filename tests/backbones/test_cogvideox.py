@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from rats_video.backbones.kinds import load_backbone
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.inference.student import CARD, StudentCard, save_student
+from rats_video.methods.base import StepsConfig, student_rollout
+from rats_video.methods.gate import SigmoidGateConfig, build_gate
+from rats_video.methods.rats import Rats, RatsConfig, rats_step
+from rats_video.methods.shaping import shaping_by_horizon
+from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec
+from rats_video.types import ClipSpec, PromptBatch, RewardScores
 
 pytestmark = pytest.mark.pipeline
 
@@ -146,6 +152,30 @@ def test_a_window_on_the_frame_that_pads_is_one_on_the_first(
     reached = (latents.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).nonzero().flatten().tolist()
     chunk = {1: [1, 2, 3], 2: [1, 2, 3], 5: [4, 5]}[frames]  # the first three are decoded together
     assert reached == chunk
+
+
+def test_a_step_of_15_weighs_its_hidden_frame_as_the_first(paired: CogVideoXBackbone) -> None:
+    def reward(videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa: ARG001
+        return RewardScores(videos.mean(dim=(1, 2, 3, 4)), videos.mean(dim=(2, 3, 4)))
+
+    student = paired.with_own_denoiser()
+    with torch.no_grad():
+        for weight in student.weights.values():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=seeded(7)))
+    few = FrozenTeacherConfig(kind="frozen", num_steps=2)
+    config = RatsConfig(gate=SigmoidGateConfig(kind="sigmoid", tau=0.01))
+    rats = Rats(
+        student, TeacherSampler(paired, reward, few, 2.0), reward, StepsConfig(num_steps=(2,)), 2.0, config=config,
+        gate=build_gate(config.gate, paired.temporal_stride),
+    )  # fmt: skip
+    batch = PromptBatch(0, ("red",), paired.sample_noise(1, ClipSpec(17, 16, 24, 16.0), seeded(0)), num_steps=2)
+    teacher, ours = rats.teacher.rollout(batch), student_rollout(rats, batch)
+    weight = rats.gate(teacher.scores, reward(student.decode(ours.x0), batch.prompts))
+    assert weight.shape == (1, 5)
+    assert weight.std() > 0.01
+    shaping = shaping_by_horizon(ours, teacher.trajectory, motion_weight=0.5).mean(dim=0)
+    expected = (weight[:, [0, 0, 1, 2, 3, 4]] * shaping).mean() - reward(student.decode(ours.x0), ()).clip.mean()
+    torch.testing.assert_close(rats_step(rats, batch)[0], expected)
 
 
 def test_15_is_trained_and_sampled_with_its_hidden_frame(paired: CogVideoXBackbone) -> None:

@@ -76,17 +76,18 @@ def test_saturated_pixels_keep_their_gradient(reward: LatentReward, batch: Promp
     assert (latents.grad != 0).any()
 
 
-def test_a_pixel_frame_comes_from_latents_near_it(space: LatentSpace) -> None:
+@pytest.mark.parametrize("hidden", [0, 1])
+def test_a_pixel_frame_comes_from_latents_near_it(space: LatentSpace, hidden: int) -> None:
     torch.manual_seed(0)
-    sketch = SketchDecoder(space, width=8, blocks=1, coarse=4)
+    sketch = SketchDecoder(replace(space, num_frames=21), width=8, blocks=1, coarse=4)
     torch.nn.init.normal_(sketch.blocks[0].time.weight)  # type: ignore[arg-type,union-attr]
-    latents = torch.randn(1, space.channels, 6, 4, 4, generator=seeded(0)).requires_grad_()
+    latents = torch.randn(1, space.channels, hidden + 6, 4, 4, generator=seeded(0)).requires_grad_()
     clip = sketch(latents)
     assert clip.shape == (1, 21, 3, 8, 8)
     for frame, latent in ((0, 0), (1, 1), (4, 1), (5, 2), (20, 5)):
         (gradient,) = torch.autograd.grad(clip[0, frame].sum(), latents, retain_graph=True)
         reached = gradient[0].abs().sum(dim=(0, 2, 3)) > 0
-        assert reached.tolist() == [abs(latent - other) <= 2 for other in range(6)]
+        assert reached.tolist() == [abs(latent - other) <= 2 for other in range(-hidden, 6)]
 
 
 def test_gradient_reaches_every_latent_frame_and_is_right(reward: LatentReward, batch: PromptBatch) -> None:
