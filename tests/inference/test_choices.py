@@ -220,6 +220,18 @@ def test_a_plain_wan_has_its_authors_clip(tmp_path: Path, extra: dict[str, Any],
     assert tuple(card.clip[key] for key in ("num_frames", "height", "width", "fps")) == clip
 
 
+@pytest.mark.parametrize(("patch", "clip"), [(None, (9, 64, 96, 8)), (2, (81, 768, 1360, 16))])
+def test_a_plain_cogvideox_has_its_own_clip_and_15_its_authors(
+    tmp_path: Path, patch: int | None, clip: tuple[int, ...]
+) -> None:
+    config = {"patch_size_t": patch, "sample_frames": 9, "sample_height": 8, "sample_width": 12}
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "CogVideoXPipeline"}))
+    card = plain_card(tmp_path, "bfloat16")
+    assert tuple(card.clip[key] for key in ("num_frames", "height", "width", "fps")) == clip
+
+
 def test_a_model_of_ours_is_sampled_as_it_was_trained() -> None:
     embedded = load_chosen(ASSETS / "tiny-wan", CPU, SampleChoices())
     assert (embedded.clip, embedded.card.guidance_scale, embedded.card.shift) == (SHAPES_CLIP, 2.0, 3.0)
