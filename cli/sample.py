@@ -37,6 +37,9 @@ LoraOption = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA beside the student, such as a style. Repeatable."),
 ]
+NegativeOption = Annotated[
+    str, typer.Option("--negative-prompt", metavar="TEXT", help="What guidance leads away from, where a model has it.")
+]
 ListOption = Annotated[
     Path | None,
     typer.Option(
@@ -64,6 +67,7 @@ def sample(
     lora: LoraOption = None,
     prompt: PromptOption = None,
     prompts: ListOption = None,
+    negative_prompt: NegativeOption = "",
     num_videos: NumVideosOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 16,
@@ -92,6 +96,7 @@ def sample(
         nfe=nfe,
         prompts=prompt or [],
         prompts_file=prompts,
+        negative_prompt=negative_prompt,
         num_videos=num_videos,
         seed=seed,
         output=output,

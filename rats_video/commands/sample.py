@@ -129,6 +129,7 @@ def run_sample(
     nfe: int | None,
     prompts: Sequence[str],
     prompts_file: Path | None,
+    negative_prompt: str,
     num_videos: int | None,
     seed: int,
     output: Path,
@@ -144,7 +145,8 @@ def run_sample(
         option = "--num-videos" if num_videos else "--gpus"
         raise UserError("a pipe has one clip a line, and one process that reads it", where=option, fix="leave it out")
     given = list(prompts) if prompts_file is None or piped else read_rows(prompts_file)
-    choices = SampleChoices(base, size, tuple(map(Style.parse, loras)), offload=offload, tiles=tiled)
+    styles = tuple(map(Style.parse, loras))
+    choices = SampleChoices(base, size, styles, offload=offload, tiles=tiled, negative_prompt=negative_prompt)
     loaded = load_chosen(_folder(model), runtime.device, choices)
     nfe = nfe or loaded.default_nfe
     with explain_memory(lambda: f"use a --batch-size below {batch_size}"):

@@ -46,7 +46,8 @@ class LoadedStudent:
         card: how it is sampled.
         base: the base model.
         student: the student, on the base or with a denoiser of its own.
-        beside: what else its clips depend on: LoRAs and tiles.
+        beside: what else its clips depend on: LoRAs, tiles, a negative prompt.
+        negative_prompt: what guidance leads away from.
     """
 
     folder: Path
@@ -55,6 +56,7 @@ class LoadedStudent:
     base: PipelineBackbone
     student: PipelineBackbone
     beside: tuple[object, ...] = ()
+    negative_prompt: str = ""
 
     @property
     def clip(self) -> ClipSpec:
@@ -84,7 +86,7 @@ class LoadedStudent:
             trained = ", ".join(str(calls * steps) for steps in self.card.num_steps)
             does = "this pipeline takes" if self.is_plain else "this student was trained for"
             warn(f"{does} {trained}; quality may drop", where=f"--nfe {nfe}")
-        return SamplerSpec(nfe // calls, self.card.shift, self.card.guidance_scale)
+        return SamplerSpec(nfe // calls, self.card.shift, self.card.guidance_scale, self.negative_prompt)
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class SampleChoices:
         styles: LoRAs beside it.
         offload: True keeps its weights in host memory.
         tiles: True decodes in tiles.
+        negative_prompt: what guidance leads away from.
     """
 
     base: Path | None = None
@@ -104,6 +107,7 @@ class SampleChoices:
     styles: tuple[Style, ...] = ()
     offload: bool = False
     tiles: bool = False
+    negative_prompt: str = ""
 
 
 def load_student(folder: Path, device: torch.device, base: Path | None = None) -> LoadedStudent:
@@ -126,6 +130,9 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
     card = plain_card(folder, "bfloat16" if device.type == "cuda" else "float32") if is_plain else load_card(folder)
     trained = with_base(card, folder, choices.base)
     card = with_size(trained, choices.size)
+    if choices.negative_prompt and card.guidance_scale == 1.0:
+        what = "is for models that are sampled with guidance, and this one is not"
+        raise UserError(what, where="--negative-prompt", fix="leave it out")
     is_whole = card.model == ITSELF
     model = folder if is_whole else resolve_folder(card.model, where="--base")
     first = torch.device("cpu") if choices.offload else device
@@ -146,7 +153,10 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
     if choices.offload:
         offload(student, device)
     beside = (*(style.identity for style in choices.styles), *(["tiles"] if choices.tiles else []))
-    return LoadedStudent(folder, model, card, loaded, student, beside)
+    if choices.negative_prompt:
+        check_prompt(choices.negative_prompt, loaded.unknown_words, where="--negative-prompt")
+        beside = (*beside, f"negative prompt: {choices.negative_prompt}")
+    return LoadedStudent(folder, model, card, loaded, student, beside, choices.negative_prompt)
 
 
 def with_size(card: StudentCard, size: Mapping[str, int]) -> StudentCard:

@@ -108,10 +108,7 @@ def test_latent_frames_are_odd_and_one_more_fills_pairs(
 ) -> None:
     latent_frames += cogvideox.patch_size[0] - 1
     assert cogvideox.latent_shape(ClipSpec(frames, 16, 24, 8.0)) == (4, latent_frames, 4, 6)
-    with pytest.raises(
-        UserError,
-        match=rf"^clip.num_frames: .* 1 \+ a multiple of 8, got {frames + 4} \(take {frames} or {frames + 8}\)$",
-    ):
+    with pytest.raises(UserError, match=rf" 8, got {frames + 4} \(take {frames} or {frames + 8}\)$"):
         cogvideox.latent_shape(ClipSpec(frames + 4, 16, 24, 8.0))  # a pair decodes to 8 frames, not to 5
 
 

@@ -22,7 +22,7 @@ from rats_video.errors import UserError
 SHARED = ["--gpus", "--nodes", "--node-rank", "--rendezvous"]
 TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite", "--resume"]
 VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device", "--base"]
-CHOICES = ["--num-frames", "--height", "--width", "--lora", "--offload", "--tiled"]
+CHOICES = ["--negative-prompt", "--num-frames", "--height", "--width", "--lora", "--offload", "--tiled"]
 OPTIONS = {
     "distill": [*TRAIN, *SHARED, "--restarts"],
     "run": [*TRAIN, *SHARED, "--restarts"],
@@ -198,7 +198,7 @@ def test_bad_value_is_one_line_and_exit_2(
 RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "resume": False, "overwrite": False}
 VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto", "base": None}
 CHOSEN = {"size": {}, "loras": [], "offload": False, "tiled": False}
-SAMPLE = VIDEO | CHOSEN | {"nfe": None, "batch_size": 16, "overwrite": False}
+SAMPLE = VIDEO | CHOSEN | {"nfe": None, "negative_prompt": "", "batch_size": 16, "overwrite": False}
 SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
 
 

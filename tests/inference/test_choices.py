@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -237,6 +238,17 @@ def test_a_model_of_ours_is_sampled_as_it_was_trained() -> None:
     assert (embedded.clip, embedded.card.guidance_scale, embedded.card.shift) == (SHAPES_CLIP, 2.0, 3.0)
     with pytest.raises(UserError, match=r"^--num-frames: must be 1 \+ a multiple of 4, got 16 \(take 17\)$"):
         load_chosen(ASSETS / "tiny-wan", CPU, SampleChoices(size={"num_frames": 16}))
+
+
+def test_a_negative_prompt_leads_away_where_there_is_guidance(students: Mapping[str, Path]) -> None:
+    away = SampleChoices(negative_prompt="a slow blue square moving up on a white background")
+    model, without = (load_chosen(ASSETS / "tiny-wan", CPU, choices) for choices in (away, SampleChoices()))
+    assert model.spec(4) == replace(without.spec(4), negative_prompt=away.negative_prompt)
+    assert identity(model) != identity(without)  # of a folder that is gone on with
+    with pytest.raises(UserError, match=r"^--negative-prompt: this model does not know 'zebra'"):
+        load_chosen(ASSETS / "tiny-wan", CPU, SampleChoices(negative_prompt="zebra"))
+    with pytest.raises(UserError, match=r"^--negative-prompt: is for models that are sampled with guidance"):
+        load_chosen(students["full"], CPU, away)
 
 
 def test_tiles_are_blended_into_about_the_same_clip(students: Mapping[str, Path]) -> None:
