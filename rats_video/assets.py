@@ -78,6 +78,8 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     is_pipeline = marker == _INDEX
     if os.path.exists(folder):  # noqa: PTH110
         fix = f"give a folder in diffusers' layout, {suggest_model(folder.stem)}" if is_pipeline else "give its folder"
+        if is_pipeline and folder.suffix == ".safetensors":
+            fix += "; docs/models.md, Your own checkpoint, makes one of a single file"
         raise UserError(f"is a file, not a folder: {name_or_path}", where=where, fix=fix)
     raise UserError(f"no such folder: {name_or_path}", where=where, fix=_way_to(name_or_path, folder, marker))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 from pathlib import Path
@@ -10,10 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import WanPipeline
+from safetensors.torch import load_file, save_file
 
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.kinds import load_backbone
+from rats_video.backbones.wan import WanBackbone
 from rats_video.errors import UserError
+from rats_video.export.comfyui import original_name
 
 
 def refusal(folder: Path) -> str:
@@ -138,3 +142,22 @@ def test_other_networks_are_refused_by_the_name_of_their_pipeline(tiny_wan: Path
     content["transformer"] = ["diffusers", "LTX2VideoTransformer3DModel"]
     index.write_text(json.dumps(content))
     assert refusal(folder).startswith(": is a LTX2Pipeline (give one of: WanPipeline, LTXPipeline, ")
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_single_file_becomes_a_folder_by_the_lines_in_the_docs(tiny_wan: Path, tmp_path: Path, prefix: str) -> None:
+    weights = load_file(tiny_wan / "transformer" / "diffusion_pytorch_model.safetensors")
+    tuned = {name: weight + 0.01 for name, weight in weights.items()}
+    names = {prefix + original_name(WanBackbone, name): weight for name, weight in tuned.items()}  # type: ignore[arg-type]
+    save_file(names, tmp_path / "finetune.safetensors")
+    page = Path(__file__).parents[2] / "docs" / "models.md"
+    (lines,) = re.findall(r"```python\n(import diffusers\n.*?)```", page.read_text(), re.DOTALL)
+    for ours, theirs in (
+        (tiny_wan, "models/Wan2.1-T2V-1.3B-Diffusers"), (tmp_path / "finetune.safetensors", "finetune.safetensors"),
+        (tmp_path / "made", "models/finetune"),
+    ):  # fmt: skip
+        lines = lines.replace(f'"{theirs}"', repr(str(ours)))
+    exec(lines, {})
+    loaded = load_backbone(tmp_path / "made").denoiser.state_dict()
+    assert loaded.keys() == tuned.keys()
+    assert all(torch.equal(loaded[name], weight.bfloat16().float()) for name, weight in tuned.items())

@@ -164,7 +164,8 @@ def test_single_file_is_told_from_a_folder(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(UserError) as caught:
         resolve_folder(str(file), where="model")
-    fix = f"give a folder in diffusers' layout, such as that of: {WAN_1B}"
+    made = "docs/models.md, Your own checkpoint, makes one of a single file"
+    fix = f"give a folder in diffusers' layout, such as that of: {WAN_1B}; {made}"
     assert str(caught.value) == f"model: is a file, not a folder: {file} ({fix})"
 
 
