@@ -17,7 +17,7 @@ from rats_video.cli.options import (
     check_exclusive,
 )
 
-EXAMPLE = 'Example: `rats-video sample --nfe 4 --prompt "a red circle moves left" --output samples`'
+EXAMPLE = 'Example: `rats-video sample --nfe 4 --prompt "a fast red circle moving left on a gray background"`'
 
 
 ModelOption = Annotated[

@@ -58,8 +58,9 @@ def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
 def refuse_changes(folder: Path, changed: Sequence[str], fix: str = "") -> None:
     """Raise UserError if keys of a run's configuration changed since it was started; `fix` names a way of its own."""
     if changed:
+        verb = "differs" if len(changed) == 1 else "differ"
         raise UserError(
-            f"holds a run of another configuration: {', '.join(changed)} differ",
+            f"holds a run of another configuration: {', '.join(changed)} {verb}",
             where=str(folder), fix=fix or "give the same options, another --output, or --overwrite to start anew",
         )  # fmt: skip
 

@@ -133,11 +133,12 @@ class PrepareJob:
             first = next(iter(index.reasons.values()))[0]
             why = f"; {first.name}: {first.detail}" if first.detail else ""
             raise UserError(f"nothing was kept: {reasons}{why}", where=str(self.output), fix=f"look at {CONTACT} there")
+        option = "" if any(record.split == "heldout" for record in index.records) else " --set heldout=0"
         return [
             *summary(index, self.manifest.settings["heldout"]),
             *([f"  deleted what was made of {gone} sources that changed or are gone"] if gone else []),
             *([] if is_new else [f"nothing to do: {self.output} holds all of it"]),
-            f"Look at {self.output / CONTACT}. Next: rats-video train teacher --data {self.output}",
+            f"Look at {self.output / CONTACT}. Next: rats-video train teacher --data {self.output}{option}",
         ]
 
 

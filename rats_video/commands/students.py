@@ -25,6 +25,7 @@ from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.small_gpu import offload
 from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
 from rats_video.inference.style import Style, add_style
+from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
@@ -125,6 +126,9 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
     Raises:
         UserError: there is none, or it does not go with what was chosen.
     """
+    if not folder.exists():
+        fix = "give a run, the folder of a student, or a pipeline"
+        raise UserError(f"no such folder: {folder}", where="--model", fix=fix)
     folder = folder if (folder / CARD).is_file() or (folder / INDEX).is_file() else folder / "student"
     is_plain = (folder / INDEX).is_file() and not (folder / CARD).is_file()
     card = plain_card(folder, "bfloat16" if device.type == "cuda" else "float32") if is_plain else load_card(folder)
@@ -227,7 +231,10 @@ def load_base(
 
 
 def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
-    """A finished run and its configuration; raises UserError if the folder is none."""
+    """A finished run and its configuration; raises UserError if the folder is none.
+
+    Warns where the run has gone on since its student was written, and is not finished.
+    """
     run = RunFolder(folder)
     if not run.config.is_file():
         raise UserError(
@@ -236,7 +243,12 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
             fix="give the folder of a `rats-video distill`",
         )
     run.check_entries()
-    return run, load_config(DistillConfig, str(run.config.resolve()), group="distill")
+    cfg = load_config(DistillConfig, str(run.config.resolve()), group="distill")
+    made, end = list_checkpoints(run.checkpoints), cfg.training.steps
+    if made and steps_done(made[-1]) < end and (run.student / CARD).is_file():
+        step = steps_done(made[-1])
+        warn(f"is at step {step} of {end}; its student is the one from before it went on", where=str(folder))
+    return run, cfg
 
 
 def checked_prompts(

@@ -223,7 +223,7 @@ def _read_mapping(path: Path, label: str, asked_by: str) -> Tree:
 def _parse_override(text: str) -> Layer:
     match = _OVERRIDE.fullmatch(text)
     if not match:
-        raise UserError(f"{show(text)} is not KEY=VALUE", where="--set", fix="like --set optimizer.lr=1e-5")
+        raise UserError(f"{show(text)} is not KEY=VALUE", where="--set", fix="like --set seed=1")
     where = f"--set {match['key']}"
     tree: Any = _parse_yaml(match["value"], where)
     for part in reversed(match["key"].split(".")):

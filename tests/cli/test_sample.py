@@ -13,6 +13,7 @@ import torch
 from outcomes import PROMPT, names, refused
 from torch import Tensor
 
+from rats_video.commands.students import load_run
 from rats_video.inference.video import read_mp4
 
 Command = Callable[..., Any]
@@ -75,7 +76,10 @@ def test_seed_repeats(command: Command, finished: Path, tmp_path: Path, monkeypa
         (["--prompt", PROMPT, "--num-videos", "0"], "'--num-videos'"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: cannot read it: No such file or directory"),
         (["--prompt", PROMPT, "--device", "cuda:99"], "--device: cuda:99 is not here"),
-        (["--prompt", PROMPT, "--model", "nowhere"], "nowhere/student: no student here (rats.json is missing"),
+        (
+            ["--prompt", PROMPT, "--model", "nowhere"],
+            "--model: no such folder: nowhere (give a run, the folder of a student, or a pipeline)",
+        ),
         (
             ["--prompt", PROMPT, "--lora", "no.safetensors:0.5"],
             "--lora: no such file: no.safetensors (give FILE",
@@ -110,3 +114,17 @@ def test_the_error_is_all_that_is_said(
     outcome = command("sample", "--model", finished, "--prompt", "a zebra", "--output", tmp_path)
     assert outcome.err.count("\n") == 1  # no progress bars of the loaders
     assert caplog.records == []  # no warnings of theirs
+
+
+def test_a_run_that_went_on_says_that_its_student_is_older(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run", symlinks=True))
+    load_run(run)
+    assert capsys.readouterr().err == ""
+    config = run / "config.resolved.yaml"
+    config.write_text(config.read_text().replace("  steps: 2\n", "  steps: 300\n"))  # as --resume --set leaves it
+    load_run(run)
+    assert capsys.readouterr().err == (
+        f"warning: {run}: is at step 2 of 300; its student is the one from before it went on\n"
+    )

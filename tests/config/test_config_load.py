@@ -209,7 +209,7 @@ def test_extends_merges_deeply_by_name_and_by_path(configs: Path) -> None:
         ("num_steps=some", "--set num_steps: must be a valid integer or must be 'auto', got 'some'"),
         ("name=7", "--set name: must be text, got 7 (quotes keep a value text)"),
         ("name=forbidden", "configs/distill/tiny.yaml: this name is taken"),
-        ("seed", "--set: 'seed' is not KEY=VALUE (like --set optimizer.lr=1e-5)"),
+        ("seed", "--set: 'seed' is not KEY=VALUE (like --set seed=1)"),
         ("=1", "--set: '=1' is not KEY=VALUE"),
         ("a..b=1", "--set: 'a..b=1' is not KEY=VALUE"),
         ("se ed=1", "--set: 'se ed=1' is not KEY=VALUE"),
