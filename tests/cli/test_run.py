@@ -116,8 +116,8 @@ def test_run_whose_rate_has_decayed_goes_on_with_a_stated_schedule(
     assert command(*ask).code == 0
     before = snapshot(tmp_path / "run")
     refused(command(*longer), (
-        "holds a run of another configuration: training.steps differs (the rate decays to zero at step 2: to go on from "
-        "there with a rate that starts anew, add --set training.optimizer.restarts=[2]; or start another run with "
+        "holds a run of another configuration: training.steps differs (the rate decays to zero at step 2: to go on "
+        "from there with a rate that starts anew, add --set training.optimizer.restarts=[2]; or start another run with "
         f"--set student.init={tmp_path / 'run'})"
     ))  # fmt: skip
     assert snapshot(tmp_path / "run") == before
