@@ -94,7 +94,7 @@ def run_part(part: Part, path: Path, log: Path, limit: float) -> None:
 
 
 def _wait(command: Sequence[str], log: int, limit: float) -> str:
-    """How the command ended; nothing that it started outlives it."""
+    """Wait for a command and say how it ended; its whole process group ends with it."""
     # A group of its own, to be killed as a whole; no new session, which a lent machine would let run on.
     process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)  # noqa: S603  # our own command
     try:

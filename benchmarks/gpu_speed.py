@@ -14,7 +14,7 @@ import torch
 from gpu_rows import Row, Rows, bar, main
 from levers import SLOW_ON_CPU, on_device, training_step
 from measure import interleaved, median_ratio, peak_bytes, seconds
-from random_model import PROMPTS, RandomClipReward, hollow_model, random_model, random_parts, random_rats
+from random_model import PROMPTS, RandomClipReward, hollow_model, random_model, random_parts, random_rats, stock_frames
 from speed import SAMPLING_BAR, STEP_BAR, forward_flops, measure_step
 from torch import Tensor
 
@@ -61,7 +61,7 @@ Call = Callable[[], object]
 
 
 class Bench:
-    """What a part needs to build: on the GPU in real shapes, in a rehearsal from the tests' tiny pipelines."""
+    """Models for a part: in real shapes on the GPU, or the tests' tiny pipelines in a rehearsal."""
 
     def __init__(self, *, rehearse: bool) -> None:
         self.rehearse = rehearse
@@ -147,13 +147,8 @@ def sampling(bench: Bench, cfg: DistillConfig, *, decode: bool) -> Row:
     noise, text = clip_noise(base, clip, 0, 0), base.encode_text(PROMPTS[:1])
     embeds = torch.nn.functional.pad(text.embeds, (0, 0, 0, 512 - text.embeds.shape[1]))
 
-    @torch.no_grad()
     def stock(kind: str) -> Tensor:
-        frames: Tensor = pipe(
-            prompt_embeds=embeds, latents=noise, num_inference_steps=spec.num_steps, guidance_scale=1.0,
-            num_frames=clip.num_frames, height=clip.height, width=clip.width, output_type=kind,
-        ).frames  # fmt: skip
-        return frames
+        return stock_frames(pipe, noise, clip, spec.num_steps, kind, prompt_embeds=embeds)
 
     @torch.no_grad()
     def ours() -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from rats_video.methods.gate import build_gate
 from rats_video.methods.rats import Rats
 from rats_video.methods.teacher import TeacherSampler
 from rats_video.planning.memory_tracker import MemoryTracker
-from rats_video.types import Reward, RewardScores
+from rats_video.types import ClipSpec, Reward, RewardScores
 
 PROMPTS = ("a fast red circle moving left on a gray background", "")
 OPTIONS = {
@@ -76,6 +77,15 @@ def random_rats(cfg: DistillConfig, backbone: PipelineBackbone, reward: Reward) 
     sampler = TeacherSampler(teacher, reward, cfg.teacher, cfg.shift)
     gate = build_gate(cfg.method.gate, student.temporal_stride)
     return Rats(student, sampler, reward, cfg.student, cfg.shift, gate=gate, config=cfg.method)
+
+
+def stock_frames(pipe: Any, noise: Tensor, clip: ClipSpec, num_steps: int, output_type: str, **prompt: Any) -> Tensor:
+    """A Wan pipeline's output, unguided, from given noise and prompts or their embeddings."""
+    frames: Tensor = pipe(
+        latents=noise, num_inference_steps=num_steps, guidance_scale=1.0, num_frames=clip.num_frames,
+        height=clip.height, width=clip.width, output_type=output_type, **prompt,
+    ).frames  # fmt: skip
+    return frames
 
 
 def _random(part: Tensor) -> Tensor:

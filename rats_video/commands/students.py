@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
-from rats_video.assets import is_embedded, resolve_folder
+from rats_video.assets import INDEX, is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import BackboneConfig, load_backbone
 from rats_video.backbones.lora import LORA_FILE
@@ -20,7 +20,7 @@ from rats_video.datasets.prompts.split import check_prompt
 from rats_video.distillation.folder_settings import folder_settings
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
-from rats_video.inference.plain import INDEX, plain_card
+from rats_video.inference.plain import plain_card
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.small_gpu import offload
 from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
@@ -244,9 +244,9 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
         )
     run.check_entries()
     cfg = load_config(DistillConfig, str(run.config.resolve()), group="distill")
-    made, end = list_checkpoints(run.checkpoints), cfg.training.steps
-    if made and steps_done(made[-1]) < end and (run.student / CARD).is_file():
-        step = steps_done(made[-1])
+    end = cfg.training.steps
+    step = max(map(steps_done, list_checkpoints(run.checkpoints)), default=end)
+    if step < end and (run.student / CARD).is_file():
         warn(f"is at step {step} of {end}; its student is the one from before it went on", where=str(folder))
     return run, cfg
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rats_video.assets import INDEX
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.folder import read_index
 from rats_video.export.base import ExportedStudent, Form
@@ -18,7 +19,6 @@ from rats_video.export.stock import TOKENIZER, misread_tokenizers, open_pipeline
 from rats_video.export.usage import whole_snippet
 from rats_video.files import write_json
 
-INDEX = "model_index.json"
 WEIGHTS = {".safetensors", ".bin"}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rats_video.assets import INDEX
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent
@@ -43,7 +44,7 @@ def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, **part
 
     disable_progress_bar()
     # Not DiffusionPipeline, which takes no notice of a transformer given to it where Wan's signature has it optional.
-    pipeline = class_in(folder / "model_index.json").from_pretrained(
+    pipeline = class_in(folder / INDEX).from_pretrained(
         folder, dtype={"default": dtype, "vae": torch.float32}, local_files_only=True,
         **misread_tokenizers(folder), **parts,
     )  # fmt: skip
@@ -59,7 +60,7 @@ def misread_tokenizers(folder: Path) -> dict[str, Any]:
     import transformers
 
     found = {}
-    for name, entry in read_json(folder / "model_index.json").items():
+    for name, entry in read_json(folder / INDEX).items():
         if name.startswith("tokenizer") and (folder / name / "tokenizer.json").is_file():
             as_listed = getattr(transformers, entry[1]).from_pretrained(folder / name, local_files_only=True)
             if loses_spaces(as_listed):

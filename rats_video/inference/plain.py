@@ -14,7 +14,7 @@ from rats_video.errors import AsUserError, UserError
 from rats_video.inference.student import ITSELF, StudentCard
 from rats_video.reading import DAMAGED, read_json
 
-INDEX, RECORD = "model_index.json", "training.json"
+RECORD = "training.json"
 
 
 def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCard:
@@ -32,9 +32,10 @@ def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCa
     kind = getattr(diffusers, index["_class_name"], None) or getattr(diffusers, family.pipelines[0])
     defaults = {name: option.default for name, option in inspect.signature(kind.__call__).parameters.items()}
     size = {key: defaults[key] for key in ("num_frames", "height", "width")}
-    clip = {**size, **family.native_clip(index, read_configs(folder, family.family))}
+    configs = read_configs(folder, family.family)
+    clip = {**size, **family.native_clip(index, configs)}
     if None in clip.values():
-        clip |= _own_size(folder)
+        clip |= _own_size(configs, folder)
     trained = _training(folder)
     clip |= trained.get("clip", {})
     defaults["guidance_scale"] = trained.get("guidance_scale", defaults["guidance_scale"])
@@ -55,10 +56,10 @@ def _training(folder: Path) -> Mapping[str, Any]:
         return dict(read_json(path)["config"])
 
 
-def _own_size(folder: Path) -> dict[str, Any]:
+def _own_size(configs: Mapping[str, Mapping[str, Any]], folder: Path) -> dict[str, Any]:
     """That of CogVideoX before 1.5, which stands in its configuration in latents of 8 pixels and in frames."""
     try:
-        config: Mapping[str, Any] = read_json(folder / DENOISER / "config.json")
+        config = configs[DENOISER]
         return {
             "num_frames": int(config["sample_frames"]),
             "height": int(config["sample_height"]) * 8,

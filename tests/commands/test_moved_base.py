@@ -10,17 +10,16 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_student import save_lora_student
 
-from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.demo import load_studio
 from rats_video.commands.students import load_student
 from rats_video.config.load import write_resolved
 from rats_video.errors import UserError
-from rats_video.inference.student import CARD, ITSELF, StudentCard, save_student
+from rats_video.inference.student import CARD, ITSELF
 
 Command = Callable[..., Any]
-CLIP = {"num_frames": 5.0, "height": 32.0, "width": 32.0, "fps": 8.0}
 CPU = torch.device("cpu")
 
 
@@ -37,11 +36,7 @@ def run(loaded: WanBackbone, gone: Path, make_config: Any, tmp_path_factory: pyt
     short = ("evaluation.num_clips=1", "evaluation.teacher_steps=1", "evaluation.latency_clips=0",
              "evaluation.diversity=null", "evaluation.nfe=[1]")  # fmt: skip
     write_resolved(make_config(f"model={gone}", *short), folder / "config.resolved.yaml")
-    role = loaded.with_own_denoiser().with_adapter("student", LoraConfig(kind="lora", rank=2, alpha=4))
-    with torch.no_grad():
-        for weight in role.weights.values():
-            weight.add_(0.1)
-    save_student(role, StudentCard(str(gone), (1,), 3.0, CLIP, steps=2, seed=5), folder / "student")
+    save_lora_student(loaded, gone, 1, folder / "student")
     return folder
 
 

@@ -14,9 +14,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 import yaml
+from tiny_student import save_lora_student
 
 from rats_video.assets import ASSETS
-from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.students import load_student
 from rats_video.config.load import write_resolved
@@ -25,10 +25,8 @@ from rats_video.export.kinds import FORMS
 from rats_video.export.usage import fenced
 from rats_video.export.verify import Difference
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
-from rats_video.inference.student import StudentCard, save_student
 
 Command = Callable[..., Any]
-CLIP = {"num_frames": 5.0, "height": 32.0, "width": 32.0, "fps": 8.0}
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +39,7 @@ def run(loaded: WanBackbone, tiny_wan: Path, make_config: Any, tmp_path_factory:
     (folder / "evaluation" / "evaluation.md").write_text("| arm | reward |\n| --- | ---: |\n| student | 0.5 |\n")
     looks = [{"step": 2, "drift": 0.1, "alarms": [], "scores": {"reward": [1.0, 2.0]}}]
     (folder / "guard.json").write_text(json.dumps({"best": 2, "teacher": {"reward": [0.0, 0.5]}, "looks": looks}))
-    role = loaded.with_own_denoiser().with_adapter("student", LoraConfig(kind="lora", rank=2, alpha=4))
-    with torch.no_grad():
-        for weight in role.weights.values():
-            weight.add_(0.1)
-    save_student(role, StudentCard(str(tiny_wan), (4,), 3.0, CLIP, steps=2, seed=5), folder / "student")
+    save_lora_student(loaded, tiny_wan, 4, folder / "student")
     return folder
 
 
