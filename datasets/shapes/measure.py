@@ -36,7 +36,7 @@ MIN_FIT = 0.82  # overlap (IoU) with the best ideal shape; lenient: a square on 
 MAX_OFF_PATH = 1.5  # pixels from the straight path at which a frame still lies on it
 MIN_MOTION = 0.3  # pixels a frame below which nothing moves anywhere
 MIN_ALIGNMENT = 0.894  # cosine with the direction: the motion across is less than half of that along
-SPEED_EDGES = (0.6, 1.55, 3.0)  # pixels a frame: slow lies between the first two, fast between the last two
+SPEED_EDGES = (0.35, 1.1, 2.2)  # pixels a frame: slow lies between the first two, fast between the last two
 
 WOBBLE_SCALE = 1.0  # pixels a frame^2        each scale is the defect that multiplies
 FLICKER_SCALE = 0.1  # mean |RGB change|      a frame's smoothness or constancy by 1/e

@@ -39,10 +39,10 @@ DIRECTIONS: dict[str, tuple[float, float]] = {  # (x, y) in image axes: y grows 
     "down": (0.0, 1.0),
 }
 SPEEDS: dict[str, tuple[float, float]] = {
-    "slow": (1.0, 1.2),
-    "fast": (2.0, 2.2),
+    "slow": (0.7, 0.85),
+    "fast": (1.4, 1.6),
 }  # pixels a frame, uniform in the range
-RADIUS = (10.0, 11.5)  # pixels, uniform: half the extent of the circle; the others are drawn to a similar area
+RADIUS = (13.0, 15.0)  # pixels, uniform: half the extent of the circle; the others are drawn to a similar area
 TRIANGLE_DROP = 0.3  # radii from the centre of the triangle's bounding box down to its centroid
 SHAPES_CLIP = ClipSpec(num_frames=17, height=64, width=64, fps=8.0)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from rats_video.datasets.shapes.render import SHAPES, SHAPES_CLIP
 
 MIN_CONTRAST = 0.25  # RGB distance of object and background; the palettes are at least 0.52 apart
-AREA = (0.015, 0.25)  # of the frame; rendered shapes cover 0.045 ... 0.102, two of them still count as seen
+AREA = (0.025, 0.4)  # of the frame; rendered shapes cover 0.077 ... 0.174, two of them still count as seen
 
 
 class Scene(NamedTuple):

@@ -239,7 +239,10 @@ class PipelineBackbone(Family):
     # ------------------------------------------------------------------------------------------------------- calls
 
     def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`."""
+        """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`.
+
+        Wan takes `[B, F]` too, one a latent frame: 0 where a frame is given.
+        """
         if self.adapters is not None:
             self.adapters.use(self.role)
         if self.autocast is None:

@@ -26,9 +26,10 @@ class WanBackbone(PipelineBackbone):
     """A Wan pipeline's models: `transformer`, `vae`, `text_encoder`, `tokenizer`; with `boundary_ratio` two experts.
 
     Wan 2.2 A14B has a second `transformer_2`, which makes the steps below `boundary_ratio`: both are trained, each by
-    the steps that it makes. Wan 2.2 TI2V-5B gives each token a timestep of its own (`expand_timesteps`); where a clip
-    is made from text alone they are all equal, so we give the clip one: the same modulation, without the `[B, tokens,
-    6, D]` of it that each block would hold (2 GB in float32 at 704 x 1280 x 121).
+    the steps that it makes. Wan 2.2 TI2V-5B gives each token a timestep of its own (`expand_timesteps`), 0 where a
+    frame is given: noise levels are `[B, F]` then. Where a clip is made from text alone they are all equal, so we give
+    the clip one: the same modulation, without the `[B, tokens, 6, D]` of it that each block would hold (2 GB in float32
+    at 704 x 1280 x 121).
     """
 
     family = "Wan"
@@ -150,10 +151,13 @@ class WanBackbone(PipelineBackbone):
 
     def _call(self, expert: str, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
         transformer = self.parts[expert]
+        timestep = sigma * NUM_TRAIN_TIMESTEPS
+        if sigma.ndim == 2:
+            _, rows, columns = self.patch_size
+            timestep = timestep.repeat_interleave(latents[0, 0, 0].numel() // (rows * columns), dim=1)  # one a token
         velocity: Tensor = transformer(
-            latents.to(transformer.dtype), sigma * NUM_TRAIN_TIMESTEPS, text.embeds.to(transformer.dtype),
-            return_dict=False,
-        )[0]  # fmt: skip
+            latents.to(transformer.dtype), timestep, text.embeds.to(transformer.dtype), return_dict=False
+        )[0]
         return velocity.to(latents.dtype)
 
     def _to_vae(self, latents: Tensor) -> Tensor:
