@@ -81,7 +81,7 @@ def truth(videos: Tensor) -> ShapeMeasures:
 def test_rendered_clips_show_their_prompts(truth: ShapeMeasures) -> None:
     assert scores(truth) == dict.fromkeys(ATTRIBUTES, 1.0)
     assert torch.equal(truth.adherence, torch.ones(len(SAMPLE)))
-    assert truth.smoothness.mean() > 0.99
+    assert truth.smoothness.mean() > 0.98
     assert truth.smoothness.min() > 0.96
     assert truth.constancy.mean() > 0.97
     assert truth.constancy.min() > 0.93
@@ -160,7 +160,7 @@ def test_empty_clips_show_a_background_at_most() -> None:
         ((0, -1), "slow", "up"),
         ((0, 1), "slow", "down"),
         ((4, 0), None, "right"),
-        ((2, 2), "fast", None),
+        ((1, 1), "fast", None),
     ],
 )
 def test_motion_is_measured_in_pixels_a_frame(step: tuple[int, int], speed: str | None, direction: str | None) -> None:
@@ -177,9 +177,9 @@ def test_a_path_that_stops_or_turns_is_no_motion() -> None:
         assert (words["speed"], words["direction"], words["shape"]) == (None, None, "square")
 
 
-@pytest.mark.parametrize("side", [4, 34])
+@pytest.mark.parametrize("side", [4, 44])
 def test_a_speck_or_a_wall_is_no_object(side: int) -> None:
-    [words] = read_words(square_clip([(6 + t, 20) for t in range(17)], side=side))
+    [words] = read_words(square_clip([(2 + t, 10) for t in range(17)], side=side))
     assert words == dict.fromkeys(ATTRIBUTES) | {"background": "gray"}
 
 

@@ -123,7 +123,7 @@ def test_drawn_paths_go_where_the_caption_says_and_stay_in_view() -> None:
     for index, attributes in enumerate(combinations):
         path = torch.tensor(draw_path(attributes, seeded(index)))
         travel = (path[-1] - path[0]) * 64
-        low, high = {"slow": (16, 19.2), "fast": (32, 35.2)}[attributes.speed]
+        low, high = {"slow": (11.2, 13.6), "fast": (22.4, 25.6)}[attributes.speed]
         direction = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}[attributes.direction]
         along = float(travel @ torch.tensor(direction, dtype=torch.float32))
         assert low - 1 < along < high + 1  # two decimals are 0.64 pixels
