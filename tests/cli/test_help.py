@@ -219,7 +219,7 @@ SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
                 "overwrite": True,
             },
         ),
-        ("run --output o --resume", "run_all", RUN | {"output": Path("o"), "resume": True}),
+        ("run --output o --overwrite", "run_all", RUN | {"output": Path("o"), "overwrite": True}),
         ("sample", "run_sample", SAMPLE | {"model": None, "output": Path("samples")}),
         (
             "sample --prompts - --batch-size 2 --overwrite",

@@ -126,7 +126,7 @@ def test_killed_again_and_again_it_is_the_same(
     monkeypatch.setattr(resumable_steps, "__kwdefaults__", resumable_steps.__kwdefaults__ | {"every": 1})
     assert train("whole", *options).code == 0
     with dying_in_every_second_step():
-        assert [train("killed", "--resume", *options).code for _ in range(2)] == [130, 130]
+        assert [train("killed", *resume, *options).code for resume in ([], ["--resume"])] == [130, 130]
     assert train("killed", "--resume", *options).code == 0
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
