@@ -85,6 +85,16 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     return tuple(_within_bounds(_text_lines(path), path))
 
 
+def place_of(prompt: str, path: Path) -> str:
+    """The line of a list that holds a prompt, as a message names it; empty if none does."""
+    if is_table(path):
+        table = read_table(path)
+        rows = zip(table.rows, table_rows(table, is_strict=table.column("file") is None), strict=True)
+        return next((row.where for row, read in rows if read.prompt == prompt), "")
+    lines = enumerate(read_utf8(path, MOST_TEXT).splitlines(), 1)
+    return next((f"{path}, line {number}" for number, line in lines if line.strip() == prompt), "")
+
+
 def is_table(path: Path) -> bool:
     """True for the suffix of a table, false for that of a text file; raises UserError for any other."""
     suffix = path.suffix.lower()

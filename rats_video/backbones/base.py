@@ -17,7 +17,7 @@ from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
 from rats_video.backbones.sizes import divide_clip
 from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.backbones.words import truncation_note, unknown_words
+from rats_video.backbones.words import known_words, truncation_note, unknown_words
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec, TextCondition
@@ -221,6 +221,10 @@ class PipelineBackbone(Family):
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
         return unknown_words(self.parts["tokenizer"], prompt)
+
+    def known_words(self) -> list[str]:
+        """All words that a tokenizer of whole words knows."""
+        return known_words(self.parts["tokenizer"])
 
     def truncation_note(self, prompt: str) -> str:
         """The part of a prompt that the text encoder never sees, as a clause for a message; or nothing."""

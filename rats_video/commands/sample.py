@@ -164,8 +164,9 @@ def run_sample(
         else:
             requests = list_requests(given or EXAMPLE_PROMPTS, nfe=nfe, seed=seed, count=num_videos)
             for line in sample_files(
-                loaded, requests, runtime, output=output, batch_size=batch_size, overwrite=overwrite
-            ):
+                loaded, requests, runtime, output=output, batch_size=batch_size, overwrite=overwrite,
+                prompts_file=prompts_file,
+            ):  # fmt: skip
                 echo(line)
     runtime.close()
 
@@ -183,17 +184,18 @@ def sample_files(
     output: Path,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
+    prompts_file: Path | None = None,
 ) -> list[str]:
     """Make the clips that `output` does not hold yet, and the manifest of all; returns the lines to show.
 
-    Stopped at any moment and called again, it makes the rest.
+    Stopped at any moment and called again, it makes the rest. An error names the line of `prompts_file`.
 
     Raises:
         UserError: a prompt is wrong, or the folder holds other clips and `overwrite` is off.
         Interrupted: by Ctrl-C; says how to go on.
     """
     for prompt in dict.fromkeys(request.prompt for request in requests):
-        check_prompt(prompt, loaded.student.unknown_words)
+        check_prompt(prompt, loaded.student, files=[] if prompts_file is None else [prompts_file])
     mine = [requests[i] for i in runtime.shard(len(requests))]
     with _claimed(output, runtime, overwrite=overwrite), ClipFolder(loaded, output, runtime.rank) as folder:
         todo = [request for request in mine if not folder.has(request)]
@@ -229,7 +231,7 @@ def sample_pipe(
         Interrupted: by Ctrl-C.
     """
     alone, refused = Runtime(loaded.base.device), list[UserError]()
-    arriving = piped_requests(descriptor, loaded.student.unknown_words, nfe=nfe, seed=seed, refused=refused)
+    arriving = piped_requests(descriptor, loaded.student, nfe=nfe, seed=seed, refused=refused)
     with (
         _claimed(output, alone, overwrite=overwrite),
         ClipFolder(loaded, output, 0) as folder,

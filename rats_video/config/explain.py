@@ -140,8 +140,13 @@ def _says(node: Any, path: KeyPath) -> bool:
 
 def nearest(word: object, choices: Iterable[str]) -> str:
     """A hint at the choice that looks most like `word`, or nothing."""
-    near = difflib.get_close_matches(str(word), choices, 1)
-    return f"did you mean {near[0]!r}?" if near else ""
+    near = nearest_of(word, choices)
+    return f"did you mean {near!r}?" if near else ""
+
+
+def nearest_of(word: object, choices: Iterable[str]) -> str:
+    """The choice that looks most like `word`, or nothing."""
+    return next(iter(difflib.get_close_matches(str(word), choices, 1)), "")
 
 
 def show(value: object) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rats_video.datasets.prompts.files import PromptRow, as_row, json_row
-from rats_video.datasets.prompts.split import check_prompt
+from rats_video.datasets.prompts.split import Reader, check_prompt
 from rats_video.errors import UserError, warn
 
 _MAX_LINE = 2**16  # bytes: a pipe that never ends its line must not fill the memory
@@ -46,7 +46,7 @@ def list_requests(rows: Sequence[str | PromptRow], *, nfe: int, seed: int, count
 
 def piped_requests(
     descriptor: int,
-    unknown_words: Callable[[str], Sequence[str]],
+    reader: Reader,
     *,
     nfe: int,
     seed: int,
@@ -64,7 +64,7 @@ def piped_requests(
             where = f"line {index + 1}"
             try:
                 row = parse_line(line, where=where)
-                check_prompt(row.prompt, unknown_words, where=where)
+                check_prompt(row.prompt, reader, where=where)
             except UserError as error:
                 refused.append(error)
                 warn(str(error))

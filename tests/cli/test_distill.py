@@ -101,8 +101,8 @@ def test_bad_configuration_is_one_line_before_anything_is_made(
 @pytest.mark.parametrize(
     ("train", "heldout", "expected"),
     [
-        ("a red zebra", "a red circle", "this model does not know 'zebra' in 'a red zebra'"),
-        ("a red circle", "a red zebra", "this model does not know 'zebra' in 'a red zebra'"),
+        ("a red zebra", "a red circle", "train.txt, line 1: this model does not know 'zebra' in 'a red zebra'"),
+        ("a red circle", "a red zebra", "heldout.txt, line 1: this model does not know 'zebra' in 'a red zebra'"),
         ("moving on a background", "a red circle", "the reward knows no word of 'moving on a background'"),
         ("a red circle", "moving on a background", "the reward knows no word of 'moving on a background'"),
     ],
