@@ -15,6 +15,7 @@ from rats_video.inference.sampler import SamplerSpec
 from rats_video.methods.base import WITH_GRADIENT, StepsConfig
 from rats_video.methods.kinds import MethodConfig
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherConfig
+from rats_video.optim import late_restart
 from rats_video.rewards.latent import LatentRewardConfig
 from rats_video.rewards.reward import RewardConfig
 from rats_video.training.guard import GuardConfig
@@ -89,6 +90,8 @@ class DistillConfig(Config):
             raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
         if self.method.uses_trajectory and isinstance(self.teacher, FrozenTeacherConfig) and self.teacher.cache:
             raise ValueError(f"{self.method.kind} uses all of the teacher's path, unstored: set teacher.cache=null")
+        if late := late_restart(self.method, self.training.steps, "method."):
+            raise ValueError(late)
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import shift_sigma
 from rats_video.errors import UserError, warn
 from rats_video.inference.video import slugify, write_mp4
-from rats_video.optim import OptimizerConfig, build_optimizer, ema_update_, set_learning_rate
+from rats_video.optim import OptimizerConfig, TrainStepsConfig, build_optimizer, ema_update_, set_learning_rate
 from rats_video.pretraining.resumable import resumable_steps
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
@@ -43,7 +43,7 @@ class HeldoutConfig(Config):
     guidance_scale: PositiveFloat = Field(3.0, description="of those clips; 1 is off")
 
 
-class FinetuneConfig(Config):
+class FinetuneConfig(TrainStepsConfig):
     """Root of `train teacher --data`: flow matching on prepared clips, from an existing model of any family."""
 
     seed: Seed = 0

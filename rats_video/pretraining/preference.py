@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, NumClips, PositiveInt, Seed
+from rats_video.config.fields import NonNegativeFloat, NonNegativeInt, NumClips, PositiveInt, Seed
 from rats_video.evaluation.stats import share_ci95
-from rats_video.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from rats_video.optim import OptimizerConfig, TrainStepsConfig, build_optimizer, set_learning_rate
 from rats_video.pretraining.comparisons import PairBatch, PairSource
 from rats_video.pretraining.ranks import auc
 from rats_video.pretraining.resumable import resumable_steps
@@ -26,7 +26,7 @@ from rats_video.seeds import seeded
 from rats_video.types import Reward
 
 
-class PreferenceTrainConfig(Config):
+class PreferenceTrainConfig(TrainStepsConfig):
     """Root of `train reward --data`: a reward of prepared clips, from pairs of which one is the better.
 
     Sources are split three ways, none in two parts: to train on, to choose the best weights by, to validate on.

@@ -18,7 +18,7 @@ from rats_video.datasets.shapes.measure import measure_shapes
 from rats_video.datasets.shapes.render import VOCABULARY, ShapeAttributes, split_combinations
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.schedule import shift_sigma
-from rats_video.optim import OptimizerConfig
+from rats_video.optim import OptimizerConfig, TrainStepsConfig
 from rats_video.pretraining.flow import fit, sampled_twice
 from rats_video.pretraining.vae_clips import draw_shapes
 from rats_video.progress import ProgressBar
@@ -44,7 +44,7 @@ class TextEncoderConfig(Config):
     num_heads: PositiveInt = 4
 
 
-class TeacherTrainConfig(Config):
+class TeacherTrainConfig(TrainStepsConfig):
     """Root of `train teacher`: flow matching on cached latents."""
 
     seed: Seed = 0
