@@ -83,6 +83,12 @@ def main() -> None:
         typer.echo(str(stop), err=True)
         sys.exit(stop.code)
     except typer.TyperException as error:
+        from pydantic import ValidationError
+
+        if isinstance(error.__cause__, ValidationError):  # of an option's value
+            from rats_video.config.explain import first_mistake
+
+            error.message = first_mistake(error.__cause__)
         _fail(error.format_message(), error.exit_code)
     except OSError as error:
         if error.errno != errno.ENOSPC:
