@@ -48,8 +48,10 @@ class PreferenceTrainConfig(TrainStepsConfig):
     validation_pairs: NumClips = Field(
         200, description="pairs, or clips to damage, to validate on, if there are enough"
     )
-    validation_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
-        0.2, description="of all pairs that is enough; likewise what the best weights are chosen by, of the others"
+    validation_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.2,
+        description="of all pairs that is enough; likewise what the best weights are chosen by, of the others; "
+        "0 trains on all that `prepare` did not hold out",
     )
     batch_size: NumClips = Field(12, description="pairs a step")
     steps: PositiveInt = 2000

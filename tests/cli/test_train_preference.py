@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from killing import dying_in_every_second_step
+from outcomes import names
 from safetensors.torch import load_file
 
 from rats_video.backbones.identity import vae_digest
@@ -118,6 +120,25 @@ def test_from_preferences_on_held_out_sources(train: Command, preferences: Path,
     assert WordReward.load(tmp_path / "out").any_prompt
 
 
+def test_one_clip_is_trained_on_where_nothing_shall_be_held_out(train: Command, tmp_path: Path, cache: Path) -> None:
+    shutil.copytree(cache, one := tmp_path / "one")
+    lines = (one / CLIPS).read_text().splitlines(keepends=True)
+    (one / CLIPS).write_text(lines[0])
+    what = f"{one}: 1 clip of 1 source cannot be split by source into some to train on and some to validate on (give "
+    refused(train("none", data=one), f"{what}more, of other sources, or --set validation_share=0 trains on all, unval")
+    outcome = train("all", "--set", "validation_share=0", data=one)
+    assert outcome.code == 0, outcome.err
+    assert "train 1, choosing 0, validation 0, left out 0\n" in outcome.out
+    assert f"warning: {tmp_path / 'all'}: nothing was held out: nobody knows what it tells apart" in outcome.err
+    record = json.loads((tmp_path / "all" / "training.json").read_text())
+    assert (record["accuracy"], record["metrics"]) == ({}, {})
+    assert "none" not in names(tmp_path)
+    (one / CLIPS).write_text(lines[-1])  # held out by `prepare`
+    for share in ("0", "0.2"):
+        outcome = train("none", "--set", f"validation_share={share}", data=one)
+        refused(outcome, f"{what}more, of other sources, or prepare with a smaller heldout share: --set heldout=0")
+
+
 @pytest.mark.parametrize("with_preferences", [False, True])
 def test_killed_again_and_again_it_is_the_same(
     train: Command, preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_preferences: bool
@@ -180,7 +201,10 @@ def test_mistakes_are_one_line_and_leave_nothing(
     one.mkdir()
     CacheManifest.load(cache).save(one)
     write_lines(one / CLIPS, ClipCache(cache).records[:1], "clips")
-    refused(train("y", data=one), "1 cannot be split by source into some to train on and some to validate on")
+    refused(
+        train("y", data=one), "1 clip of 1 source cannot be split by source into some to train on and some to validate"
+    )
+    assert not (tmp_path / "y").exists()
     write_lines(one / CLIPS, [replace(record, num_frames=1) for record in ClipCache(cache).records], "clips")
     refused(train("y", "--overwrite", data=one), "no clip has the 5 frames that are damaged in time")
 
