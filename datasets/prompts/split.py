@@ -108,18 +108,24 @@ def check_prompt(prompt: str, reader: Reader, *, where: str = "--prompt", files:
     check_plain(prompt, where=where)
     if not prompt.strip():
         raise UserError("the prompt is empty", where=where, fix="say what to draw")
-    if unknown := reader.unknown_words(prompt):
-        raise UserError(
-            f"this model does not know {', '.join(map(repr, unknown))} in {prompt!r}",
-            where=next(filter(None, (place_of(prompt, file) for file in files)), where),
-            fix=_known_instead(unknown, reader.known_words()),
-        )
+    try:
+        _check_words(prompt, reader)
+    except UserError as error:
+        place = next(filter(None, (place_of(prompt, file) for file in files)), where)
+        raise UserError(error.what, where=place, fix=error.fix) from error
 
 
 def prompt_files(cfg: PromptsConfig) -> list[Path]:
     """The lists that a configuration's prompts are read from."""
     names = [cfg.train, cfg.heldout] if isinstance(cfg, FilePromptsConfig) else []
     return [prompt_path(name) for name in names if name is not None]
+
+
+def _check_words(prompt: str, reader: Reader) -> None:
+    """Raise UserError, saying nothing of where, for unknown words; the model itself does for a wrong motion path."""
+    if unknown := reader.unknown_words(prompt):
+        what = f"this model does not know {', '.join(map(repr, unknown))} in {prompt!r}"
+        raise UserError(what, fix=_known_instead(unknown, reader.known_words()))
 
 
 def _known_instead(unknown: Sequence[str], known: Sequence[str]) -> str:
