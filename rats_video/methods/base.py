@@ -87,6 +87,11 @@ class BaseMethodConfig(Config):
         return False
 
     @property
+    def needs_every_teacher(self) -> str | None:
+        """What of it needs the teacher's rollout of every clip, if anything."""
+        return "the loss" if self.uses_teacher or self.uses_trajectory else None
+
+    @property
     def policy_samples(self) -> int:
         """Further rollouts of the student, a clip and update, that are decoded and scored beside its own."""
         return 0

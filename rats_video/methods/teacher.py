@@ -25,6 +25,19 @@ NegativePrompt = Annotated[
 ]
 
 
+Asked = Annotated[
+    float,
+    Field(
+        gt=0, le=1,
+        description="share of clips that it is rolled out for; their shaping weighs 1 / share, so the mean is kept",
+    ),
+]  # fmt: skip
+AskedBy = Annotated[
+    Literal["clip", "update"],
+    Field(description="it is asked about some clips of each update, or about all of some updates"),
+]
+
+
 class FrozenTeacherConfig(Config):
     """The base model, sampled with many steps."""
 
@@ -33,6 +46,8 @@ class FrozenTeacherConfig(Config):
     guidance_scale: PositiveFloat = 3.0
     negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
+    asked: Asked = 1.0
+    asked_by: AskedBy = "clip"
     cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
 
     @property
@@ -56,6 +71,8 @@ class EmaTeacherConfig(Config):
     guidance_fade_steps: NonNegativeInt = 0
     negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = 1
+    asked: Asked = 1.0
+    asked_by: AskedBy = "clip"
 
     @property
     def calls_per_step(self) -> int:
