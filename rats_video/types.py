@@ -78,11 +78,14 @@ class Trajectory:
         sigmas: the K noise levels kept, falling; the last is 0 when the clip itself is kept.
         latents: K tensors `[B, C, F, H, W]`, one a kept sigma.
         nfe: network evaluations a clip that the rollout cost.
+        predictions: the clean clips that some of its calls predict, `x0 = latents - sigma * velocity`, at the noise
+            levels of those calls; None where nobody asked.
     """
 
     sigmas: tuple[float, ...]
     latents: tuple[Tensor, ...]
     nfe: int
+    predictions: Trajectory | None = None
 
     @property
     def x0(self) -> Tensor:
@@ -91,7 +94,8 @@ class Trajectory:
 
     def take(self, rows: Tensor) -> Trajectory:
         """The same of some clips, by their indices `[A]`."""
-        return Trajectory(self.sigmas, tuple(latents[rows] for latents in self.latents), self.nfe)
+        predictions = None if self.predictions is None else self.predictions.take(rows)
+        return Trajectory(self.sigmas, tuple(latents[rows] for latents in self.latents), self.nfe, predictions)
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ class RatsConfig(BaseMethodConfig):
         return None if self.reward_margin is None else "method.reward_margin"
 
     @property
+    def compares_predictions(self) -> bool:
+        """True if shaping does."""
+        return self.shaping.space == "x0"
+
+    @property
     def policy_in_loss(self) -> PolicyConfig | None:
         """The policy objective's settings, if it is in the loss."""
         return self.policy if self.reward_weight > 0 else None
@@ -108,7 +113,7 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     config, clips = rats.config, len(batch.prompts)
     asked = torch.tensor(batch.asked_rows, dtype=torch.long, device=batch.noise.device)  # [A]
     teacher = rats.teacher.rollout(batch.take(batch.asked_rows)) if len(asked) else None
-    student = student_rollout(rats, batch)
+    student = student_rollout(rats, batch, predictions=config.compares_predictions)
     clip = student.x0.view_as(student.x0)  # gradient from pixels comes back here, shaping's does not
     with torch.set_grad_enabled(config.uses_gradient):
         scores = score_clips(rats.reward, rats.student, clip, batch.prompts, batch.grad_frames)
@@ -121,9 +126,8 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     r_student, kept_asked = mask_scores(scores, kept), kept[asked, None]
     r_teacher, r_asked = mask_scores(teacher.scores, kept[asked]), r_student.take(asked)
 
-    motion_weight, weights = config.shaping.motion_weight, config.shaping.horizon_weights
-    by_horizon = shaping_by_horizon(student.take(asked), teacher.trajectory, motion_weight=motion_weight) * kept_asked
-    shaping = weigh_horizons(by_horizon, weights)  # [K, A, F] to [A, F]
+    by_horizon = shaping_by_horizon(student.take(asked), teacher.trajectory, config.shaping) * kept_asked  # [K, A, F]
+    shaping = weigh_horizons(by_horizon, config.shaping.horizon_weights)  # [A, F]
     gate = rats.gate(r_teacher, r_asked) * kept_asked  # [A, F] or [A, 1]
     rewards = group.rewards(kept) if group else r_student.clip  # [K, B] or [B]
     rewards = capped_reward(rewards, r_teacher.clip, config.reward_margin)
