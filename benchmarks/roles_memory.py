@@ -20,7 +20,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.shaping import shaping_by_horizon, weigh_horizons
+from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
 from rats_video.optim import ema_update_
 from rats_video.types import TextCondition, Trajectory
 
@@ -92,7 +92,7 @@ def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: Lora
 
 
 def _shaping(path: Trajectory, guide: Trajectory) -> Tensor:
-    return weigh_horizons(shaping_by_horizon(path, guide, motion_weight=0.5), None).mean()
+    return weigh_horizons(shaping_by_horizon(path, guide, ShapingConfig(motion_weight=0.5)), None).mean()
 
 
 def _step_bytes(

@@ -8,7 +8,7 @@ K horizons, N solver steps. Latents are `[B, C, F, H, W]`; pixels `[B, T, 3, hei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Generator, Tensor, cat, device, nn
@@ -78,16 +78,24 @@ class Trajectory:
         sigmas: the K noise levels kept, falling; the last is 0 when the clip itself is kept.
         latents: K tensors `[B, C, F, H, W]`, one a kept sigma.
         nfe: network evaluations a clip that the rollout cost.
+        predictions: the clean clips that some of its calls predict, `x0 = latents - sigma * velocity`, at the noise
+            levels of those calls; None where nobody asked.
     """
 
     sigmas: tuple[float, ...]
     latents: tuple[Tensor, ...]
     nfe: int
+    predictions: Trajectory | None = None
 
     @property
     def x0(self) -> Tensor:
         """The final latents `[B, C, F, H, W]` (sigma 0)."""
         return self.latents[-1]
+
+    def take(self, rows: Tensor) -> Trajectory:
+        """The same of some clips, by their indices `[A]`."""
+        predictions = None if self.predictions is None else self.predictions.take(rows)
+        return Trajectory(self.sigmas, tuple(latents[rows] for latents in self.latents), self.nfe, predictions)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,11 @@ class RewardScores:
     clip: Tensor
     frames: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def take(self, rows: Tensor) -> RewardScores:
+        """The scores of some clips, by their indices `[A]`."""
+        frames = None if self.frames is None else self.frames[rows]
+        return RewardScores(self.clip[rows], frames, {name: part[rows] for name, part in self.parts.items()})
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,7 @@ class PromptBatch:
         grad_frames: latent frames whose pixels carry gradient to the reward; None = all of them.
         micro_batch: index of the micro-batch that this is.
         seeds: one a prompt, for its other random numbers; the same in every micro-batch and process.
+        asked: for each prompt, if the teacher is rolled out for it; None = for all.
     """
 
     index: int
@@ -120,6 +134,23 @@ class PromptBatch:
     grad_frames: range | None = None
     micro_batch: int = 0
     seeds: tuple[int, ...] = ()
+    asked: tuple[bool, ...] | None = None
+
+    @property
+    def asked_rows(self) -> tuple[int, ...]:
+        """The clips whose teacher is asked."""
+        asked = (True,) * len(self.prompts) if self.asked is None else self.asked
+        return tuple(row for row, is_asked in enumerate(asked) if is_asked)
+
+    def take(self, rows: Sequence[int]) -> PromptBatch:
+        """Some clips of the batch, with what belongs to each of them."""
+        return replace(
+            self,
+            prompts=tuple(self.prompts[row] for row in rows),
+            noise=self.noise[list(rows)],
+            seeds=tuple(self.seeds[row] for row in rows) if self.seeds else (),
+            asked=None if self.asked is None else tuple(self.asked[row] for row in rows),
+        )
 
 
 VelocityFn = Callable[[Tensor, Tensor, TextCondition], Tensor]

@@ -22,6 +22,7 @@ def rollout(
     guidance_scale: float = 1.0,
     keep: Collection[int] | None = None,
     grad_steps: Collection[int] = (),
+    predict: Collection[int] = (),
 ) -> Trajectory:
     """Integrate from `noise` at `sigmas[0]` to `sigmas[-1]`.
 
@@ -35,6 +36,7 @@ def rollout(
         keep: indices into `sigmas` whose latents are kept (the last one always is); default only the last.
         grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
             gradient straight from their output to their input, as truncated backpropagation does.
+        predict: steps whose predicted clean clip is kept as well.
 
     Returns:
         Trajectory: `nfe` counts network evaluations a clip.
@@ -50,14 +52,15 @@ def rollout(
     sigmas = sigmas.to(noise.device)
     latents = noise
     horizon_latents = [latents] if 0 in kept else []
+    clean: list[Tensor] = []
     for step in range(num_steps):
         with torch.set_grad_enabled(torch.is_grad_enabled() and step in grad_steps):
             slope = velocity(latents, sigmas[step].expand(len(latents)), text)
+        if step in predict:
+            clean.append(euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step])))
         latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
         if step + 1 in kept:
             horizon_latents.append(latents)
-    return Trajectory(
-        sigmas=tuple(levels[i] for i in sorted(kept)),
-        latents=tuple(horizon_latents),
-        nfe=num_steps * (2 if use_guidance else 1),
-    )
+    nfe = num_steps * (2 if use_guidance else 1)
+    predictions = Trajectory(tuple(levels[i] for i in sorted(predict)), tuple(clean), nfe) if predict else None
+    return Trajectory(tuple(levels[i] for i in sorted(kept)), tuple(horizon_latents), nfe, predictions)

@@ -87,6 +87,16 @@ class BaseMethodConfig(Config):
         return False
 
     @property
+    def needs_every_teacher(self) -> str | None:
+        """What of it needs the teacher's rollout of every clip, if anything."""
+        return "the loss" if self.uses_teacher or self.uses_trajectory else None
+
+    @property
+    def compares_predictions(self) -> bool:
+        """True if teacher and student are compared by the clean clips that their calls predict."""
+        return False
+
+    @property
     def policy_samples(self) -> int:
         """Further rollouts of the student, a clip and update, that are decoded and scored beside its own."""
         return 0
@@ -260,11 +270,15 @@ class BaseMethod:
 
 
 def student_rollout(
-    method: Method | BaseMethod, batch: PromptBatch, grad_steps: Collection[int] | None = None
+    method: Method | BaseMethod,
+    batch: PromptBatch,
+    grad_steps: Collection[int] | None = None,
+    *,
+    predictions: bool = False,
 ) -> Trajectory:
     """The student's own few-step trajectory from the shared noise, kept at every noise level below 1.
 
-    `grad_steps` carry gradient; None takes those of the configuration.
+    `grad_steps` carry gradient; None takes those of the configuration. With `predictions` it has those of all calls.
     """
     if grad_steps is None:
         grad_steps = method.student_config.gradient_steps(batch.num_steps)
@@ -275,6 +289,7 @@ def student_rollout(
         method.student.encode_text(batch.prompts),
         keep=range(1, batch.num_steps + 1),
         grad_steps=grad_steps,
+        predict=range(batch.num_steps) if predictions else (),
     )
 
 

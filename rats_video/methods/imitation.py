@@ -27,6 +27,11 @@ class ImitationConfig(BaseMethodConfig):
         """True: it is matched."""
         return True
 
+    @property
+    def compares_predictions(self) -> bool:
+        """True if shaping does."""
+        return self.shaping.space == "x0"
+
     def check_horizons(self, num_steps: int) -> None:
         """Raise UserError if its weights do not fit that many steps."""
         self.shaping.check_horizons(num_steps)
@@ -48,8 +53,9 @@ class Imitation(BaseMethod):
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
-        teacher, student = self.teacher.rollout(batch), student_rollout(self, batch)
-        by_horizon = shaping_by_horizon(student, teacher.trajectory, motion_weight=self.config.shaping.motion_weight)
+        teacher = self.teacher.rollout(batch)
+        student = student_rollout(self, batch, predictions=self.config.compares_predictions)
+        by_horizon = shaping_by_horizon(student, teacher.trajectory, self.config.shaping)
         loss = weigh_horizons(by_horizon, self.config.shaping.horizon_weights).mean()
         apart = by_horizon.detach().mean(dim=(1, 2)).tolist()
         row = {f"shaping/{sigma:.3f}": distance for sigma, distance in zip(student.sigmas, apart, strict=True)}

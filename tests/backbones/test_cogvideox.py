@@ -24,7 +24,7 @@ from rats_video.methods.gate import SigmoidGateConfig, build_gate
 from rats_video.methods.imitation import Imitation, ImitationConfig
 from rats_video.methods.rats import Rats, RatsConfig, rats_step
 from rats_video.methods.scoring import score_clips
-from rats_video.methods.shaping import shaping_by_horizon
+from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.rewards.latent import LatentReward, LatentSpace
 from rats_video.rewards.word import WordRewardConfig
@@ -178,7 +178,7 @@ def test_a_step_of_15_weighs_its_hidden_frame_as_the_first(paired: CogVideoXBack
     weight = rats.gate(teacher.scores, reward(student.decode(ours.x0), batch.prompts))
     assert weight.shape == (1, 5)
     assert weight.std() > 0.01
-    shaping = shaping_by_horizon(ours, teacher.trajectory, motion_weight=0.5).mean(dim=0)
+    shaping = shaping_by_horizon(ours, teacher.trajectory, ShapingConfig(motion_weight=0.5)).mean(dim=0)
     expected = (weight[:, [0, 0, 1, 2, 3, 4]] * shaping).mean() - reward(student.decode(ours.x0), ()).clip.mean()
     torch.testing.assert_close(rats_step(rats, batch)[0], expected)
 
