@@ -16,12 +16,14 @@ from rats_video.backbones.folder import read_index
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
+from rats_video.backbones.wan_i2v import WanImageBackbone
 from rats_video.backbones.wan_paths import PathWanBackbone
 from rats_video.config.fields import Config
 from rats_video.errors import UserError
 
 FAMILIES: tuple[type[PipelineBackbone], ...] = (
     PathWanBackbone,  # before Wan, which loads its folders as well
+    WanImageBackbone,
     WanBackbone,
     LTXBackbone,
     HunyuanVideoBackbone,
