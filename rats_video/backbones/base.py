@@ -234,6 +234,12 @@ class PipelineBackbone(Family):
             "image-to-video model",
         )  # fmt: skip
 
+    def hold_first(self, clip: ClipSpec, first: Tensor) -> GivenFrames:
+        """The latents of first frames `[B, 3, height, width]`, held."""
+        _, frames, _, _ = self.latent_shape(clip)
+        held = self.encode(first[:, None]).expand(-1, -1, frames, -1, -1)
+        return GivenFrames(held, (True, *(False,) * (frames - 1)))
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
         return unknown_words(self.parts["tokenizer"], prompt)

@@ -165,17 +165,19 @@ class CogVideoXBackbone(PipelineBackbone):
         return Condition(self.parts["text_encoder"](inputs.input_ids)[0])
 
     def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        transformer, timesteps = self.parts["transformer"], self._timesteps(sigma)
+        timesteps = self._timesteps(sigma)
         a, s = (table.to(latents)[timesteps].view(-1, 1, 1, 1, 1) for table in (self._signal, self._noise))
         noisy = latents * (a + s)
+        return (s - a) * noisy + (s + a) * self._call(noisy, condition, timesteps).to(latents.dtype)
+
+    def _call(self, noisy: Tensor, condition: Condition, timesteps: Tensor, **options: Any) -> Tensor:
+        """The transformer's v, `[B, C, F, H, W]`."""
+        transformer = self.parts["transformer"]
         v: Tensor = transformer(
-            noisy.transpose(1, 2).to(transformer.dtype),
-            condition.embeds.to(transformer.dtype),
-            timesteps,
-            image_rotary_emb=self._rotary_embedding(latents),
-            return_dict=False,
-        )[0]
-        return (s - a) * noisy + (s + a) * v.transpose(1, 2).to(latents.dtype)
+            noisy.transpose(1, 2).to(transformer.dtype), condition.embeds.to(transformer.dtype), timesteps,
+            image_rotary_emb=self._rotary_embedding(noisy), return_dict=False, **options,
+        )[0]  # fmt: skip
+        return v.transpose(1, 2)
 
     def _rotary_embedding(self, latents: Tensor) -> Any:
         """Cosines and sines of each token's place, `[tokens, head_dim]`; None for models that add theirs."""

@@ -158,3 +158,20 @@ class Family(ABC):
     def stock_prompt(self, prompt: str) -> str:
         """The part of a prompt that the stock pipeline understands: for most families all of it."""
         return prompt
+
+
+def refuse_text_denoiser(denoiser: Mapping[str, Any], where: str) -> None:
+    """Refuse, for a family that starts from a picture, a denoiser that takes no channels beside its own."""
+    taken, made = denoiser.get("in_channels"), denoiser.get("out_channels")
+    if taken is not None and made is not None and taken <= made:
+        raise UserError(
+            f"its transformer takes {taken} channels and makes {made}: it has none for a picture", where=where,
+            fix="give an image-to-video model",
+        )  # fmt: skip
+
+
+def need_picture(condition: Condition) -> Tensor:
+    """The further channels of a picture; raises UserError where none is given."""
+    if condition.given is None or condition.given.channels is None:
+        raise UserError("makes a video from a picture, and none is given", where="model", fix="give one a prompt")
+    return condition.given.channels

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.cogvideox import CogVideoXBackbone
+from rats_video.backbones.cogvideox_i2v import CogVideoXImageBackbone
 from rats_video.backbones.custom import CustomBackboneConfig
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
@@ -27,6 +28,7 @@ FAMILIES: tuple[type[PipelineBackbone], ...] = (
     WanBackbone,
     LTXBackbone,
     HunyuanVideoBackbone,
+    CogVideoXImageBackbone,
     CogVideoXBackbone,
 )
 

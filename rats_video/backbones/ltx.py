@@ -15,8 +15,9 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.stock import StockCall
 from rats_video.diffusion.flow import add_noise
+from rats_video.errors import UserError
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec, Condition, GivenFrames
 
 TEXT_LENGTH = 128  # rows LTXPipeline pads every prompt to; the mask leaves the padding out
 TEXT_LENGTH_095 = 256  # the same of LTXConditionPipeline
@@ -84,13 +85,22 @@ class LTXBackbone(PipelineBackbone):
         mask = inputs.attention_mask.bool()
         return Condition(self.parts["text_encoder"](inputs.input_ids, mask if self.is_095 else None)[0], mask)
 
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
+        """Held, as in `LTXImageToVideoPipeline`; its latents are the posterior's mean, of which it draws one."""
+        if last is not None:
+            raise UserError("LTX-Video takes a first frame alone here", where="last_image", fix="leave it out")
+        return self.hold_first(clip, first)
+
     def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.parts["transformer"]
         frames, height, width = latents.shape[2:]
+        timestep = condition.levels(sigma) * NUM_TRAIN_TIMESTEPS
+        if timestep.ndim == 2:
+            timestep = timestep.repeat_interleave(height * width, dim=1)  # one a token
         velocity: Tensor = transformer(
             rearrange(latents, "b c f h w -> b (f h w) c").to(transformer.dtype),
             condition.embeds.to(transformer.dtype),
-            sigma * NUM_TRAIN_TIMESTEPS,
+            timestep,
             condition.mask,
             num_frames=frames, height=height, width=width, return_dict=False, **self._places(latents),
         )[0]  # fmt: skip

@@ -165,16 +165,13 @@ class WanBackbone(PipelineBackbone):
         )[0]  # fmt: skip
         return velocity.to(latents.dtype)
 
-    @torch.no_grad()
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""
         if not self.expand_timesteps:
             return super().given_frames(clip, first, last)
         if last is not None:
             raise UserError("Wan 2.2 TI2V-5B takes a first frame alone", where="last_image", fix="leave it out")
-        _, frames, _, _ = self.latent_shape(clip)
-        held = self.encode(first[:, None]).expand(-1, -1, frames, -1, -1)
-        return GivenFrames(held, (True, *(False,) * (frames - 1)))
+        return self.hold_first(clip, first)
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)

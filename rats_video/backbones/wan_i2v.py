@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.experts import LOW_NOISE
-from rats_video.backbones.family import DENOISER
+from rats_video.backbones.family import DENOISER, need_picture, refuse_text_denoiser
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
-from rats_video.errors import UserError
 from rats_video.types import ClipSpec, Condition, GivenFrames
 
 IMAGE_ENCODER, IMAGE_PROCESSOR = "image_encoder", "image_processor"
@@ -36,12 +35,7 @@ class WanImageBackbone(WanBackbone):
     @classmethod
     def check_channels(cls, denoiser: Mapping[str, Any], where: str) -> None:
         """Refuse a denoiser that does not take the mask and the frames' latents beside its own."""
-        taken, made = denoiser.get("in_channels"), denoiser.get("out_channels")
-        if taken is not None and made is not None and taken <= made:
-            raise UserError(
-                f"its transformer takes {taken} channels and makes {made}: it has none for a picture", where=where,
-                fix="give an image-to-video model, or one that WanPipeline loads",
-            )  # fmt: skip
+        refuse_text_denoiser(denoiser, where)
 
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
@@ -66,8 +60,7 @@ class WanImageBackbone(WanBackbone):
         return Condition(torch.cat([text.embeds, rows], dim=1))
 
     def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        if condition.given is None or condition.given.channels is None:
-            raise UserError("makes a video from a picture, and none is given", where="model", fix="give one a prompt")
+        need_picture(condition)
         return super()._velocity(latents, sigma, condition)
 
     @torch.no_grad()
