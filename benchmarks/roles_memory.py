@@ -22,7 +22,7 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.diffusion.rollout import rollout
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
 from rats_video.optim import ema_update_
-from rats_video.types import TextCondition, Trajectory
+from rats_video.types import Condition, Trajectory
 
 NUM_STEPS, SHIFT = 4, 3.0
 
@@ -54,21 +54,23 @@ def _fresh(base: PipelineBackbone) -> PipelineBackbone:
     return other
 
 
-def _plain(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: LoraConfig, grad_steps: int) -> int:
+def _plain(base: PipelineBackbone, noise: Tensor, condition: Condition, lora: LoraConfig, grad_steps: int) -> int:
     student = base.with_adapter("student", lora)
     x0 = torch.zeros_like(noise)
 
     def loss() -> Tensor:
         total = torch.zeros((), device=noise.device)
         for sigma in torch.linspace(0.9, 0.1, grad_steps).tolist():
-            velocity = student.velocity((1 - sigma) * x0 + sigma * noise, noise.new_full((len(noise),), sigma), text)
+            velocity = student.velocity(
+                (1 - sigma) * x0 + sigma * noise, noise.new_full((len(noise),), sigma), condition
+            )
             total = total + (velocity - (noise - x0)).square().mean()
         return total
 
     return _step_bytes(base, student, loss, lambda: None)
 
 
-def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: LoraConfig, grad_steps: int) -> int:
+def _rats(base: PipelineBackbone, noise: Tensor, condition: Condition, lora: LoraConfig, grad_steps: int) -> int:
     student, teacher = base.with_adapter("student", lora), base.with_adapter("teacher", lora)
     ema_update_(teacher.weights, student.weights, decay=0.0)
     for weight in teacher.weights.values():
@@ -79,11 +81,11 @@ def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: Lora
     def loss() -> Tensor:
         with torch.no_grad():
             guide = rollout(
-                teacher.velocity, noise, base.sigmas(2 * NUM_STEPS, SHIFT), text, negative=negative, guidance_scale=3.0,
-                keep=[2 * step for step in horizons],
+                teacher.velocity, noise, base.sigmas(2 * NUM_STEPS, SHIFT), condition,
+                negative=negative, guidance_scale=3.0, keep=[2 * step for step in horizons],
             )  # fmt: skip
         path = rollout(
-            student.velocity, noise, base.sigmas(NUM_STEPS, SHIFT), text, keep=horizons,
+            student.velocity, noise, base.sigmas(NUM_STEPS, SHIFT), condition, keep=horizons,
             grad_steps=range(NUM_STEPS - grad_steps, NUM_STEPS),
         )  # fmt: skip
         return _shaping(path, guide)

@@ -37,7 +37,7 @@ from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
 from rats_video.methods.rats import Rats, rats_step
 from rats_video.training.batches import draw_batch
-from rats_video.types import PromptBatch, TextCondition
+from rats_video.types import Condition, PromptBatch
 
 STEP_BAR, SAMPLING_BAR = 1.10, 1.02
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense bfloat16, from NVIDIA's data sheets
@@ -50,7 +50,7 @@ class Alone:
 
     rats: Rats
     batch: PromptBatch
-    texts: tuple[TextCondition, TextCondition]  # the student's; the teacher's, with the negatives under guidance
+    texts: tuple[Condition, Condition]  # the student's; the teacher's, with the negatives under guidance
     videos: Tensor
 
     @classmethod
@@ -59,7 +59,7 @@ class Alone:
         text = rats.student.encode_text(batch.prompts)
         both = text
         if rats.teacher.guidance_scale != 1.0:
-            both = TextCondition.cat([text, *[rats.student.encode_text([""])] * len(text)])
+            both = Condition.cat([text, *[rats.student.encode_text([""])] * len(text)])
         with torch.no_grad():
             return cls(rats, batch, (text, both), rats.student.decode(batch.noise))
 

@@ -20,7 +20,7 @@ from rats_video.backbones.text_cache import TextCache
 from rats_video.backbones.words import known_words, truncation_note, unknown_words
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec, Condition, GivenFrames
 
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
@@ -218,6 +218,28 @@ class PipelineBackbone(Family):
         """The noise levels `[B]` nearest to these that the model can be called at: for most families themselves."""
         return sigma
 
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:  # noqa: ARG002
+        """What the model is told of clips that start from first frames `[B, 3, height, width]` in [0, 1].
+
+        Args:
+            clip: the clips' size, which is that of the frames.
+            first: of each clip.
+            last: of each clip, for models that take them.
+
+        Raises:
+            UserError: the model makes videos from text alone, or takes no last frame.
+        """
+        raise UserError(
+            f"{self.family} makes a video from text alone", where="image", fix="leave the picture out, or use an "
+            "image-to-video model",
+        )  # fmt: skip
+
+    def hold_first(self, clip: ClipSpec, first: Tensor) -> GivenFrames:
+        """The latents of first frames `[B, 3, height, width]`, held."""
+        _, frames, _, _ = self.latent_shape(clip)
+        held = self.encode(first[:, None]).expand(-1, -1, frames, -1, -1)
+        return GivenFrames(held, (True, *(False,) * (frames - 1)))
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
         return unknown_words(self.parts["tokenizer"], prompt)
@@ -231,7 +253,7 @@ class PipelineBackbone(Family):
         return truncation_note(self.parts["tokenizer"], prompt, self.text_limit)
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
+    def encode_text(self, prompts: Sequence[str]) -> Condition:
         """Encode B prompts, or look them up where `cache_text` has encoded them."""
         return self._encode(prompts) if self.text_cache is None else self.text_cache.look_up(prompts, self.device)
 
@@ -242,14 +264,16 @@ class PipelineBackbone(Family):
 
     # ------------------------------------------------------------------------------------------------------- calls
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`."""
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`; 0 in given frames.
+
+        Wan takes `[B, F]` too, one a latent frame: 0 where a frame is given.
+        """
         if self.adapters is not None:
             self.adapters.use(self.role)
-        if self.autocast is None:
-            return self._velocity(latents, sigma, text)
-        with torch.autocast(self.device.type, self.autocast):
-            return self._velocity(latents, sigma, text)
+        latents = condition.hold(latents)
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            return condition.at_rest(self._velocity(latents, sigma, condition))
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:

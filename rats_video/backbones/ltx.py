@@ -15,8 +15,9 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.stock import StockCall
 from rats_video.diffusion.flow import add_noise
+from rats_video.errors import UserError
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec, Condition, GivenFrames
 
 TEXT_LENGTH = 128  # rows LTXPipeline pads every prompt to; the mask leaves the padding out
 TEXT_LENGTH_095 = 256  # the same of LTXConditionPipeline
@@ -73,7 +74,7 @@ class LTXBackbone(PipelineBackbone):
         """Every latent is a token: the VAE has compressed enough."""
         return 1, 1, 1
 
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         """Embeds `[B, L, D]` and mask `[B, L]` (bool), L = `text_limit`, as the version's pipeline gives them.
 
         T5 attends to the padding in LTXPipeline, and does not in LTXConditionPipeline.
@@ -82,16 +83,25 @@ class LTXBackbone(PipelineBackbone):
             list(prompts), padding="max_length", max_length=self.text_limit, truncation=True, return_tensors="pt"
         ).to(self.device)
         mask = inputs.attention_mask.bool()
-        return TextCondition(self.parts["text_encoder"](inputs.input_ids, mask if self.is_095 else None)[0], mask)
+        return Condition(self.parts["text_encoder"](inputs.input_ids, mask if self.is_095 else None)[0], mask)
 
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
+        """Held, as in `LTXImageToVideoPipeline`; its latents are the posterior's mean, of which it draws one."""
+        if last is not None:
+            raise UserError("LTX-Video takes a first frame alone here", where="last_image", fix="leave it out")
+        return self.hold_first(clip, first)
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.parts["transformer"]
         frames, height, width = latents.shape[2:]
+        timestep = condition.levels(sigma) * NUM_TRAIN_TIMESTEPS
+        if timestep.ndim == 2:
+            timestep = timestep.repeat_interleave(height * width, dim=1)  # one a token
         velocity: Tensor = transformer(
             rearrange(latents, "b c f h w -> b (f h w) c").to(transformer.dtype),
-            text.embeds.to(transformer.dtype),
-            sigma * NUM_TRAIN_TIMESTEPS,
-            text.mask,
+            condition.embeds.to(transformer.dtype),
+            timestep,
+            condition.mask,
             num_frames=frames, height=height, width=width, return_dict=False, **self._places(latents),
         )[0]  # fmt: skip
         return rearrange(velocity, "b (f h w) c -> b c f h w", f=frames, h=height).to(latents.dtype)

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """`(1 - sigma) * x0 + sigma * noise` for `[B, C, F, H, W]` and sigma `[B]`."""
-    sigma = sigma.view(-1, 1, 1, 1, 1)
+    """`(1 - sigma) * x0 + sigma * noise` for `[B, C, F, H, W]` and sigma `[B]`, or `[B, F]` with one a latent frame."""
+    sigma = sigma.view(len(sigma), 1, -1, 1, 1)
     return (1 - sigma) * x0 + sigma * noise
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec, TextCondition
+from rats_video.types import Backbone, ClipSpec, Condition
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,9 @@ def timed_batch(
             torch.cuda.synchronize()
         times.append(time.perf_counter())
 
-    def velocity(latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def velocity(latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         advance()
-        return backbone.velocity(latents, sigma, text)
+        return backbone.velocity(latents, sigma, condition)
 
     text = backbone.encode_text(prompts)
     negative = None if spec.guidance_scale == 1.0 else backbone.encode_text([spec.negative_prompt])

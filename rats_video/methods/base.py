@@ -286,7 +286,7 @@ def student_rollout(
         method.student.velocity,
         batch.noise,
         method.student.sigmas(batch.num_steps, method.shift),
-        method.student.encode_text(batch.prompts),
+        batch.condition(method.student),
         keep=range(1, batch.num_steps + 1),
         grad_steps=grad_steps,
         predict=range(batch.num_steps) if predictions else (),

@@ -18,7 +18,7 @@ from rats_video.methods.horizon import at_horizons, match_horizons, match_levels
 from rats_video.methods.scoring import score_clips
 from rats_video.optim import ema_update_
 from rats_video.timing import phase
-from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, TextCondition, Trajectory
+from rats_video.types import Backbone, Condition, PromptBatch, Reward, RewardScores, Trajectory
 
 NegativePrompt = Annotated[
     str, Field(description="what guidance leads away from; empty, as the stock pipelines have it, is no prompt")
@@ -195,11 +195,11 @@ class TeacherSampler:
             self._index, self._rollouts, self._trajectories = index, {}, {}
 
     @phase("teacher")
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
         if self.guidance_scale == 1.0:
-            return self.backbone.velocity(latents, sigma, text)
-        return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, text)
+            return self.backbone.velocity(latents, sigma, condition)
+        return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, condition)
 
     def _scored_rollout(self, batch: PromptBatch) -> TeacherRollout:
         sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
@@ -220,7 +220,7 @@ class TeacherSampler:
             self.backbone.velocity,
             batch.noise,
             sigmas,
-            self.backbone.encode_text(batch.prompts),
+            batch.condition(self.backbone),
             negative=self._negative,
             guidance_scale=self.guidance_scale,
             keep=keep,

@@ -35,7 +35,7 @@ from rats_video.planning.trace import (
 from rats_video.rewards.latent import LatentRewardConfig
 from rats_video.rewards.reward import reward_on_meta
 from rats_video.training.batches import draw_batch
-from rats_video.types import PromptBatch, Reward, TextCondition
+from rats_video.types import Condition, PromptBatch, Reward
 
 
 def can_plan(cfg: DistillConfig) -> bool:
@@ -161,7 +161,7 @@ class PlanBuilder:
         numbers: Counts = self._once(key, lambda: at_full_depth(at, self._architecture.depths))
         return numbers
 
-    def _rows(self, cfg: DistillConfig) -> dict[str, TextCondition]:
+    def _rows(self, cfg: DistillConfig) -> dict[str, Condition]:
         negative = cfg.teacher.negative_prompt
         with MemoryTracker():
             return {prompt: self._base(cfg).encode_text([prompt]) for prompt in (self._prompt, negative)}

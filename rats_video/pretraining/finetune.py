@@ -27,7 +27,7 @@ from rats_video.pretraining.resumable import resumable_steps
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
 from rats_video.training.metrics import MetricsFile
-from rats_video.types import Backbone, TextCondition
+from rats_video.types import Backbone, Condition
 
 Level = Annotated[float, Field(gt=0, le=1)]
 
@@ -87,10 +87,10 @@ def draw_levels(cfg: FinetuneConfig, count: int, generator: torch.Generator) -> 
 
 
 def flow_matching_losses(
-    backbone: Backbone, x0: Tensor, noise: Tensor, sigma: Tensor, text: TextCondition
+    backbone: Backbone, x0: Tensor, noise: Tensor, sigma: Tensor, condition: Condition
 ) -> Tensor:  # fmt: skip
     """`[B]`: each clip's mean square error of the velocity at its level `sigma` `[B]` (Lipman et al., 2023)."""
-    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, text)
+    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, condition)
     return (velocity - (noise - x0)).square().flatten(1).mean(dim=1)
 
 
@@ -262,8 +262,8 @@ class Heldout:
             )  # fmt: skip
             write_mp4(self.role.decode(made.x0)[0].cpu(), path, fps=spec.fps)
 
-    def _on_device(self, text: TextCondition) -> TextCondition:
-        return text.map(lambda part: part.to(self.role.device))
+    def _on_device(self, condition: Condition) -> Condition:
+        return condition.map(lambda part: part.to(self.role.device))
 
 
 def evenly(records: Sequence[ClipRecord], most: int) -> list[ClipRecord]:

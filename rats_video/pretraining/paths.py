@@ -24,7 +24,7 @@ from rats_video.optim import OptimizerConfig, TrainStepsConfig
 from rats_video.pretraining.flow import fit, sampled_twice
 from rats_video.progress import ProgressBar
 from rats_video.seeds import seeded
-from rats_video.types import TextCondition
+from rats_video.types import Condition
 
 
 class PathTrainConfig(TrainStepsConfig):
@@ -64,7 +64,7 @@ class PathClips:
     latents: Tensor
     points: Tensor
     caption: Tensor
-    captions: TextCondition
+    captions: Condition
 
 
 def train_paths(

@@ -23,7 +23,7 @@ from rats_video.pretraining.flow import fit, sampled_twice
 from rats_video.pretraining.vae_clips import draw_shapes
 from rats_video.progress import ProgressBar
 from rats_video.seeds import seeded
-from rats_video.types import TextCondition
+from rats_video.types import Condition
 
 
 class TransformerConfig(Config):
@@ -116,7 +116,7 @@ class LatentCache:
 
     latents: Tensor
     prompt_index: Tensor
-    text: TextCondition
+    text: Condition
 
 
 def train_teacher(
@@ -176,7 +176,7 @@ def flow_matching_loss(backbone: WanBackbone, cache: LatentCache, cfg: TeacherTr
     x0 = cache.latents[chosen]
     noise = torch.randn(x0.shape, generator=generator).to(device)
     prompts = torch.where(dropped, len(cache.text) - 1, cache.prompt_index[chosen])
-    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, TextCondition(cache.text.embeds[prompts]))
+    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, Condition(cache.text.embeds[prompts]))
     return F.mse_loss(velocity, noise - x0)
 
 

@@ -29,7 +29,7 @@ from rats_video.datasets.shapes.corruptions import CORRUPTIONS
 from rats_video.pretraining.resumable import resumable_steps
 from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
-from rats_video.types import TextCondition
+from rats_video.types import Condition
 
 Command = Callable[..., Any]
 NUM = 24
@@ -51,7 +51,7 @@ def cache(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 clips of 5 x 32 x 32, the last four held out."""
     folder = tmp_path_factory.mktemp("caches") / "cache"
     latents = torch.randn(NUM, 4, 2, 4, 4, generator=seeded(1))
-    save_shard(folder / "shards" / "a.safetensors", latents, TextCondition(torch.zeros(NUM, 1, 16)))
+    save_shard(folder / "shards" / "a.safetensors", latents, Condition(torch.zeros(NUM, 1, 16)))
     write_lines(folder / CLIPS, [
         ClipRecord(f"{i:03d}_0", f"{i}.mp4", f"{i:03d}", 0.0, 0.6, f"a {('cat', 'dog')[i % 2]} in motion", 5, 32, 32,
                    "train" if i < 20 else "heldout", "a.safetensors", i)

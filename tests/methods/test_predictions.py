@@ -22,11 +22,11 @@ from rats_video.methods.shaping import ShapingConfig, cosine_distance, latents_d
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.methods.teacher_cache import DiskRolloutCache
 from rats_video.training.batches import draw_batch
-from rats_video.types import PromptBatch, TextCondition, Trajectory
+from rats_video.types import Condition, PromptBatch, Trajectory
 
 MakeConfig = Callable[..., DistillConfig]
 X0 = ("method.shaping.space=x0", "method.shaping.distance=both")
-NOTHING = TextCondition(torch.zeros(1, 1, 1))
+NOTHING = Condition(torch.zeros(1, 1, 1))
 
 
 def test_cosine_by_hand() -> None:
@@ -77,7 +77,7 @@ def predictions_by_hand(
 ) -> list[Tensor]:
     """Euler steps; `x - sigma * velocity` of each call."""
     text, nothing = backbone.encode_text(batch.prompts), backbone.encode_text([""])
-    nothing = TextCondition(nothing.embeds.expand(len(batch.prompts), -1, -1))
+    nothing = Condition(nothing.embeds.expand(len(batch.prompts), -1, -1))
     sigmas, x, clean = sigma_grid(num_steps, 3.0), batch.noise, []
     for step in range(num_steps):
         sigma = sigmas[step].expand(len(x))
