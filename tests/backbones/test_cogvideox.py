@@ -207,7 +207,7 @@ def test_losses_on_latents_count_the_hidden_frame_of_the_first_frames_tokens(pai
     )
     batch = PromptBatch(0, ("red",), paired.sample_noise(1, ClipSpec(17, 16, 24, 16.0), seeded(0)), num_steps=2)
     path = teacher.rollout(batch).trajectory
-    apart = shaping_by_horizon(student_rollout(method, batch), path, motion_weight=0.5)
+    apart = shaping_by_horizon(student_rollout(method, batch), path, ShapingConfig(motion_weight=0.5))
     assert apart.shape == (2, 1, 6)
     torch.testing.assert_close(method.step(batch)[0], apart.mean())
 
