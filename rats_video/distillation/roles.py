@@ -33,8 +33,8 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     Warns where the run differs from what the folder states. If its prompts are encoded already, it comes without text
     encoder.
     """
-    check_compute(cfg, device)
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
+    check_compute(cfg, device)
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)

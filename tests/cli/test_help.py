@@ -138,18 +138,27 @@ def test_version_and_bare_call(command: Callable[..., Outcome]) -> None:
     assert "Usage: rats-video" in out
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["distill", "--help"], ["evaluate", "x", "--nfe", "0"]])
-def test_help_and_usage_errors_import_nothing_heavy(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "heavy"),
+    [
+        (["--help"], []),
+        (["distill", "--help"], []),
+        (["evaluate", "x", "--nfe", "0"], []),
+        (["distill", "--set", "model=/nowhere"], ["numpy", "torch"]),
+    ],
+)
+def test_help_and_mistakes_import_what_they_need(tmp_path: Path, arguments: list[str], heavy: list[str]) -> None:
     code = (
         "import sys, atexit\n"
-        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'numpy', 'accelerate', 'av', 'decord'}\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'matplotlib', 'numpy', 'accelerate', 'av', 'decord', 'sympy'}\n"
         "atexit.register(lambda: print('HEAVY', sorted(heavy & set(sys.modules))))\n"
         f"sys.argv = ['rats-video', *{arguments!r}]\n"
         "from rats_video.cli.app import main\n"
         "main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1] == "HEAVY []"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == f"HEAVY {heavy}"
+    assert done.returncode == (0 if "--help" in arguments else 2)
 
 
 @pytest.mark.parametrize(
