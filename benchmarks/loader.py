@@ -22,6 +22,7 @@ from safetensors import safe_open
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import load_backbone
+from rats_video.condition import Condition
 from rats_video.config.load import load_config
 from rats_video.datasets.prepared.cache import (
     CLIPS,
@@ -37,7 +38,7 @@ from rats_video.datasets.prepared.cache import (
 from rats_video.datasets.prepared.loader import ClipBatch, ClipLoader
 from rats_video.optim import build_optimizer, ema_update_
 from rats_video.pretraining.finetune import FinetuneConfig, flow_matching_losses
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec
 
 BAR, SHARD_CLIPS, NUM_SHARDS = 0.01, 256, 8
 CFG = load_config(FinetuneConfig, "tiny", group="finetune")

@@ -19,10 +19,11 @@ from torch import Tensor
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
 from rats_video.optim import ema_update_
-from rats_video.types import Condition, Trajectory
+from rats_video.types import Trajectory
 
 NUM_STEPS, SHIFT = 4, 3.0
 

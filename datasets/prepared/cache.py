@@ -27,10 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.errors import UserError, first_line
 from rats_video.files import replacing, write_json
 from rats_video.reading import check_plain_file, read_json, read_text
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec
 
 FORMAT = 1
 MANIFEST, CLIPS, SKIPPED, SHARDS, EMPTY, CONTACT = (

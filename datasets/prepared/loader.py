@@ -12,10 +12,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import ClipCache, ClipRecord, Split
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec
 
 ORDER, DROPOUT = 31, 32
 """Streams of random numbers."""

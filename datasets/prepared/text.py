@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import ClipCache
-from rats_video.types import Condition
 
 
 class PreparedText(Mapping[str, Condition]):

@@ -18,9 +18,10 @@ from rats_video.backbones.sizes import divide_clip
 from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.backbones.words import known_words, truncation_note, unknown_words
+from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, Condition, GivenFrames
+from rats_video.types import ClipSpec
 
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
@@ -219,26 +220,13 @@ class PipelineBackbone(Family):
         return sigma
 
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:  # noqa: ARG002
-        """What the model is told of clips that start from first frames `[B, 3, height, width]` in [0, 1].
-
-        Args:
-            clip: the clips' size, which is that of the frames.
-            first: of each clip.
-            last: of each clip, for models that take them.
+        """What the model is told of clips of a size that start from first frames `[B, 3, height, width]` in [0, 1].
 
         Raises:
             UserError: the model makes videos from text alone, or takes no last frame.
         """
-        raise UserError(
-            f"{self.family} makes a video from text alone", where="image", fix="leave the picture out, or use an "
-            "image-to-video model",
-        )  # fmt: skip
-
-    def hold_first(self, clip: ClipSpec, first: Tensor) -> GivenFrames:
-        """The latents of first frames `[B, 3, height, width]`, held."""
-        _, frames, _, _ = self.latent_shape(clip)
-        held = self.encode(first[:, None]).expand(-1, -1, frames, -1, -1)
-        return GivenFrames(held, (True, *(False,) * (frames - 1)))
+        fix = "leave the picture out, or use an image-to-video model"
+        raise UserError(f"{self.family} makes a video from text alone", where="image", fix=fix)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
@@ -272,7 +260,9 @@ class PipelineBackbone(Family):
         if self.adapters is not None:
             self.adapters.use(self.role)
         latents = condition.hold(latents)
-        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+        if self.autocast is None:
+            return condition.at_rest(self._velocity(latents, sigma, condition))
+        with torch.autocast(self.device.type, self.autocast):
             return condition.at_rest(self._velocity(latents, sigma, condition))
 
     @torch.no_grad()

@@ -13,9 +13,10 @@ from rats_video.backbones.cogvideox_decode import decode_cogvideox
 from rats_video.backbones.family import DENOISER
 from rats_video.backbones.sizes import divide_clip, nearest
 from rats_video.backbones.stock import StockCall
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec
 
 TEXT_LENGTH = 226  # rows CogVideoXPipeline pads every prompt to; all of them are attended to
 _SHIFTS: Mapping[Any, float] = {3.0: 3.0, 1.0: 2.0}  # by `snr_shift_scale`, of the 2b and the 5bs

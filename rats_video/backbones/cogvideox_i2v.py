@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from rats_video.backbones.cogvideox import CogVideoXBackbone
 from rats_video.backbones.family import DENOISER, need_picture, refuse_text_denoiser
+from rats_video.condition import Condition, GivenFrames
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, Condition, GivenFrames
+from rats_video.types import ClipSpec
 
 OFS = 2.0  # what the pipeline tells 1.5 by its embedding of that name, whatever the picture
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from rats_video.backbones.stock import StockCall
+from rats_video.condition import Condition
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec
 
 NUM_TRAIN_TIMESTEPS = 1000
 DENOISER = "transformer"  # the name of the part, or of the first of several

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.condition import Condition
 from rats_video.errors import UserError
-from rats_video.types import Condition, VelocityAndFeatures
+from rats_video.types import VelocityAndFeatures
 
 
 def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:

@@ -14,7 +14,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.hunyuan_decode import decode_tiles, use_maskless_attention
 from rats_video.backbones.stock import StockCall
-from rats_video.types import Condition
+from rats_video.condition import Condition
 
 TEXT_LENGTH = 256  # rows of Llama features a prompt, after the template's own are cut off
 POOLED_LENGTH = 77  # tokens CLIP reads

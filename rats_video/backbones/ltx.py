@@ -14,10 +14,11 @@ from torch import Tensor
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.stock import StockCall
+from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.flow import add_noise
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, Condition, GivenFrames
+from rats_video.types import ClipSpec
 
 TEXT_LENGTH = 128  # rows LTXPipeline pads every prompt to; the mask leaves the padding out
 TEXT_LENGTH_095 = 256  # the same of LTXConditionPipeline
@@ -89,7 +90,7 @@ class LTXBackbone(PipelineBackbone):
         """Held, as in `LTXImageToVideoPipeline`; its latents are the posterior's mean, of which it draws one."""
         if last is not None:
             raise UserError("LTX-Video takes a first frame alone here", where="last_image", fix="leave it out")
-        return self.hold_first(clip, first)
+        return GivenFrames.hold_first(self.encode(first[:, None]), self.latent_shape(clip)[1])
 
     def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.parts["transformer"]

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.errors import UserError
 from rats_video.files import replacing
-from rats_video.types import Condition
 
 BATCH_SIZE = 16
 LIBRARIES = ("ftfy", "tokenizers", "transformers")  # another version may make other tokens of a prompt

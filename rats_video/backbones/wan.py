@@ -15,8 +15,9 @@ from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, is_low_noise
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.stock import StockCall
 from rats_video.backbones.wan_decode import decode_unclamped
+from rats_video.condition import Condition, GivenFrames
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, Condition, GivenFrames
+from rats_video.types import ClipSpec
 
 ADDS_TO_LOGITS = (None, "native", "_native_math")  # attention kernels that take any additive mask
 TEXT_LENGTH = 512  # rows WanPipeline's cross-attention sees: the prompt's, then zeros
@@ -171,7 +172,7 @@ class WanBackbone(PipelineBackbone):
             return super().given_frames(clip, first, last)
         if last is not None:
             raise UserError("Wan 2.2 TI2V-5B takes a first frame alone", where="last_image", fix="leave it out")
-        return self.hold_first(clip, first)
+        return GivenFrames.hold_first(self.encode(first[:, None]), self.latent_shape(clip)[1])
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)

@@ -11,7 +11,8 @@ from torch import Tensor
 from rats_video.backbones.experts import LOW_NOISE
 from rats_video.backbones.family import DENOISER, need_picture, refuse_text_denoiser
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
-from rats_video.types import ClipSpec, Condition, GivenFrames
+from rats_video.condition import Condition, GivenFrames
+from rats_video.types import ClipSpec
 
 IMAGE_ENCODER, IMAGE_PROCESSOR = "image_encoder", "image_processor"
 GRAY = 0.5  # of the frames that are not given, as the VAE sees them: 0 in its own range of -1 ... 1

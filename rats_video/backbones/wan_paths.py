@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from rats_video.assets import INDEX
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
+from rats_video.condition import Condition
 from rats_video.files import write_json
 from rats_video.motion_path import MARK, is_point, resample, split_path
 from rats_video.reading import load_tensors, read_json, read_sizes
-from rats_video.types import Condition
 
 PATH_ENCODER = "text_encoder_path"  # beside the text encoder; freed, cached and skipped with it
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rats_video.types import Condition, VelocityFn
+from rats_video.condition import Condition
+from rats_video.types import VelocityFn
 
 
 def guided(velocity: VelocityFn, negative: Condition, guidance_scale: float) -> VelocityFn:

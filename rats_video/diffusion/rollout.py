@@ -7,9 +7,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.diffusion.flow import euler_step
 from rats_video.diffusion.guidance import guided
-from rats_video.types import Condition, Trajectory, VelocityFn
+from rats_video.types import Trajectory, VelocityFn
 
 
 def rollout(

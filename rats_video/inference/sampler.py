@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec, Condition
+from rats_video.types import Backbone, ClipSpec
 
 
 @dataclass(frozen=True)

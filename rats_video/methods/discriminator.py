@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, PositiveFloat
-from rats_video.types import Condition, VelocityAndFeatures
+from rats_video.types import VelocityAndFeatures
 
 
 class GanConfig(Config):

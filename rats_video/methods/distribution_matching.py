@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, PositiveInt
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.schedule import shift_sigma
@@ -23,7 +24,7 @@ from rats_video.methods.base import WITH_GRADIENT, Critic, LogRow, MethodInputs
 from rats_video.methods.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.optim import OptimizerConfig
-from rats_video.types import Backbone, Condition, PromptBatch
+from rats_video.types import Backbone, PromptBatch
 
 
 class FakeScoreConfig(Config):

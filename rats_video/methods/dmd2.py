@@ -17,27 +17,21 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeFloat, PositiveFloat
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.base import (
-    WITH_GRADIENT,
-    BaseMethod,
-    BaseMethodConfig,
-    Critic,
-    LogRow,
-    MethodContext,
-    score_student_clip,
-)
+from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow, MethodContext
 from rats_video.methods.discriminator import Discriminator, GanConfig, build_head
 from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
 from rats_video.methods.draws import DISCRIMINATOR, FAKE_SCORE, REAL, STUDENT_LEVEL, draw_noise
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_rollouts
 from rats_video.methods.real_data import RealSource
+from rats_video.methods.student import score_student_clip
 from rats_video.optim import ema_update_
 from rats_video.seeds import seeded
-from rats_video.types import Condition, PromptBatch, RewardScores
+from rats_video.types import PromptBatch, RewardScores
 
 
 class AdversarialRewardConfig(Config):

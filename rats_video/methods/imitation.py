@@ -10,9 +10,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext, student_rollout
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
+from rats_video.methods.student import student_rollout
 from rats_video.types import PromptBatch
 
 

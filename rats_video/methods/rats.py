@@ -13,12 +13,13 @@ from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat
 from rats_video.diffusion.causal import with_hidden_frames
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext, student_rollout
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
 from rats_video.methods.finite import ASKED, SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
 from rats_video.methods.gate import GateConfig, GateFn, build_gate
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_group
 from rats_video.methods.scoring import score_clips
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
+from rats_video.methods.student import student_rollout
 from rats_video.methods.teacher import TeacherRollout
 from rats_video.types import PromptBatch, RewardScores
 

@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, device
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeFloat, NumClips
 from rats_video.diffusion.flow import add_noise, euler_step
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, Condition
+from rats_video.types import Backbone
 
 
 class RealDataConfig(Config):

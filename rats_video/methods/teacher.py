@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, SolverSteps
 from rats_video.diffusion.guidance import guided
 from rats_video.diffusion.rollout import rollout
@@ -18,7 +19,7 @@ from rats_video.methods.horizon import at_horizons, match_horizons, match_levels
 from rats_video.methods.scoring import score_clips
 from rats_video.optim import ema_update_
 from rats_video.timing import phase
-from rats_video.types import Backbone, Condition, PromptBatch, Reward, RewardScores, Trajectory
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
 
 NegativePrompt = Annotated[
     str, Field(description="what guidance leads away from; empty, as the stock pipelines have it, is no prompt")

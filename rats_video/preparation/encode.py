@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.backbones.text_cache import TextCache
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import EMPTY, SHARDS, ClipRecord, save_shard
 from rats_video.datasets.video.records import CutClip, ReadSource, SourceVideo, split_of
 from rats_video.datasets.video.settings import PrepareConfig
@@ -30,7 +31,6 @@ from rats_video.preparation.units import (
     thumbs_path,
     write_record,
 )
-from rats_video.types import Condition
 
 THUMB_HEIGHT = 96  # pixels of each of the three frames
 THUMB_QUALITY = 70

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import DenoiserConfig, FullWeightsConfig, WeightsConfig
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeInt, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
 from rats_video.datasets.prepared.cache import ClipCache, ClipRecord
 from rats_video.datasets.prepared.loader import ClipBatch, ClipLoader
@@ -27,7 +28,7 @@ from rats_video.pretraining.resumable import resumable_steps
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
 from rats_video.training.metrics import MetricsFile
-from rats_video.types import Backbone, Condition
+from rats_video.types import Backbone
 
 Level = Annotated[float, Field(gt=0, le=1)]
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.backbones.wan_paths import PATH_ENCODER, PathWanBackbone
+from rats_video.condition import Condition
 from rats_video.config.fields import ClipConfig, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
 from rats_video.datasets.shapes.measure import measure_shapes
 from rats_video.datasets.shapes.paths import draw_path, measure_paths, prompts_with_paths, render_paths
@@ -24,7 +25,6 @@ from rats_video.optim import OptimizerConfig, TrainStepsConfig
 from rats_video.pretraining.flow import fit, sampled_twice
 from rats_video.progress import ProgressBar
 from rats_video.seeds import seeded
-from rats_video.types import Condition
 
 
 class PathTrainConfig(TrainStepsConfig):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.config.fields import ClipConfig, Config, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
 from rats_video.datasets.shapes.measure import measure_shapes
 from rats_video.datasets.shapes.render import VOCABULARY, ShapeAttributes, split_combinations
@@ -23,7 +24,6 @@ from rats_video.pretraining.flow import fit, sampled_twice
 from rats_video.pretraining.vae_clips import draw_shapes
 from rats_video.progress import ProgressBar
 from rats_video.seeds import seeded
-from rats_video.types import Condition
 
 
 class TransformerConfig(Config):

@@ -19,12 +19,13 @@ from rats_video.backbones.kinds import load_backbone
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.inference.student import CARD, StudentCard, save_student
-from rats_video.methods.base import StepsConfig, student_rollout
+from rats_video.methods.base import StepsConfig
 from rats_video.methods.gate import SigmoidGateConfig, build_gate
 from rats_video.methods.imitation import Imitation, ImitationConfig
 from rats_video.methods.rats import Rats, RatsConfig, rats_step
 from rats_video.methods.scoring import score_clips
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon
+from rats_video.methods.student import student_rollout
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.rewards.latent import LatentReward, LatentSpace
 from rats_video.rewards.word import WordRewardConfig

@@ -15,9 +15,9 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.offload import OffloadedWeights
 from rats_video.backbones.text_cache import TextCache
+from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
 from rats_video.errors import UserError
-from rats_video.types import Condition
 
 pytestmark = pytest.mark.usefixtures("no_gradient")
 

@@ -21,13 +21,14 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.wan import WanBackbone
 from rats_video.backbones.wan_i2v import WanImageBackbone
+from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.pretraining.teacher import TextEncoderConfig, build_text_encoder
 from rats_video.pretraining.vae import build_vae
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, Condition, GivenFrames
+from rats_video.types import ClipSpec
 
 pytestmark = pytest.mark.pipeline
 

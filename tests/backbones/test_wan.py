@@ -11,8 +11,9 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor
 
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
+from rats_video.condition import Condition
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec
 
 pytestmark = pytest.mark.pipeline
 

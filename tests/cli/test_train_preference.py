@@ -16,6 +16,7 @@ from outcomes import names
 from safetensors.torch import load_file
 
 from rats_video.backbones.identity import vae_digest
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import (
     CLIPS,
     FORMAT,
@@ -29,7 +30,6 @@ from rats_video.datasets.shapes.corruptions import CORRUPTIONS
 from rats_video.pretraining.resumable import resumable_steps
 from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
-from rats_video.types import Condition
 
 Command = Callable[..., Any]
 NUM = 24

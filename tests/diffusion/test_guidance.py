@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.diffusion.guidance import guided
-from rats_video.types import Condition
 
 LATENTS = torch.zeros(2, 1, 1, 1, 1)
 SIGMA = torch.tensor([0.5, 0.5])

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.types import Condition
 
 TEXT = Condition(torch.zeros(2, 3, 4))
 NEGATIVE = Condition(torch.zeros(1, 2, 4))

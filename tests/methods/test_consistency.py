@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.method import build_method
 from rats_video.distillation.roles import build_roles
@@ -29,7 +30,7 @@ from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.update import accumulate_gradient
-from rats_video.types import Condition, PromptBatch
+from rats_video.types import PromptBatch
 
 MakeConfig = Callable[..., DistillConfig]
 PAIRS = ("method.pairs.count=2", "method.pairs.huber=null")

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.settings import DistillConfig
 from rats_video.methods.consistency_loss import PairsConfig, SegmentGrid, draw_pairs, trajectory_consistency_loss
 from rats_video.methods.teacher import TeacherSampler
-from rats_video.types import Condition, PromptBatch
+from rats_video.types import PromptBatch
 
 MakeConfig = Callable[..., DistillConfig]
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rats_video.condition import Condition
 from rats_video.diffusion.flow import add_noise
 from rats_video.methods.distribution_matching import DistributionMatching, FakeScoreConfig
 from rats_video.methods.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.seeds import seeded
-from rats_video.types import Condition, PromptBatch
+from rats_video.types import PromptBatch
 
 MEAN, STD, STEPS = 1.5, 0.4, 200
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.method import build_method, teacher_identity
@@ -22,7 +23,7 @@ from rats_video.methods.shaping import ShapingConfig, cosine_distance, latents_d
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.methods.teacher_cache import DiskRolloutCache
 from rats_video.training.batches import draw_batch
-from rats_video.types import Condition, PromptBatch, Trajectory
+from rats_video.types import PromptBatch, Trajectory
 
 MakeConfig = Callable[..., DistillConfig]
 X0 = ("method.shaping.space=x0", "method.shaping.distance=both")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
@@ -23,7 +24,7 @@ from rats_video.methods.teacher_cache import DiskRolloutCache
 from rats_video.optim import ema_update_
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
-from rats_video.types import Condition, PromptBatch, Reward, RewardScores
+from rats_video.types import PromptBatch, Reward, RewardScores
 
 MakeConfig = Callable[..., DistillConfig]
 WEIGHTS = (1.0, 2.0, 3.0, 4.0)

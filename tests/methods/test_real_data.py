@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.method import build_rats
 from rats_video.distillation.real_data import build_real_data
@@ -26,7 +27,7 @@ from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.update import accumulate_gradient, add_real_data
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec
 
 TERM = "method.real_data={{path: {}, weight: 0.5, batch_size: 4, prompt_dropout: 0.3}}"
 LORA = ("student.weights.kind=lora", "student.weights.rank=2", "student.weights.alpha=2")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.datasets.prepared.loader import ClipLoader
 from rats_video.errors import Interrupted, UserError
@@ -31,7 +32,7 @@ from rats_video.pretraining.finetune import (
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
 from rats_video.training.metrics import read_metrics
-from rats_video.types import ClipSpec, Condition
+from rats_video.types import ClipSpec
 
 SIZES = [ClipSpec(5, 32, 32, 8.0), ClipSpec(9, 32, 64, 8.0)]
 Weights = dict[str, Tensor]

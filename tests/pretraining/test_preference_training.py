@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import (
     CLIPS,
     FORMAT,
@@ -36,7 +37,7 @@ from rats_video.pretraining.preference import (
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, Condition, RewardScores
+from rats_video.types import ClipSpec, RewardScores
 
 pytestmark = pytest.mark.pipeline
 
