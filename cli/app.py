@@ -30,8 +30,14 @@ from rats_video.cli import (
 from rats_video.cli.launch import RankZeroOutput, record_exit
 from rats_video.errors import REQUEUE, Interrupted, UserError, printable
 
-# torchao, where it is installed, warns at every start of kernels and classes that nothing here uses.
-TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+# torchao, where it is installed, warns at every start of kernels and classes that nothing here uses; transformers says
+# that torchvision is not there, which nothing here needs.
+TALKATIVE = (
+    "torchao",
+    "torch.utils._pytree",
+    "diffusers.quantizers.torchao.torchao_quantizer",
+    "transformers.utils.import_utils",
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ class CogVideoXImageBackbone(CogVideoXBackbone):
     def check_channels(cls, denoiser: Mapping[str, Any], where: str) -> None:
         """Refuse a denoiser that does not take the picture's latents beside its own."""
         refuse_text_denoiser(denoiser, where)
+
+    @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """Without one it makes nothing."""
+        return "needed"
 
     @property
     def latent_channels(self) -> int:

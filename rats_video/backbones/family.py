@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -47,6 +47,8 @@ class Family(ABC):
 
     These are ComfyUI's names; a family without them has no `comfyui` export.
     """
+    takes_last_picture: ClassVar[bool] = False
+    """True if a video that starts from a picture may also end at one."""
     lora_alpha_tensors: ClassVar[bool] = True
     """False if diffusers reads no alpha beside a LoRA under the original names."""
 
@@ -103,6 +105,11 @@ class Family(ABC):
     @abstractmethod
     def component_classes(cls) -> dict[str, Any]:
         """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
+
+    @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """If its videos start from a picture."""
+        return "none"
 
     @property
     @abstractmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -85,6 +85,11 @@ class LTXBackbone(PipelineBackbone):
         ).to(self.device)
         mask = inputs.attention_mask.bool()
         return Condition(self.parts["text_encoder"](inputs.input_ids, mask if self.is_095 else None)[0], mask)
+
+    @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """It takes text alone, or a picture too."""
+        return "optional"
 
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """Held, as in `LTXImageToVideoPipeline`; its latents are the posterior's mean, of which it draws one."""

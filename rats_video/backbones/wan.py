@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,11 @@ class WanBackbone(PipelineBackbone):
             return_dict=False,
         )[0]  # fmt: skip
         return velocity.to(latents.dtype)
+
+    @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """TI2V-5B takes text alone, or a picture too."""
+        return "optional" if self.expand_timesteps else "none"
 
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""

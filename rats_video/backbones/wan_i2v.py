@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class WanImageBackbone(WanBackbone):
     """
 
     pipelines = ("WanImageToVideoPipeline",)
+    takes_last_picture = True
     optional_parts = (LOW_NOISE, IMAGE_ENCODER, IMAGE_PROCESSOR)
 
     @classmethod
@@ -41,11 +42,19 @@ class WanImageBackbone(WanBackbone):
     @classmethod
     def component_classes(cls) -> dict[str, Any]:
         """Those of Wan, and the image encoder's, which 2.2 has not."""
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # it says that torchvision is not there
         from transformers import CLIPImageProcessor, CLIPVisionModel
 
         return {
             **super().component_classes(), IMAGE_ENCODER: CLIPVisionModel, IMAGE_PROCESSOR: CLIPImageProcessor,
         }  # fmt: skip
+
+    @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """Without one it makes nothing."""
+        return "needed"
 
     @property
     def latent_channels(self) -> int:

@@ -25,6 +25,8 @@ class Request:
         seed: its starting noise is one of this seed's,
         noise: namely this one, counted from 0.
         id: what the list calls it.
+        image: the picture that it starts from.
+        last_image: the one that it ends at.
     """
 
     index: int
@@ -33,6 +35,8 @@ class Request:
     seed: int
     noise: int
     id: str | None = None
+    image: str | None = None
+    last_image: str | None = None
 
 
 def list_requests(rows: Sequence[str | PromptRow], *, nfe: int, seed: int, count: int | None = None) -> list[Request]:
@@ -125,4 +129,4 @@ def in_batches(requests: Iterable[Request | None], size: int) -> Iterator[list[R
 def _request(row: PromptRow, index: int, *, nfe: int, seed: int, turn: int = 0) -> Request:
     """The clip at `index` that a row asks for, the `turn`-th time (from 0) that its list comes round."""
     own, noise = (seed, index) if row.seed is None else (row.seed, turn)
-    return Request(index, row.prompt, row.nfe or nfe, own, noise, row.id)
+    return Request(index, row.prompt, row.nfe or nfe, own, noise, row.id, row.image, row.last_image)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from shared import made_once
 from torch import Tensor
-from wan22_family import BOUNDARY, SHIFT, build, publish_umt5, umt5_tokenizer
-from wan_family import VAE_CONFIG
+from wan22_family import SHIFT, build
+from wan_i2v_family import build_image_pipeline
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import load_backbone
@@ -25,8 +25,6 @@ from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.pretraining.teacher import TextEncoderConfig, build_text_encoder
-from rats_video.pretraining.vae import build_vae
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
@@ -34,46 +32,6 @@ pytestmark = pytest.mark.pipeline
 
 CLIP = ClipSpec(num_frames=9, height=32, width=64, fps=8.0)
 PROMPT = "a fast red circle"
-
-
-def build_image_pipeline(folder: Path, *, clip_sees: int, experts: bool) -> None:
-    """Random weights of every class of `WanImageToVideoPipeline`; `clip_sees` 0, 1 or 2 pictures."""
-    from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline, WanTransformer3DModel
-    from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
-
-    torch.manual_seed(0)
-    vae = build_vae(VAE_CONFIG)
-    with torch.no_grad():
-        for parameter in vae.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    vae.register_to_config(latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[0.5, 0.8, 1.2, 1.0])
-    vision = CLIPVisionConfig(
-        hidden_size=24, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14
-    )
-    tokens = 5  # 2 x 2 patches and the class
-
-    def transformer() -> Any:
-        return WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=8, in_channels=12, out_channels=4,
-            text_dim=16, freq_dim=32, ffn_dim=32, num_layers=2, cross_attn_norm=True, rope_max_seq_len=32,
-            qk_norm="rms_norm_across_heads", image_dim=24 if clip_sees else None,
-            added_kv_proj_dim=16 if clip_sees else None, pos_embed_seq_len=2 * tokens if clip_sees == 2 else None,
-        )  # fmt: skip
-
-    tokenizer = umt5_tokenizer()
-    crop = {"height": 28, "width": 28}
-    WanImageToVideoPipeline(
-        tokenizer=tokenizer,
-        text_encoder=build_text_encoder(TextEncoderConfig(d_model=16, num_layers=1, num_heads=2), len(tokenizer)),
-        vae=vae,
-        scheduler=FlowMapEulerDiscreteScheduler(shift=SHIFT),
-        image_processor=CLIPImageProcessor(size={"shortest_edge": 28}, crop_size=crop) if clip_sees else None,
-        image_encoder=CLIPVisionModel(vision) if clip_sees else None,
-        transformer=transformer(),
-        transformer_2=transformer() if experts else None,
-        boundary_ratio=BOUNDARY if experts else None,
-    ).save_pretrained(folder)
-    publish_umt5(folder)
 
 
 @dataclass(frozen=True)
@@ -103,12 +61,13 @@ class Case:
 
 @pytest.fixture(scope="module", params=KINDS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    from diffusers import WanImageToVideoPipeline
+    from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline
 
     kind = KINDS[request.param]
     folder = made_once(tmp_path_factory, f"i2v-{request.param}", kind.build)
     stock = WanImageToVideoPipeline.from_pretrained(folder)
     stock.set_progress_bar_config(disable=True)
+    stock.scheduler = FlowMapEulerDiscreteScheduler(shift=SHIFT)
     return Case(kind, folder, load_backbone(folder), stock)
 
 

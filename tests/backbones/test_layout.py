@@ -147,12 +147,18 @@ def test_another_pipeline_of_the_same_networks_loads(tiny_wan: Path, tmp_path: P
     assert load_backbone(folder).family == "Wan"
 
 
-def test_image_to_video_is_refused_before_its_weights_are_read(tiny_wan: Path, tmp_path: Path) -> None:
-    folder = relabelled(tiny_wan, tmp_path / "model", "WanImageToVideoPipeline", in_channels=36, out_channels=16)
-    assert refusal(folder) == (
-        ": its transformer takes 36 channels and makes 16: it needs an image or a video to start from "
-        "(give a text-to-video model)"
-    )
+@pytest.mark.parametrize(
+    ("pipeline", "taken", "message"),
+    [
+        ("WanVideoToVideoPipeline", 36, "it needs an image or a video to start from (give a text-to-video model)"),
+        ("WanImageToVideoPipeline", 16, "it has none for a picture (give an image-to-video model)"),
+    ],
+)
+def test_other_channels_are_refused_before_weights_are_read(
+    tiny_wan: Path, tmp_path: Path, pipeline: str, taken: int, message: str
+) -> None:
+    folder = relabelled(tiny_wan, tmp_path / "model", pipeline, in_channels=taken, out_channels=16)
+    assert refusal(folder) == f": its transformer takes {taken} channels and makes 16: {message}"
 
 
 def test_other_networks_are_refused_by_the_name_of_their_pipeline(tiny_wan: Path, tmp_path: Path) -> None:
@@ -161,7 +167,7 @@ def test_other_networks_are_refused_by_the_name_of_their_pipeline(tiny_wan: Path
     content = json.loads(index.read_text())
     content["transformer"] = ["diffusers", "LTX2VideoTransformer3DModel"]
     index.write_text(json.dumps(content))
-    assert refusal(folder).startswith(": is a LTX2Pipeline (give one of: WanPipeline, LTXPipeline, ")
+    assert refusal(folder).startswith(": is a LTX2Pipeline (give one of: WanPipeline, WanImageToVideoPipeline, ")
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])

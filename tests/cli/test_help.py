@@ -22,7 +22,17 @@ from rats_video.errors import UserError
 SHARED = ["--gpus", "--nodes", "--node-rank", "--rendezvous"]
 TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite", "--resume"]
 VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device", "--base"]
-CHOICES = ["--negative-prompt", "--num-frames", "--height", "--width", "--lora", "--offload", "--tiled"]
+CHOICES = [
+    "--negative-prompt",
+    "--num-frames",
+    "--height",
+    "--width",
+    "--lora",
+    "--offload",
+    "--tiled",
+    "--image",
+    "--last-image",
+]
 OPTIONS = {
     "distill": [*TRAIN, *SHARED, "--restarts"],
     "run": [*TRAIN, *SHARED, "--restarts"],
@@ -208,6 +218,7 @@ RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "resum
 VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto", "base": None}
 CHOSEN = {"size": {}, "loras": [], "offload": False, "tiled": False}
 SAMPLE = VIDEO | CHOSEN | {"nfe": None, "negative_prompt": "", "batch_size": 16, "overwrite": False}
+SAMPLE |= {"image": None, "last_image": None}
 SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
 
 
