@@ -3,6 +3,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 # Two threads beside another job are slower than one.
 export OMP_NUM_THREADS ?= 1
+# Set, as images of CI like it, each process of a test would compile all modules anew: ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help install demo check test test-lowest lint typecheck proof assets
 

@@ -3,8 +3,8 @@
     python benchmarks/kills.py [--kills 100] [--steps 200] [--work DIR]
 
 A tiny random Wan is distilled twice with an EMA teacher whose rollouts serve two updates each, a guard that looks every
-10 steps, and checkpoints every 3: once undisturbed, and once killed again and again, each time gone on with by the very
-same command line with --resume. The moment of a kill is drawn uniformly over what a session lives: starting up,
+10 steps, and checkpoints every 3: once undisturbed, and once killed again and again, each time gone on with by the
+same command line and --resume. The moment of a kill is drawn uniformly over what a session lives: starting up,
 looking, training, saving, and after the last step writing the student. How long that is, is set on the way, so that the
 kills spread over the whole run: longer where it has come too short a way for their number, shorter where too long.
 
@@ -85,8 +85,9 @@ def prepare(work: Path, steps: int) -> None:
 
 
 def command(work: Path, run: Path) -> list[str]:
-    """What starts a run and goes on with it, word by word the same."""
-    return ["distill", "--config", f"{work}/config.yaml", "--output", str(run), "--device", "cpu", "--resume"]
+    """What starts a run, or goes on with one."""
+    resume = ["--resume"] if (run / "config.resolved.yaml").is_file() else []
+    return ["distill", "--config", f"{work}/config.yaml", "--output", str(run), "--device", "cpu", *resume]
 
 
 def start(arguments: list[str], log: Path, *, fresh: bool) -> int:

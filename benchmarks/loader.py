@@ -22,6 +22,7 @@ from safetensors import safe_open
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import load_backbone
+from rats_video.condition import Condition
 from rats_video.config.load import load_config
 from rats_video.datasets.prepared.cache import (
     CLIPS,
@@ -37,7 +38,7 @@ from rats_video.datasets.prepared.cache import (
 from rats_video.datasets.prepared.loader import ClipBatch, ClipLoader
 from rats_video.optim import build_optimizer, ema_update_
 from rats_video.pretraining.finetune import FinetuneConfig, flow_matching_losses
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 BAR, SHARD_CLIPS, NUM_SHARDS = 0.01, 256, 8
 CFG = load_config(FinetuneConfig, "tiny", group="finetune")
@@ -50,7 +51,7 @@ def write_cache(folder: Path, backbone: PipelineBackbone) -> ClipCache:
     for shard in range(NUM_SHARDS):
         name = f"{shard}.safetensors"
         latents = torch.randn(SHARD_CLIPS, *backbone.latent_shape(CLIP)).bfloat16()
-        rows = TextCondition(text.embeds.expand(SHARD_CLIPS, -1, -1).bfloat16())
+        rows = Condition(text.embeds.expand(SHARD_CLIPS, -1, -1).bfloat16())
         save_shard(folder / SHARDS / name, latents, rows)
         size = (CLIP.num_frames, CLIP.height, CLIP.width)
         records += [

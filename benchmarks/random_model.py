@@ -74,7 +74,7 @@ def random_parts(hollow: PipelineBackbone, device: torch.device) -> dict[str, nn
 def random_rats(cfg: DistillConfig, backbone: PipelineBackbone, reward: Reward) -> Rats:
     """RATS with roles on that model, judged by that reward."""
     student, teacher = build_roles(cfg, backbone)
-    sampler = TeacherSampler(teacher, reward, cfg.teacher, cfg.shift)
+    sampler = TeacherSampler(teacher, reward, cfg.teacher, cfg.shift, predictions=cfg.method.compares_predictions)
     gate = build_gate(cfg.method.gate, student.temporal_stride)
     return Rats(student, sampler, reward, cfg.student, cfg.shift, gate=gate, config=cfg.method)
 

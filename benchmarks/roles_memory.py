@@ -19,10 +19,11 @@ from torch import Tensor
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.shaping import shaping_by_horizon, weigh_horizons
+from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
 from rats_video.optim import ema_update_
-from rats_video.types import TextCondition, Trajectory
+from rats_video.types import Trajectory
 
 NUM_STEPS, SHIFT = 4, 3.0
 
@@ -54,21 +55,23 @@ def _fresh(base: PipelineBackbone) -> PipelineBackbone:
     return other
 
 
-def _plain(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: LoraConfig, grad_steps: int) -> int:
+def _plain(base: PipelineBackbone, noise: Tensor, condition: Condition, lora: LoraConfig, grad_steps: int) -> int:
     student = base.with_adapter("student", lora)
     x0 = torch.zeros_like(noise)
 
     def loss() -> Tensor:
         total = torch.zeros((), device=noise.device)
         for sigma in torch.linspace(0.9, 0.1, grad_steps).tolist():
-            velocity = student.velocity((1 - sigma) * x0 + sigma * noise, noise.new_full((len(noise),), sigma), text)
+            velocity = student.velocity(
+                (1 - sigma) * x0 + sigma * noise, noise.new_full((len(noise),), sigma), condition
+            )
             total = total + (velocity - (noise - x0)).square().mean()
         return total
 
     return _step_bytes(base, student, loss, lambda: None)
 
 
-def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: LoraConfig, grad_steps: int) -> int:
+def _rats(base: PipelineBackbone, noise: Tensor, condition: Condition, lora: LoraConfig, grad_steps: int) -> int:
     student, teacher = base.with_adapter("student", lora), base.with_adapter("teacher", lora)
     ema_update_(teacher.weights, student.weights, decay=0.0)
     for weight in teacher.weights.values():
@@ -79,11 +82,11 @@ def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: Lora
     def loss() -> Tensor:
         with torch.no_grad():
             guide = rollout(
-                teacher.velocity, noise, base.sigmas(2 * NUM_STEPS, SHIFT), text, negative=negative, guidance_scale=3.0,
-                keep=[2 * step for step in horizons],
+                teacher.velocity, noise, base.sigmas(2 * NUM_STEPS, SHIFT), condition,
+                negative=negative, guidance_scale=3.0, keep=[2 * step for step in horizons],
             )  # fmt: skip
         path = rollout(
-            student.velocity, noise, base.sigmas(NUM_STEPS, SHIFT), text, keep=horizons,
+            student.velocity, noise, base.sigmas(NUM_STEPS, SHIFT), condition, keep=horizons,
             grad_steps=range(NUM_STEPS - grad_steps, NUM_STEPS),
         )  # fmt: skip
         return _shaping(path, guide)
@@ -92,7 +95,7 @@ def _rats(base: PipelineBackbone, noise: Tensor, text: TextCondition, lora: Lora
 
 
 def _shaping(path: Trajectory, guide: Trajectory) -> Tensor:
-    return weigh_horizons(shaping_by_horizon(path, guide, motion_weight=0.5), None).mean()
+    return weigh_horizons(shaping_by_horizon(path, guide, ShapingConfig(motion_weight=0.5)), None).mean()
 
 
 def _step_bytes(

@@ -27,6 +27,7 @@ from rats_video.backbones.attention import check_attention, used_attention
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.kinds import load_backbone
+from rats_video.condition import Condition
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.diffusion.rollout import rollout
@@ -37,7 +38,7 @@ from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
 from rats_video.methods.rats import Rats, rats_step
 from rats_video.training.batches import draw_batch
-from rats_video.types import PromptBatch, TextCondition
+from rats_video.types import PromptBatch
 
 STEP_BAR, SAMPLING_BAR = 1.10, 1.02
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}  # dense bfloat16, from NVIDIA's data sheets
@@ -50,7 +51,7 @@ class Alone:
 
     rats: Rats
     batch: PromptBatch
-    texts: tuple[TextCondition, TextCondition]  # the student's; the teacher's, with the negatives under guidance
+    texts: tuple[Condition, Condition]  # the student's; the teacher's, with the negatives under guidance
     videos: Tensor
 
     @classmethod
@@ -59,7 +60,7 @@ class Alone:
         text = rats.student.encode_text(batch.prompts)
         both = text
         if rats.teacher.guidance_scale != 1.0:
-            both = TextCondition.cat([text, *[rats.student.encode_text([""])] * len(text)])
+            both = Condition.cat([text, *[rats.student.encode_text([""])] * len(text)])
         with torch.no_grad():
             return cls(rats, batch, (text, both), rats.student.decode(batch.noise))
 

@@ -30,8 +30,14 @@ from rats_video.cli import (
 from rats_video.cli.launch import RankZeroOutput, record_exit
 from rats_video.errors import REQUEUE, Interrupted, UserError, printable
 
-# torchao, where it is installed, warns at every start of kernels and classes that nothing here uses.
-TALKATIVE = ("torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer")
+# torchao, where it is installed, warns at every start of kernels and classes that nothing here uses; transformers says
+# that torchvision is not there, which nothing here needs.
+TALKATIVE = (
+    "torchao",
+    "torch.utils._pytree",
+    "diffusers.quantizers.torchao.torchao_quantizer",
+    "transformers.utils.import_utils",
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
@@ -83,6 +89,12 @@ def main() -> None:
         typer.echo(str(stop), err=True)
         sys.exit(stop.code)
     except typer.TyperException as error:
+        from pydantic import ValidationError
+
+        if isinstance(error.__cause__, ValidationError):  # of an option's value
+            from rats_video.config.explain import first_mistake
+
+            error.message = first_mistake(error.__cause__)
         _fail(error.format_message(), error.exit_code)
     except OSError as error:
         if error.errno != errno.ENOSPC:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -68,9 +69,7 @@ RestartsOption = Annotated[
         help="How often to go on from the last checkpoint when a process is lost; a mistake is never tried again.",
     ),
 ]  # fmt: skip
-ResumeOption = Annotated[
-    bool, typer.Option("--resume", help="Continue the run in the output folder, exactly; start one if there is none.")
-]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder, exactly.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
 NfeOption = Annotated[
     int, typer.Option("--nfe", min=1, help="Network evaluations a clip: fewer is faster, more is finer.")
@@ -137,8 +136,18 @@ def run_options(folder: Any) -> Callable[[Command], Command]:
 
 
 def with_folder(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The options of a command that trains, its output in runs/PREFIX-CONFIG unless it is given."""
+    """The options of a command that trains, its output in runs/PREFIX-CONFIG unless it is given.
+
+    Raises:
+        UserError: `--resume` finds no run there. What was restarted may have been lost before it had one.
+    """
     output = options["output"] or Path("runs") / f"{prefix}{Path(options['config']).stem}"
+    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    is_first = os.environ.get("RANK", "0") == "0"  # another machine may not see the folder
+    if options["resume"] and is_first and not any(map(int, restarts)):
+        from rats_video.commands.folders import check_run
+
+        check_run(output)
     return {**options, "output": output}
 
 

@@ -45,8 +45,15 @@ ListOption = Annotated[
     typer.Option(
         "--prompts",
         metavar="FILE|-",
-        help="One prompt a line; or a table (.csv, .tsv, .json, .jsonl) of prompt, seed, nfe, id; or - for a pipe.",
+        help="One prompt a line; a table (.csv, .tsv, .json, .jsonl) of prompt, seed, nfe, id, image; or - for a pipe.",
     ),
+]
+ImageOption = Annotated[
+    Path | None,
+    typer.Option("--image", metavar="FILE", help="The picture that each video starts from: scaled to cover it, cut."),
+]
+LastImageOption = Annotated[
+    Path | None, typer.Option("--last-image", metavar="FILE", help="The picture that each video ends at.")
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Videos made together.")]
 OffloadOption = Annotated[
@@ -67,6 +74,8 @@ def sample(
     lora: LoraOption = None,
     prompt: PromptOption = None,
     prompts: ListOption = None,
+    image: ImageOption = None,
+    last_image: LastImageOption = None,
     negative_prompt: NegativeOption = "",
     num_videos: NumVideosOption = None,
     seed: SeedOption = 0,
@@ -96,6 +105,8 @@ def sample(
         nfe=nfe,
         prompts=prompt or [],
         prompts_file=prompts,
+        image=image,
+        last_image=last_image,
         negative_prompt=negative_prompt,
         num_videos=num_videos,
         seed=seed,

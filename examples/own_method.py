@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.base import BaseMethod, score_student_clip
+from rats_video.methods.base import BaseMethod
+from rats_video.methods.student import score_student_clip
 from rats_video.seeds import seeded
 
 

@@ -22,6 +22,7 @@ from rats_video.errors import BusyError, UserError, warn
 
 HASHED_BYTES = 2**24  # at a time
 LOCK = ".lock"
+RECORD = "training.json"  # in a model's folder: how it was trained
 _LEFTOVER = re.compile(r"\.[0-9a-f]{32}\.(?P<kind>partial|old)\.(?P<name>.+)", re.DOTALL)
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # of a file system that has none
 

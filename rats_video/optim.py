@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
@@ -28,6 +28,42 @@ class OptimizerConfig(Config):
         description="steps at which warm-up and decay begin anew; each piece before them decays to zero",
     )
     max_grad_norm: PositiveFloat = 1.0
+
+    @field_validator("restarts")
+    @classmethod
+    def _restarts_rise(cls, restarts: tuple[int, ...]) -> tuple[int, ...]:
+        if restarts != (rising := tuple(sorted(set(restarts)))):
+            raise ValueError(f"must rise, each step once, got {[*restarts]}: give {[*rising]}")
+        return restarts
+
+
+class TrainStepsConfig(Config):
+    """Base of settings with `steps` and optimizers: none of these restarts after the last step."""
+
+    @model_validator(mode="after")
+    def _restarts_before_the_end(self) -> Self:
+        if late := late_restart(self, dict(self)["steps"]):
+            raise ValueError(late)
+        return self
+
+
+def late_restart(cfg: BaseModel, steps: int, path: str = "") -> str:
+    """What is wrong where an optimizer below `cfg` would restart after the last step; empty if none would.
+
+    Args:
+        cfg: any settings.
+        steps: of the training.
+        path: where `cfg` is, ending in a dot.
+    """
+    for name, value in cfg:
+        if isinstance(value, OptimizerConfig) and (late := [at for at in value.restarts if at >= steps]):
+            return (
+                f"{path}{name} restarts at step {late[0]}, after the last of {steps} steps: "
+                f"give restarts below {steps}, or more steps"
+            )
+        if isinstance(value, BaseModel) and (found := late_restart(value, steps, f"{path}{name}.")):
+            return found
+    return ""
 
 
 @torch.no_grad()

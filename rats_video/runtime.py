@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor
 
 from rats_video.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 GIB = 2**30
@@ -181,9 +183,9 @@ class Runtime:
             return
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         for gradient in gradients:
-            if isinstance(gradient, DTensor) and self.context > 1:  # FSDP has taken the mean over all trainers
+            if is_split(gradient) and self.context > 1:  # FSDP has taken the mean over all trainers
                 gradient.mul_(self.context)
-        plain = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+        plain = [gradient for gradient in gradients if not is_split(gradient)]
         for bucket in _buckets(plain):
             flat = torch.cat([gradient.flatten() for gradient in bucket])
             dist.all_reduce(flat, group=self._group)
@@ -198,6 +200,15 @@ class Runtime:
 
 
 ALONE = Runtime(torch.device("cpu"))
+
+
+def is_split(tensor: Tensor) -> TypeGuard[DTensor]:
+    """True if each process holds a shard of the tensor."""
+    if not dist.is_initialized():  # then it cannot be, and the import takes a second
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(tensor, DTensor)
 
 
 def interleave(parts: Sequence[Sequence[T]]) -> list[T]:

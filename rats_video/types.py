@@ -8,10 +8,12 @@ K horizons, N solver steps. Latents are `[B, C, F, H, W]`; pixels `[B, T, 3, hei
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
-from torch import Generator, Tensor, cat, device, nn
+from torch import Generator, Tensor, device, nn
+
+from rats_video.condition import Condition, GivenFrames
 
 
 @dataclass(frozen=True)
@@ -25,52 +27,6 @@ class ClipSpec:
 
 
 @dataclass(frozen=True)
-class TextCondition:
-    """Encoded prompts, padded to one length as the backbone's own pipeline pads them.
-
-    Args:
-        embeds: `[B, L, D]`.
-        mask: `[B, L]`, 1 where there is a token; None for models that attend to padding as well.
-        pooled: `[B, P]`, for models that also take one vector a prompt (HunyuanVideo's CLIP).
-    """
-
-    embeds: Tensor
-    mask: Tensor | None = None
-    pooled: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.embeds.shape[0]
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> TextCondition:
-        """The same with every tensor changed, e.g. moved or expanded along the batch."""
-        return TextCondition(
-            change(self.embeds),
-            None if self.mask is None else change(self.mask),
-            None if self.pooled is None else change(self.pooled),
-        )
-
-    @staticmethod
-    def cat(parts: Sequence[TextCondition]) -> TextCondition:
-        """All prompts of all parts in one batch; shorter ones are padded with zero rows, which the mask skips."""
-        length = max(part.embeds.shape[1] for part in parts)
-        masks = [_pad_rows(part.mask, length) for part in parts if part.mask is not None]
-        pooled = [part.pooled for part in parts if part.pooled is not None]
-        return TextCondition(
-            cat([_pad_rows(part.embeds, length) for part in parts]),
-            cat(masks) if masks else None,
-            cat(pooled) if pooled else None,
-        )
-
-
-def _pad_rows(rows: Tensor, length: int) -> Tensor:
-    return (
-        rows
-        if rows.shape[1] == length
-        else cat([rows, rows.new_zeros(len(rows), length - rows.shape[1], *rows.shape[2:])], dim=1)
-    )
-
-
-@dataclass(frozen=True)
 class Trajectory:
     """The kept latents of a rollout.
 
@@ -78,16 +34,24 @@ class Trajectory:
         sigmas: the K noise levels kept, falling; the last is 0 when the clip itself is kept.
         latents: K tensors `[B, C, F, H, W]`, one a kept sigma.
         nfe: network evaluations a clip that the rollout cost.
+        predictions: the clean clips that some of its calls predict, `x0 = latents - sigma * velocity`, at the noise
+            levels of those calls; None where nobody asked.
     """
 
     sigmas: tuple[float, ...]
     latents: tuple[Tensor, ...]
     nfe: int
+    predictions: Trajectory | None = None
 
     @property
     def x0(self) -> Tensor:
         """The final latents `[B, C, F, H, W]` (sigma 0)."""
         return self.latents[-1]
+
+    def take(self, rows: Tensor) -> Trajectory:
+        """The same of some clips, by their indices `[A]`."""
+        predictions = None if self.predictions is None else self.predictions.take(rows)
+        return Trajectory(self.sigmas, tuple(latents[rows] for latents in self.latents), self.nfe, predictions)
 
 
 @dataclass(frozen=True)
@@ -97,6 +61,11 @@ class RewardScores:
     clip: Tensor
     frames: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def take(self, rows: Tensor) -> RewardScores:
+        """The scores of some clips, by their indices `[A]`."""
+        frames = None if self.frames is None else self.frames[rows]
+        return RewardScores(self.clip[rows], frames, {name: part[rows] for name, part in self.parts.items()})
 
 
 @dataclass(frozen=True)
@@ -111,6 +80,8 @@ class PromptBatch:
         grad_frames: latent frames whose pixels carry gradient to the reward; None = all of them.
         micro_batch: index of the micro-batch that this is.
         seeds: one a prompt, for its other random numbers; the same in every micro-batch and process.
+        asked: for each prompt, if the teacher is rolled out for it; None = for all.
+        given: the frames that each clip starts from, for image to video.
     """
 
     index: int
@@ -120,12 +91,35 @@ class PromptBatch:
     grad_frames: range | None = None
     micro_batch: int = 0
     seeds: tuple[int, ...] = ()
+    asked: tuple[bool, ...] | None = None
+    given: GivenFrames | None = None
+
+    @property
+    def asked_rows(self) -> tuple[int, ...]:
+        """The clips whose teacher is asked."""
+        asked = (True,) * len(self.prompts) if self.asked is None else self.asked
+        return tuple(row for row, is_asked in enumerate(asked) if is_asked)
+
+    def condition(self, backbone: Backbone) -> Condition:
+        """The batch's prompts, encoded, and its given frames."""
+        return backbone.encode_text(self.prompts).with_given(self.given)
+
+    def take(self, rows: Sequence[int]) -> PromptBatch:
+        """Some clips of the batch, with what belongs to each of them."""
+        return replace(
+            self,
+            prompts=tuple(self.prompts[row] for row in rows),
+            noise=self.noise[list(rows)],
+            seeds=tuple(self.seeds[row] for row in rows) if self.seeds else (),
+            asked=None if self.asked is None else tuple(self.asked[row] for row in rows),
+            given=None if self.given is None else self.given.map(lambda part: part[list(rows)]),
+        )
 
 
-VelocityFn = Callable[[Tensor, Tensor, TextCondition], Tensor]
+VelocityFn = Callable[[Tensor, Tensor, Condition], Tensor]
 """`(latents [B, C, F, H, W], sigma [B], text) -> velocity [B, C, F, H, W]`: one call is one network evaluation."""
 
-VelocityAndFeatures = Callable[[Tensor, Tensor, TextCondition], tuple[Tensor, Tensor]]
+VelocityAndFeatures = Callable[[Tensor, Tensor, Condition], tuple[Tensor, Tensor]]
 """`(latents, sigma, text) -> velocity [B, C, F, H, W], features [B, tokens, D]` in one call of the denoiser."""
 
 
@@ -177,7 +171,7 @@ class Backbone(Protocol):
         """The device that the model computes on."""
         ...
 
-    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
+    def encode_text(self, prompts: Sequence[str]) -> Condition:
         """Encode B prompts."""
         ...
 
@@ -193,7 +187,7 @@ class Backbone(Protocol):
         """The noise levels `[B]` nearest to these that the model can be called at."""
         ...
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Predicted `noise - x0`, `[B, C, F, H, W]`, at noise levels `sigma` `[B]`."""
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -38,6 +39,13 @@ def fast_disk() -> Iterator[None]:
     """Skips fsync, 10 ms for each of thousands of files; tests/small_tools/test_files.py tests it."""
     with mock.patch("os.fsync"):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def fast_collections() -> None:
+    """Leaves a million objects, the modules, out of the garbage collections to come: each would take half a second."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

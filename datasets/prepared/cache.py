@@ -27,10 +27,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.errors import UserError, first_line
 from rats_video.files import replacing, write_json
 from rats_video.reading import check_plain_file, read_json, read_text
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 FORMAT = 1
 MANIFEST, CLIPS, SKIPPED, SHARDS, EMPTY, CONTACT = (
@@ -131,10 +132,10 @@ class CacheManifest:
         return manifest
 
 
-def save_shard(path: Path, latents: Tensor | None, text: TextCondition) -> None:
+def save_shard(path: Path, latents: Tensor | None, condition: Condition) -> None:
     """Write clips of one bucket: `[N, C, F, H, W]` and the N prompts they were encoded with; None for prompts alone."""
     videos = {} if latents is None else {"latents": latents.contiguous()}
-    named = {"embeds": text.embeds, "mask": text.mask, "pooled": text.pooled}
+    named = {"embeds": condition.embeds, "mask": condition.mask, "pooled": condition.pooled}
     prompts = {name: part.cpu().contiguous() for name, part in named.items() if part is not None}
     with replacing(path, "shard") as aside:
         save_file({**videos, **prompts}, aside)
@@ -187,7 +188,7 @@ class ClipCache:
         """The clip's size."""
         return ClipSpec(record.num_frames, record.height, record.width, self.manifest.fps)
 
-    def read(self, records: Sequence[ClipRecord]) -> tuple[Tensor, TextCondition]:
+    def read(self, records: Sequence[ClipRecord]) -> tuple[Tensor, Condition]:
         """Latents `[B, C, F, H, W]` in float32, and the text, of B clips of one size.
 
         Raises:
@@ -196,9 +197,9 @@ class ClipCache:
         if any(not record.num_frames for record in records):
             raise UserError("holds prompts without videos", where=str(self.folder), fix="prepare a folder of videos")
         rows = [self._row(record) for record in records]
-        return torch.cat([latents for latents, _ in rows]).float(), TextCondition.cat([text for _, text in rows])
+        return torch.cat([latents for latents, _ in rows]).float(), Condition.cat([text for _, text in rows])
 
-    def text(self, record: ClipRecord) -> TextCondition:
+    def text(self, record: ClipRecord) -> Condition:
         """The text condition of one clip, B = 1; its latents are not read.
 
         Raises:
@@ -208,18 +209,18 @@ class ClipCache:
         return self._text(name, self._shard(name), record.row)
 
     @cached_property
-    def empty_prompt(self) -> TextCondition:
+    def empty_prompt(self) -> Condition:
         """The text condition of "", B = 1."""
         return self._text(EMPTY, self._shard(EMPTY), 0)
 
-    def _row(self, record: ClipRecord) -> tuple[Tensor, TextCondition]:
+    def _row(self, record: ClipRecord) -> tuple[Tensor, Condition]:
         name = f"{SHARDS}/{record.shard}"
         return self._read(name, self._shard(name), "latents", record.row), self.text(record)
 
-    def _text(self, name: str, file: Any, row: int) -> TextCondition:
+    def _text(self, name: str, file: Any, row: int) -> Condition:
         parts = {part: self._read(name, file, part, row) for part in file.keys() if part != "latents"}  # noqa: SIM118
         try:
-            return TextCondition(**{part: rows.float() if part != "mask" else rows for part, rows in parts.items()})
+            return Condition.of_text({part: rows.float() if part != "mask" else rows for part, rows in parts.items()})
         except TypeError as error:
             raise self._damaged(name, first_line(error)) from error
 

@@ -12,10 +12,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import ClipCache, ClipRecord, Split
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 ORDER, DROPOUT = 31, 32
 """Streams of random numbers."""
@@ -33,7 +34,7 @@ class ClipBatch:
     """
 
     latents: Tensor
-    text: TextCondition
+    text: Condition
     records: tuple[ClipRecord, ...]
     spec: ClipSpec
 
@@ -166,12 +167,12 @@ class _Bucket:
         return torch.randperm(len(self._records), generator=generator)
 
 
-def _without(text: TextCondition, dropped: Sequence[bool], empty: TextCondition) -> TextCondition:
+def _without(condition: Condition, dropped: Sequence[bool], empty: Condition) -> Condition:
     """The conditions of B prompts, those dropped replaced by the empty one's."""
     if not any(dropped):
-        return text
-    return TextCondition.cat([empty if drop else _row(text, place) for place, drop in enumerate(dropped)])
+        return condition
+    return Condition.cat([empty if drop else _row(condition, place) for place, drop in enumerate(dropped)])
 
 
-def _row(text: TextCondition, place: int) -> TextCondition:
-    return text.map(lambda part: part[place : place + 1])
+def _row(condition: Condition, place: int) -> Condition:
+    return condition.map(lambda part: part[place : place + 1])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rats_video.config.explain import first_mistake
 from rats_video.datasets.prepared.cache import MOST_INDEX, SKIPPED, ClipCache, ClipRecord, Skipped, read_lines
 from rats_video.errors import UserError, first_line, warn
 from rats_video.reading import read_text
@@ -102,9 +103,7 @@ def _skipped(path: Path) -> set[str]:
 def _reason(error: ValueError) -> str:
     if not isinstance(error, ValidationError):
         return first_line(error)
-    first = error.errors()[0]
-    key = ".".join(map(str, first["loc"]))
-    return f"{key}: {first['msg']}" if key else first["msg"]
+    return first_mistake(error)
 
 
 def _new_pairs(

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import ClipCache
-from rats_video.types import TextCondition
 
 
-class PreparedText(Mapping[str, TextCondition]):
+class PreparedText(Mapping[str, Condition]):
     """The text of a cache's captions, and of the empty prompt, as `[1, L, D]`.
 
     Args:
@@ -22,7 +22,7 @@ class PreparedText(Mapping[str, TextCondition]):
         self._cache, self._dtype = cache, dtype
         self._records = {record.caption: record for record in reversed(cache.records) if record.caption}
 
-    def __getitem__(self, prompt: str) -> TextCondition:
+    def __getitem__(self, prompt: str) -> Condition:
         text = self._cache.text(self._records[prompt]) if prompt else self._cache.empty_prompt
         return text.map(lambda part: part.to(self._dtype) if part.is_floating_point() else part)
 

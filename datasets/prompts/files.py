@@ -43,7 +43,7 @@ _EXAMPLE.maxstring = 60
 _COMMENT = re.compile("^#")
 _FLAG = re.compile(r"\s--[a-z]{1,12}(\s|$)")  # kohya-ss's `--w 832 --h 480`, Midjourney's `--ar 16:9`
 _HEADERS = {"prompt", "prompts", "prompt_en", "caption", "captions", "file_name"}  # no prompt is one of these words
-_KNOWN = _HEADERS | {"seed", "nfe", "id", "dimension", *itertools.chain(*COLUMNS.values())}
+_KNOWN = _HEADERS | {"seed", "nfe", "id", "image", "last_image", "dimension", *itertools.chain(*COLUMNS.values())}
 
 
 class PromptRow(Config):
@@ -55,6 +55,8 @@ class PromptRow(Config):
     seed: int | None = Field(None, ge=0, le=_MAX_SEED, description="its own: the noise is then that seed's first")
     nfe: int | None = Field(None, ge=1, le=1000, description="network evaluations")
     id: str | None = Field(None, max_length=200, description="any name; the manifest repeats it")
+    image: str | None = Field(None, min_length=1, max_length=1024, description="the picture that it starts from")
+    last_image: str | None = Field(None, min_length=1, max_length=1024, description="the one that it ends at")
     dimension: tuple[str, ...] = Field((), description="what it tests, in VBench's words; a list, or words and commas")
 
     @field_validator("dimension", mode="before")
@@ -66,15 +68,15 @@ class PromptRow(Config):
 def read_rows(path: Path) -> list[PromptRow]:
     """The rows of a table (`rats_video.datasets.tables`), or of a text file that holds one prompt a line.
 
-    Empty lines are skipped. Of a table of videos, and of VBench's `VBench_full_info.json`, the other columns are not
-    looked at; anywhere else an unknown column is a mistake.
+    Empty lines are skipped. Of a table of videos or images, and of VBench's `VBench_full_info.json`, the other columns
+    are not looked at; anywhere else an unknown column is a mistake.
 
     Raises:
         UserError: the file is unreadable, empty or of no known kind, or a row is wrong; says which.
     """
     if is_table(path):
         table = read_table(path)
-        return _within_bounds(table_rows(table, is_strict=table.column("file") is None), path)
+        return _within_bounds(table_rows(table, is_strict=_is_list(table)), path)
     return [PromptRow.model_construct(prompt=prompt) for prompt in read_prompts(path)]
 
 
@@ -83,6 +85,21 @@ def read_prompts(path: Path) -> tuple[str, ...]:
     if is_table(path):
         return tuple(row.prompt for row in read_rows(path))
     return tuple(_within_bounds(_text_lines(path), path))
+
+
+def place_of(prompt: str, path: Path) -> str:
+    """The line of a list that holds a prompt, as a message names it; empty if none does."""
+    if is_table(path):
+        table = read_table(path)
+        rows = zip(table.rows, table_rows(table, is_strict=_is_list(table)), strict=True)
+        return next((row.where for row, read in rows if read.prompt == prompt), "")
+    lines = enumerate(read_utf8(path, MOST_TEXT).splitlines(), 1)
+    return next((f"{path}, line {number}" for number, line in lines if line.strip() == prompt), "")
+
+
+def _is_list(table: Table) -> bool:
+    """True but for a table of videos, whose other columns are its own affair: a prompt may have an image."""
+    return table.column("file") in (None, "image") and ("prompt" in table.columns or table.column("file") is None)
 
 
 def is_table(path: Path) -> bool:
@@ -112,7 +129,7 @@ def _table_row(row: TableRow, *, is_strict: bool) -> PromptRow:
         raise UserError("more fields than columns", where=row.where, fix="put prompts with commas in quotes")
     named = [name for name in COLUMNS["caption"] if name in cells]
     if VBENCH in named or not is_strict:
-        cells = {name: cells[name] for name in (*named[:1], "dimension") if name in cells}
+        cells = {name: cells[name] for name in (*named[:1], "dimension", "image") if name in cells}
     elif len(named) > 1:
         raise UserError(f"has two prompts, {' and '.join(named)}", where=row.where, fix="keep one of them")
     prompt = {"prompt": cells.pop(named[0])} if named else {}

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Protocol
 
+from rats_video.config.explain import nearest_of
 from rats_video.datasets.prepared.cache import ClipCache
-from rats_video.datasets.prompts.files import check_plain, read_prompts
+from rats_video.datasets.prompts.files import check_plain, place_of, read_prompts
 from rats_video.datasets.prompts.settings import (
     FilePromptsConfig,
     PreparedPromptsConfig,
@@ -20,6 +22,8 @@ from rats_video.datasets.prompts.settings import (
 from rats_video.datasets.shapes.paths import prompts_with_paths
 from rats_video.datasets.shapes.render import split_combinations
 from rats_video.errors import UserError
+
+_MOST_KNOWN = 40  # words that an error lists
 
 
 @dataclass(frozen=True)
@@ -82,16 +86,54 @@ def prompt_path(name_or_path: str) -> Path:
     return path
 
 
-def check_prompt(prompt: str, unknown_words: Callable[[str], Sequence[str]], *, where: str = "--prompt") -> None:
-    """Refuse a prompt the model cannot follow: no plain text, empty, or with words its text encoder never saw."""
+class Reader(Protocol):
+    """What reads prompts: a model, by the words it knows."""
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of the prompt that it does not know."""
+
+    def known_words(self) -> list[str]:
+        """All words that it knows; none where it spells them."""
+
+
+def check_prompt(prompt: str, reader: Reader, *, where: str = "--prompt", files: Sequence[Path] = ()) -> None:
+    """Refuse a prompt the model cannot follow: no plain text, empty, or with words its text encoder never saw.
+
+    Args:
+        prompt: a prompt.
+        reader: the model.
+        where: what holds it.
+        files: the lists that may hold it; the error names the line of the first that does.
+    """
     check_plain(prompt, where=where)
     if not prompt.strip():
         raise UserError("the prompt is empty", where=where, fix="say what to draw")
-    if unknown := unknown_words(prompt):
-        raise UserError(
-            f"this model does not know {', '.join(map(repr, unknown))} in {prompt!r}",
-            where=where,
-        )
+    try:
+        _check_words(prompt, reader)
+    except UserError as error:
+        place = next(filter(None, (place_of(prompt, file) for file in files)), where)
+        raise UserError(error.what, where=place, fix=error.fix) from error
+
+
+def prompt_files(cfg: PromptsConfig) -> list[Path]:
+    """The lists that a configuration's prompts are read from."""
+    names = [cfg.train, cfg.heldout] if isinstance(cfg, FilePromptsConfig) else []
+    return [prompt_path(name) for name in names if name is not None]
+
+
+def _check_words(prompt: str, reader: Reader) -> None:
+    """Raise UserError, saying nothing of where, for unknown words; the model itself does for a wrong motion path."""
+    if unknown := reader.unknown_words(prompt):
+        what = f"this model does not know {', '.join(map(repr, unknown))} in {prompt!r}"
+        raise UserError(what, fix=_known_instead(unknown, reader.known_words()))
+
+
+def _known_instead(unknown: Sequence[str], known: Sequence[str]) -> str:
+    near = {word: found for word in unknown if (found := nearest_of(word.lower(), known))}
+    if near:
+        return "nearest known: " + ", ".join(f"{found!r} for {word!r}" for word, found in near.items())
+    more = f" and {len(known) - _MOST_KNOWN} more" if len(known) > _MOST_KNOWN else ""
+    return f"it knows {', '.join(known[:_MOST_KNOWN])}{more}" if known else ""
 
 
 def _of_two_files(train_file: str, heldout_file: str) -> PromptSplit:

@@ -16,6 +16,7 @@ from rats_video.errors import first_line
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"))
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")  # whatever its name: others start programs (EPS), or move
 _MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}  # which Pillow turns into RGB without loss
+_DEEP = {"I;16", "I;16B", "I;16L", "I"}  # gray of sixteen bits, of which Pillow would cut off the upper ones
 
 
 class Picture:
@@ -39,10 +40,10 @@ class Picture:
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Picture]:
-    """Open a picture: as its orientation flag says, alpha dropped, gray in three equal channels.
+    """Open a picture: upright by its orientation flag, alpha on white, gray in three channels, sixteen bits in eight.
 
     Raises:
-        Unreadable: it is none, is damaged, moves, is too large or has more than eight bits a channel.
+        Unreadable: it is none, is damaged, moves, is too large or holds numbers of another kind.
     """
     from PIL import Image, ImageOps
 
@@ -52,9 +53,15 @@ def open_image(path: Path) -> Iterator[Picture]:
                 raise Unreadable("its frames are too large", f"{image.width} x {image.height}")
             if image.format in {"PNG", "WEBP"} and getattr(image, "is_animated", False):
                 raise Unreadable("is a moving picture: make a video of it")
-            if image.mode not in _MODES:
-                raise Unreadable("has more than eight bits a channel", image.mode)
-            pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            if image.mode not in _MODES | _DEEP:
+                raise Unreadable("holds no pixels of eight or sixteen bits", image.mode)
+            upright = ImageOps.exif_transpose(image)
+            if image.mode in _DEEP:
+                upright = Image.fromarray((np.asarray(upright) >> 8).clip(0, 255).astype(np.uint8))
+            if upright.has_transparency_data:
+                seen = upright.convert("RGBA")
+                upright = Image.alpha_composite(Image.new("RGBA", seen.size, "white"), seen)
+            pixels = np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unreadable("damaged", first_line(error)) from error
     yield Picture(pixels)

@@ -26,8 +26,6 @@ def check_attention(backend: str, device: torch.device, dtype: str) -> None:
     Raises:
         UserError: it has no backward pass, is not installed, or does not run on this device or in this precision.
     """
-    from diffusers.models.attention_dispatch import attention_backend
-
     where = "compute.attention"
     if backend == "sage":
         raise UserError("sage has no backward pass, no student can be trained with it", where=where,
@@ -36,6 +34,8 @@ def check_attention(backend: str, device: torch.device, dtype: str) -> None:
         raise UserError(f"{backend} needs a GPU", where=where, fix="native runs anywhere")
     if backend in HALF_ONLY and dtype == "float32":
         raise UserError(f"{backend} computes in bfloat16 only", where=where, fix="set compute.dtype=bfloat16")
+    from diffusers.models.attention_dispatch import attention_backend
+
     try:
         with attention_backend(backend):
             pass

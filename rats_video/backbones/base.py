@@ -17,10 +17,11 @@ from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
 from rats_video.backbones.sizes import divide_clip
 from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.backbones.words import truncation_note, unknown_words
+from rats_video.backbones.words import known_words, truncation_note, unknown_words
+from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
@@ -218,16 +219,29 @@ class PipelineBackbone(Family):
         """The noise levels `[B]` nearest to these that the model can be called at: for most families themselves."""
         return sigma
 
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:  # noqa: ARG002
+        """What the model is told of clips of a size that start from first frames `[B, 3, height, width]` in [0, 1].
+
+        Raises:
+            UserError: the model makes videos from text alone, or takes no last frame.
+        """
+        fix = "leave the picture out, or use an image-to-video model"
+        raise UserError(f"{self.family} makes a video from text alone", where="image", fix=fix)
+
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
         return unknown_words(self.parts["tokenizer"], prompt)
+
+    def known_words(self) -> list[str]:
+        """All words that a tokenizer of whole words knows."""
+        return known_words(self.parts["tokenizer"])
 
     def truncation_note(self, prompt: str) -> str:
         """The part of a prompt that the text encoder never sees, as a clause for a message; or nothing."""
         return truncation_note(self.parts["tokenizer"], prompt, self.text_limit)
 
     @torch.no_grad()
-    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
+    def encode_text(self, prompts: Sequence[str]) -> Condition:
         """Encode B prompts, or look them up where `cache_text` has encoded them."""
         return self._encode(prompts) if self.text_cache is None else self.text_cache.look_up(prompts, self.device)
 
@@ -238,17 +252,18 @@ class PipelineBackbone(Family):
 
     # ------------------------------------------------------------------------------------------------------- calls
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`.
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`; 0 in given frames.
 
         Wan takes `[B, F]` too, one a latent frame: 0 where a frame is given.
         """
         if self.adapters is not None:
             self.adapters.use(self.role)
+        latents = condition.hold(latents)
         if self.autocast is None:
-            return self._velocity(latents, sigma, text)
+            return condition.at_rest(self._velocity(latents, sigma, condition))
         with torch.autocast(self.device.type, self.autocast):
-            return self._velocity(latents, sigma, text)
+            return condition.at_rest(self._velocity(latents, sigma, condition))
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:

@@ -13,9 +13,10 @@ from rats_video.backbones.cogvideox_decode import decode_cogvideox
 from rats_video.backbones.family import DENOISER
 from rats_video.backbones.sizes import divide_clip, nearest
 from rats_video.backbones.stock import StockCall
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 TEXT_LENGTH = 226  # rows CogVideoXPipeline pads every prompt to; all of them are attended to
 _SHIFTS: Mapping[Any, float] = {3.0: 3.0, 1.0: 2.0}  # by `snr_shift_scale`, of the 2b and the 5bs
@@ -157,25 +158,27 @@ class CogVideoXBackbone(PipelineBackbone):
         """The nearest timesteps `[B]`."""
         return (self._levels.to(sigma.device) - sigma[:, None]).abs().argmin(dim=1)
 
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         """Embeds `[B, 226, D]`; neither T5 nor the transformer masks the padding, as in CogVideoXPipeline."""
         inputs = self.parts["tokenizer"](
             list(prompts), padding="max_length", max_length=TEXT_LENGTH, truncation=True, return_tensors="pt"
         ).to(self.device)
-        return TextCondition(self.parts["text_encoder"](inputs.input_ids)[0])
+        return Condition(self.parts["text_encoder"](inputs.input_ids)[0])
 
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        transformer, timesteps = self.parts["transformer"], self._timesteps(sigma)
+    def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        timesteps = self._timesteps(sigma)
         a, s = (table.to(latents)[timesteps].view(-1, 1, 1, 1, 1) for table in (self._signal, self._noise))
         noisy = latents * (a + s)
+        return (s - a) * noisy + (s + a) * self._call(noisy, condition, timesteps).to(latents.dtype)
+
+    def _call(self, noisy: Tensor, condition: Condition, timesteps: Tensor, **options: Any) -> Tensor:
+        """The transformer's v, `[B, C, F, H, W]`."""
+        transformer = self.parts["transformer"]
         v: Tensor = transformer(
-            noisy.transpose(1, 2).to(transformer.dtype),
-            text.embeds.to(transformer.dtype),
-            timesteps,
-            image_rotary_emb=self._rotary_embedding(latents),
-            return_dict=False,
-        )[0]
-        return (s - a) * noisy + (s + a) * v.transpose(1, 2).to(latents.dtype)
+            noisy.transpose(1, 2).to(transformer.dtype), condition.embeds.to(transformer.dtype), timesteps,
+            image_rotary_emb=self._rotary_embedding(noisy), return_dict=False, **options,
+        )[0]  # fmt: skip
+        return v.transpose(1, 2)
 
     def _rotary_embedding(self, latents: Tensor) -> Any:
         """Cosines and sines of each token's place, `[tokens, head_dim]`; None for models that add theirs."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from rats_video.backbones.stock import StockCall
+from rats_video.condition import Condition
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 NUM_TRAIN_TIMESTEPS = 1000
 DENOISER = "transformer"  # the name of the part, or of the first of several
@@ -46,6 +47,8 @@ class Family(ABC):
 
     These are ComfyUI's names; a family without them has no `comfyui` export.
     """
+    takes_last_picture: ClassVar[bool] = False
+    """True if a video that starts from a picture may also end at one."""
     lora_alpha_tensors: ClassVar[bool] = True
     """False if diffusers reads no alpha beside a LoRA under the original names."""
 
@@ -86,7 +89,11 @@ class Family(ABC):
         Raises:
             UserError: the denoiser takes more than noise and text.
         """
-        denoiser = configs.get(DENOISER, {})
+        cls.check_channels(configs.get(DENOISER, {}), where)
+
+    @classmethod
+    def check_channels(cls, denoiser: Mapping[str, Any], where: str) -> None:
+        """Refuse a denoiser, by its configuration, that takes more than noise."""
         taken, made = denoiser.get("in_channels"), denoiser.get("out_channels")
         if None not in (taken, made) and taken != made:
             raise UserError(
@@ -100,16 +107,21 @@ class Family(ABC):
         """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
 
     @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """If its videos start from a picture."""
+        return "none"
+
+    @property
     @abstractmethod
     def patch_size(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns a token."""
 
     @abstractmethod
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         """Encode B prompts as the family's pipeline does."""
 
     @abstractmethod
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """One call of the denoiser, as the family's pipeline makes it, turned into `noise - x0`."""
 
     @abstractmethod
@@ -154,3 +166,20 @@ class Family(ABC):
     def stock_prompt(self, prompt: str) -> str:
         """The part of a prompt that the stock pipeline understands: for most families all of it."""
         return prompt
+
+
+def refuse_text_denoiser(denoiser: Mapping[str, Any], where: str) -> None:
+    """Refuse, for a family that starts from a picture, a denoiser that takes no channels beside its own."""
+    taken, made = denoiser.get("in_channels"), denoiser.get("out_channels")
+    if taken is not None and made is not None and taken <= made:
+        raise UserError(
+            f"its transformer takes {taken} channels and makes {made}: it has none for a picture", where=where,
+            fix="give an image-to-video model",
+        )  # fmt: skip
+
+
+def need_picture(condition: Condition) -> Tensor:
+    """The further channels of a picture; raises UserError where none is given."""
+    if condition.given is None or condition.given.channels is None:
+        raise UserError("makes a video from a picture, and none is given", where="model", fix="give one a prompt")
+    return condition.given.channels

@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.condition import Condition
 from rats_video.errors import UserError
-from rats_video.types import TextCondition, VelocityAndFeatures
+from rats_video.types import VelocityAndFeatures
 
 
 def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
@@ -29,11 +30,11 @@ def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
         blocks = list(next(child for child in networks[0].children() if isinstance(child, nn.ModuleList)))
     middle: nn.Module = blocks[len(blocks) // 2]
 
-    def call(latents: Tensor, sigma: Tensor, text: TextCondition) -> tuple[Tensor, Tensor]:
+    def call(latents: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         seen: list[Any] = []
         hook = middle.register_forward_hook(lambda _block, _inputs, output: seen.append(output))
         try:
-            velocity = role.velocity(latents, sigma, text)
+            velocity = role.velocity(latents, sigma, condition)
         finally:
             hook.remove()
         features = seen[0][0] if isinstance(seen[0], tuple) else seen[0]  # beside the text's, in some families

@@ -14,7 +14,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.hunyuan_decode import decode_tiles, use_maskless_attention
 from rats_video.backbones.stock import StockCall
-from rats_video.types import TextCondition
+from rats_video.condition import Condition
 
 TEXT_LENGTH = 256  # rows of Llama features a prompt, after the template's own are cut off
 POOLED_LENGTH = 77  # tokens CLIP reads
@@ -64,7 +64,7 @@ class HunyuanVideoBackbone(PipelineBackbone):
         config = self.parts["transformer"].config
         return config.patch_size_t, config.patch_size, config.patch_size
 
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         """Llama features `[B, 256, D]` with their mask, and CLIP's pooled `[B, P]`, as `encode_prompt` gives them."""
         from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
@@ -74,16 +74,16 @@ class HunyuanVideoBackbone(PipelineBackbone):
         tokens = pad("tokenizer", asked, max_length=TEXT_LENGTH + start)
         llama = self.parts["text_encoder"](tokens.input_ids, tokens.attention_mask, output_hidden_states=True)
         clip = self.parts["text_encoder_2"](pad("tokenizer_2", list(prompts), max_length=POOLED_LENGTH).input_ids)
-        return TextCondition(
+        return Condition(
             llama.hidden_states[LLAMA_LAYER][:, start:], tokens.attention_mask[:, start:], clip.pooler_output
         )
 
     def _tokenize(self, tokenizer: str, prompts: list[str], **options: Any) -> Any:
         return self.parts[tokenizer](prompts, return_tensors="pt", **options).to(self.device)
 
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.parts["transformer"]
-        own = text.map(lambda part: part.to(transformer.dtype))
+        own = condition.map(lambda part: part.to(transformer.dtype))
         guidance = torch.full_like(sigma, self.embedded_guidance, dtype=transformer.dtype) * 1000.0
         velocity: Tensor = transformer(
             latents.to(transformer.dtype), sigma * NUM_TRAIN_TIMESTEPS, own.embeds, own.mask, own.pooled,

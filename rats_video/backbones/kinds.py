@@ -11,20 +11,24 @@ from pydantic import Field
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.cogvideox import CogVideoXBackbone
+from rats_video.backbones.cogvideox_i2v import CogVideoXImageBackbone
 from rats_video.backbones.custom import CustomBackboneConfig
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.wan import WanBackbone
+from rats_video.backbones.wan_i2v import WanImageBackbone
 from rats_video.backbones.wan_paths import PathWanBackbone
 from rats_video.config.fields import Config
 from rats_video.errors import UserError
 
 FAMILIES: tuple[type[PipelineBackbone], ...] = (
     PathWanBackbone,  # before Wan, which loads its folders as well
+    WanImageBackbone,
     WanBackbone,
     LTXBackbone,
     HunyuanVideoBackbone,
+    CogVideoXImageBackbone,
     CogVideoXBackbone,
 )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from einops import rearrange
@@ -14,9 +14,11 @@ from torch import Tensor
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.stock import StockCall
+from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.flow import add_noise
+from rats_video.errors import UserError
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 TEXT_LENGTH = 128  # rows LTXPipeline pads every prompt to; the mask leaves the padding out
 TEXT_LENGTH_095 = 256  # the same of LTXConditionPipeline
@@ -73,7 +75,7 @@ class LTXBackbone(PipelineBackbone):
         """Every latent is a token: the VAE has compressed enough."""
         return 1, 1, 1
 
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         """Embeds `[B, L, D]` and mask `[B, L]` (bool), L = `text_limit`, as the version's pipeline gives them.
 
         T5 attends to the padding in LTXPipeline, and does not in LTXConditionPipeline.
@@ -82,16 +84,30 @@ class LTXBackbone(PipelineBackbone):
             list(prompts), padding="max_length", max_length=self.text_limit, truncation=True, return_tensors="pt"
         ).to(self.device)
         mask = inputs.attention_mask.bool()
-        return TextCondition(self.parts["text_encoder"](inputs.input_ids, mask if self.is_095 else None)[0], mask)
+        return Condition(self.parts["text_encoder"](inputs.input_ids, mask if self.is_095 else None)[0], mask)
 
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """It takes text alone, or a picture too."""
+        return "optional"
+
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
+        """Held, as in `LTXImageToVideoPipeline`; its latents are the posterior's mean, of which it draws one."""
+        if last is not None:
+            raise UserError("LTX-Video takes a first frame alone here", where="last_image", fix="leave it out")
+        return GivenFrames.hold_first(self.encode(first[:, None]), self.latent_shape(clip)[1])
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.parts["transformer"]
         frames, height, width = latents.shape[2:]
+        timestep = condition.levels(sigma) * NUM_TRAIN_TIMESTEPS
+        if timestep.ndim == 2:
+            timestep = timestep.repeat_interleave(height * width, dim=1)  # one a token
         velocity: Tensor = transformer(
             rearrange(latents, "b c f h w -> b (f h w) c").to(transformer.dtype),
-            text.embeds.to(transformer.dtype),
-            sigma * NUM_TRAIN_TIMESTEPS,
-            text.mask,
+            condition.embeds.to(transformer.dtype),
+            timestep,
+            condition.mask,
             num_frames=frames, height=height, width=width, return_dict=False, **self._places(latents),
         )[0]  # fmt: skip
         return rearrange(velocity, "b (f h w) c -> b c f h w", f=frames, h=height).to(latents.dtype)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 
 from rats_video.backbones.kinds import FAMILIES
 from rats_video.errors import UserError
@@ -27,6 +26,8 @@ def split_weights(networks: Iterable[nn.Module], runtime: Runtime) -> None:
         if runtime.everyone is None:
             network.to(runtime.device)
             continue
+        from torch.distributed.fsdp import fully_shard
+
         for child in network.children():
             if isinstance(child, nn.ModuleList):  # the repeated blocks, in every family
                 for block in child:

@@ -12,9 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.errors import UserError
 from rats_video.files import replacing
-from rats_video.types import TextCondition
 
 BATCH_SIZE = 16
 LIBRARIES = ("ftfy", "tokenizers", "transformers")  # another version may make other tokens of a prompt
@@ -27,14 +27,14 @@ class TextCache:
         rows: `[1, L, D]` conditions by prompt; L may differ.
     """
 
-    def __init__(self, rows: Mapping[str, TextCondition]) -> None:
+    def __init__(self, rows: Mapping[str, Condition]) -> None:
         self._rows = rows
 
     @classmethod
-    def encode(cls, encode_text: Callable[[Sequence[str]], TextCondition], prompts: Sequence[str]) -> TextCache:
+    def encode(cls, encode_text: Callable[[Sequence[str]], Condition], prompts: Sequence[str]) -> TextCache:
         """Encode all prompts, those of about the same length together."""
         ordered = sorted(dict.fromkeys(prompts), key=len)
-        rows: dict[str, TextCondition] = {}
+        rows: dict[str, Condition] = {}
         for start in range(0, len(ordered), BATCH_SIZE):
             batch = ordered[start : start + BATCH_SIZE]
             text = encode_text(batch).map(Tensor.cpu)
@@ -42,7 +42,7 @@ class TextCache:
                 rows[prompt] = text.map(lambda part, i=i: part[i : i + 1].clone())  # type: ignore[misc]
         return cls(rows)
 
-    def look_up(self, prompts: Sequence[str], device: torch.device) -> TextCondition:
+    def look_up(self, prompts: Sequence[str], device: torch.device) -> Condition:
         """The conditions of B prompts in one batch.
 
         Raises:
@@ -54,7 +54,7 @@ class TextCache:
                     f"was not encoded before the text encoder was freed: {prompt!r}", where="compute.cache_text",
                     fix="switch it off, or add it to the run's prompts",
                 )  # fmt: skip
-        return TextCondition.cat([self._rows[prompt] for prompt in prompts]).map(lambda part: part.to(device))
+        return Condition.cat([self._rows[prompt] for prompt in prompts]).map(lambda part: part.to(device))
 
     def save(self, path: Path, identity: str) -> None:
         """Write to one file; `identity` says what the rows depend on besides the prompts."""
@@ -75,7 +75,7 @@ class TextCache:
                 for key in file.keys():  # noqa: SIM118  # no mapping
                     row, name = key.split(".")
                     parts[int(row)][name] = file.get_tensor(key)
-            return cls({name: TextCondition(**row) for name, row in zip(names, parts, strict=True)})
+            return cls({name: Condition.of_text(row) for name, row in zip(names, parts, strict=True)})
         except (OSError, SafetensorError, LookupError, TypeError, ValueError):
             return None
 
@@ -92,6 +92,6 @@ def text_identity(folder: Path, dtype: str) -> str:
     return json.dumps([dtype, *((name, version(name)) for name in LIBRARIES), *stats])
 
 
-def _parts(row: TextCondition) -> list[tuple[str, Tensor]]:
+def _parts(row: Condition) -> list[tuple[str, Tensor]]:
     named = (("embeds", row.embeds), ("mask", row.mask), ("pooled", row.pooled))
     return [(name, part.contiguous()) for name, part in named if part is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,9 @@ from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, is_low_noise
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
 from rats_video.backbones.stock import StockCall
 from rats_video.backbones.wan_decode import decode_unclamped
+from rats_video.condition import Condition, GivenFrames
 from rats_video.errors import UserError
-from rats_video.types import TextCondition
+from rats_video.types import ClipSpec
 
 ADDS_TO_LOGITS = (None, "native", "_native_math")  # attention kernels that take any additive mask
 TEXT_LENGTH = 512  # rows WanPipeline's cross-attention sees: the prompt's, then zeros
@@ -35,8 +36,8 @@ class WanBackbone(PipelineBackbone):
     family = "Wan"
     pipelines = ("WanPipeline",)
     text_limit = TEXT_LENGTH
-    optional_parts = (LOW_NOISE,)
-    settings = ("boundary_ratio",)
+    optional_parts: ClassVar[tuple[str, ...]] = (LOW_NOISE,)
+    settings = ("boundary_ratio", "expand_timesteps")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     can_share_tokens = True
     original_names = (
@@ -59,6 +60,7 @@ class WanBackbone(PipelineBackbone):
 
     def __init__(self, **parts: Any) -> None:
         self.boundary_ratio: float | None = parts.get("boundary_ratio")
+        self.expand_timesteps: bool = bool(parts.get("expand_timesteps"))
         if self.boundary_ratio is not None:
             self.denoiser_parts = (HIGH_NOISE, LOW_NOISE)
         super().__init__(**parts)
@@ -114,7 +116,7 @@ class WanBackbone(PipelineBackbone):
         frames, rows, columns = self.parts["transformer"].config.patch_size
         return frames, rows, columns
 
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         """`[B, L, D]`, L <= 512: the last row is zero and stands for all rows up to 512.
 
         The same features as `WanPipeline.encode_prompt(max_sequence_length=512)` (see `CompactTextProcessor`).
@@ -133,32 +135,49 @@ class WanBackbone(PipelineBackbone):
         embeds = embeds * inputs.attention_mask[..., None]
         if embeds.shape[1] < TEXT_LENGTH:
             embeds = torch.cat([embeds, embeds.new_zeros(len(embeds), 1, embeds.shape[2])], dim=1)
-        return TextCondition(embeds)
+        return Condition(embeds)
 
-    def _velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         if self.boundary_ratio is None:
-            return self._call(HIGH_NOISE, latents, sigma, text)
+            return self._call(HIGH_NOISE, latents, sigma, condition)
         low = is_low_noise(sigma, self.boundary_ratio)
         if low.all():
-            return self._call(LOW_NOISE, latents, sigma, text)
+            return self._call(LOW_NOISE, latents, sigma, condition)
         if not low.any():
-            return self._call(HIGH_NOISE, latents, sigma, text)
+            return self._call(HIGH_NOISE, latents, sigma, condition)
         velocity = torch.empty_like(latents)
         for expert, rows in ((HIGH_NOISE, ~low), (LOW_NOISE, low)):
-            own = text.map(lambda part, rows=rows: part[rows])  # type: ignore[misc]
+            own = condition.map(lambda part, rows=rows: part[rows])  # type: ignore[misc]
             velocity[rows] = self._call(expert, latents[rows], sigma[rows], own)
         return velocity
 
-    def _call(self, expert: str, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def _call(self, expert: str, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.parts[expert]
-        timestep = sigma * NUM_TRAIN_TIMESTEPS
-        if sigma.ndim == 2:
+        timestep = condition.levels(sigma) * NUM_TRAIN_TIMESTEPS
+        if timestep.ndim == 2:
             _, rows, columns = self.patch_size
             timestep = timestep.repeat_interleave(latents[0, 0, 0].numel() // (rows * columns), dim=1)  # one a token
+        given = condition.given or GivenFrames()
+        inputs = latents if given.channels is None else torch.cat([latents, given.channels], dim=1)
         velocity: Tensor = transformer(
-            latents.to(transformer.dtype), timestep, text.embeds.to(transformer.dtype), return_dict=False
-        )[0]
+            inputs.to(transformer.dtype), timestep, condition.embeds.to(transformer.dtype),
+            None if given.image is None else _one_a_picture(transformer, given.image).to(transformer.dtype),
+            return_dict=False,
+        )[0]  # fmt: skip
         return velocity.to(latents.dtype)
+
+    @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """TI2V-5B takes text alone, or a picture too."""
+        return "optional" if self.expand_timesteps else "none"
+
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
+        """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""
+        if not self.expand_timesteps:
+            return super().given_frames(clip, first, last)
+        if last is not None:
+            raise UserError("Wan 2.2 TI2V-5B takes a first frame alone", where="last_image", fix="leave it out")
+        return GivenFrames.hold_first(self.encode(first[:, None]), self.latent_shape(clip)[1])
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)
@@ -183,6 +202,13 @@ class WanBackbone(PipelineBackbone):
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = like.new_tensor(self.vae.config.latents_mean), like.new_tensor(self.vae.config.latents_std)
         return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
+
+
+def _one_a_picture(transformer: Any, image: Tensor) -> Tensor:
+    """Features `[B, L, D]` as the transformer takes them: of a first and a last picture one behind the other."""
+    pictures = 1 if transformer.config.pos_embed_seq_len is None else 2
+    rows: Tensor = image.unflatten(1, (pictures, -1)).flatten(0, 1)
+    return rows
 
 
 class FastRmsNorm(nn.Module):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from rats_video.assets import INDEX
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
+from rats_video.condition import Condition
 from rats_video.files import write_json
 from rats_video.motion_path import MARK, is_point, resample, split_path
 from rats_video.reading import load_tensors, read_json, read_sizes
-from rats_video.types import TextCondition
 
 PATH_ENCODER = "text_encoder_path"  # beside the text encoder; freed, cached and skipped with it
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
@@ -121,7 +121,7 @@ class PathWanBackbone(WanBackbone):
         """The caption: stock pipelines know nothing of motion paths."""
         return split_path(prompt)[0]
 
-    def _encode(self, prompts: Sequence[str]) -> TextCondition:
+    def _encode(self, prompts: Sequence[str]) -> Condition:
         """As Wan's captions; where there are paths, their rows come before the zero row, zero without a path."""
         captions, paths = zip(*map(split_path, prompts), strict=True)
         text = super()._encode(captions)
@@ -132,11 +132,11 @@ class PathWanBackbone(WanBackbone):
         has_path = torch.tensor([path is not None for path in paths])
         return self.add_paths(text, points.to(self.device), has_path.to(self.device))
 
-    def add_paths(self, text: TextCondition, points: Tensor, has_path: Tensor) -> TextCondition:
+    def add_paths(self, condition: Condition, points: Tensor, has_path: Tensor) -> Condition:
         """Captions that were encoded without a path, with one: differentiable with respect to the encoder's weights.
 
         Args:
-            text: `[B, L, D]`, the last row zero.
+            condition: prompts `[B, L, D]`, the last row zero.
             points: `[B, num_points, 2]`.
             has_path: `[B]` bool; the rows of the others stay zero, which is as if they were not there.
 
@@ -144,5 +144,5 @@ class PathWanBackbone(WanBackbone):
             `[B, L + num_points, D]`, at most Wan's 512 rows.
         """
         tokens = self.parts[PATH_ENCODER](points) * has_path[:, None, None]
-        rows = text.embeds[:, :-1][:, : TEXT_LENGTH - tokens.shape[1] - 1]
-        return TextCondition(torch.cat([rows, tokens.to(rows.dtype), torch.zeros_like(rows[:, :1])], dim=1))
+        rows = condition.embeds[:, :-1][:, : TEXT_LENGTH - tokens.shape[1] - 1]
+        return Condition(torch.cat([rows, tokens.to(rows.dtype), torch.zeros_like(rows[:, :1])], dim=1))

@@ -15,6 +15,13 @@ def unknown_words(tokenizer: Any, prompt: str) -> list[str]:
     return [word for word in prompt.split() if unknown in tokenizer(word, add_special_tokens=False).input_ids]
 
 
+def known_words(tokenizer: Any) -> list[str]:
+    """All words of a tokenizer of whole words, in order; none of one of subwords."""
+    if type(tokenizer.backend_tokenizer.model).__name__ != "WordLevel":
+        return []
+    return sorted(set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens))
+
+
 def truncation_note(tokenizer: Any, prompt: str, limit: int) -> str:
     """The loss where `limit` tokens of a prompt are read, as a clause for a message; or nothing."""
     ids = tokenizer(prompt, verbose=False).input_ids

@@ -95,7 +95,7 @@ def calibrate(cfg: DistillConfig, num_prompts: int, device: torch.device) -> tup
     rats = replace(
         rats,
         reward=reward,
-        teacher=TeacherSampler(teacher, reward, cfg.teacher, cfg.shift),
+        teacher=TeacherSampler(teacher, reward, cfg.teacher, cfg.shift, predictions=cfg.method.compares_predictions),
         gate=build_gate(rats_of(cfg).gate, student.temporal_stride),
     )
     return [*lines, *_balance(cfg, rats, everything.train, changes["method"])], changes

@@ -14,6 +14,7 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.files import json_digest
 from rats_video.methods.teacher import FrozenTeacherConfig
+from rats_video.optim import late_restart
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=64)]
 RESERVED = {"teacher", "base"}
@@ -89,6 +90,8 @@ class CompareConfig(Config):
                 f"{self.budget:,.0f} network evaluations are less than one update of {method}, which takes "
                 f"{mean_evaluations(cfg):,.0f}", where="budget", fix="give more with --budget",
             )  # fmt: skip
+        if late := late_restart(cfg, steps):
+            raise UserError(late, where=f"methods.{method}", fix="the budget sets the steps")
         changes: dict[str, object] = {"training": cfg.training.model_copy(update={"steps": steps})}
         if isinstance(cfg.teacher, FrozenTeacherConfig) and not cfg.method.uses_trajectory:
             changes["teacher"] = cfg.teacher.model_copy(update={"cache": teacher_cache})

@@ -18,13 +18,13 @@ from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import locked_output
 from rats_video.commands.record import environment
-from rats_video.commands.train_folder import RECORD, TrainOptions, claim_training
+from rats_video.commands.train_folder import TrainOptions, claim_training
 from rats_video.config.load import load_seeded
 from rats_video.datasets.prepared.cache import ClipCache, ClipRecord
 from rats_video.distillation.real_data import check_cache
 from rats_video.evaluation.finetune_plot import plot_finetune
 from rats_video.evaluation.stats import Estimate, mean_ci95, paired_difference
-from rats_video.files import write_json
+from rats_video.files import RECORD, write_json
 from rats_video.inference.student import ITSELF, StudentCard
 from rats_video.pretraining.finetune import CHECKPOINTS, METRICS, FinetuneConfig, check_splits, evenly, fine_tune
 from rats_video.pretraining.finetune_role import PIPELINE, load_role, save_model

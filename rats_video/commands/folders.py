@@ -6,6 +6,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from difflib import SequenceMatcher
 from pathlib import Path
 
 from rats_video.errors import Interrupted, UserError
@@ -13,6 +14,7 @@ from rats_video.files import LOCK, locked
 from rats_video.runtime import ALONE, Runtime
 from rats_video.training.run_folder import CONFIG
 
+_MOST_NAMED = 3  # runs, in an error
 PATIENCE = timedelta(hours=2)  # how long a reward rank waits for a slow teacher, and all ranks for the last checkpoint
 
 
@@ -48,11 +50,27 @@ def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> bool:
     if resume and is_run:
         return True
     if resume and contents(folder):
-        raise UserError(f"not a run: it has no {CONFIG}", where=str(folder), fix="check --output")
+        check_run(folder)
     if is_run and not overwrite:
         raise UserError("holds a run", where=str(folder), fix="--resume goes on with it, --overwrite replaces it")
     claim_folder(folder, overwrite=overwrite)
     return False
+
+
+def check_run(folder: Path) -> None:
+    """Raise UserError if a folder holds no run to go on with; names the runs near it."""
+    if (folder / CONFIG).is_file():
+        return
+    check_free(folder, overwrite=True)
+    around = (folder.parent, *folder.parent.glob("*"), *folder.glob("*"))
+    near = [path for path in around if (path / CONFIG).is_file()]
+    near.sort(key=lambda run: SequenceMatcher(None, run.name, folder.name).ratio(), reverse=True)
+    if contents(folder):
+        what, fix = f"not a run: it has no {CONFIG}", "check --output"
+    else:
+        what, fix = "no run to go on with", "leave --resume out to start one"
+    runs = f"runs near it: {', '.join(map(str, near[:_MOST_NAMED]))}; " if near else ""
+    raise UserError(what, where=str(folder), fix=runs + fix)
 
 
 def refuse_changes(folder: Path, changed: Sequence[str], fix: str = "") -> None:

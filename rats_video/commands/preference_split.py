@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -32,13 +32,21 @@ class PairSplit:
 
     train: PairSource
     choosing: PairSource | None
-    validation: PairSource
+    validation: PairSource | None
     records: tuple[ClipRecord, ...]
     """The clips that are trained on."""
     clip: ClipSpec
     """The size of one of them."""
     left_out: int
     """Pairs that would have one source in two parts."""
+
+
+def check_split(cfg: PreferenceTrainConfig, cache: ClipCache, pairs: list[Preference] | None) -> None:
+    """Raise UserError if there are too few pairs, or without them clips, to split; decodes nothing."""
+    if pairs is None:
+        _split(cfg, _long_enough(cache), cache)
+    else:
+        _split(cfg, pairs, cache)
 
 
 def preferred_pairs(cfg: PreferenceTrainConfig, cache: ClipCache, pairs: list[Preference], decode: Decode) -> PairSplit:
@@ -49,7 +57,7 @@ def preferred_pairs(cfg: PreferenceTrainConfig, cache: ClipCache, pairs: list[Pr
     return PairSplit(
         PreferencePairs(clips, train, device),
         PreferencePairs(clips, choosing, device) if choosing else None,
-        PreferencePairs(clips, validation, device),
+        PreferencePairs(clips, validation, device) if validation else None,
         tuple({record.key: record for pair in train for record in _records_of(pair)}.values()),
         cache.spec(records[0]),
         left_out,
@@ -58,20 +66,24 @@ def preferred_pairs(cfg: PreferenceTrainConfig, cache: ClipCache, pairs: list[Pr
 
 def corrupted_pairs(cfg: PreferenceTrainConfig, cache: ClipCache, decode: Decode) -> PairSplit:
     """Pairs of clips and corrupted copies of them."""
-    whole = [record for record in cache.records if record.num_frames >= _FEWEST_FRAMES]
-    if not whole:
-        what = f"no clip has the {_FEWEST_FRAMES} frames that are damaged in time"
-        raise UserError(what, where=str(cache.folder), fix="prepare longer clips, or give --preferences")
-    train, choosing, validation, left_out = _split(cfg, whole, cache)
+    train, choosing, validation, left_out = _split(cfg, _long_enough(cache), cache)
     clips, device = decode([*train, *choosing, *validation])
     return PairSplit(
         CorruptedPairs(clips, train, device, cfg.seed),
         CorruptedPairs(clips, choosing, device, cfg.seed, in_turn=True) if choosing else None,
-        CorruptedPairs(clips, validation, device, cfg.seed),
+        CorruptedPairs(clips, validation, device, cfg.seed) if validation else None,
         tuple(train),
         cache.spec(train[0]),
         left_out,
     )
+
+
+def _long_enough(cache: ClipCache) -> list[ClipRecord]:
+    long = [record for record in cache.records if record.num_frames >= _FEWEST_FRAMES]
+    if not long:
+        what = f"no clip has the {_FEWEST_FRAMES} frames that are damaged in time"
+        raise UserError(what, where=str(cache.folder), fix="prepare longer clips, or give --preferences")
+    return long
 
 
 def _records_of(item: ClipRecord | Preference) -> tuple[ClipRecord, ...]:
@@ -90,13 +102,22 @@ def _split(
     rest, validation = _divide(cfg, items, heldout)
     used = _sample(rest, cfg.num_pairs, cfg.seed)
     train, choosing = _divide(cfg, used, frozenset())
-    if not (train and validation):
+    if not train or (not validation and cfg.validation_share):
+        sources = frozenset(record.digest for item in items for record in _records_of(item))
+        otherwise = "--set validation_share=0 trains on all, unvalidated"
+        if sources <= heldout:
+            otherwise = "prepare with a smaller heldout share: --set heldout=0 holds out none"
         raise UserError(
-            f"{len(items)} cannot be split by source into some to train on and some to validate on",
-            where=cfg.preferences or str(cfg.data), fix="give more, of other sources",
+            f"{_count(items, 'pair' if cfg.preferences else 'clip')} of {_count(sources, 'source')} cannot be split by "
+            "source into some to train on and some to validate on",
+            where=cfg.preferences or str(cfg.data), fix=f"give more, of other sources, or {otherwise}",
         )  # fmt: skip
     left_out = len(items) - len(rest) - len(validation) + len(used) - len(train) - len(choosing)
     return train, choosing, _sample(validation, cfg.validation_pairs, cfg.seed), left_out
+
+
+def _count(things: Collection[object], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
 
 
 def _divide(

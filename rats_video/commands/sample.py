@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import groupby
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import torch
 from rats_video.assets import ASSETS, is_embedded
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, make_folder
+from rats_video.commands.sample_pictures import Pictures
 from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, LoadedStudent, SampleChoices, load_chosen
 from rats_video.datasets.prompts.files import read_rows
 from rats_video.datasets.prompts.split import check_prompt
@@ -39,12 +40,13 @@ class ClipFolder:
 
     Args:
         loaded: the student.
+        pictures: that its clips start from.
         output: the folder, which must be there.
         rank: of this process.
     """
 
-    def __init__(self, loaded: LoadedStudent, output: Path, rank: int) -> None:
-        self._loaded, self._output = loaded, output
+    def __init__(self, loaded: LoadedStudent, pictures: Pictures, output: Path, rank: int) -> None:
+        self._loaded, self._pictures, self._output = loaded, pictures, output
         self._student = identity(loaded)
         self._journal = Journal(output, rank)
         self._specs: dict[int, SamplerSpec] = {}
@@ -91,14 +93,13 @@ class ClipFolder:
         return is_whole(self._output / found.file, self._loaded.clip.num_frames)
 
     def make(self, requests: Sequence[Request]) -> Iterator[SampledClip]:
-        """Sample requests of the same NFE together; yields each clip once its file is written."""
-        for nfe, together in groupby(
-            sorted(requests, key=lambda request: request.nfe), key=lambda request: request.nfe
-        ):
+        """Sample requests of one NFE and kind of picture together; yields each clip once its file is written."""
+        for (nfe, *_), together in groupby(sorted(requests, key=_together), key=_together):
             batch, spec, clip = list(together), self.spec(nfe), self._loaded.clip
             began = time.perf_counter()
             noise = torch.cat([clip_noise(self._loaded.student, clip, r.seed, r.noise) for r in batch])
-            videos, _ = sample_batch(self._loaded.student, [r.prompt for r in batch], noise, spec)
+            prompts, given = [request.prompt for request in batch], self._pictures.give(batch)
+            videos, _ = sample_batch(self._loaded.student, prompts, noise, spec, given=given)
             seconds = (time.perf_counter() - began) / len(batch)
             for request, frames in zip(batch, videos, strict=True):
                 made = self._describe(request, round(seconds, 4))
@@ -110,7 +111,13 @@ class ClipFolder:
     def _describe(self, request: Request, seconds: float) -> SampledClip:
         name = f"{request.index:03d}-{slugify(request.id or request.prompt)}-nfe{request.nfe}-seed{request.seed}.mp4"
         num_steps = self.spec(request.nfe).num_steps
-        return SampledClip(**asdict(request), file=name, num_steps=num_steps, student=self._student, seconds=seconds)
+        row = {**asdict(request), **self._pictures.digests(request), "file": name, "num_steps": num_steps}
+        return SampledClip(**row, student=self._student, seconds=seconds)
+
+
+def _together(request: Request) -> tuple[int, bool, bool]:
+    """What requests of one batch have in common."""
+    return request.nfe, request.image is None, request.last_image is None
 
 
 def identity(loaded: LoadedStudent) -> str:
@@ -129,6 +136,8 @@ def run_sample(
     nfe: int | None,
     prompts: Sequence[str],
     prompts_file: Path | None,
+    image: Path | None,
+    last_image: Path | None,
     negative_prompt: str,
     num_videos: int | None,
     seed: int,
@@ -144,6 +153,9 @@ def run_sample(
     if piped and (num_videos or runtime.trainers > 1):
         option = "--num-videos" if num_videos else "--gpus"
         raise UserError("a pipe has one clip a line, and one process that reads it", where=option, fix="leave it out")
+    if prompts_file is not None and (image or last_image):
+        raise UserError("is for all --prompt", where="--image" if image else "--last-image",
+                        fix="a list names its pictures in a column `image`")  # fmt: skip
     given = list(prompts) if prompts_file is None or piped else read_rows(prompts_file)
     styles = tuple(map(Style.parse, loras))
     choices = SampleChoices(base, size, styles, offload=offload, tiles=tiled, negative_prompt=negative_prompt)
@@ -163,9 +175,13 @@ def run_sample(
             )
         else:
             requests = list_requests(given or EXAMPLE_PROMPTS, nfe=nfe, seed=seed, count=num_videos)
+            if prompts_file is None:
+                first, last = (None if path is None else str(path) for path in (image, last_image))
+                requests = [replace(request, image=first, last_image=last) for request in requests]
             for line in sample_files(
-                loaded, requests, runtime, output=output, batch_size=batch_size, overwrite=overwrite
-            ):
+                loaded, requests, runtime, output=output, batch_size=batch_size, overwrite=overwrite,
+                prompts_file=prompts_file,
+            ):  # fmt: skip
                 echo(line)
     runtime.close()
 
@@ -183,19 +199,23 @@ def sample_files(
     output: Path,
     batch_size: int = BATCH_SIZE,
     overwrite: bool = False,
+    prompts_file: Path | None = None,
 ) -> list[str]:
     """Make the clips that `output` does not hold yet, and the manifest of all; returns the lines to show.
 
-    Stopped at any moment and called again, it makes the rest.
+    Stopped at any moment and called again, it makes the rest. An error names the line of `prompts_file`.
 
     Raises:
         UserError: a prompt is wrong, or the folder holds other clips and `overwrite` is off.
         Interrupted: by Ctrl-C; says how to go on.
     """
     for prompt in dict.fromkeys(request.prompt for request in requests):
-        check_prompt(prompt, loaded.student.unknown_words)
-    mine = [requests[i] for i in runtime.shard(len(requests))]
-    with _claimed(output, runtime, overwrite=overwrite), ClipFolder(loaded, output, runtime.rank) as folder:
+        check_prompt(prompt, loaded.student, files=[] if prompts_file is None else [prompts_file])
+    pictures = Pictures(loaded, prompts_file)
+    if not (usable := pictures.usable(requests)):
+        raise pictures.refused[0]
+    mine = [usable[i] for i in runtime.shard(len(usable))]
+    with _claimed(output, runtime, overwrite=overwrite), ClipFolder(loaded, pictures, output, runtime.rank) as folder:
         todo = [request for request in mine if not folder.has(request)]
         done = before = len(mine) - len(todo)
         began = time.monotonic()
@@ -206,6 +226,9 @@ def sample_files(
         clips = runtime.gather_shards([folder.clips[request.index] for request in mine])
         if runtime.is_main:
             write_manifest(output, (folder.clips | {clip.index: clip for clip in clips}).values())
+    if pictures.refused:
+        what = f"{len(pictures.refused)} rows were left out, the first: {pictures.refused[0]}"
+        raise UserError(f"{what}; {summary(clips, output)}", where=str(prompts_file))
     return [summary(clips, output)]
 
 
@@ -229,13 +252,15 @@ def sample_pipe(
         Interrupted: by Ctrl-C.
     """
     alone, refused = Runtime(loaded.base.device), list[UserError]()
-    arriving = piped_requests(descriptor, loaded.student.unknown_words, nfe=nfe, seed=seed, refused=refused)
+    pictures = Pictures(loaded, Path("stdin"))
+    arriving = piped_requests(descriptor, loaded.student, nfe=nfe, seed=seed, refused=refused)
     with (
         _claimed(output, alone, overwrite=overwrite),
-        ClipFolder(loaded, output, 0) as folder,
+        ClipFolder(loaded, pictures, output, 0) as folder,
         clean_interrupt(output),
     ):
-        for batch in in_batches(arriving, batch_size):
+        for arrived in in_batches(arriving, batch_size):
+            batch = pictures.usable(arrived)
             todo = [request for request in batch if not folder.has(request)]
             for request in batch:
                 if request not in todo:
@@ -243,7 +268,7 @@ def sample_pipe(
             for clip in folder.make(todo):
                 echo(str(output / clip.file))
         write_manifest(output, folder.clips.values())
-    if refused:
+    if refused := [*refused, *pictures.refused]:
         raise UserError(f"{len(refused)} lines were left out, the first: {refused[0]}", where="--prompts -")
 
 

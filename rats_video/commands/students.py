@@ -158,7 +158,7 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
         offload(student, device)
     beside = (*(style.identity for style in choices.styles), *(["tiles"] if choices.tiles else []))
     if choices.negative_prompt:
-        check_prompt(choices.negative_prompt, loaded.unknown_words, where="--negative-prompt")
+        check_prompt(choices.negative_prompt, loaded, where="--negative-prompt")
         beside = (*beside, f"negative prompt: {choices.negative_prompt}")
     return LoadedStudent(folder, model, card, loaded, student, beside, choices.negative_prompt)
 
@@ -257,7 +257,7 @@ def checked_prompts(
     """The prompts given, those of the file, or else the fallback; refuses prompts that the model cannot follow."""
     prompts = list(given) or (list(read_prompts(file)) if file else list(fallback))
     for prompt in prompts:
-        check_prompt(prompt, backbone.unknown_words)
+        check_prompt(prompt, backbone, files=[] if file is None else [file])
     return prompts
 
 

@@ -11,7 +11,8 @@ import torch
 from rats_video.assets import resolve_folder
 from rats_video.backbones.folder import load_parts
 from rats_video.backbones.wan_paths import PATH_ENCODER, PathWanBackbone, save_path_encoder
-from rats_video.commands.train_folder import RECORD, Made, Training, TrainOptions, of_metrics
+from rats_video.commands.train_folder import Made, Training, TrainOptions, of_metrics
+from rats_video.files import RECORD
 from rats_video.pretraining.flow import save_pipeline
 from rats_video.pretraining.paths import PathTrainConfig, train_paths
 from rats_video.pretraining.teacher import TeacherTrainConfig, train_teacher

@@ -12,11 +12,10 @@ from rats_video.commands.folders import claim_run, locked_output, refuse_changes
 from rats_video.commands.record import environment
 from rats_video.config.fields import Config
 from rats_video.config.load import load_config, load_seeded, write_resolved
-from rats_video.files import tidy, write_json
+from rats_video.files import RECORD, tidy, write_json
 from rats_video.pretraining.resumable import changed_training, delete_checkpoints
 from rats_video.training.run_folder import CONFIG
 
-RECORD = "training.json"
 ConfigT = TypeVar("ConfigT", bound=Config)
 Made = tuple[list[str], Mapping[str, object]]
 """Lines to show of what was trained, and what goes on record."""

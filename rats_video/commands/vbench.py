@@ -52,8 +52,9 @@ def run_vbench(
     asked = read_vbench_prompts(prompts, dimensions)
     runtime = start_runtime(device)
     loaded = load_student(run, runtime.device, base)
+    files = sorted(prompts.glob("*.txt")) if prompts.is_dir() else [prompts]
     for each in asked:
-        check_prompt(each.prompt, loaded.student.unknown_words, where=str(prompts))
+        check_prompt(each.prompt, loaded.student, where=str(prompts), files=files)
     options = cfg.evaluation
     arms = [EvaluatedModel("student", loaded.student, loaded.spec(nfe or loaded.card.num_steps[0]))]
     if with_teacher:

@@ -21,6 +21,23 @@ KeyPath = tuple[str | int, ...]
 
 # Errors whose message already holds the value, or that have none to show.
 _SELF_EVIDENT = {"extra_forbidden", "missing", "union_tag_invalid", "union_tag_not_found", "value_error"}
+_LISTS = ("list_type", "tuple_type", "set_type", "frozen_set_type")
+_GROUPS = ("dict_type", "model_type", "model_attributes_type")
+_SENTENCES = {  # by pydantic's type of error; what is not here keeps its message
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "must be a whole number"),
+    "int_parsing_size": "must be a whole number of fewer digits",
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(_LISTS, "must be a list"),
+    **dict.fromkeys(_GROUPS, "must be a group of keys"),
+    "string_type": "must be text",
+    "none_required": "must be null",
+    "literal_error": "must be {expected}",
+    "string_pattern_mismatch": "must be a plain name (of the pattern {pattern})",
+    "extra_forbidden": "unknown key",
+    "missing": "required, but missing",
+    "json_invalid": "is no JSON: {error}",
+}
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _MOST_DESCRIBED = 100  # each is compared with all valid keys
 _SHORT = reprlib.Repr()
@@ -38,14 +55,15 @@ def explain(error: ValidationError, model: type[BaseModel], merged: Tree, layers
     """
     # A misspelt key also leaves the right one missing: the misspelling is the line to show.
     details = sorted(error.errors(), key=lambda detail: detail["type"] not in {"extra_forbidden", "union_tag_invalid"})
-    described = [_describe(detail, model, merged) for detail in details[:_MOST_DESCRIBED]]
-    path, _, fix = described[0]
-    # `int | Literal["auto"]` fails once a member, all at one key: one error with alternatives.
-    what = " or ".join(dict.fromkeys(what for other, what, _ in described if other == path))
-    if details[0]["type"] not in _SELF_EVIDENT:
-        what += f", got {show(details[0]['input'])}"
-    more = len({other for other, _, _ in described}) - 1
-    fix = "; ".join(filter(None, (fix, f"and {more} more" if more else "")))
+    described = [(*_describe(detail, model, merged), _found(detail)) for detail in details[:_MOST_DESCRIBED]]
+    first = described[0][0]
+    # `int | Literal["auto"]` fails once a member: one mistake with alternatives, told where a member got furthest.
+    mine = [each for each in described if first in (each[0][: len(first)], each[0])]
+    path = max((each[0] for each in mine), key=len)
+    _, whats, fixes, found = zip(*(each for each in mine if each[0] == path), strict=True)
+    what = " or ".join(dict.fromkeys((whats[0], *(each.removeprefix("must be ") for each in whats[1:])))) + found[0]
+    more = len({each[0] for each in described} - {each[0] for each in mine})
+    fix = "; ".join(filter(None, (next(filter(None, fixes), ""), f"and {more} more" if more else "")))
     dotted = ".".join(str(part) if re.fullmatch(r"[\w-]{1,60}", str(part)) else show(part) for part in path)
     label = _origin(layers, path)
     return UserError(what, where=label if not dotted or label == f"--set {dotted}" else f"{label}: {dotted}", fix=fix)
@@ -53,37 +71,65 @@ def explain(error: ValidationError, model: type[BaseModel], merged: Tree, layers
 
 def _describe(detail: ErrorDetails, model: type[BaseModel], merged: Tree) -> tuple[KeyPath, str, str]:
     """The key's path, what is wrong with it, and a fix."""
-    loc = detail["loc"]
-    path, annotation, field = _locate(loc, model, merged)
-    message = " ".join(detail["msg"].split()).removeprefix("Value error, ").partition(" after validation, not")[0]
-    message = re.sub(r"^\w+ should ", "must ", message)
+    path, annotation, field = _locate(detail["loc"], model, merged)
+    what, found = _sentence(detail), detail.get("input")
+    if detail["type"] == "extra_forbidden":
+        _, annotation, _ = _locate(detail["loc"][:-1], model, merged)
+    keys = [key for holder in _models(annotation) for key in holder.model_fields]
+    kinds = [kind for member in _models(annotation) for kind in _kinds(member)]
+    fix = ""
     match detail["type"]:
         case "extra_forbidden":
-            _, annotation, _ = _locate(loc[:-1], model, merged)
-            keys = [key for holder in _models(annotation) for key in holder.model_fields]
-            return path, "unknown key", nearest(path[-1], keys) or f"valid keys: {', '.join(keys)}"
-        case "missing":
-            return path, "required, but missing", ""
+            fix = nearest(path[-1], keys) or f"valid keys: {', '.join(keys)}"
         case "union_tag_invalid" | "union_tag_not_found" as error:
-            kinds = [kind for member in _models(annotation) for kind in _kinds(member)]
             kind = detail["ctx"]["tag"] if error == "union_tag_invalid" else ""
-            what = f"unknown kind {show(kind)}" if kind else "required, but missing"
-            return (*path, KIND), what, nearest(kind, kinds) or f"choose from {', '.join(kinds)}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            return path, "must be a group of keys", ""
-        case "string_type":
-            return path, "must be text", "quotes keep a value text"
-        case error:
-            if error.endswith(("_type", "_parsing", "_from_float")):
-                message = message.split(",")[0]  # the rest explains pydantic's parser
-            rules = field.metadata if field else []
+            what = f"unknown kind {show(kind)}" if kind else _SENTENCES["missing"]
+            path, fix = (*path, KIND), nearest(kind, kinds) or f"choose from {', '.join(kinds)}"
+        case error if error in _GROUPS and keys:
+            fix = f"like {{{KIND}: {kinds[0]}}}" if kinds else f"valid keys: {', '.join(keys)}"
+        case error if error in _LISTS and _is_scalar(found):
+            fix = f"like [{_SHORT.repr(found)}]"
+        case "string_type" if _is_scalar(found):
+            fix = "quotes keep a value text"
+        case "literal_error":
+            fix = nearest(found, re.findall(r"'([^']*)'", detail["ctx"]["expected"]))
+        case _:
             bounds = [
                 f"{sign} {rule}"
-                for each in rules
+                for each in (field.metadata if field else [])
                 for name, sign in _BOUNDS.items()
                 if (rule := getattr(each, name, None)) is not None
             ]
-            return path, message, f"allowed: {' and '.join(bounds)}" if len(bounds) > 1 else ""
+            fix = f"allowed: {' and '.join(bounds)}" if len(bounds) > 1 else ""
+    return path, what, fix
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first mistake in values that no config holds: its key, if it has one, what is wrong, and what was found."""
+    detail = error.errors()[0]
+    key = ".".join(map(str, detail["loc"]))
+    return f"{key}: {_sentence(detail)}{_found(detail)}" if key else _sentence(detail) + _found(detail)
+
+
+def _sentence(detail: ErrorDetails) -> str:
+    """What is wrong, as one clause."""
+    if detail["type"] in _SENTENCES:
+        return _SENTENCES[detail["type"]].format_map(detail.get("ctx", {}))
+    message = " ".join(detail["msg"].split()).removeprefix("Value error, ").partition(" after validation, not")[0]
+    message = re.sub(r"^\w+ should ", "must ", message)
+    return message.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+
+
+def _found(detail: ErrorDetails) -> str:
+    """What was found, as a clause to add, in YAML's words where Python's differ; empty where it is said already."""
+    if detail["type"] in _SELF_EVIDENT | {"json_invalid"}:
+        return ""
+    found = detail["input"]
+    return f", got {'null' if found is None else str(found).lower() if isinstance(found, bool) else show(found)}"
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool)
 
 
 def _locate(loc: Iterable[str | int], model: type[BaseModel], merged: Tree) -> tuple[KeyPath, Any, FieldInfo | None]:
@@ -140,8 +186,13 @@ def _says(node: Any, path: KeyPath) -> bool:
 
 def nearest(word: object, choices: Iterable[str]) -> str:
     """A hint at the choice that looks most like `word`, or nothing."""
-    near = difflib.get_close_matches(str(word), choices, 1)
-    return f"did you mean {near[0]!r}?" if near else ""
+    near = nearest_of(word, choices)
+    return f"did you mean {near!r}?" if near else ""
+
+
+def nearest_of(word: object, choices: Iterable[str]) -> str:
+    """The choice that looks most like `word`, or nothing."""
+    return next(iter(difflib.get_close_matches(str(word), choices, 1)), "")
 
 
 def show(value: object) -> str:

@@ -7,21 +7,23 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.diffusion.flow import euler_step
 from rats_video.diffusion.guidance import guided
-from rats_video.types import TextCondition, Trajectory, VelocityFn
+from rats_video.types import Trajectory, VelocityFn
 
 
 def rollout(
     velocity: VelocityFn,
     noise: Tensor,
     sigmas: Tensor,
-    text: TextCondition,
+    condition: Condition,
     *,
-    negative: TextCondition | None = None,
+    negative: Condition | None = None,
     guidance_scale: float = 1.0,
     keep: Collection[int] | None = None,
     grad_steps: Collection[int] = (),
+    predict: Collection[int] = (),
 ) -> Trajectory:
     """Integrate from `noise` at `sigmas[0]` to `sigmas[-1]`.
 
@@ -29,12 +31,13 @@ def rollout(
         velocity: the denoiser.
         noise: `[B, C, F, H, W]`.
         sigmas: `[N + 1]` falling.
-        text: B encoded prompts.
+        condition: B encoded prompts, and the frames that are given: these stay as they are on the whole way.
         negative: one encoded negative prompt; needed when `guidance_scale` is not 1.
         guidance_scale: 1 = off, one evaluation a step instead of two.
         keep: indices into `sigmas` whose latents are kept (the last one always is); default only the last.
         grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
             gradient straight from their output to their input, as truncated backpropagation does.
+        predict: steps whose predicted clean clip is kept as well.
 
     Returns:
         Trajectory: `nfe` counts network evaluations a clip.
@@ -48,16 +51,17 @@ def rollout(
     kept = {num_steps, *(keep or ())}
     levels = sigmas.tolist()  # read here, where the grid was made: no read waits for the GPU
     sigmas = sigmas.to(noise.device)
-    latents = noise
+    latents = condition.hold(noise)
     horizon_latents = [latents] if 0 in kept else []
+    clean: list[Tensor] = []
     for step in range(num_steps):
         with torch.set_grad_enabled(torch.is_grad_enabled() and step in grad_steps):
-            slope = velocity(latents, sigmas[step].expand(len(latents)), text)
-        latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
+            slope = velocity(latents, sigmas[step].expand(len(latents)), condition)
+        if step in predict:
+            clean.append(condition.hold(euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step]))))
+        latents = condition.hold(euler_step(latents, slope, sigmas[step], sigmas[step + 1]))
         if step + 1 in kept:
             horizon_latents.append(latents)
-    return Trajectory(
-        sigmas=tuple(levels[i] for i in sorted(kept)),
-        latents=tuple(horizon_latents),
-        nfe=num_steps * (2 if use_guidance else 1),
-    )
+    nfe = num_steps * (2 if use_guidance else 1)
+    predictions = Trajectory(tuple(levels[i] for i in sorted(predict)), tuple(clean), nfe) if predict else None
+    return Trajectory(tuple(levels[i] for i in sorted(kept)), tuple(horizon_latents), nfe, predictions)

@@ -63,8 +63,8 @@ def build_features(cfg: FeaturesConfig, device: torch.device) -> FeatureFn:
     match cfg:
         case ShapesFeaturesConfig():
             return WordFeatures(WordReward.load(folder, device))
-        case I3dFeaturesConfig():
-            return I3D.load(folder, device)
+        case I3dFeaturesConfig(eps=eps):
+            return I3D.load(folder, device, eps)
         case VideoMaeFeaturesConfig():
             return VideoMae.load(folder, device)
 
@@ -120,7 +120,7 @@ def build_reference(
             return None
     assert cfg.evaluation.features is not None
     network = weights_digest([resolve_folder(cfg.evaluation.features.path, where=f"{WHERE}.path")])
-    depends = repr((cfg.evaluation.features.kind, network, clip, source, captions)).encode()
+    depends = repr((cfg.evaluation.features.model_dump(exclude={"path"}), network, clip, source, captions)).encode()
     return Reference(_kept(file, hashlib.sha256(depends).hexdigest(), look, clips), tuple(captions), name)
 
 

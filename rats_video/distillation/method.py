@@ -72,7 +72,9 @@ class RunContext:
             cache = DiskRolloutCache(Path(cfg.teacher.cache), identity, self.student.device, runtime)
         return {
             "student": self.student,
-            "teacher": TeacherSampler(self.teacher, reward, cfg.teacher, cfg.shift, cache),
+            "teacher": TeacherSampler(
+                self.teacher, reward, cfg.teacher, cfg.shift, cache, predictions=cfg.method.compares_predictions
+            ),
             "reward": reward,
             "student_config": cfg.student,
             "shift": cfg.shift,
@@ -133,6 +135,7 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
         **({"negative_prompt": teacher.negative_prompt} if teacher.negative_prompt else {}),  # old caches stay valid
+        **({"predictions": True} if cfg.method.compares_predictions else {}),
         "embedded_guidance": cfg.embedded_guidance,
         "shift": cfg.shift,
         "dtype": cfg.compute.dtype,

@@ -9,13 +9,13 @@ from torch import Tensor
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.identity import text_digest, vae_digest
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.datasets.prepared.loader import ClipLoader, ReadAhead
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.methods.real_data import RealData, RealDataConfig
 from rats_video.runtime import Runtime
-from rats_video.types import TextCondition
 
 DIGESTS = {"VAE": vae_digest, "text encoder": text_digest}
 
@@ -96,7 +96,7 @@ def open_real_data(cfg: DistillConfig, real: RealDataConfig, backbone: PipelineB
         raise UserError(f"its latents are {found}, the model's {needed}", where=real.path, fix="prepare them again")
     ahead = ReadAhead(loader)
 
-    def source(step: int) -> tuple[Tensor, TextCondition]:
+    def source(step: int) -> tuple[Tensor, Condition]:
         batch = ahead(step)
         return batch.latents, batch.text
 

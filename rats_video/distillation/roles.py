@@ -14,7 +14,7 @@ from rats_video.backbones.compute import FullWeightsConfig, LoraConfig
 from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts
+from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts, prompt_files
 from rats_video.distillation.checks import check_compute
 from rats_video.distillation.compute import encode_prompts, move_to_device
 from rats_video.distillation.folder_settings import warn_of_differences
@@ -33,8 +33,8 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     Warns where the run differs from what the folder states. If its prompts are encoded already, it comes without text
     encoder.
     """
-    check_compute(cfg, device)
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
+    check_compute(cfg, device)
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)
@@ -83,11 +83,11 @@ def checked_prompts(cfg: DistillConfig, backbone: PipelineBackbone) -> PromptSpl
     everything = (*prompts.train, *prompts.heldout)
     if backbone.unknown_words(" ".join(dict.fromkeys(" ".join(everything).split()))):  # once, before one by one
         for prompt in everything:
-            check_prompt(prompt, backbone.unknown_words, where="prompts")
+            check_prompt(prompt, backbone, where="prompts", files=prompt_files(cfg.prompts))
     if prompts.dropped:
         warn(f"{prompts.dropped} were there already and are left out", where="prompts")
     if negative := cfg.teacher.negative_prompt:
-        check_prompt(negative, backbone.unknown_words, where=NEGATIVE)
+        check_prompt(negative, backbone, where=NEGATIVE)
         if note := backbone.truncation_note(negative):
             warn(f"is {note}", where=NEGATIVE)
         if cfg.teacher.calls_per_step == 1:

@@ -15,6 +15,7 @@ from rats_video.inference.sampler import SamplerSpec
 from rats_video.methods.base import WITH_GRADIENT, StepsConfig
 from rats_video.methods.kinds import MethodConfig
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherConfig
+from rats_video.optim import late_restart
 from rats_video.rewards.latent import LatentRewardConfig
 from rats_video.rewards.reward import RewardConfig
 from rats_video.training.guard import GuardConfig
@@ -85,10 +86,17 @@ class DistillConfig(Config):
             raise ValueError(
                 f"{self.method.kind} trains networks beside the student: set parallel.shard=false, parallel.context=1"
             )
+        if self.teacher.asked < 1:
+            if needs := self.method.needs_every_teacher:
+                raise ValueError(f"{needs} of {self.method.kind} needs the teacher of every clip: set teacher.asked=1")
+            if self.teacher.asked_by == "clip" and (self.parallel.shard or self.parallel.context > 1):
+                raise ValueError("processes that share a teacher ask it together: set teacher.asked_by=update")
         if min(self.student.num_steps) < self.method.least_steps:
             raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
         if self.method.uses_trajectory and isinstance(self.teacher, FrozenTeacherConfig) and self.teacher.cache:
             raise ValueError(f"{self.method.kind} uses all of the teacher's path, unstored: set teacher.cache=null")
+        if late := late_restart(self.method, self.training.steps, "method."):
+            raise ValueError(late)
         return self
 
     @model_validator(mode="after")
@@ -115,10 +123,11 @@ class DistillConfig(Config):
         """Network evaluations of an update at that many student steps, over all clips and processes.
 
         One call on one clip is one evaluation; with gradient it counts three, since backward is twice the work. A
-        teacher's rollout that is found again in `teacher.cache` counts as well.
+        teacher's rollout that is found again in `teacher.cache` counts as well; one that serves a share of the updates
+        or clips counts as that share of each.
         """
         student = num_steps + (WITH_GRADIENT - 1) * len(self.student.gradient_steps(num_steps))
-        teacher = self.teacher.num_steps * self.teacher.calls_per_step / self.teacher.reuse
+        teacher = self.teacher.num_steps * self.teacher.calls_per_step * self.teacher.asked / self.teacher.reuse
         a_clip = self.method.evaluations(num_steps, student, teacher, self.teacher.calls_per_step)
         real = self.method.real_data
         num_real = 0 if real is None or real.weight == 0 else real.batch_size or self.training.batch_size

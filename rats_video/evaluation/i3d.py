@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rats_video.config.fields import Config
+from rats_video.config.fields import Config, PositiveFloat
 from rats_video.errors import UserError
 from rats_video.rewards.files import check_keys, checkpoint_origin, load_checkpoint_tensors
 
@@ -21,12 +21,17 @@ class I3dFeaturesConfig(Config):
 
     kind: Literal["i3d"]
     path: str = Field("models/I3D-Kinetics400", description="rgb_imagenet.pt as `rats-video rewards convert` leaves it")
+    eps: PositiveFloat | None = Field(
+        None,
+        exclude_if=lambda eps: eps is None,
+        description="of its normalisation; null = that of the published file whose name it has",
+    )
 
 
 SIDE = 224  # pixels
-_EPS = {"i3d_pretrained_400.pt": 1e-5}
-"""Of the normalisation, by file. That of videogpt, TATS and cd-FVD has the same names; at the other's eps its features
-are 1.4% off."""
+_EPS = {"rgb_imagenet.pt": 1e-3, "i3d_pretrained_400.pt": 1e-5}
+"""Of the normalisation, by file: that of pytorch-i3d, and that of videogpt, TATS and cd-FVD. Their names and shapes are
+the same; at the other's eps features are 1.4% off."""
 LEAST_FRAMES = 9  # the last average is over two of the frames that are left after strides of 8
 _MIXED = {  # channels of the branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; pool then 1x1
     "Mixed_3b": (64, 96, 128, 16, 32, 32),
@@ -139,11 +144,11 @@ class I3D(nn.Module):
         return logits.mean(dim=(2, 3, 4))
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, *, slim: int = 1) -> I3D:
-        """Load frozen pytorch-i3d's rgb_imagenet.pt, or videogpt's i3d_pretrained_400.pt with the eps of its own.
+    def load(cls, folder: Path, device: torch.device, eps: float | None = None, *, slim: int = 1) -> I3D:
+        """Load a frozen network, with the `eps` of the published file that it was converted from, unless it is given.
 
         Raises:
-            UserError: the folder holds other weights.
+            UserError: the folder holds other weights, or was converted from a file of another name.
         """
         found = {name: tensor for name, tensor in load_checkpoint_tensors(folder).items() if not _is_count(name)}
         with torch.device("meta"):
@@ -151,11 +156,23 @@ class I3D(nn.Module):
         wanted = {name: tensor for name, tensor in network.state_dict().items() if not _is_count(name)}
         check_keys(found, wanted, where=folder)
         network.to_empty(device="cpu").load_state_dict(found, strict=False)
-        eps = _EPS.get(checkpoint_origin(folder))
+        eps = eps or _published_eps(folder)
         for layer in network.modules():
-            if eps and isinstance(layer, nn.BatchNorm3d):
+            if isinstance(layer, nn.BatchNorm3d):
                 layer.eps = eps
         return network.requires_grad_(requires_grad=False).eval().to(device)
+
+
+def _published_eps(folder: Path) -> float:
+    name = checkpoint_origin(folder)
+    if name not in _EPS:
+        raise UserError(
+            f"was converted from {name or 'a file that it does not name'}: two published I3D have the same tensors and "
+            "another eps in their normalisation",
+            where=str(folder),
+            fix="set evaluation.features.eps: " + ", ".join(f"{value:g} for {file}" for file, value in _EPS.items()),
+        )
+    return _EPS[name]
 
 
 def _is_count(name: str) -> bool:

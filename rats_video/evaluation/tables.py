@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from rats_video.config.explain import first_mistake
 from rats_video.errors import UserError
 from rats_video.files import replacing
 
@@ -154,10 +155,7 @@ def read_table(path: Path) -> tuple[list[ArmRow], list[str]]:
     except OSError as error:
         raise UserError(f"cannot read the table: {error.strerror or error}", where=str(path), fix=fix) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        what = f"{place}: {first['msg']}" if place else first["msg"]
-        raise UserError(what, where=str(path), fix=fix) from error
+        raise UserError(first_mistake(error), where=str(path), fix=fix) from error
     return table.rows, table.notes or []
 
 

@@ -16,6 +16,7 @@ from rats_video.errors import UserError
 from rats_video.evaluation.tables import aligned, metric_title
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.usage import fenced, sigma_string
+from rats_video.files import RECORD
 from rats_video.reading import read_json
 from rats_video.training.guard import finite_mean
 from rats_video.training.run_folder import read_sessions
@@ -166,7 +167,7 @@ def escape(text: str) -> str:
 
 def read_training(run: Path, student: Path) -> Training:
     """The records of `run`, or the embedded student's own."""
-    record = _json(student / "training.json")
+    record = _json(student / RECORD)
     rows = [[metric_title(name), f"{value:.3f}"] for name, value in record.get("metrics", {}).items()]
     metrics = aligned([["measure", "student"], *rows]) if rows else []
     config = run / "config.resolved.yaml"

@@ -86,7 +86,7 @@ class DemoModels:
         wish = DemoRequest(
             prompt, _whole("the number of calls", nfe, *self.nfe_range), _whole("the seed", seed, 0, MAX_SEED)
         )
-        check_prompt(prompt, self.student.unknown_words, where="")
+        check_prompt(prompt, self.student, where="")
         if lost := self.student.truncation_note(prompt):
             raise UserError(f"the prompt is {lost}")
         if isinstance(self.reward, PromptChecker):

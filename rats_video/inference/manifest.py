@@ -32,6 +32,8 @@ class SampledClip(Config):
     noise: NonNegativeInt = Field(description="its starting noise is the seed's of this number")
     index: NonNegativeInt = Field(description="its place in the list")
     id: str | None = None
+    image: str | None = Field(None, description="digest of the picture that it starts from")
+    last_image: str | None = Field(None, description="of the one that it ends at")
     student: str = Field(description="digest of the student's weights and card")
     seconds: float
 

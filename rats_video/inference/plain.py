@@ -11,10 +11,9 @@ from rats_video.backbones.family import DENOISER
 from rats_video.backbones.folder import read_configs, read_index
 from rats_video.backbones.kinds import FAMILIES, family_of
 from rats_video.errors import AsUserError, UserError
+from rats_video.files import RECORD
 from rats_video.inference.student import ITSELF, StudentCard
 from rats_video.reading import DAMAGED, read_json
-
-RECORD = "training.json"
 
 
 def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCard:

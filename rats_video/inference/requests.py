@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rats_video.datasets.prompts.files import PromptRow, as_row, json_row
-from rats_video.datasets.prompts.split import check_prompt
+from rats_video.datasets.prompts.split import Reader, check_prompt
 from rats_video.errors import UserError, warn
 
 _MAX_LINE = 2**16  # bytes: a pipe that never ends its line must not fill the memory
@@ -25,6 +25,8 @@ class Request:
         seed: its starting noise is one of this seed's,
         noise: namely this one, counted from 0.
         id: what the list calls it.
+        image: the picture that it starts from.
+        last_image: the one that it ends at.
     """
 
     index: int
@@ -33,6 +35,8 @@ class Request:
     seed: int
     noise: int
     id: str | None = None
+    image: str | None = None
+    last_image: str | None = None
 
 
 def list_requests(rows: Sequence[str | PromptRow], *, nfe: int, seed: int, count: int | None = None) -> list[Request]:
@@ -46,7 +50,7 @@ def list_requests(rows: Sequence[str | PromptRow], *, nfe: int, seed: int, count
 
 def piped_requests(
     descriptor: int,
-    unknown_words: Callable[[str], Sequence[str]],
+    reader: Reader,
     *,
     nfe: int,
     seed: int,
@@ -64,7 +68,7 @@ def piped_requests(
             where = f"line {index + 1}"
             try:
                 row = parse_line(line, where=where)
-                check_prompt(row.prompt, unknown_words, where=where)
+                check_prompt(row.prompt, reader, where=where)
             except UserError as error:
                 refused.append(error)
                 warn(str(error))
@@ -125,4 +129,4 @@ def in_batches(requests: Iterable[Request | None], size: int) -> Iterator[list[R
 def _request(row: PromptRow, index: int, *, nfe: int, seed: int, turn: int = 0) -> Request:
     """The clip at `index` that a row asks for, the `turn`-th time (from 0) that its list comes round."""
     own, noise = (seed, index) if row.seed is None else (row.seed, turn)
-    return Request(index, row.prompt, row.nfe or nfe, own, noise, row.id)
+    return Request(index, row.prompt, row.nfe or nfe, own, noise, row.id, row.image, row.last_image)

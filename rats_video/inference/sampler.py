@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec, TextCondition
+from rats_video.types import Backbone, ClipSpec
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,14 @@ def sample_batch(
     noise: Tensor,
     spec: SamplerSpec,
     advance: Callable[[], None] = lambda: None,
+    given: GivenFrames | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clips `[B, T, 3, height, width]` in [0, 1] and latents of B prompts, from `noise` `[B, C, F, H, W]`.
 
-    `advance` is called before every solver step; what it raises ends the sampling.
+    `advance` is called before every solver step; what it raises ends the sampling. `given` are the frames that they
+    start from.
     """
-    videos, latents, _ = timed_batch(backbone, prompts, noise, spec, advance)
+    videos, latents, _ = timed_batch(backbone, prompts, noise, spec, advance, given)
     return videos, latents
 
 
@@ -78,6 +81,7 @@ def timed_batch(
     noise: Tensor,
     spec: SamplerSpec,
     advance: Callable[[], None] = lambda: None,
+    given: GivenFrames | None = None,
 ) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
     """As `sample_batch`, and the wall seconds of text, denoiser and decoder; a GPU is waited for after each."""
     times = [time.perf_counter()]
@@ -87,11 +91,11 @@ def timed_batch(
             torch.cuda.synchronize()
         times.append(time.perf_counter())
 
-    def velocity(latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def velocity(latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         advance()
-        return backbone.velocity(latents, sigma, text)
+        return backbone.velocity(latents, sigma, condition)
 
-    text = backbone.encode_text(prompts)
+    text = backbone.encode_text(prompts).with_given(given)
     negative = None if spec.guidance_scale == 1.0 else backbone.encode_text([spec.negative_prompt])
     lap()
     path = rollout(

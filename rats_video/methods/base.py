@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, TypedDict
 
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveInt, SolverSteps
-from rats_video.diffusion.rollout import rollout
-from rats_video.methods.finite import SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
 from rats_video.methods.real_data import RealData, RealDataConfig, RealSource
-from rats_video.methods.scoring import score_clips
 from rats_video.methods.teacher import TeacherSampler
 from rats_video.optim import OptimizerConfig
-from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory, VelocityAndFeatures
+from rats_video.types import Backbone, PromptBatch, Reward, VelocityAndFeatures
 
 
 class StepsConfig(Config):
@@ -84,6 +80,16 @@ class BaseMethodConfig(Config):
     @property
     def uses_teacher(self) -> bool:
         """True if the loss needs teacher rollouts."""
+        return False
+
+    @property
+    def needs_every_teacher(self) -> str | None:
+        """What of it needs the teacher's rollout of every clip, if anything."""
+        return "the loss" if self.uses_teacher or self.uses_trajectory else None
+
+    @property
+    def compares_predictions(self) -> bool:
+        """True if teacher and student are compared by the clean clips that their calls predict."""
         return False
 
     @property
@@ -257,42 +263,3 @@ class BaseMethod:
     def with_shaping(self, strength: float) -> Self:  # noqa: ARG002  # nothing to strengthen
         """Itself."""
         return self
-
-
-def student_rollout(
-    method: Method | BaseMethod, batch: PromptBatch, grad_steps: Collection[int] | None = None
-) -> Trajectory:
-    """The student's own few-step trajectory from the shared noise, kept at every noise level below 1.
-
-    `grad_steps` carry gradient; None takes those of the configuration.
-    """
-    if grad_steps is None:
-        grad_steps = method.student_config.gradient_steps(batch.num_steps)
-    return rollout(
-        method.student.velocity,
-        batch.noise,
-        method.student.sigmas(batch.num_steps, method.shift),
-        method.student.encode_text(batch.prompts),
-        keep=range(1, batch.num_steps + 1),
-        grad_steps=grad_steps,
-    )
-
-
-def score_student_clip(
-    method: Method | BaseMethod, batch: PromptBatch, x0: Tensor, *, with_gradient: bool
-) -> tuple[RewardScores, LogRow]:
-    """The reward of clean latents `[B, C, F, H, W]`, and its columns of the log row.
-
-    A clip whose score is not finite scores 0, passes no gradient on and is counted.
-    """
-    clip = x0.view_as(x0)  # only the gradient from pixels comes back here
-    with torch.set_grad_enabled(with_gradient):
-        scores = score_clips(method.reward, method.student, clip, batch.prompts, batch.grad_frames)
-    kept = finite_clips(scores)
-    block_gradient(clip, kept)
-    scores = mask_scores(scores, kept)
-    if not bool(kept.all()):
-        warn_skipped(batch.prompts, kept)
-    row = {"reward/student": scores.clip, SKIPPED: (~kept).float()}
-    row |= {f"reward/student/{name}": part for name, part in scores.parts.items()}
-    return scores, {name: float(value.detach().mean()) for name, value in row.items()}

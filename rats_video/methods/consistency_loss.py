@@ -148,7 +148,7 @@ def draw_pairs(
         else:
             latents = add_noise(path.x0, draw_noise(batch, TRAJECTORY, index, 1), sigma)
             with torch.no_grad():
-                velocity = teacher.velocity(latents, sigma, teacher.backbone.encode_text(batch.prompts))
+                velocity = teacher.velocity(latents, sigma, batch.condition(teacher.backbone))
             there = _step(latents, velocity, sigma, sigma_near)
         yield TrajectoryPairs(latents, sigma, there, sigma_near, levels[end])
 

@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, PositiveFloat
-from rats_video.types import TextCondition, VelocityAndFeatures
+from rats_video.types import VelocityAndFeatures
 
 
 class GanConfig(Config):
@@ -50,9 +51,9 @@ class Discriminator:
     head: DiscriminatorHead
     cfg: GanConfig
 
-    def __call__(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> tuple[Tensor, Tensor]:
+    def __call__(self, latents: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """The fake score's velocity `[B, C, F, H, W]` and the logit `[B]`, of one evaluation a clip."""
-        velocity, features = self.features(latents, sigma, text)
+        velocity, features = self.features(latents, sigma, condition)
         return velocity, self.head(features)
 
     @staticmethod

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, PositiveInt
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.schedule import shift_sigma
@@ -23,7 +24,7 @@ from rats_video.methods.base import WITH_GRADIENT, Critic, LogRow, MethodInputs
 from rats_video.methods.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.optim import OptimizerConfig
-from rats_video.types import Backbone, PromptBatch, TextCondition
+from rats_video.types import Backbone, PromptBatch
 
 
 class FakeScoreConfig(Config):
@@ -88,7 +89,7 @@ class DistributionMatching:
         x0: Tensor,
         batch: PromptBatch,
         *stream: int,
-        text: TextCondition | None = None,
+        condition: Condition | None = None,
         teacher_at: Tensor | None = None,
     ) -> Tensor:
         """`[B]`: means over a clip's elements, so that the gradient by each of them is that of DMD's equations 7 and 8.
@@ -102,16 +103,16 @@ class DistributionMatching:
             x0: the student's clips `[B, C, F, H, W]`.
             batch: of these clips; noise and levels are drawn by its seeds.
             stream: tells draws apart where a step needs several.
-            text: the clips were made of it; None = that of the batch.
+            condition: the clips were made of it; None = that of the batch.
             teacher_at: clips whose noised version the teacher is asked about instead, with the same noise and level.
         """
         with torch.no_grad():
             latents, noise, sigma = self.renoise(x0, batch, SCORE_LEVEL, *stream)
             seen = latents if teacher_at is None else add_noise(teacher_at, noise, sigma)
-            text = text or self.fake.encode_text(batch.prompts)
+            condition = condition or batch.condition(self.fake)
             away = sigma.view(-1, 1, 1, 1, 1)
-            by_teacher = seen - away * self.teacher.velocity(seen, sigma, text)
-            by_fake = latents - away * self.fake.velocity(latents, sigma, text)
+            by_teacher = seen - away * self.teacher.velocity(seen, sigma, condition)
+            by_fake = latents - away * self.fake.velocity(latents, sigma, condition)
             size = (x0 - by_teacher).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
             target = x0 - (by_fake - by_teacher) / size
         return (x0 - target).square().mean(dim=(1, 2, 3, 4)) / 2
@@ -121,10 +122,10 @@ class DistributionMatching:
         """`[B]`: mean square of `velocity - (noise - x0)`."""
         return (velocity - (noise - x0)).square().mean(dim=(1, 2, 3, 4))
 
-    def fake_loss(self, x0: Tensor, text: TextCondition, batch: PromptBatch, index: int) -> tuple[Tensor, LogRow]:
+    def fake_loss(self, x0: Tensor, condition: Condition, batch: PromptBatch, index: int) -> tuple[Tensor, LogRow]:
         """The fake score's loss of a round, 0-d, on the student's clips of a text, and its row."""
         latents, noise, sigma = self.renoise(x0, batch, FAKE_SCORE, index)
-        mean = self.flow_error(self.fake.velocity(latents, sigma, text), x0, noise).mean()
+        mean = self.flow_error(self.fake.velocity(latents, sigma, condition), x0, noise).mean()
         return mean, {"loss": float(mean.detach())}
 
     def critic(self, sample: Callable[[PromptBatch, int], Tensor]) -> Critic:
@@ -137,7 +138,7 @@ class DistributionMatching:
         def loss(batch: PromptBatch, index: int) -> tuple[Tensor, LogRow]:
             with torch.no_grad():
                 x0 = sample(batch, index)
-            return self.fake_loss(x0, self.fake.encode_text(batch.prompts), batch, index)
+            return self.fake_loss(x0, batch.condition(self.fake), batch, index)
 
         return Critic(self.fake.weights, loss, self.cfg.optimizer, self.cfg.rounds)
 

@@ -17,27 +17,21 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeFloat, PositiveFloat
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.base import (
-    WITH_GRADIENT,
-    BaseMethod,
-    BaseMethodConfig,
-    Critic,
-    LogRow,
-    MethodContext,
-    score_student_clip,
-)
+from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow, MethodContext
 from rats_video.methods.discriminator import Discriminator, GanConfig, build_head
 from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
 from rats_video.methods.draws import DISCRIMINATOR, FAKE_SCORE, REAL, STUDENT_LEVEL, draw_noise
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_rollouts
 from rats_video.methods.real_data import RealSource
+from rats_video.methods.student import score_student_clip
 from rats_video.optim import ema_update_
 from rats_video.seeds import seeded
-from rats_video.types import PromptBatch, RewardScores, TextCondition
+from rats_video.types import PromptBatch, RewardScores
 
 
 class AdversarialRewardConfig(Config):
@@ -124,7 +118,7 @@ class GeneratedClips:
     """The student's clips of a text, and the real clips that it began at, if any; `[B, C, F, H, W]`."""
 
     x0: Tensor
-    text: TextCondition
+    text: Condition
     real: Tensor | None = None
 
 
@@ -148,7 +142,7 @@ class Dmd2(BaseMethod):
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
         made = self.generate(batch, STUDENT_LEVEL)
-        loss = self.matching.loss(made.x0, batch, text=made.text, teacher_at=made.real).mean()
+        loss = self.matching.loss(made.x0, batch, condition=made.text, teacher_at=made.real).mean()
         row = {"matching/loss": float(loss.detach()), SKIPPED: 0.0}
         if self.gan is not None:
             logit = self.logit(self.gan, made, batch)
@@ -201,7 +195,7 @@ class Dmd2(BaseMethod):
         forced, place = torch.rand(2, generator=generator).tolist()
         noise = batch.noise if stream == (STUDENT_LEVEL,) else draw_noise(batch, *stream, 2)
         if forced >= self.config.data_forcing:
-            text = self.student.encode_text(batch.prompts)
+            text = batch.condition(self.student)
             return GeneratedClips(rollout(self.student.velocity, noise, sigmas, text, grad_steps=grad_steps).x0, text)
         real, text = self.real_clips(batch)
         first = int(place * (grad_steps[-1] + 1))  # one step that carries gradient is always left
@@ -218,16 +212,16 @@ class Dmd2(BaseMethod):
 
     def policy_term(self, gan: Discriminator, batch: PromptBatch, policy: PolicyConfig) -> Tensor:
         """Noisy rollouts of each prompt, the more real ones made likelier: 0-d, with gradient to the student."""
-        sigmas, text = self.student.sigmas(batch.num_steps, self.shift), self.student.encode_text(batch.prompts)
+        sigmas, text = self.student.sigmas(batch.num_steps, self.shift), batch.condition(self.student)
         paths = sample_rollouts(self.student, batch, sigmas, policy)
         with torch.no_grad():
             logits = torch.stack([self.logit(gan, GeneratedClips(path.x0, text), batch) for path in paths])
         return policy_loss(Group(paths, tuple(map(RewardScores, logits)), policy), logits).mean()
 
-    def real_clips(self, batch: PromptBatch) -> tuple[Tensor, TextCondition]:
+    def real_clips(self, batch: PromptBatch) -> tuple[Tensor, Condition]:
         """Clips `[B, C, F, H, W]` that count as real, and their text: of the cache, or the teacher's rollouts."""
         if self.clips is None:
-            return self.teacher.rollout(batch).trajectory.x0, self.student.encode_text(batch.prompts)
+            return self.teacher.rollout(batch).trajectory.x0, batch.condition(self.student)
         latents, text = self.clips(batch.index)
         rows = slice(batch.micro_batch * len(batch.prompts), (batch.micro_batch + 1) * len(batch.prompts))
         where = self.student.device

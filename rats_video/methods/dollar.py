@@ -16,10 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat
-from rats_video.methods.base import BaseMethod, Critic, LogRow, MethodContext, score_student_clip, student_rollout
+from rats_video.methods.base import BaseMethod, Critic, LogRow, MethodContext
 from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
 from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
 from rats_video.methods.draws import FAKE_SCORE, draw_noise
+from rats_video.methods.student import score_student_clip, student_rollout
 from rats_video.types import PromptBatch
 
 

@@ -13,6 +13,9 @@ from rats_video.types import RewardScores
 SKIPPED = "reward/skipped"
 """The log's name for skipped clips: their share in a step's own row, their number in a run's."""
 
+ASKED = "teacher/asked"
+"""The log's name for the share of clips whose teacher was asked and whose scores are finite, where not all are."""
+
 
 def finite_clips(*scored: RewardScores) -> Tensor:
     """`[B]` bool: clips whose scores are all finite: of the clip, of its frames and by part."""

@@ -17,7 +17,7 @@ class Horizons:
     """The noise levels at which the student's grid meets the teacher's.
 
     Args:
-        sigmas: the K student noise levels below 1, falling to 0.
+        sigmas: K noise levels of the student, falling.
         teacher_steps: the teacher's solver steps.
         keep: indices into the teacher's grid that must be kept to reach every sigma.
         residual: the largest distance from a sigma to the teacher's nearest one; 0 where the grids nest.
@@ -30,19 +30,24 @@ class Horizons:
 
 
 def match_horizons(student: Tensor, teacher: Tensor) -> Horizons:
-    """Match every student noise level with the teacher's own, or its two neighbours where the grids do not nest.
+    """Match every student noise level below 1 with the teacher's own, or its two neighbours where they do not nest.
 
     Args:
         student: the student's grid `[N + 1]`, 1 ... 0.
         teacher: the teacher's grid `[M + 1]`, 1 ... 0.
     """
-    distance = (student[1:, None] - teacher[None]).abs()
+    return match_levels(student[1:], teacher)
+
+
+def match_levels(sigmas: Tensor, teacher: Tensor) -> Horizons:
+    """The same for any noise levels `[K]`, falling, in the range of the teacher's."""
+    distance = (sigmas[:, None] - teacher[None]).abs()
     nearest = distance.amin(dim=1)
     keep: set[int] = set()
-    for sigma, row in zip(student[1:], distance, strict=True):
+    for sigma, row in zip(sigmas, distance, strict=True):
         below = int((teacher < sigma - SAME_SIGMA).sum())
         keep |= {int(row.argmin())} if row.min() < SAME_SIGMA else {len(teacher) - below - 1, len(teacher) - below}
-    return Horizons(tuple(student[1:].tolist()), len(teacher) - 1, tuple(sorted(keep)), float(nearest.max()))
+    return Horizons(tuple(sigmas.tolist()), len(teacher) - 1, tuple(sorted(keep)), float(nearest.max()))
 
 
 def at_horizons(trajectory: Trajectory, sigmas: tuple[float, ...]) -> Trajectory:

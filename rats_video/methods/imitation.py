@@ -10,9 +10,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext, student_rollout
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
+from rats_video.methods.student import student_rollout
 from rats_video.types import PromptBatch
 
 
@@ -26,6 +27,11 @@ class ImitationConfig(BaseMethodConfig):
     def uses_teacher(self) -> bool:
         """True: it is matched."""
         return True
+
+    @property
+    def compares_predictions(self) -> bool:
+        """True if shaping does."""
+        return self.shaping.space == "x0"
 
     def check_horizons(self, num_steps: int) -> None:
         """Raise UserError if its weights do not fit that many steps."""
@@ -48,8 +54,9 @@ class Imitation(BaseMethod):
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
-        teacher, student = self.teacher.rollout(batch), student_rollout(self, batch)
-        by_horizon = shaping_by_horizon(student, teacher.trajectory, motion_weight=self.config.shaping.motion_weight)
+        teacher = self.teacher.rollout(batch)
+        student = student_rollout(self, batch, predictions=self.config.compares_predictions)
+        by_horizon = shaping_by_horizon(student, teacher.trajectory, self.config.shaping)
         loss = weigh_horizons(by_horizon, self.config.shaping.horizon_weights).mean()
         apart = by_horizon.detach().mean(dim=(1, 2)).tolist()
         row = {f"shaping/{sigma:.3f}": distance for sigma, distance in zip(student.sigmas, apart, strict=True)}

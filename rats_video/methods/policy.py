@@ -184,21 +184,22 @@ def stochastic_rollout(
     their gradients have the size of shaping's. Steps that are not trained draw the same noise in every rollout, so
     that what makes one better is in the others (step-subset GRPO, arXiv 2605.26108).
     """
-    text = student.encode_text(batch.prompts)
+    text = batch.condition(student)
     sigmas = sigmas.to(batch.noise.device)
     last = len(sigmas) - 2
     trained = range(last) if trained is None else trained
-    latents = batch.noise
+    latents = text.hold(batch.noise)
     log_likelihood = divergence = batch.noise.new_zeros(len(batch.noise))
     for step, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         before, level = latents, sigma.expand(len(latents))
         with torch.set_grad_enabled(torch.is_grad_enabled() and (through_last if step == last else step in trained)):
             slope = checkpoint(student.velocity, before, level, text, use_reentrant=False, preserve_rng_state=False)
             latents, std = stochastic_step(before, slope, sigma, sigma_next, fresh)
+            latents = text.hold(latents)
         if step == last or fresh == 0:
             continue
         mean, latents = latents, latents.detach()
-        latents = latents + std * draw_noise(batch, sample if step in trained else 0, step)
+        latents = text.hold(latents + std * draw_noise(batch, sample if step in trained else 0, step))
         if step in trained:
             log_likelihood = log_likelihood - half_mean_square((latents - mean) / std)
             if reference is not None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import ClassVar, Literal
 
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat
 from rats_video.diffusion.causal import with_hidden_frames
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext, student_rollout
-from rats_video.methods.finite import SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
+from rats_video.methods.finite import ASKED, SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
 from rats_video.methods.gate import GateConfig, GateFn, build_gate
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_group
 from rats_video.methods.scoring import score_clips
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
+from rats_video.methods.student import student_rollout
+from rats_video.methods.teacher import TeacherRollout
 from rats_video.types import PromptBatch, RewardScores
 
 
@@ -48,6 +51,16 @@ class RatsConfig(BaseMethodConfig):
     def uses_teacher(self) -> bool:
         """True: the gate compares with it."""
         return True
+
+    @property
+    def needs_every_teacher(self) -> str | None:
+        """The cap on the student's reward."""
+        return None if self.reward_margin is None else "method.reward_margin"
+
+    @property
+    def compares_predictions(self) -> bool:
+        """True if shaping does."""
+        return self.shaping.space == "x0"
 
     @property
     def policy_in_loss(self) -> PolicyConfig | None:
@@ -94,30 +107,40 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
 
     Loss = -R_student + alpha * gate(R_teacher, R_student) * |student - teacher|^2 over horizons and latent frames.
     With `method.policy` the first term is the group-relative policy objective. A clip without a finite score adds 0.
+
+    As published, the teacher is asked about all B clips. Where `teacher.asked` is less, it is about A of them, whose
+    second term weighs 1 / asked: the loss has the same mean over draws (Horvitz and Thompson, 1952).
     """
-    config = rats.config
-    teacher = rats.teacher.rollout(batch)
-    student = student_rollout(rats, batch)
+    config, clips = rats.config, len(batch.prompts)
+    asked = torch.tensor(batch.asked_rows, dtype=torch.long, device=batch.noise.device)  # [A]
+    teacher = rats.teacher.rollout(batch.take(batch.asked_rows)) if len(asked) else None
+    student = student_rollout(rats, batch, predictions=config.compares_predictions)
     clip = student.x0.view_as(student.x0)  # gradient from pixels comes back here, shaping's does not
     with torch.set_grad_enabled(config.uses_gradient):
         scores = score_clips(rats.reward, rats.student, clip, batch.prompts, batch.grad_frames)
     group = policy_group(rats, batch)
-    kept = finite_clips(teacher.scores, scores, *(group.scores if group else ()))  # [B]
+    if teacher is None:  # asked about no clip: the student's own, of which there are none
+        teacher = TeacherRollout(student.take(asked), scores.take(asked))
+    kept = finite_clips(scores, *(group.scores if group else ()))  # [B]
+    kept[asked] &= finite_clips(teacher.scores)
     block_gradient(clip, kept)
-    r_teacher, r_student = mask_scores(teacher.scores, kept), mask_scores(scores, kept)
+    r_student, kept_asked = mask_scores(scores, kept), kept[asked, None]
+    r_teacher, r_asked = mask_scores(teacher.scores, kept[asked]), r_student.take(asked)
 
-    by_horizon = shaping_by_horizon(student, teacher.trajectory, motion_weight=config.shaping.motion_weight)
-    by_horizon = by_horizon * kept[:, None]  # [K, B, F]
-    shaping = weigh_horizons(by_horizon, config.shaping.horizon_weights)  # [B, F]
-    gate = rats.gate(r_teacher, r_student) * kept[:, None]  # [B, F] or [B, 1]
+    by_horizon = shaping_by_horizon(student.take(asked), teacher.trajectory, config.shaping) * kept_asked  # [K, A, F]
+    shaping = weigh_horizons(by_horizon, config.shaping.horizon_weights)  # [A, F]
+    gate = rats.gate(r_teacher, r_asked) * kept_asked  # [A, F] or [A, 1]
     rewards = group.rewards(kept) if group else r_student.clip  # [K, B] or [B]
     rewards = capped_reward(rewards, r_teacher.clip, config.reward_margin)
     reward_term = policy_loss(group, rewards).mean() if group else -rewards.mean()
-    alpha = config.alpha * rats.shaping_strength
-    shaping_term = (with_hidden_frames(gate, shaping.shape[1]) * shaping).mean()
+    alpha = config.alpha * rats.shaping_strength / rats.teacher.cfg.asked
+    shaping_term = (with_hidden_frames(gate, shaping.shape[1]) * shaping).sum() / (clips * shaping.shape[1])
     loss = config.reward_weight * reward_term + alpha * shaping_term
 
-    row = _log(loss, r_teacher, r_student, gate, student.sigmas, by_horizon, kept, rewards)
+    distances = dict(zip(student.sigmas, by_horizon, strict=True))
+    row = _log(loss, r_student, kept, rewards) | _log_of_teacher(r_teacher, r_asked, gate, distances, clips)
+    if batch.asked is not None:
+        row[ASKED] = float(kept_asked.sum()) / clips
     if row[SKIPPED] > 0:
         warn_skipped(batch.prompts, kept)
     return loss, row
@@ -136,27 +159,28 @@ def capped_reward(student: Tensor, teacher: Tensor, margin: float | None) -> Ten
     return student if margin is None else torch.minimum(student, teacher + margin)
 
 
-def _log(
-    loss: Tensor,
-    teacher: RewardScores,
-    student: RewardScores,
-    gate: Tensor,
-    sigmas: Sequence[float],
-    by_horizon: Tensor,
-    kept: Tensor,
-    rewards: Tensor,
-) -> LogRow:
+def _log(loss: Tensor, student: RewardScores, kept: Tensor, rewards: Tensor) -> LogRow:
     group = {"mean": rewards.mean(), "spread": rewards.std(dim=0, correction=0).mean()} if rewards.ndim > 1 else {}
     row = {
         "loss": loss,
         "reward/student": student.clip.mean(),
-        "reward/teacher": teacher.clip.mean(),
-        "reward/gap": (student.clip - teacher.clip).mean(),
         SKIPPED: (~kept).float().mean(),
-        "gate/weight": gate.mean(),
         **{f"reward/policy_{name}": value for name, value in group.items()},
         **{f"reward/student/{name}": part.mean() for name, part in student.parts.items()},
-        **{f"shaping/{s:.3f}": d.mean() for s, d in zip(sigmas, by_horizon, strict=True)},
-        **{f"gate/frame{f}": column.mean() for f, column in enumerate(gate.unbind(dim=1)) if gate.shape[1] > 1},
     }
     return {name: float(value.detach()) for name, value in row.items()}
+
+
+def _log_of_teacher(
+    teacher: RewardScores, student: RewardScores, gate: Tensor, distances: Mapping[float, Tensor], clips: int
+) -> LogRow:
+    """What needs the teacher: sums over the clips that it was asked about, as parts of a mean over all `clips`."""
+    frames = gate.unbind(dim=1)
+    row = {
+        "reward/teacher": teacher.clip,
+        "reward/gap": student.clip - teacher.clip,
+        "gate/weight": gate,
+        **{f"shaping/{sigma:.3f}": distance for sigma, distance in distances.items()},  # [A, F] each
+        **{f"gate/frame{f}": column for f, column in enumerate(frames) if len(frames) > 1},
+    }
+    return {name: float(value.detach().sum()) / (clips * prod(value.shape[1:])) for name, value in row.items()}

@@ -9,10 +9,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, device
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeFloat, NumClips
 from rats_video.diffusion.flow import add_noise, euler_step
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, TextCondition
+from rats_video.types import Backbone
 
 
 class RealDataConfig(Config):
@@ -30,7 +31,7 @@ class RealDataConfig(Config):
 REAL = 33
 """Stream of random numbers."""
 
-RealSource = Callable[[int], tuple[Tensor, TextCondition]]
+RealSource = Callable[[int], tuple[Tensor, Condition]]
 """`step -> latents [B, C, F, H, W], text`: this process's real clips of a step."""
 
 
@@ -47,7 +48,7 @@ class RealClips:
     """
 
     latents: Tensor
-    text: TextCondition
+    text: Condition
     noise: Tensor
     place: float
 

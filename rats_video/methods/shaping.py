@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 
 from rats_video.config.fields import Config, NonNegativeFloat
 from rats_video.errors import UserError
@@ -14,8 +16,12 @@ from rats_video.types import Trajectory
 
 
 class ShapingConfig(Config):
-    """Comparison of student and teacher latents at the horizons."""
+    """Comparison of student and teacher at the horizons."""
 
+    space: Literal["latents", "x0"] = Field(
+        "latents", description="what is compared: the latents they reach, or the clean clips that their calls predict"
+    )
+    distance: Literal["l2", "cosine", "both"] = Field("l2", description="of a latent frame's appearance")
     motion_weight: NonNegativeFloat = Field(0.5, description="weight of the motion term beside the appearance term")
     horizon_weights: tuple[NonNegativeFloat, ...] | None = Field(
         None, description="one weight a student step, first to last; null weighs all alike"
@@ -31,19 +37,45 @@ class ShapingConfig(Config):
             )  # fmt: skip
 
 
-def shaping_by_horizon(student: Trajectory, teacher: Trajectory, *, motion_weight: float) -> Tensor:
-    """Squared distance of the two trajectories at each of their common horizons, `[K, B, F]`; the teacher is detached.
+def shaping_by_horizon(student: Trajectory, teacher: Trajectory, cfg: ShapingConfig) -> Tensor:
+    """Distance of the two trajectories at each of their common horizons, `[K, B, F]`; the teacher is detached.
+
+    The horizons of latents are the K noise levels that the student's calls lead to. Those of `space: x0` are the K that
+    they are made at: a call predicts `x0 = latents - sigma * velocity`. (Shaping on predicted clean clips by cosine and
+    L2 is the paper's, by a public reading note.)
 
     Raises:
         ValueError: the trajectories were kept at different noise levels.
     """
+    if cfg.space == "x0":
+        assert student.predictions is not None
+        assert teacher.predictions is not None
+        student, teacher = student.predictions, teacher.predictions
     apart = [abs(a - b) for a, b in zip(student.sigmas, teacher.sigmas, strict=True)]
     if max(apart) > 1e-5:  # float32 rounding of the same grid
         raise ValueError(f"horizons differ: student {student.sigmas}, teacher {teacher.sigmas}")
     return torch.stack([
-        frame_distance(ours - theirs.detach(), motion_weight)
+        latents_distance(ours, theirs.detach(), cfg)
         for ours, theirs in zip(student.latents, teacher.latents, strict=True)
     ])  # fmt: skip
+
+
+def latents_distance(ours: Tensor, theirs: Tensor, cfg: ShapingConfig) -> Tensor:
+    """Distance `[B, F]` by latent frame of two clips' latents `[B, C, F, H, W]`: appearance, and motion by L2."""
+    squares = frame_distance(ours - theirs, cfg.motion_weight)
+    match cfg.distance:
+        case "l2":
+            return squares
+        case "both":
+            return squares + cosine_distance(ours, theirs)
+        case "cosine":
+            motion = squares - frame_distance(ours - theirs, 0.0)
+            return cosine_distance(ours, theirs) + motion
+
+
+def cosine_distance(ours: Tensor, theirs: Tensor) -> Tensor:
+    """1 - the cosine of two latent frames as vectors over C, H, W: `[B, F]`, between 0 and 2."""
+    return 1 - F.cosine_similarity(ours.movedim(2, 1).flatten(2), theirs.movedim(2, 1).flatten(2), dim=-1)
 
 
 def frame_distance(residual: Tensor, motion_weight: float) -> Tensor:

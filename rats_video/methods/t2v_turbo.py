@@ -15,9 +15,10 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat, PositiveFloat
-from rats_video.methods.base import BaseMethod, LogRow, MethodContext, score_student_clip
+from rats_video.methods.base import BaseMethod, LogRow, MethodContext
 from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
 from rats_video.methods.finite import SKIPPED
+from rats_video.methods.student import score_student_clip
 from rats_video.rewards.reward import RewardConfig
 from rats_video.types import PromptBatch
 

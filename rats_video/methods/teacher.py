@@ -11,17 +11,31 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, SolverSteps
 from rats_video.diffusion.guidance import guided
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.horizon import at_horizons, match_horizons
+from rats_video.methods.horizon import at_horizons, match_horizons, match_levels
 from rats_video.methods.scoring import score_clips
 from rats_video.optim import ema_update_
 from rats_video.timing import phase
-from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, TextCondition, Trajectory
+from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
 
 NegativePrompt = Annotated[
     str, Field(description="what guidance leads away from; empty, as the stock pipelines have it, is no prompt")
+]
+
+
+Asked = Annotated[
+    float,
+    Field(
+        gt=0, le=1,
+        description="share of clips that it is rolled out for; their shaping weighs 1 / share, so the mean is kept",
+    ),
+]  # fmt: skip
+AskedBy = Annotated[
+    Literal["clip", "update"],
+    Field(description="it is asked about some clips of each update, or about all of some updates"),
 ]
 
 
@@ -33,6 +47,8 @@ class FrozenTeacherConfig(Config):
     guidance_scale: PositiveFloat = 3.0
     negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
+    asked: Asked = 1.0
+    asked_by: AskedBy = "clip"
     cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
 
     @property
@@ -56,6 +72,8 @@ class EmaTeacherConfig(Config):
     guidance_fade_steps: NonNegativeInt = 0
     negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = 1
+    asked: Asked = 1.0
+    asked_by: AskedBy = "clip"
 
     @property
     def calls_per_step(self) -> int:
@@ -104,6 +122,7 @@ class TeacherSampler:
         reward: scores the decoded clips.
         cfg: its settings.
         shift: of the sigma grid, the student's own.
+        predictions: True if its rollouts also have the clean clips predicted at the student's noise levels.
         cache: of a frozen teacher's rollouts, if there is one.
     """
 
@@ -114,8 +133,10 @@ class TeacherSampler:
         cfg: FrozenTeacherConfig | EmaTeacherConfig,
         shift: float,
         cache: RolloutCache | None = None,
+        *,
+        predictions: bool = False,
     ) -> None:
-        self.backbone, self.cfg = backbone, cfg
+        self.backbone, self.cfg, self._predictions = backbone, cfg, predictions
         self._reward, self._shift, self._cache = reward, shift, cache
         self._negative = backbone.encode_text([cfg.negative_prompt])
         self._index = -1
@@ -175,28 +196,36 @@ class TeacherSampler:
             self._index, self._rollouts, self._trajectories = index, {}, {}
 
     @phase("teacher")
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
         if self.guidance_scale == 1.0:
-            return self.backbone.velocity(latents, sigma, text)
-        return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, text)
+            return self.backbone.velocity(latents, sigma, condition)
+        return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, condition)
 
     def _scored_rollout(self, batch: PromptBatch) -> TeacherRollout:
         sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
-        horizons = match_horizons(self.backbone.sigmas(batch.num_steps, self._shift), sigmas)
-        path = self._rollout(batch, sigmas, horizons.keep)
+        student = self.backbone.sigmas(batch.num_steps, self._shift)
+        horizons = match_horizons(student, sigmas)
+        called = match_levels(student[:-1], sigmas[:-1]) if self._predictions else None
+        path = self._rollout(batch, sigmas, horizons.keep, () if called is None else called.keep)
         scores = score_clips(self._reward, self.backbone, path.x0, batch.prompts)
-        return TeacherRollout(at_horizons(path, horizons.sigmas), scores)
+        seen = at_horizons(path, horizons.sigmas)
+        if called is not None and path.predictions is not None:
+            seen = replace(seen, predictions=at_horizons(path.predictions, called.sigmas))
+        return TeacherRollout(seen, scores)
 
-    def _rollout(self, batch: PromptBatch, sigmas: Tensor, keep: Collection[int]) -> Trajectory:
+    def _rollout(
+        self, batch: PromptBatch, sigmas: Tensor, keep: Collection[int], predict: Collection[int] = ()
+    ) -> Trajectory:
         return rollout(
             self.backbone.velocity,
             batch.noise,
             sigmas,
-            self.backbone.encode_text(batch.prompts),
+            batch.condition(self.backbone),
             negative=self._negative,
             guidance_scale=self.guidance_scale,
             keep=keep,
+            predict=predict,
         )
 
     def update_ema(self, student: Backbone, updates: int, *, resumed: bool = False) -> None:

@@ -70,8 +70,11 @@ class DiskRolloutCache:
         tensors |= {f"part.{name}": part for name, part in scores.parts.items()} | {"clip": scores.clip}
         if scores.frames is not None:
             tensors["frames"] = scores.frames
+        if (clean := trajectory.predictions) is not None:
+            tensors |= {f"clean.{k}": latents for k, latents in enumerate(clean.latents)}
         header = {
-            "sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts), "seconds": rollout.seconds
+            "sigmas": trajectory.sigmas, "nfe": trajectory.nfe, "parts": list(scores.parts), "seconds": rollout.seconds,
+            "clean_sigmas": () if clean is None else clean.sigmas,
         }  # fmt: skip
         host = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         if not all(bool(tensor.isfinite().all()) for tensor in host.values()):
@@ -94,5 +97,8 @@ def _parse(tensors: dict[str, Tensor], header: dict[str, Any]) -> TeacherRollout
     latents = tuple(tensors[f"latents.{k}"] for k in range(len(header["sigmas"])))
     parts = {name: tensors[f"part.{name}"] for name in header["parts"]}
     scores = RewardScores(tensors["clip"], tensors.get("frames"), parts)
-    path = Trajectory(tuple(header["sigmas"]), latents, header["nfe"])
+    predictions = None
+    if levels := tuple(header.get("clean_sigmas", ())):  # older files have none
+        predictions = Trajectory(levels, tuple(tensors[f"clean.{k}"] for k in range(len(levels))), header["nfe"])
+    path = Trajectory(tuple(header["sigmas"]), latents, header["nfe"], predictions)
     return TeacherRollout(path, scores, header.get("seconds", 0.0))  # older files have none

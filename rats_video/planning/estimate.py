@@ -139,24 +139,29 @@ def network_calls(cfg: DistillConfig) -> dict[str, float]:
     teacher = cfg.teacher
     student = sum(cfg.student.num_steps) / len(cfg.student.num_steps)
     calls = {
-        "teacher": teacher.num_steps * (1 + teacher.guided_share(cfg.training.steps)) / teacher.reuse,
+        "teacher": teacher.num_steps * (1 + teacher.guided_share(cfg.training.steps)) * rollouts_per_clip(cfg),
         "student": student,
     }
     return calls | ({"policy": cfg.method.policy_samples * student} if cfg.method.policy_samples else {})
 
 
+def rollouts_per_clip(cfg: DistillConfig) -> float:
+    """Teacher rollouts a clip and a step: some serve several updates, and some clips do without."""
+    return cfg.teacher.asked / cfg.teacher.reuse
+
+
 def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float]:
     """TFLOPs of one step by phase, averaged over the run."""
-    step, decode, reward, reuse = counted.step, counted.decode, counted.reward, cfg.teacher.reuse
+    step, decode, reward, rollouts = counted.step, counted.decode, counted.reward, rollouts_per_clip(cfg)
     scored = 1 + cfg.method.policy_samples  # student clips; the traced step itself calls the network for all of them
     student = network_calls(cfg)["student"] / counted.num_steps
     is_guided = cfg.teacher.guided_share(cfg.training.steps) > 0  # the traced call is two evaluations then
     teacher = network_calls(cfg)["teacher"] / (2 if is_guided else 1)
     found = {
-        "text": 0.0 if cfg.compute.cache_text else counted.text.get(("text", FLOPS), 0.0) * (1 + 1 / reuse),
+        "text": 0.0 if cfg.compute.cache_text else counted.text.get(("text", FLOPS), 0.0) * (1 + rollouts),
         "teacher rollout": step["teacher rollout", FLOPS] * teacher,
-        "teacher decode": decode["teacher decode", FLOPS] / reuse,
-        "teacher reward": reward["teacher reward", FLOPS] / reuse,
+        "teacher decode": decode["teacher decode", FLOPS] * rollouts,
+        "teacher reward": reward["teacher reward", FLOPS] * rollouts,
         "student rollout": step["student rollout", FLOPS] * student,
         "student decode": decode["student decode", FLOPS] * scored,
         "student reward": reward["student reward", FLOPS] * scored,
@@ -193,7 +198,7 @@ def guard_seconds(cfg: DistillConfig, seconds: Mapping[str, float], clips: int, 
         return 0.0
     teacher = cfg.teacher
     call = seconds["teacher rollout"] / (network_calls(cfg)["teacher"] * clips)
-    seen = (seconds["teacher decode"] + 2 * seconds["teacher reward"]) * teacher.reuse / clips
+    seen = (seconds["teacher decode"] + 2 * seconds["teacher reward"]) / (rollouts_per_clip(cfg) * clips)
     evaluations = len({*range(0, cfg.training.steps, cfg.guard.every), cfg.training.steps})
     calls = evaluations * cfg.student.num_steps[0] + teacher.num_steps * (1 if teacher.guidance_scale == 1.0 else 2)
     return -(-cfg.guard.num_clips // gpus) * (calls * call + (evaluations + 1) * seen)

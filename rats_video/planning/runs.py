@@ -35,7 +35,7 @@ from rats_video.planning.trace import (
 from rats_video.rewards.latent import LatentRewardConfig
 from rats_video.rewards.reward import reward_on_meta
 from rats_video.training.batches import draw_batch
-from rats_video.types import PromptBatch, Reward, TextCondition
+from rats_video.types import PromptBatch, Reward
 
 
 def can_plan(cfg: DistillConfig) -> bool:
@@ -150,7 +150,7 @@ class PlanBuilder:
         def at(depths: Mapping[str, int]) -> Counts:
             base = with_depths(self._base(cfg), self._architecture, depths)
             prepare_base(cfg, base, META)
-            base.text_cache = TextCache(self._once(f"rows {compute.dtype}", lambda: self._rows(cfg)))
+            base.text_cache = self._once(f"text {compute.dtype}", lambda: self._text_cache(cfg))
             with META:  # adapters too
                 student, teacher = build_roles(cfg, base)
             found = trace_step(
@@ -161,10 +161,10 @@ class PlanBuilder:
         numbers: Counts = self._once(key, lambda: at_full_depth(at, self._architecture.depths))
         return numbers
 
-    def _rows(self, cfg: DistillConfig) -> dict[str, TextCondition]:
-        negative = cfg.teacher.negative_prompt
+    def _text_cache(self, cfg: DistillConfig) -> TextCache:
         with MemoryTracker():
-            return {prompt: self._base(cfg).encode_text([prompt]) for prompt in (self._prompt, negative)}
+            prompts = (self._prompt, cfg.teacher.negative_prompt)
+            return TextCache({prompt: self._base(cfg).encode_text([prompt]) for prompt in prompts})
 
     def _reward(self, cfg: DistillConfig) -> Reward:
         reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward", clip=cfg.clip.spec))

@@ -101,7 +101,7 @@ def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillC
     few = cfg.teacher.model_copy(update={"num_steps": ROLLOUT_STEPS})
     return Rats(
         student=RoleWithoutDecode(student, "student", tracker),
-        teacher=TeacherSampler(seen, free_reward, few, cfg.shift),
+        teacher=TeacherSampler(seen, free_reward, few, cfg.shift, predictions=cfg.method.compares_predictions),
         reward=free_reward,
         gate=build_gate(cfg.method.gate.model_copy(update={"part": None}), student.temporal_stride),  # it has no parts
         config=cfg.method,

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.backbones.text_cache import TextCache
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import EMPTY, SHARDS, ClipRecord, save_shard
 from rats_video.datasets.video.records import CutClip, ReadSource, SourceVideo, split_of
 from rats_video.datasets.video.settings import PrepareConfig
@@ -30,7 +31,6 @@ from rats_video.preparation.units import (
     thumbs_path,
     write_record,
 )
-from rats_video.types import TextCondition
 
 THUMB_HEIGHT = 96  # pixels of each of the three frames
 THUMB_QUALITY = 70
@@ -49,7 +49,7 @@ class Encoder(Protocol):
         """Normalised latents `[B, C, F, H, W]` of `[B, T, 3, height, width]` in [0, 1]."""
         ...
 
-    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
+    def encode_text(self, prompts: Sequence[str]) -> Condition:
         """Encode B prompts."""
         ...
 
@@ -237,10 +237,10 @@ def to_dtype(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
     return stored
 
 
-def stored_text(text: TextCondition, dtype: torch.dtype) -> TextCondition:
+def stored_text(condition: Condition, dtype: torch.dtype) -> Condition:
     """Encoded prompts as they are stored; their mask stays what it is."""
-    pooled = None if text.pooled is None else to_dtype(text.pooled, dtype, "pooled prompts")
-    return TextCondition(to_dtype(text.embeds, dtype, "encoded prompts"), text.mask, pooled)
+    pooled = None if condition.pooled is None else to_dtype(condition.pooled, dtype, "pooled prompts")
+    return Condition(to_dtype(condition.embeds, dtype, "encoded prompts"), condition.mask, pooled)
 
 
 def save_empty_prompt(folder: Path, encoder: Encoder, dtype: torch.dtype) -> None:

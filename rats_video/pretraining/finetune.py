@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import DenoiserConfig, FullWeightsConfig, WeightsConfig
+from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeInt, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
 from rats_video.datasets.prepared.cache import ClipCache, ClipRecord
 from rats_video.datasets.prepared.loader import ClipBatch, ClipLoader
@@ -22,12 +23,12 @@ from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import shift_sigma
 from rats_video.errors import UserError, warn
 from rats_video.inference.video import slugify, write_mp4
-from rats_video.optim import OptimizerConfig, build_optimizer, ema_update_, set_learning_rate
+from rats_video.optim import OptimizerConfig, TrainStepsConfig, build_optimizer, ema_update_, set_learning_rate
 from rats_video.pretraining.resumable import resumable_steps
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
 from rats_video.training.metrics import MetricsFile
-from rats_video.types import Backbone, TextCondition
+from rats_video.types import Backbone
 
 Level = Annotated[float, Field(gt=0, le=1)]
 
@@ -43,7 +44,7 @@ class HeldoutConfig(Config):
     guidance_scale: PositiveFloat = Field(3.0, description="of those clips; 1 is off")
 
 
-class FinetuneConfig(Config):
+class FinetuneConfig(TrainStepsConfig):
     """Root of `train teacher --data`: flow matching on prepared clips, from an existing model of any family."""
 
     seed: Seed = 0
@@ -87,10 +88,10 @@ def draw_levels(cfg: FinetuneConfig, count: int, generator: torch.Generator) -> 
 
 
 def flow_matching_losses(
-    backbone: Backbone, x0: Tensor, noise: Tensor, sigma: Tensor, text: TextCondition
+    backbone: Backbone, x0: Tensor, noise: Tensor, sigma: Tensor, condition: Condition
 ) -> Tensor:  # fmt: skip
     """`[B]`: each clip's mean square error of the velocity at its level `sigma` `[B]` (Lipman et al., 2023)."""
-    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, text)
+    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, condition)
     return (velocity - (noise - x0)).square().flatten(1).mean(dim=1)
 
 
@@ -262,8 +263,8 @@ class Heldout:
             )  # fmt: skip
             write_mp4(self.role.decode(made.x0)[0].cpu(), path, fps=spec.fps)
 
-    def _on_device(self, text: TextCondition) -> TextCondition:
-        return text.map(lambda part: part.to(self.role.device))
+    def _on_device(self, condition: Condition) -> Condition:
+        return condition.map(lambda part: part.to(self.role.device))
 
 
 def evenly(records: Sequence[ClipRecord], most: int) -> list[ClipRecord]:

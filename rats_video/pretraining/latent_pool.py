@@ -19,7 +19,6 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.wan import WanBackbone
 from rats_video.config.fields import (
     ClipConfig,
-    Config,
     NonNegativeFloat,
     NonNegativeInt,
     NumClips,
@@ -35,14 +34,14 @@ from rats_video.diffusion.causal import pool_to_latent_frames
 from rats_video.diffusion.rollout import rollout
 from rats_video.files import replacing
 from rats_video.methods.scoring import score_pixels
-from rats_video.optim import OptimizerConfig
+from rats_video.optim import OptimizerConfig, TrainStepsConfig
 from rats_video.progress import ProgressBar
 from rats_video.rewards.sum import PixelRewardConfig
 from rats_video.seeds import seeded
 from rats_video.types import Reward
 
 
-class LatentRewardTrainConfig(Config):
+class LatentRewardTrainConfig(TrainStepsConfig):
     """Root of `train reward --latent`: a pixel reward that needs no VAE, as it judges a sketch drawn from latents.
 
     The sketch learns from samples of the model, from damaged ones, from rendered clips where the prompts are shapes,

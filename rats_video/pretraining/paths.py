@@ -13,21 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rats_video.backbones.wan_paths import PATH_ENCODER, PathWanBackbone
-from rats_video.config.fields import ClipConfig, Config, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
+from rats_video.condition import Condition
+from rats_video.config.fields import ClipConfig, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
 from rats_video.datasets.shapes.measure import measure_shapes
 from rats_video.datasets.shapes.paths import draw_path, measure_paths, prompts_with_paths, render_paths
 from rats_video.datasets.shapes.render import split_combinations
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.schedule import shift_sigma
 from rats_video.motion_path import resample
-from rats_video.optim import OptimizerConfig
+from rats_video.optim import OptimizerConfig, TrainStepsConfig
 from rats_video.pretraining.flow import fit, sampled_twice
 from rats_video.progress import ProgressBar
 from rats_video.seeds import seeded
-from rats_video.types import TextCondition
 
 
-class PathTrainConfig(Config):
+class PathTrainConfig(TrainStepsConfig):
     """Root of `train paths`: flow matching on rendered shapes that move along given paths."""
 
     seed: Seed = 0
@@ -64,7 +64,7 @@ class PathClips:
     latents: Tensor
     points: Tensor
     caption: Tensor
-    captions: TextCondition
+    captions: Condition
 
 
 def train_paths(

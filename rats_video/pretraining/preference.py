@@ -12,9 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, NumClips, PositiveInt, Seed
+from rats_video.config.fields import NonNegativeFloat, NonNegativeInt, NumClips, PositiveInt, Seed
 from rats_video.evaluation.stats import share_ci95
-from rats_video.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from rats_video.optim import OptimizerConfig, TrainStepsConfig, build_optimizer, set_learning_rate
 from rats_video.pretraining.comparisons import PairBatch, PairSource
 from rats_video.pretraining.ranks import auc
 from rats_video.pretraining.resumable import resumable_steps
@@ -26,7 +26,7 @@ from rats_video.seeds import seeded
 from rats_video.types import Reward
 
 
-class PreferenceTrainConfig(Config):
+class PreferenceTrainConfig(TrainStepsConfig):
     """Root of `train reward --data`: a reward of prepared clips, from pairs of which one is the better.
 
     Sources are split three ways, none in two parts: to train on, to choose the best weights by, to validate on.
@@ -48,8 +48,10 @@ class PreferenceTrainConfig(Config):
     validation_pairs: NumClips = Field(
         200, description="pairs, or clips to damage, to validate on, if there are enough"
     )
-    validation_share: Annotated[float, Field(gt=0, le=0.5)] = Field(
-        0.2, description="of all pairs that is enough; likewise what the best weights are chosen by, of the others"
+    validation_share: Annotated[float, Field(ge=0, le=0.5)] = Field(
+        0.2,
+        description="of all pairs that is enough; likewise what the best weights are chosen by, of the others; "
+        "0 trains on all that `prepare` did not hold out",
     )
     batch_size: NumClips = Field(12, description="pairs a step")
     steps: PositiveInt = 2000

@@ -14,7 +14,6 @@ from torch import Tensor
 from rats_video.backbones.wan import WanBackbone
 from rats_video.config.fields import (
     ClipConfig,
-    Config,
     NonNegativeFloat,
     NonNegativeInt,
     NumClips,
@@ -28,7 +27,7 @@ from rats_video.datasets.shapes.measure import read_shapes
 from rats_video.datasets.shapes.render import ATTRIBUTES, WORDS, ShapeAttributes, split_combinations
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.optim import OptimizerConfig, build_optimizer, set_learning_rate
+from rats_video.optim import OptimizerConfig, TrainStepsConfig, build_optimizer, set_learning_rate
 from rats_video.pretraining.ranks import auc, rank_correlation
 from rats_video.pretraining.resumable import resumable_steps
 from rats_video.pretraining.reward_losses import anchor_loss, grainy, preference_loss, word_loss
@@ -38,7 +37,7 @@ from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
 
 
-class RewardTrainConfig(Config):
+class RewardTrainConfig(TrainStepsConfig):
     """Root of `train reward`."""
 
     seed: Seed = 0

@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition, GivenFrames
 from rats_video.config.fields import (
     ClipConfig,
     Config,
@@ -28,12 +29,12 @@ from rats_video.datasets.shapes.render import VOCABULARY, ShapeAttributes, rende
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import shift_sigma, sigma_grid
-from rats_video.optim import OptimizerConfig
+from rats_video.optim import OptimizerConfig, TrainStepsConfig
 from rats_video.pretraining.flow import decoded, fit, sampled_twice
 from rats_video.pretraining.vae_clips import draw_shapes
 from rats_video.progress import ProgressBar
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 _CHUNK = 64  # clips rendered and encoded at a time
 
@@ -69,7 +70,7 @@ class FramesConfig(Config):
     share: float = Field(0.2, ge=0, lt=1, description="share of the later steps")
 
 
-class TeacherTrainConfig(Config):
+class TeacherTrainConfig(TrainStepsConfig):
     """Root of `train teacher`: flow matching on cached latents."""
 
     seed: Seed = 0
@@ -151,7 +152,7 @@ class LatentCache:
 
     latents: Tensor
     prompt_index: Tensor
-    text: TextCondition
+    text: Condition
 
 
 def train_teacher(
@@ -238,7 +239,7 @@ def flow_matching_loss(
         sigma[torch.rand(batch, generator=generator) < cfg.given_first_frame, 0] = 0
     sigma = sigma.to(device)
     prompts = torch.where(dropped, len(cache.text) - 1, cache.prompt_index[chosen])
-    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, TextCondition(cache.text.embeds[prompts]))
+    velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, Condition(cache.text.embeds[prompts]))
     asked = (sigma > 0).view(batch, 1, -1, 1, 1).expand_as(x0)
     return F.mse_loss(velocity[asked], (noise - x0)[asked])
 
@@ -275,15 +276,7 @@ def _scores(videos: Tensor, prompts: list[str], kind: str) -> dict[str, float]:
 
 def continued(backbone: WanBackbone, cfg: TeacherTrainConfig, prompts: list[str], first: Tensor) -> Tensor:
     """Latents `[B, C, F, H, W]` that go on from first frames `[B, C, 1, H, W]`, as Wan 2.2 TI2V-5B samples them."""
-
-    def velocity(latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        levels = sigma[:, None].repeat(1, latents.shape[2])
-        levels[:, 0] = 0
-        given = first.repeat(len(latents) // len(first), 1, 1, 1, 1)  # guidance puts both halves in one batch
-        return backbone.velocity(torch.cat([given, latents[:, :, 1:]], dim=2), levels, text)
-
-    text, negative = backbone.encode_text(prompts), backbone.encode_text([""])
     noise = backbone.sample_noise(len(prompts), cfg.clip.spec, seeded(cfg.seed, 3))
-    sigmas = sigma_grid(cfg.eval_steps, cfg.shift)
-    clips = rollout(velocity, noise, sigmas, text, negative=negative, guidance_scale=cfg.guidance_scale)
-    return torch.cat([first, clips.x0[:, :, 1:]], dim=2)
+    condition = backbone.encode_text(prompts).with_given(GivenFrames.hold_first(first, noise.shape[2]))
+    sigmas, negative = sigma_grid(cfg.eval_steps, cfg.shift), backbone.encode_text([""])
+    return rollout(backbone.velocity, noise, sigmas, condition, negative=negative, guidance_scale=cfg.guidance_scale).x0

@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ftfy
-
 
 def cleaned(prompt: str) -> str:
     """The text that the tokenizer is given (github openai/CLIP, clip/simple_tokenizer.py; HPSv2's and ViCLIP's alike).
@@ -16,6 +14,8 @@ def cleaned(prompt: str) -> str:
     Wrongly decoded text, ligatures, curly quotes and full-width letters are mended (ftfy), HTML entities read, twice;
     white space becomes single spaces, and letters small.
     """
+    import ftfy
+
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split()).lower()
 
 

@@ -182,6 +182,7 @@ class SketchDecoder(nn.Module):
         super().__init__()
         self.stride, self.scale = space.temporal_stride, space.spatial_stride // coarse
         self.num_frames = space.num_frames
+        self.latent_frames = 1 + (space.num_frames - 1) // self.stride
         self.stem = nn.Conv3d(space.channels, width, 3, padding=1)
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.enlarge = nn.Conv3d(width, _FINE * self.stride * self.scale**2, 1)
@@ -190,11 +191,11 @@ class SketchDecoder(nn.Module):
         )
 
     def forward(self, latents: Tensor) -> Tensor:
-        """Draw the sketches."""
-        hidden = self.enlarge(F.silu(self.blocks(self.stem(latents))))
+        """Draw the sketches, as the VAE from the latent frames alone that pixels show."""
+        hidden = self.enlarge(F.silu(self.blocks(self.stem(latents[:, :, -self.latent_frames :]))))
         sizes = {"t": self.stride, "y": self.scale, "x": self.scale}
         frames = rearrange(hidden, "b (c t y x) f h w -> b (f t) c (h y) (w x)", **sizes)
-        frames = frames[:, -self.num_frames :]  # latent 0 is one pixel frame, any before it none
+        frames = frames[:, -self.num_frames :]  # latent 0 is one pixel frame
         small: Tensor = self.refine(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
         return small + 0.5
 

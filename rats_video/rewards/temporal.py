@@ -156,9 +156,9 @@ def dynamic_degree(videos: Tensor) -> RewardScores:
 
     VBench's dynamic degree takes the same 5% of RAFT's optical flow, and calls a clip dynamic if in a quarter of its
     pairs, at 8 frames a second, they exceed 6/256 = 0.023 of the shorter side. Ours is that length itself. Where the
-    true motion is known it reads 0.7 to 1.3 of a moving disc's, and 0.5 to 1.7 of the whole frame's: too little where
-    all is smooth and slow, too much where large areas are flat, since the longest of many estimates count. So near the
-    threshold VBench's verdict may be another one.
+    true motion is known, of 0.01 to 0.08 a frame, it reads 0.7 to 1.3 of a moving disc's, and 0.5 to 1.7 of the whole
+    frame's: too little where all is smooth and slow (below 0.01 even less), too much where large areas are flat, since
+    the longest of many estimates count. So near the threshold VBench's verdict may be another one.
     """
     _check_length(videos, 2)
     small = shrunk(videos)

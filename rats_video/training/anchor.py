@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
-from rats_video.runtime import ALONE, Runtime
+from rats_video.runtime import ALONE, Runtime, is_split
 
 
 class InitialWeights:
@@ -48,4 +47,4 @@ class InitialWeights:
 
 def local(tensor: Tensor) -> Tensor:
     """This process's shard of a split tensor; any other tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_split(tensor) else tensor

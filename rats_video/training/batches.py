@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 
@@ -28,12 +28,32 @@ def draw_batch(backbone: Backbone, cfg: RunSettings, prompts: Sequence[str], ste
         num_steps=cfg.student.num_steps[index % len(cfg.student.num_steps)],
         grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], seeded(cfg.seed, 3, step)),
         seeds=tuple(torch.randint(2**62, (len(chosen),), generator=seeded(cfg.seed, 4, step)).tolist()),
+        asked=_asked(cfg, index, len(chosen)),
     )
 
 
 def slice_batch(batch: PromptBatch, rows: slice) -> PromptBatch:
-    """Some rows of a batch, with their own prompts, noise and seeds."""
-    return replace(batch, prompts=batch.prompts[rows], noise=batch.noise[rows], seeds=batch.seeds[rows])
+    """Some rows of a batch, with what belongs to each of them."""
+    return batch.take(range(len(batch.prompts))[rows])
+
+
+def _asked(cfg: RunSettings, index: int, clips: int) -> tuple[bool, ...] | None:
+    """The clips whose teacher is asked: systematic sampling, every 1/share-th of the run's clips (or updates).
+
+    The first one is drawn, so that each clip's probability is `teacher.asked`; then as many are asked in any stretch of
+    the run, to one.
+    """
+    share = cfg.teacher.asked
+    if share == 1:
+        return None
+    start = float(torch.rand((), dtype=torch.float64, generator=seeded(cfg.seed, 6)))
+    if cfg.teacher.asked_by == "update":
+        return (_passes_a_whole(index, share, start),) * clips
+    return tuple(_passes_a_whole(index * clips + row, share, start) for row in range(clips))
+
+
+def _passes_a_whole(place: int, share: float, start: float) -> bool:
+    return math.floor((place + 1) * share + start) > math.floor(place * share + start)
 
 
 def _grad_frames(window: int | None, frames: int, generator: torch.Generator) -> range | None:

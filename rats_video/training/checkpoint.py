@@ -17,12 +17,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from rats_video.errors import UserError, first_line, warn
 from rats_video.files import json_digest, remove, replacing, weights_digest, write_json
 from rats_video.reading import read_json
-from rats_video.runtime import ALONE, Runtime
+from rats_video.runtime import ALONE, Runtime, is_split
 
 Weights = Mapping[str, Tensor]
 Trained = tuple[Weights, torch.optim.Optimizer]
@@ -117,7 +116,7 @@ def _write(folder: Path, state: Mapping[str, Any], content: Mapping[str, dict[st
 
 def _whole(tensor: Tensor) -> Tensor:
     """The whole tensor; all processes gather a split one together."""
-    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach()
+    return (tensor.full_tensor() if is_split(tensor) else tensor).detach()
 
 
 def save_weights(folder: Path, step: int, weights: Weights, *, writes: bool) -> None:
@@ -240,8 +239,10 @@ def _restore(weights: Weights, saved: Weights) -> None:
 
 def _split_like(like: Tensor, whole: Tensor) -> Tensor:
     """This process's shard of a whole tensor, if `like` is split."""
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
+    if not is_split(like) or whole.shape != like.shape:
         return whole
+    from torch.distributed.tensor import distribute_tensor
+
     # Every process has read the file: no need to send it around.
     return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 

@@ -11,11 +11,11 @@ from rats_video.config.fields import ClipConfig, Config, NonNegativeInt, NumClip
 from rats_video.errors import UserError
 from rats_video.methods.base import BaseMethodConfig, StepsConfig
 from rats_video.methods.teacher import TeacherConfig
-from rats_video.optim import OptimizerConfig
+from rats_video.optim import OptimizerConfig, TrainStepsConfig
 from rats_video.training.faults import FaultsConfig
 
 
-class TrainingConfig(Config):
+class TrainingConfig(TrainStepsConfig):
     """The optimisation."""
 
     steps: PositiveInt = 150

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rats_video.errors import UserError
-from rats_video.methods.finite import SKIPPED
+from rats_video.methods.finite import ASKED, SKIPPED
 from rats_video.training.faults import StepFault
 from rats_video.training.settings import TrainingConfig
 
@@ -24,8 +24,9 @@ class SkippedClips:
     def count(self, row: Mapping[str, float], step: int) -> dict[str, float]:
         """A step's row, a mean over all clips, with the share of skipped clips turned into their number.
 
-        A skipped clip adds 0 to the means, so that micro-batches and processes agree. The logged rewards, gate and
-        shaping are means over the other clips.
+        A skipped clip adds 0 to the means, so that micro-batches and processes agree, and so does one whose teacher is
+        not asked to the means that need it. The logged rewards, gate and shaping are means over the other clips; where
+        the teacher is asked about none, what needs it is not logged.
 
         Raises:
             StepFault: no clip of the step has a finite score; they count as one step, not as clips.
@@ -38,8 +39,12 @@ class SkippedClips:
         if self._total > self._limit:
             what = f"{self._total} clips had no finite score by step {step + 1}, training.max_skipped is {self._limit}"
             raise UserError(f"{what}; earlier checkpoints are kept", where="reward", fix=fix)
-        masked = ("reward/", "gate/", "shaping/")
         kept = 1 - clips / self._batch_size
-        return {name: value / kept if name.startswith(masked) else value for name, value in row.items()} | {
-            SKIPPED: clips
-        }
+        asked = row.get(ASKED, kept)
+        shares = {"reward/teacher": asked, "reward/gap": asked, "gate/": asked, "shaping/": asked, "reward/": kept}
+        means: dict[str, float] = {}
+        for name, value in row.items():
+            share = next((share for prefix, share in shares.items() if name.startswith(prefix)), 1.0)
+            if share > 0:
+                means[name] = value / share
+        return means | {SKIPPED: clips}

@@ -41,6 +41,8 @@ class TrackerBackend(Protocol):
 
 def check_trackers(trackers: Sequence[Tracker]) -> None:
     """Raise UserError if a tracker is not installed."""
+    if not trackers:
+        return
     from accelerate.utils import is_tensorboard_available, is_trackio_available, is_wandb_available
 
     is_there = {

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from rats_video.methods.base import Critic, Method
 from rats_video.methods.real_data import RealData, real_data_loss
 from rats_video.optim import OptimizerConfig, set_learning_rate
-from rats_video.runtime import Runtime
+from rats_video.runtime import Runtime, is_split
 from rats_video.timing import phase
 from rats_video.training.anchor import InitialWeights, local
 from rats_video.training.batches import slice_batch
@@ -118,7 +117,7 @@ class Updater:
     ) -> float:
         """Clip the gradient, whose norm is returned, and step."""
         norm = torch.nn.utils.clip_grad_norm_(weights, cfg.max_grad_norm)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm.full_tensor() if is_split(norm) else norm
         _check(what, float(norm), most)
         optimizer.step()
         if self._runtime.any(not _are_finite(weights)):

@@ -19,11 +19,16 @@ from rats_video.backbones.kinds import load_backbone
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.inference.student import CARD, StudentCard, save_student
-from rats_video.methods.base import StepsConfig, student_rollout
+from rats_video.methods.base import StepsConfig
 from rats_video.methods.gate import SigmoidGateConfig, build_gate
+from rats_video.methods.imitation import Imitation, ImitationConfig
 from rats_video.methods.rats import Rats, RatsConfig, rats_step
-from rats_video.methods.shaping import shaping_by_horizon
+from rats_video.methods.scoring import score_clips
+from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon
+from rats_video.methods.student import student_rollout
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
+from rats_video.rewards.latent import LatentReward, LatentSpace
+from rats_video.rewards.word import WordRewardConfig
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, PromptBatch, RewardScores
 
@@ -151,11 +156,15 @@ def test_a_window_on_the_frame_that_pads_is_one_on_the_first(
     assert reached == chunk
 
 
-def test_a_step_of_15_weighs_its_hidden_frame_as_the_first(paired: CogVideoXBackbone) -> None:
-    def reward(videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa: ARG001
+class Brightness:
+    """A reward of pixels: the mean of each frame."""
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:  # noqa: ARG002
         return RewardScores(videos.mean(dim=(1, 2, 3, 4)), videos.mean(dim=(2, 3, 4)))
 
-    student = paired.with_own_denoiser()
+
+def test_a_step_of_15_weighs_its_hidden_frame_as_the_first(paired: CogVideoXBackbone) -> None:
+    reward, student = Brightness(), paired.with_own_denoiser()
     with torch.no_grad():
         for weight in student.weights.values():
             weight.add_(0.1 * torch.randn(weight.shape, generator=seeded(7)))
@@ -170,9 +179,38 @@ def test_a_step_of_15_weighs_its_hidden_frame_as_the_first(paired: CogVideoXBack
     weight = rats.gate(teacher.scores, reward(student.decode(ours.x0), batch.prompts))
     assert weight.shape == (1, 5)
     assert weight.std() > 0.01
-    shaping = shaping_by_horizon(ours, teacher.trajectory, motion_weight=0.5).mean(dim=0)
+    shaping = shaping_by_horizon(ours, teacher.trajectory, ShapingConfig(motion_weight=0.5)).mean(dim=0)
     expected = (weight[:, [0, 0, 1, 2, 3, 4]] * shaping).mean() - reward(student.decode(ours.x0), ()).clip.mean()
     torch.testing.assert_close(rats_step(rats, batch)[0], expected)
+
+
+def test_no_reward_scores_the_hidden_frame_whatever_the_method(paired: CogVideoXBackbone) -> None:
+    """All methods score by `score_clips`: pixels or latents, of the first frame and no earlier one."""
+    clip, judge = ClipSpec(17, 16, 24, 16.0), Brightness()
+    space = LatentSpace("CogVideoX", "", 4, paired.spatial_stride, paired.temporal_stride, 17, 16, 24)
+    latent = LatentReward(space, WordRewardConfig(kind="word", path="x"), judge, width=4, blocks=1, coarse=4)
+    for reward in (judge, latent):
+        latents = paired.sample_noise(1, clip, seeded(1)).requires_grad_()
+        score_clips(reward, paired, latents, ["red"]).clip.sum().backward()
+        assert latents.grad is not None
+        assert (latents.grad.abs().amax(dim=(0, 1, 3, 4)) > 0).tolist() == [False, True, True, True, True, True]
+
+
+def test_losses_on_latents_count_the_hidden_frame_of_the_first_frames_tokens(paired: CogVideoXBackbone) -> None:
+    """The network reads and writes both as one token: unmatched, the hidden half would spoil the other step by step."""
+    student, judge = paired.with_own_denoiser(), Brightness()
+    with torch.no_grad():
+        for weight in student.weights.values():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=seeded(7)))
+    teacher = TeacherSampler(paired, judge, FrozenTeacherConfig(kind="frozen", num_steps=2), 2.0)
+    method = Imitation(
+        student, teacher, judge, StepsConfig(num_steps=(2,)), 2.0, config=ImitationConfig(kind="imitation")
+    )
+    batch = PromptBatch(0, ("red",), paired.sample_noise(1, ClipSpec(17, 16, 24, 16.0), seeded(0)), num_steps=2)
+    path = teacher.rollout(batch).trajectory
+    apart = shaping_by_horizon(student_rollout(method, batch), path, ShapingConfig(motion_weight=0.5))
+    assert apart.shape == (2, 1, 6)
+    torch.testing.assert_close(method.step(batch)[0], apart.mean())
 
 
 def test_15_is_trained_and_sampled_with_its_hidden_frame(paired: CogVideoXBackbone) -> None:

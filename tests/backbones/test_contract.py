@@ -15,9 +15,9 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.offload import OffloadedWeights
 from rats_video.backbones.text_cache import TextCache
+from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
 from rats_video.errors import UserError
-from rats_video.types import TextCondition
 
 pytestmark = pytest.mark.usefixtures("no_gradient")
 
@@ -102,7 +102,7 @@ def test_the_prompt_matters(case: Case) -> None:
 
 def test_prompts_of_unequal_length_can_be_put_together(case: Case) -> None:
     parts = [case.backbone.encode_text([prompt]) for prompt in PROMPTS]
-    together = case.backbone.velocity(case.noise, case.sigma, TextCondition.cat(parts))
+    together = case.backbone.velocity(case.noise, case.sigma, Condition.cat(parts))
     close(together, case.velocity(case.backbone))
     alone = [case.backbone.velocity(case.noise[i : i + 1], case.sigma[i : i + 1], parts[i]) for i in range(2)]
     close(together, torch.cat(alone))

@@ -19,6 +19,8 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.errors import UserError
 from rats_video.export.comfyui import original_name
 
+KEPT = ("time_embedder", "scale_shift_table", "norm2")  # of Wan: float32 whatever a folder is saved as
+
 
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
@@ -41,6 +43,24 @@ def test_weights_that_are_there_as_a_variant_alone(tiny_wan: Path, tmp_path: Pat
         torch.testing.assert_close(weight, whole.weights[name], atol=0, rtol=2**-8)
     text, close = whole.encode_text(["a red circle"]).embeds, ours.encode_text(["a red circle"]).embeds
     assert 0 < (text - close).abs().max() < 0.02
+
+
+def test_fp16_files_are_read_into_the_runs_dtype(tiny_wan: Path, tmp_path: Path) -> None:
+    """As CogVideoX-2b and HunyuanVideo's text encoder are stored. The VAE and some norms stay in float32."""
+    WanPipeline.from_pretrained(tiny_wan, dtype=torch.float16).save_pretrained(tmp_path, variant="fp16")
+    files = [path for path in tmp_path.rglob("*.safetensors") if path.name.endswith(".fp16.safetensors")]
+    stored = {path.parent.name: load_file(path) for path in files}
+    loaded = load_backbone(tmp_path, dtype=torch.bfloat16)
+    for part, dtype in (("transformer", torch.bfloat16), ("text_encoder", torch.bfloat16), ("vae", torch.float32)):
+        state = loaded.parts[part].state_dict()
+        assert stored[part].keys() <= state.keys()
+        for name, weight in stored[part].items():
+            kept = part == "transformer" and weight.dtype == torch.float32
+            assert kept == (part == "transformer" and any(word in name for word in KEPT)), name
+            wanted = weight.to(torch.float32 if kept else dtype)
+            assert state[name].dtype == wanted.dtype, (part, name)
+            assert torch.equal(state[name], wanted), (part, name)
+    assert loaded.encode_text(["a red circle"]).embeds.dtype == torch.bfloat16
 
 
 def test_two_variants_and_nothing_else(tiny_wan: Path, tmp_path: Path) -> None:
@@ -127,12 +147,18 @@ def test_another_pipeline_of_the_same_networks_loads(tiny_wan: Path, tmp_path: P
     assert load_backbone(folder).family == "Wan"
 
 
-def test_image_to_video_is_refused_before_its_weights_are_read(tiny_wan: Path, tmp_path: Path) -> None:
-    folder = relabelled(tiny_wan, tmp_path / "model", "WanImageToVideoPipeline", in_channels=36, out_channels=16)
-    assert refusal(folder) == (
-        ": its transformer takes 36 channels and makes 16: it needs an image or a video to start from "
-        "(give a text-to-video model)"
-    )
+@pytest.mark.parametrize(
+    ("pipeline", "taken", "message"),
+    [
+        ("WanVideoToVideoPipeline", 36, "it needs an image or a video to start from (give a text-to-video model)"),
+        ("WanImageToVideoPipeline", 16, "it has none for a picture (give an image-to-video model)"),
+    ],
+)
+def test_other_channels_are_refused_before_weights_are_read(
+    tiny_wan: Path, tmp_path: Path, pipeline: str, taken: int, message: str
+) -> None:
+    folder = relabelled(tiny_wan, tmp_path / "model", pipeline, in_channels=taken, out_channels=16)
+    assert refusal(folder) == f": its transformer takes {taken} channels and makes 16: {message}"
 
 
 def test_other_networks_are_refused_by_the_name_of_their_pipeline(tiny_wan: Path, tmp_path: Path) -> None:
@@ -141,7 +167,7 @@ def test_other_networks_are_refused_by_the_name_of_their_pipeline(tiny_wan: Path
     content = json.loads(index.read_text())
     content["transformer"] = ["diffusers", "LTX2VideoTransformer3DModel"]
     index.write_text(json.dumps(content))
-    assert refusal(folder).startswith(": is a LTX2Pipeline (give one of: WanPipeline, LTXPipeline, ")
+    assert refusal(folder).startswith(": is a LTX2Pipeline (give one of: WanPipeline, WanImageToVideoPipeline, ")
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])

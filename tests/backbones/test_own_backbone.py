@@ -179,5 +179,5 @@ def test_code_that_fails_in_a_call_is_one_line(own: Any, tiny_wan: Path) -> None
 def test_a_pipeline_it_does_not_load_is_one_line(own: Any, skyreels: Path) -> None:
     with pytest.raises(UserError, match=r"is a SkyReelsV2Pipeline \(give one of: WanPipeline\)$"):
         find_family(skyreels, own("Told"))
-    with pytest.raises(UserError, match=r"is a SkyReelsV2Pipeline \(give one of: WanPipeline, LTXPipeline, "):
+    with pytest.raises(UserError, match=r"is a SkyReelsV2Pipeline \(give one of: WanPipeline, WanImageTo"):
         find_family(skyreels)

@@ -11,8 +11,9 @@ from diffusers import WanPipeline, WanTransformer3DModel
 from torch import Tensor
 
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
+from rats_video.condition import Condition
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 pytestmark = pytest.mark.pipeline
 
@@ -61,7 +62,7 @@ def test_compact_text_equals_all_512_rows(
     with torch.no_grad():
         theirs = pipeline.transformer(noise, sigma * 1000, whole, return_dict=False)[0]
         close(loaded.velocity(noise, sigma, text), theirs)
-        more_zeros = TextCondition(whole[:, : min(TEXT_LENGTH, text.embeds.shape[1] + 9)])
+        more_zeros = Condition(whole[:, : min(TEXT_LENGTH, text.embeds.shape[1] + 9)])
         close(loaded.velocity(noise, sigma, more_zeros), theirs)  # as guidance pads
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 from torch import Tensor
-from wan22_family import BOUNDARY, CLIP, build, load_lora, native_velocity
+from wan22_family import BOUNDARY, CLIP, build, load_lora, native_velocity, take_euler_steps
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, expert_by_step
@@ -51,6 +51,7 @@ def backbone(a14b: Path) -> WanBackbone:
 def stock(folder: Path) -> Any:
     pipeline = WanPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
+    take_euler_steps(pipeline)
     return pipeline
 
 

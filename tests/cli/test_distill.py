@@ -101,8 +101,8 @@ def test_bad_configuration_is_one_line_before_anything_is_made(
 @pytest.mark.parametrize(
     ("train", "heldout", "expected"),
     [
-        ("a red zebra", "a red circle", "this model does not know 'zebra' in 'a red zebra'"),
-        ("a red circle", "a red zebra", "this model does not know 'zebra' in 'a red zebra'"),
+        ("a red zebra", "a red circle", "train.txt, line 1: this model does not know 'zebra' in 'a red zebra'"),
+        ("a red circle", "a red zebra", "heldout.txt, line 1: this model does not know 'zebra' in 'a red zebra'"),
         ("moving on a background", "a red circle", "the reward knows no word of 'moving on a background'"),
         ("a red circle", "moving on a background", "the reward knows no word of 'moving on a background'"),
     ],
@@ -182,14 +182,16 @@ def test_request_to_end_outside_the_steps(
     guarded = ("--set", "guard={every: 2, num_clips: 2}")
     with monkeypatch.context() as patch:
         patch.setattr(f"rats_video.{where}", asked)
-        outcome = distill(*guarded, "--resume")
+        outcome = distill(*guarded)
     assert outcome.code == 75
     assert outcome.err.splitlines()[-1] == expected
-    assert distill(*guarded, "--resume").code == 0
+    begun = (tmp_path / "run" / "config.resolved.yaml").is_file()
+    assert distill(*guarded, *(["--resume"] if begun else [])).code == 0
     assert metrics_steps(tmp_path / "run") == [1, 2]
 
 
 def test_two_runs_in_one_folder(distill: Command, tmp_path: Path) -> None:
+    assert distill(steps=1).code == 0
     with locked(tmp_path / "run"):
         for option in ("--resume", "--overwrite"):
             refused(distill(option), f"{tmp_path / 'run'}: process {os.getpid()} on {platform.node()} is working in it")
@@ -197,7 +199,40 @@ def test_two_runs_in_one_folder(distill: Command, tmp_path: Path) -> None:
     assert ".lock" not in names(tmp_path / "run")
 
 
-def test_resume_without_a_run_starts_one(distill: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "called",
+    ["distill", "run", "train vae", "train teacher", "train teacher --data d", "train paths", "train reward",
+     "train reward --latent", "train reward --data d"],
+)  # fmt: skip
+def test_resume_without_a_run_starts_none(command: Command, tmp_path: Path, called: str) -> None:
+    outcome = command(*called.split(), "--output", tmp_path / "tiny", "--resume")
+    refused(outcome, f"error: {tmp_path / 'tiny'}: no run to go on with (leave --resume out to start one)")
+    assert names(tmp_path) == []
+
+
+def test_resume_names_the_run_that_was_meant(command: Command, tmp_path: Path) -> None:
+    run = tmp_path / "tiny"
+    (run / "student").mkdir(parents=True)
+    (run / "student" / "rats.json").touch()
+    (run / "config.resolved.yaml").touch()
+    (tmp_path / "empty").mkdir()
+    meant = f"runs near it: {run}"
+    for name, expected in {
+        "tny": f"no run to go on with ({meant}; leave --resume out to start one)",
+        "empty": f"no run to go on with ({meant}; leave --resume out to start one)",
+        "tiny/student": f"not a run: it has no config.resolved.yaml ({meant}; check --output)",
+        ".": f"not a run: it has no config.resolved.yaml ({meant}; check --output)",
+        "tiny/student/rats.json": "is a file (give another --output)",
+    }.items():
+        folder = Path(os.path.normpath(tmp_path / name))
+        refused(command("distill", "--output", folder, "--resume"), f"error: {folder}: {expected}")
+
+
+@pytest.mark.parametrize("restarts", ["SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT"])
+def test_a_job_that_was_lost_before_it_had_a_run_starts_it_when_restarted(
+    distill: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, restarts: str
+) -> None:
+    monkeypatch.setenv(restarts, "1")
     assert distill("--resume", steps=1).code == 0
     assert metrics_steps(tmp_path / "run") == [1]
 

@@ -72,6 +72,10 @@ def test_seed_repeats(command: Command, finished: Path, tmp_path: Path, monkeypa
     [
         (["--prompt", ""], "--prompt: the prompt is empty (say what to draw)"),
         (["--prompt", "a zebra on mars"], "--prompt: this model does not know 'zebra', 'mars' in 'a zebra on mars'"),
+        (
+            ["--prompts", "taken"],
+            "taken, line 2: this model does not know 'circel' in 'a red circel' (nearest known: 'circle' for 'circel')",
+        ),
         (["--prompt", PROMPT, "--nfe", "0"], "'--nfe'"),
         (["--prompt", PROMPT, "--num-videos", "0"], "'--num-videos'"),
         (["--prompts", "nowhere.txt"], "nowhere.txt: cannot read it: No such file or directory"),
@@ -93,7 +97,7 @@ def test_bad_sample_is_one_line(
     command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "taken").write_text("a red circle\na red circel")
     model = [] if "--model" in options else ["--model", finished]
     output = [] if "--output" in options else ["--output", "new"]
     refused(command("sample", *model, *output, *options), expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 import torch
 from killing import dying_in_every_second_step
+from outcomes import names
 from safetensors.torch import load_file
 
 from rats_video.backbones.identity import vae_digest
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import (
     CLIPS,
     FORMAT,
@@ -27,7 +30,6 @@ from rats_video.datasets.shapes.corruptions import CORRUPTIONS
 from rats_video.pretraining.resumable import resumable_steps
 from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
-from rats_video.types import TextCondition
 
 Command = Callable[..., Any]
 NUM = 24
@@ -49,7 +51,7 @@ def cache(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 clips of 5 x 32 x 32, the last four held out."""
     folder = tmp_path_factory.mktemp("caches") / "cache"
     latents = torch.randn(NUM, 4, 2, 4, 4, generator=seeded(1))
-    save_shard(folder / "shards" / "a.safetensors", latents, TextCondition(torch.zeros(NUM, 1, 16)))
+    save_shard(folder / "shards" / "a.safetensors", latents, Condition(torch.zeros(NUM, 1, 16)))
     write_lines(folder / CLIPS, [
         ClipRecord(f"{i:03d}_0", f"{i}.mp4", f"{i:03d}", 0.0, 0.6, f"a {('cat', 'dog')[i % 2]} in motion", 5, 32, 32,
                    "train" if i < 20 else "heldout", "a.safetensors", i)
@@ -118,6 +120,25 @@ def test_from_preferences_on_held_out_sources(train: Command, preferences: Path,
     assert WordReward.load(tmp_path / "out").any_prompt
 
 
+def test_one_clip_is_trained_on_where_nothing_shall_be_held_out(train: Command, tmp_path: Path, cache: Path) -> None:
+    shutil.copytree(cache, one := tmp_path / "one")
+    lines = (one / CLIPS).read_text().splitlines(keepends=True)
+    (one / CLIPS).write_text(lines[0])
+    what = f"{one}: 1 clip of 1 source cannot be split by source into some to train on and some to validate on (give "
+    refused(train("none", data=one), f"{what}more, of other sources, or --set validation_share=0 trains on all, unval")
+    outcome = train("all", "--set", "validation_share=0", data=one)
+    assert outcome.code == 0, outcome.err
+    assert "train 1, choosing 0, validation 0, left out 0\n" in outcome.out
+    assert f"warning: {tmp_path / 'all'}: nothing was held out: nobody knows what it tells apart" in outcome.err
+    record = json.loads((tmp_path / "all" / "training.json").read_text())
+    assert (record["accuracy"], record["metrics"]) == ({}, {})
+    assert "none" not in names(tmp_path)
+    (one / CLIPS).write_text(lines[-1])  # held out by `prepare`
+    for share in ("0", "0.2"):
+        outcome = train("none", "--set", f"validation_share={share}", data=one)
+        refused(outcome, f"{what}more, of other sources, or prepare with a smaller heldout share: --set heldout=0")
+
+
 @pytest.mark.parametrize("with_preferences", [False, True])
 def test_killed_again_and_again_it_is_the_same(
     train: Command, preferences: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_preferences: bool
@@ -126,7 +147,7 @@ def test_killed_again_and_again_it_is_the_same(
     monkeypatch.setattr(resumable_steps, "__kwdefaults__", resumable_steps.__kwdefaults__ | {"every": 1})
     assert train("whole", *options).code == 0
     with dying_in_every_second_step():
-        assert [train("killed", "--resume", *options).code for _ in range(2)] == [130, 130]
+        assert [train("killed", *resume, *options).code for resume in ([], ["--resume"])] == [130, 130]
     assert train("killed", "--resume", *options).code == 0
     one, other = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "killed"))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -180,7 +201,10 @@ def test_mistakes_are_one_line_and_leave_nothing(
     one.mkdir()
     CacheManifest.load(cache).save(one)
     write_lines(one / CLIPS, ClipCache(cache).records[:1], "clips")
-    refused(train("y", data=one), "1 cannot be split by source into some to train on and some to validate on")
+    refused(
+        train("y", data=one), "1 clip of 1 source cannot be split by source into some to train on and some to validate"
+    )
+    assert not (tmp_path / "y").exists()
     write_lines(one / CLIPS, [replace(record, num_frames=1) for record in ClipCache(cache).records], "clips")
     refused(train("y", "--overwrite", data=one), "no clip has the 5 frames that are damaged in time")
 

@@ -40,6 +40,12 @@ def test_a_budget_below_one_update_is_refused(tiny: CompareConfig) -> None:
         tiny.model_copy(update={"budget": 500}).arm("rats", 0, "teacher")
 
 
+def test_a_restart_that_the_budget_does_not_reach_is_refused(tiny: CompareConfig) -> None:
+    late = {"budget": 50_400, "overrides": ("training.steps=999", "training.optimizer.restarts=[100]")}
+    with pytest.raises(UserError, match=r"^methods.rats: training.optimizer restarts at step 100, after the last of"):
+        tiny.model_copy(update=late).arm("rats", 0, "teacher")
+
+
 def test_unknown_methods_are_named(tiny: CompareConfig) -> None:
     with pytest.raises(UserError, match="no method 'dmd'"):
         tiny.only(("rats", "dmd"))

@@ -75,9 +75,9 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The prompts of every batch that is sampled."""
     seen: list[list[str]] = []
 
-    def watched(backbone: Any, prompts: list[str], *rest: Any) -> Any:
+    def watched(backbone: Any, prompts: list[str], *rest: Any, **options: Any) -> Any:
         seen.append(list(prompts))
-        return sample_batch(backbone, prompts, *rest)
+        return sample_batch(backbone, prompts, *rest, **options)
 
     monkeypatch.setattr("rats_video.commands.sample.sample_batch", watched)
     return seen

@@ -63,6 +63,11 @@ class Root(Base):
     second_gate: Gate | None = None
     rewards: list[Annotated[FrameReward | ClipReward, Field(discriminator="kind")]] = []
     extra_args: dict[str, Any] = {}
+    kinds: Literal["all"] | tuple[int, ...] = "all"
+    shown: bool = True
+    noise: Literal["uniform", "normal"] = "uniform"
+    title: str = Field("x", pattern=r"^\w+$")
+    nothing: None = None
 
     @model_validator(mode="after")
     def _agree(self) -> Root:
@@ -192,21 +197,38 @@ def test_extends_merges_deeply_by_name_and_by_path(configs: Path) -> None:
         ("gate.zzz=1", "--set gate.zzz: unknown key (valid keys: kind, threshold, margin)"),
         ("second_gate={kind: margin, x: 1}", "--set second_gate: second_gate.x: unknown key (valid keys: kind,"),
         ("rewards.1.wieght=1", "--set rewards.1.wieght: unknown key (did you mean 'weight'?)"),
-        ("rewards.7.weight=1", "--set rewards.7.weight: rewards: must be a valid list, got {'7': {'weight': 1}}"),
+        ("rewards.7.weight=1", "--set rewards.7.weight: rewards: must be a list, got {'7': {'weight': 1}}"),
         ("rewards.0.kind=clip", "--set rewards.0.kind: rewards.0.model: required, but missing"),
         ("gate.kind=margn", "--set gate.kind: unknown kind 'margn' (did you mean 'margin'?)"),
         ("gate.kind=zzz", "--set gate.kind: unknown kind 'zzz' (choose from none, margin)"),
         ("second_gate.margin=1", "second_gate.kind: required, but missing (choose from none, margin)"),
-        ("second_gate=3", "--set second_gate: must be a group of keys, got 3"),
-        ("gate.threshold=2", "must be less than or equal to 1, got 2 (allowed: > 0 and <= 1)"),
-        ("gate.margin=x", "--set gate.margin: must be a valid number, got 'x'"),
+        ("second_gate=3", "--set second_gate: must be a group of keys, got 3 (like {kind: none})"),
+        ("optimizer=3", "--set optimizer: must be a group of keys, got 3 (valid keys: lr, betas, warmup_steps)"),
+        ("optimizer=null", "--set optimizer: must be a group of keys, got null (valid keys: "),
+        ("extra_args=[1]", "--set extra_args: must be a group of keys, got [1]"),
+        ("optimizer.betas=0.5", "--set optimizer.betas: must be a list, got 0.5 (like [0.5])"),
+        ("optimizer.betas={a: 1}", "--set optimizer.betas: must be a list, got {'a': 1}"),
+        ("optimizer.betas=[1, 2, 3]", "--set optimizer.betas: must have at most 2 items, got [1, 2, 3]"),
+        ("rewards=frame", "--set rewards: must be a list, got 'frame' (like ['frame'])"),
+        ("kinds=few", "--set kinds: must be 'all' or a list, got 'few' (like ['few'])"),
+        ("kinds=al", "--set kinds: must be 'all' or a list, got 'al' (did you mean 'all'?)"),
+        ("kinds=[3, some]", "--set kinds: kinds.1: must be a whole number, got 'some'"),
+        ("shown=2", "--set shown: must be true or false, got 2"),
+        ("shown=on it", "--set shown: must be true or false, got 'on it'"),
+        ("noise=unifrom", "--set noise: must be 'uniform' or 'normal', got 'unifrom' (did you mean 'uniform'?)"),
+        ("noise=true", "--set noise: must be 'uniform' or 'normal', got true"),
+        ("title=a b", r"--set title: must be a plain name (of the pattern ^\w+$), got 'a b'"),
+        ("nothing=1", "--set nothing: must be null, got 1"),
+        ("name=[a]", "--set name: must be text, got ['a']"),
+        ("gate.threshold=2", "must be at most 1, got 2 (allowed: > 0 and <= 1)"),
+        ("gate.margin=x", "--set gate.margin: must be a number, got 'x'"),
         ("optimizer.lr=0", "--set optimizer.lr: must be greater than 0, got 0"),
-        ("optimizer.warmup_steps=1.5", "--set optimizer.warmup_steps: must be a valid integer, got 1.5"),
+        ("optimizer.warmup_steps=1.5", "--set optimizer.warmup_steps: must be a whole number, got 1.5"),
         ("optimizer.warmup_steps=3", "--set optimizer.warmup_steps: must be even, as the paper says"),
         ("optimizer.betas=[1]", "--set optimizer.betas: optimizer.betas.1: required, but missing"),
-        ("optimizer.betas=[1, x]", "--set optimizer.betas: optimizer.betas.1: must be a valid number, got 'x'"),
-        ("optimizer.lr.x=1", "--set optimizer.lr.x: optimizer.lr: must be a valid number, got {'x': 1}"),
-        ("num_steps=some", "--set num_steps: must be a valid integer or must be 'auto', got 'some'"),
+        ("optimizer.betas=[1, x]", "--set optimizer.betas: optimizer.betas.1: must be a number, got 'x'"),
+        ("optimizer.lr.x=1", "--set optimizer.lr.x: optimizer.lr: must be a number, got {'x': 1}"),
+        ("num_steps=some", "--set num_steps: must be a whole number or 'auto', got 'some'"),
         ("name=7", "--set name: must be text, got 7 (quotes keep a value text)"),
         ("name=forbidden", "configs/distill/tiny.yaml: this name is taken"),
         ("seed", "--set: 'seed' is not KEY=VALUE (like --set seed=1)"),

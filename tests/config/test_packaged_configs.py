@@ -168,7 +168,7 @@ def test_reward_without_a_kind_is_a_word_reward(tmp_path: Path) -> None:
     [
         ("reward.kind=pikscore", "--set reward.kind: unknown kind 'pikscore' (did you mean 'pickscore'?)"),
         ("reward.frames=4", "--set reward.frames: unknown key (valid keys: kind, path, blind_to)"),
-        ("reward={kind: pickscore, path: x, frames: 0}", "reward.frames: must be greater than or equal to 1, got 0"),
+        ("reward={kind: pickscore, path: x, frames: 0}", "reward.frames: must be at least 1, got 0"),
         ("reward=3", "--set reward: must be a group of keys, got 3"),
         ("heldout_reward.kind=no", "--set heldout_reward.kind: unknown kind"),
     ],

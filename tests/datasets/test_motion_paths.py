@@ -178,17 +178,22 @@ def test_cached_text_keeps_the_path(tiny_wan: Path, guided: PathWanBackbone, tmp
     )
 
 
-def test_words_and_paths_are_checked_before_anything_runs(guided: PathWanBackbone, loaded: WanBackbone) -> None:
-    check_prompt(PROMPT, guided.unknown_words)
+def test_words_and_paths_are_checked_before_anything_runs(
+    guided: PathWanBackbone, loaded: WanBackbone, tmp_path: Path
+) -> None:
+    check_prompt(PROMPT, guided)
     assert guided.unknown_words(f"zebra {PROMPT}") == ["zebra"]
     assert guided.unknown_words(f"{PROMPT} circle") == ["circle"]
     with pytest.raises(UserError, match="lies outside the picture"):
-        check_prompt(f"{CAPTION} @ 0.1,0.2 2,0", guided.unknown_words)
+        check_prompt(f"{CAPTION} @ 0.1,0.2 2,0", guided)
+    (tmp_path / "p.txt").write_text(f"{CAPTION}\n{CAPTION} @ 0.1,0.2 2,0\n")
+    with pytest.raises(UserError, match=r"p\.txt, line 2: the point 2,0 lies outside the picture"):
+        check_prompt(f"{CAPTION} @ 0.1,0.2 2,0", guided, files=[tmp_path / "p.txt"])
     assert guided.truncation_note(PROMPT) == ""
     with pytest.raises(UserError, match="no point of a motion path"):
         guided.truncation_note(f"{CAPTION} @ 1,1 circle")
     with pytest.raises(UserError, match="this model does not know '@'"):
-        check_prompt(PROMPT, loaded.unknown_words)
+        check_prompt(PROMPT, loaded)
 
 
 def test_captions_that_fill_the_text_make_room(guided: PathWanBackbone) -> None:

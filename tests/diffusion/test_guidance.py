@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.diffusion.guidance import guided
-from rats_video.types import TextCondition
 
 LATENTS = torch.zeros(2, 1, 1, 1, 1)
 SIGMA = torch.tensor([0.5, 0.5])
 
 
-def text(*lengths: int, value: float) -> TextCondition:
-    return TextCondition(torch.full((len(lengths), max(lengths), 2), value))
+def text(*lengths: int, value: float) -> Condition:
+    return Condition(torch.full((len(lengths), max(lengths), 2), value))
 
 
 class Spy:
@@ -23,7 +23,7 @@ class Spy:
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def __call__(self, latents: Tensor, sigma: Tensor, condition: TextCondition) -> Tensor:
+    def __call__(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self.calls.append((latents, sigma, condition.embeds))
         return condition.embeds[:, 0].mean(dim=1).view(-1, 1, 1, 1, 1).expand_as(latents)
 

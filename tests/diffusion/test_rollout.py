@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.types import TextCondition
 
-TEXT = TextCondition(torch.zeros(2, 3, 4))
-NEGATIVE = TextCondition(torch.zeros(1, 2, 4))
+TEXT = Condition(torch.zeros(2, 3, 4))
+NEGATIVE = Condition(torch.zeros(1, 2, 4))
 
 
 class Counter:
@@ -21,8 +21,8 @@ class Counter:
         self.rows = 0
         self.sigmas: list[float] = []
 
-    def __call__(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
-        assert len(latents) == len(sigma) == len(text)
+    def __call__(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        assert len(latents) == len(sigma) == len(condition)
         self.rows += len(latents)
         self.sigmas.append(float(sigma[0]))
         return 0.5 * latents + sigma.view(-1, 1, 1, 1, 1)
@@ -80,7 +80,7 @@ def test_gradient_reaches_only_the_chosen_calls(noise: Tensor, grad_steps: tuple
     weights = torch.linspace(0.2, 0.8, 4).requires_grad_()  # one a step
     start = noise.clone().requires_grad_()
 
-    def velocity(latents: Tensor, sigma: Tensor, _: TextCondition) -> Tensor:
+    def velocity(latents: Tensor, sigma: Tensor, _: Condition) -> Tensor:
         return weights[int((sigmas == sigma[0]).nonzero())] * latents.sin()
 
     path = rollout(velocity, start, sigmas, TEXT, grad_steps=grad_steps)

@@ -12,11 +12,13 @@ from pathlib import Path
 import hunyuan_family
 import pytest
 import torch
+import wan22_family
 from cogvideox_family import COGVIDEOX_FAMILIES
 from family import Family
 from hunyuan_family import HUNYUAN
 from ltx_family import LTX_FAMILIES
 from shared import made_once
+from wan22_family import WAN22_FAMILIES
 
 from rats_video.backbones.kinds import load_backbone
 from rats_video.backbones.wan import WanBackbone
@@ -88,6 +90,7 @@ def test_each_family_states_its_own(tmp_path_factory: pytest.TempPathFactory) ->
         folder = made_once(tmp_path_factory, family.name, family.build)
         return folder_settings(folder, load_backbone(folder), replace(family.clip, **size))
 
+    assert all(stated(family) == {"shift": wan22_family.SHIFT} for family in WAN22_FAMILIES)  # UniPC's `flow_shift`
     assert stated(HUNYUAN) == {"shift": hunyuan_family.SHIFT}
     # LTX, 512 x 704 with 97 frames: 13 x 16 x 22 tokens, and the formula of its pipeline's `calculate_shift`.
     mu = 0.95 + (13 * 16 * 22 - 1024) * (2.05 - 0.95) / (4096 - 1024)

@@ -25,8 +25,8 @@ from rats_video.distillation.method import build_rats
 from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.methods.base import student_rollout
 from rats_video.methods.rats import Rats, rats_step
+from rats_video.methods.student import student_rollout
 from rats_video.seeds import seeded
 from rats_video.types import PromptBatch
 

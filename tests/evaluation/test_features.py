@@ -201,6 +201,27 @@ def test_i3d_of_videogpt_keeps_its_own_eps(i3d_folder: Path, tmp_path: Path) -> 
         torch.testing.assert_close(unit(volume), wanted)
 
 
+def test_i3d_of_another_name_needs_its_eps(i3d_folder: Path, tmp_path: Path) -> None:
+    """Both published files hold the same names and shapes: neither tensor nor count tells them apart."""
+    for name, said in (("fvd.pt", "fvd.pt"), ("model.safetensors", "a file that it does not name")):
+        weights = load_file(i3d_folder / "model.safetensors")
+        folder = tmp_path / name.replace(".", "-")
+        if name.endswith(".pt"):
+            torch.save(weights, tmp_path / name)
+            convert_checkpoint(tmp_path / name, folder)
+        else:
+            folder.mkdir()
+            save_file(weights, folder / name)
+        with pytest.raises(UserError) as caught:
+            I3D.load(folder, CPU, slim=16)
+        assert str(caught.value) == (
+            f"{folder}: was converted from {said}: two published I3D have the same tensors and another eps in their "
+            "normalisation (set evaluation.features.eps: 0.001 for rgb_imagenet.pt, 1e-05 for i3d_pretrained_400.pt)"
+        )
+        network = I3D.load(folder, CPU, 2e-5, slim=16)
+        assert {layer.eps for layer in network.modules() if isinstance(layer, nn.BatchNorm3d)} == {2e-5}
+
+
 def test_i3d_refuses_other_weights(i3d_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"bn.bias is \[4\], must be \[64\]"):
         I3D.load(i3d_folder, CPU)

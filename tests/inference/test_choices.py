@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import wan22_family
 from cogvideox_family import COGVIDEOX_FAMILIES
 from family import Family
 from hunyuan_family import HUNYUAN
@@ -204,6 +205,8 @@ def test_a_plain_pipeline_is_sampled_as_its_own_would(
     guided = {"wan": 5.0, "ltx": 3.0, "hun": 1.0, "cog": 6.0}[family.name[:3]]
     assert (plain.card.guidance_scale, plain.card.num_steps) == (guided, (50,))
     assert plain.default_nfe == (50 if guided == 1 else 100)
+    if family in WAN22_FAMILIES:
+        assert plain.card.shift == wan22_family.SHIFT  # UniPC's `flow_shift`
     noise, spec = clip_noise(plain.student, plain.clip, 0, 0), plain.spec(2)
     assert f"--nfe 2: this pipeline takes {plain.default_nfe}; quality may drop" in capsys.readouterr().err
     videos, _ = sample_batch(plain.student, [PROMPT], noise, spec)

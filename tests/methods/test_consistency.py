@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.method import build_method
 from rats_video.distillation.roles import build_roles
@@ -29,7 +30,7 @@ from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.update import accumulate_gradient
-from rats_video.types import PromptBatch, TextCondition
+from rats_video.types import PromptBatch
 
 MakeConfig = Callable[..., DistillConfig]
 PAIRS = ("method.pairs.count=2", "method.pairs.huber=null")
@@ -74,7 +75,7 @@ def pairs_by_hand(method: Any, batch: PromptBatch, ends: Tensor) -> tuple[Tensor
             i = int((sigmas - pairs.sigma[row]).abs().argmin())
             end = max(level for level in ends.tolist() if level < float(sigmas[i]) - 1e-6)
 
-            def jump(i: int, row: int = row, one: TextCondition = one, end: float = end) -> Tensor:
+            def jump(i: int, row: int = row, one: Condition = one, end: float = end) -> Tensor:
                 here = points[i][row : row + 1]
                 return here + (end - sigmas[i]) * student.velocity(here, sigmas[i].expand(1), one)
 

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.settings import DistillConfig
 from rats_video.methods.consistency_loss import PairsConfig, SegmentGrid, draw_pairs, trajectory_consistency_loss
 from rats_video.methods.teacher import TeacherSampler
-from rats_video.types import PromptBatch, TextCondition
+from rats_video.types import PromptBatch
 
 MakeConfig = Callable[..., DistillConfig]
 
@@ -29,13 +30,13 @@ class Field(nn.Module):
         self.rate, self.drift = nn.Parameter(torch.tensor(rate)), nn.Parameter(drift)
         self.calls = 0
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self.calls += len(latents)
-        assert len(sigma) == len(latents) == len(text)
+        assert len(sigma) == len(latents) == len(condition)
         return self.rate * latents + self.drift
 
-    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
-        return TextCondition(torch.zeros(len(prompts), 1, 1))
+    def encode_text(self, prompts: Sequence[str]) -> Condition:
+        return Condition(torch.zeros(len(prompts), 1, 1))
 
     def sigmas(self, num_steps: int, shift: float) -> Tensor:
         return sigma_grid(num_steps, shift)
@@ -157,7 +158,7 @@ class Jumps(Field):
         super().__init__(0.0, torch.tensor(0.0))
         self.levels, self.rates = levels, nn.Parameter(torch.zeros(len(levels)))
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:  # noqa: ARG002
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
         index = (sigma[:, None] - self.levels).abs().argmin(dim=1)
         return self.rates[index].view(-1, 1, 1, 1, 1) * latents
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rats_video.condition import Condition
 from rats_video.diffusion.flow import add_noise
 from rats_video.methods.distribution_matching import DistributionMatching, FakeScoreConfig
 from rats_video.methods.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.seeds import seeded
-from rats_video.types import PromptBatch, TextCondition
+from rats_video.types import PromptBatch
 
 MEAN, STD, STEPS = 1.5, 0.4, 200
 
@@ -29,13 +30,13 @@ class Gaussian(nn.Module):
     def weights(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())
 
-    def encode_text(self, prompts: Sequence[str]) -> TextCondition:
-        return TextCondition(torch.zeros(len(prompts), 1, 1))
+    def encode_text(self, prompts: Sequence[str]) -> Condition:
+        return Condition(torch.zeros(len(prompts), 1, 1))
 
     def nearest_levels(self, sigma: Tensor) -> Tensor:
         return sigma
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:  # noqa: ARG002
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:  # noqa: ARG002
         """`E[noise - x0 | latents]` of `latents = (1 - sigma) * x0 + sigma * noise`."""
         sigma = sigma.view(-1, 1, 1, 1, 1)
         variance = self.log_std.exp() ** 2
@@ -87,9 +88,9 @@ def test_teacher_is_asked_about_the_real_clip_with_the_same_noise_and_level() ->
     batch, real, asked = batch_of(4, 0), torch.full((4, 1, 1, 4, 16), 2.0), []
 
     class Asked(Gaussian):
-        def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+        def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
             asked.append((latents, sigma))
-            return super().velocity(latents, sigma, text)
+            return super().velocity(latents, sigma, condition)
 
     x0 = batch.noise
     loss = matching_of(Asked(0.0, 1.0), Asked(MEAN, STD)).loss(x0, batch, teacher_at=real)

@@ -160,10 +160,10 @@ def test_a_method_without_a_kind_is_rats(make_config: MakeConfig) -> None:
         (("method={kind: refl}", "guard={on_alarm: shape}"), "strengthens the shaping of rats; refl has none"),
         (("method={kind: rtdmd}", "parallel.shard=true"), "rtdmd trains networks beside the student"),
         (("method={kind: grpo}", "student.num_steps=[4, 1]"), "grpo learns from the steps before the last"),
-        (("method={kind: grpo, policy: {samples: 1}}",), "method.policy.samples: must be greater than or equal to 2"),
+        (("method={kind: grpo, policy: {samples: 1}}",), "method.policy.samples: must be at least 2"),
         (("method={kind: grpo, policy: {trained_share: 0}}",), "method.policy.trained_share: must be greater than 0"),
         (("method={kind: rtdmd, distribution_weight: 0}",), "method.distribution_weight: must be greater than 0"),
-        (("method={kind: refl, last_steps: 0}",), "method.last_steps: must be greater than or equal to 1"),
+        (("method={kind: refl, last_steps: 0}",), "method.last_steps: must be at least 1"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line(make_config: MakeConfig, settings: Sequence[str], line: str) -> None:

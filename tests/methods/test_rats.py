@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
@@ -23,7 +24,7 @@ from rats_video.methods.teacher_cache import DiskRolloutCache
 from rats_video.optim import ema_update_
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
-from rats_video.types import PromptBatch, Reward, RewardScores, TextCondition
+from rats_video.types import PromptBatch, Reward, RewardScores
 
 MakeConfig = Callable[..., DistillConfig]
 WEIGHTS = (1.0, 2.0, 3.0, 4.0)
@@ -61,7 +62,7 @@ def gradients(loss: Tensor, module: nn.Module) -> list[Tensor]:
 def guide_by_hand(base: WanBackbone, batch: PromptBatch, reward: Reward) -> tuple[list[Tensor], RewardScores]:
     """8 guided Euler steps, every second one kept, as the method's text says it."""
     text, nothing = base.encode_text(batch.prompts), base.encode_text([""])
-    nothing = TextCondition(nothing.embeds.expand(2, -1, -1))
+    nothing = Condition(nothing.embeds.expand(2, -1, -1))
     sigmas, x, kept = sigma_grid(8, 3.0), batch.noise, []
     with torch.no_grad():
         for step in range(8):

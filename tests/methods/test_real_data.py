@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.method import build_rats
 from rats_video.distillation.real_data import build_real_data
@@ -26,7 +27,7 @@ from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.update import accumulate_gradient, add_real_data
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 TERM = "method.real_data={{path: {}, weight: 0.5, batch_size: 4, prompt_dropout: 0.3}}"
 LORA = ("student.weights.kind=lora", "student.weights.rank=2", "student.weights.alpha=2")
@@ -55,7 +56,7 @@ class Line(nn.Module):
         super().__init__()
         self.weight, self.clips = nn.Parameter(torch.tensor(weight)), clips
 
-    def velocity(self, latents: Tensor, sigma: Tensor, _: TextCondition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Tensor, _: Condition) -> Tensor:
         noised = (1 - sigma[0]) * self.clips.latents + sigma[0] * self.clips.noise
         torch.testing.assert_close(latents, noised)
         return self.weight * (self.clips.noise - self.clips.latents)
@@ -64,7 +65,7 @@ class Line(nn.Module):
 @pytest.mark.parametrize(("place", "length"), [(0.0, 1 - 0.9), (0.26, 0.9 - 0.75), (0.6, 0.75 - 0.5), (0.99, 0.5)])
 def test_known_losses_and_their_gradient(place: float, length: float) -> None:
     shape = (2, 3, 2, 4, 4)
-    clips = RealClips(torch.zeros(shape), TextCondition(torch.zeros(2, 1, 1)), torch.full(shape, 2.0), place)
+    clips = RealClips(torch.zeros(shape), Condition(torch.zeros(2, 1, 1)), torch.full(shape, 2.0), place)
     for weight in (0.5, 1.0, 1.5):
         student: Any = Line(clips, weight)
         loss = real_data_loss(student, clips, sigma_grid(4, 3.0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.methods.shaping import frame_distance, shaping_by_horizon, weigh_horizons
+from rats_video.methods.shaping import ShapingConfig, frame_distance, shaping_by_horizon, weigh_horizons
 from rats_video.types import Trajectory
 
 
@@ -45,7 +45,7 @@ def test_by_horizon_and_only_the_student_gets_gradient() -> None:
     student, teacher = (torch.tensor(v).requires_grad_() for v in (2.0, 0.5))
     ours = path(student * frames(1, 1), student * frames(1, 2))
     theirs = path(teacher * frames(1, 1), teacher * frames(0, 0))
-    distance = shaping_by_horizon(ours, theirs, motion_weight=0.25)
+    distance = shaping_by_horizon(ours, theirs, ShapingConfig(motion_weight=0.25))
     assert distance.tolist() == [[[2.25, 2.25]], [[4 + 1.0, 16 + 1.0]]]
     distance.sum().backward()
     assert teacher.grad is None
@@ -56,9 +56,11 @@ def test_by_horizon_and_only_the_student_gets_gradient() -> None:
 
 def test_other_noise_levels_raise() -> None:
     with pytest.raises(ValueError, match="horizons differ"):
-        shaping_by_horizon(path(frames(0), frames(0)), path(frames(0), frames(0), sigmas=(0.6, 0.0)), motion_weight=0.0)
+        shaping_by_horizon(
+            path(frames(0), frames(0)), path(frames(0), frames(0), sigmas=(0.6, 0.0)), ShapingConfig(motion_weight=0.0)
+        )
     with pytest.raises(ValueError, match="zip"):
-        shaping_by_horizon(path(frames(0), frames(0)), path(frames(0), sigmas=(0.5,)), motion_weight=0.0)
+        shaping_by_horizon(path(frames(0), frames(0)), path(frames(0), sigmas=(0.5,)), ShapingConfig())
 
 
 def test_horizon_weights() -> None:

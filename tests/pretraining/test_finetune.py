@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.datasets.prepared.loader import ClipLoader
 from rats_video.errors import Interrupted, UserError
@@ -31,7 +32,7 @@ from rats_video.pretraining.finetune import (
 from rats_video.runtime import ALONE, Runtime
 from rats_video.seeds import seeded
 from rats_video.training.metrics import read_metrics
-from rats_video.types import ClipSpec, TextCondition
+from rats_video.types import ClipSpec
 
 SIZES = [ClipSpec(5, 32, 32, 8.0), ClipSpec(9, 32, 64, 8.0)]
 Weights = dict[str, Tensor]
@@ -58,14 +59,14 @@ class Answering:
     def __init__(self, velocity: Tensor) -> None:
         self.answer, self.seen = velocity, torch.zeros(0)
 
-    def velocity(self, latents: Tensor, _sigma: Tensor, _text: TextCondition) -> Tensor:
+    def velocity(self, latents: Tensor, _sigma: Tensor, _text: Condition) -> Tensor:
         self.seen = latents
         return self.answer
 
 
 def test_loss_is_zero_for_the_exact_velocity_and_square_of_its_error_clip_by_clip() -> None:
     x0, noise = torch.randn(2, 3, 4, 5, 5), torch.randn(2, 3, 4, 5, 5)
-    sigma, text = torch.tensor([0.25, 1.0]), TextCondition(torch.zeros(2, 1, 1))
+    sigma, text = torch.tensor([0.25, 1.0]), Condition(torch.zeros(2, 1, 1))
     exact: Any = Answering(noise - x0)
     assert flow_matching_losses(exact, x0, noise, sigma, text).tolist() == [0, 0]
     torch.testing.assert_close(exact.seen[0], 0.75 * x0[0] + 0.25 * noise[0])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.datasets.prepared.cache import (
     CLIPS,
     FORMAT,
@@ -36,7 +37,7 @@ from rats_video.pretraining.preference import (
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.word import WordReward
 from rats_video.seeds import seeded
-from rats_video.types import ClipSpec, RewardScores, TextCondition
+from rats_video.types import ClipSpec, RewardScores
 
 pytestmark = pytest.mark.pipeline
 
@@ -244,7 +245,7 @@ def test_clips_are_decoded_once_and_are_the_vae_s(
     loaded: WanBackbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     latents = torch.randn(3, *loaded.latent_shape(ClipSpec(5, 32, 32, 8.0)), generator=seeded(1))
-    save_shard(tmp_path / "shards" / "0", latents, TextCondition(torch.zeros(3, 1, 1)))
+    save_shard(tmp_path / "shards" / "0", latents, Condition(torch.zeros(3, 1, 1)))
     records = [ClipRecord(f"k{i}", f"s{i}", f"d{i}", 0, 1, "", 5, 32, 32, "train", "0", i) for i in range(3)]
     write_lines(tmp_path / CLIPS, records, "clips")
     CacheManifest(FORMAT, "m", "Wan", "v", "t", {}, 8.0, complete=True).save(tmp_path)

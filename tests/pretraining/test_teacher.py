@@ -13,6 +13,7 @@ from torch import Tensor
 from wan22_family import CLIP, build
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.condition import Condition
 from rats_video.pretraining.teacher import (
     LatentCache,
     TeacherTrainConfig,
@@ -22,7 +23,6 @@ from rats_video.pretraining.teacher import (
     flow_matching_loss,
 )
 from rats_video.seeds import seeded
-from rats_video.types import TextCondition
 
 PROMPTS = ["a fast red circle moving left on a gray background", "a slow green square"]
 GRID = (4, 3, 6, 6)  # C, F, H, W
@@ -44,16 +44,16 @@ class Exact:
         self.clips = clips
         self.latents = self.levels = torch.zeros(0)
 
-    def velocity(self, latents: Tensor, sigma: Tensor, text: TextCondition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         self.latents, self.levels = latents, sigma
-        x0 = self.clips[text.embeds[:, 0, 0].long()][:, :, : latents.shape[2]]
+        x0 = self.clips[condition.embeds[:, 0, 0].long()][:, :, : latents.shape[2]]
         return (latents - x0) / sigma.view(len(sigma), 1, -1, 1, 1)  # not finite where a frame is given
 
 
 @pytest.fixture
 def clips() -> LatentCache:
     latents = torch.randn(5, *GRID, generator=seeded(1))
-    text = TextCondition(torch.arange(6.0)[:, None, None])
+    text = Condition(torch.arange(6.0)[:, None, None])
     return LatentCache(latents, torch.arange(5), text)
 
 
@@ -119,11 +119,12 @@ def test_text_gain_multiplies_the_values_alone() -> None:
 
 @pytest.mark.pipeline
 def test_a_clip_goes_on_from_a_frame_as_the_stock_pipeline_does(tmp_path: Path) -> None:
-    from diffusers import WanImageToVideoPipeline
+    from diffusers import FlowMapEulerDiscreteScheduler, WanImageToVideoPipeline
 
     build(tmp_path / "5b", experts=False)
     stock = WanImageToVideoPipeline.from_pretrained(tmp_path / "5b")
     stock.set_progress_bar_config(disable=True)
+    stock.scheduler = FlowMapEulerDiscreteScheduler(shift=3.0)
     backbone, cfg = WanBackbone.from_pretrained(tmp_path / "5b"), config()
     pixels = np.random.default_rng(0).integers(0, 256, (CLIP.height, CLIP.width, 3), dtype=np.uint8)
     theirs = stock(

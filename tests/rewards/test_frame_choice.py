@@ -126,11 +126,11 @@ def test_choices_in_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("value", "line"),
     [
-        ("0", "--set reward.frames: must be greater than or equal to 1, got 0"),
-        ("many", "--set reward.frames: must be a valid integer, got 'many'"),
+        ("0", "--set reward.frames: must be at least 1, got 0"),
+        ("many", "--set reward.frames: must be a whole number, got 'many'"),
         ("{kind: windw, count: 3}", "reward.frames.kind: unknown kind 'windw' (did you mean 'window'?)"),
         ("{count: 3}", "reward.frames.kind: required, but missing (choose from window, ends)"),
-        ("{kind: window, count: 0}", "reward.frames.count: must be greater than or equal to 1, got 0"),
+        ("{kind: window, count: 0}", "reward.frames.count: must be at least 1, got 0"),
         ("{kind: window}", "reward.frames.count: required, but missing"),
         ("{kind: ends, count: 3}", "reward.frames.count: unknown key (valid keys: kind)"),
     ],

@@ -87,7 +87,7 @@ def test_a_pixel_frame_comes_from_latents_near_it(space: LatentSpace, hidden: in
     for frame, latent in ((0, 0), (1, 1), (4, 1), (5, 2), (20, 5)):
         (gradient,) = torch.autograd.grad(clip[0, frame].sum(), latents, retain_graph=True)
         reached = gradient[0].abs().sum(dim=(0, 2, 3)) > 0
-        assert reached.tolist() == [abs(latent - other) <= 2 for other in range(-hidden, 6)]
+        assert reached.tolist() == [other >= 0 and abs(latent - other) <= 2 for other in range(-hidden, 6)]
 
 
 def test_gradient_reaches_every_latent_frame_and_is_right(reward: LatentReward, batch: PromptBatch) -> None:

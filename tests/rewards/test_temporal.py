@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,59 @@ def test_motion_is_the_shapes_own(slow: Tensor, fast: Tensor) -> None:
     assert (pixels_a_frame(fast[:, ::2]) - 4.2).abs().max() < 0.6
     larger = shapes("fast", ClipSpec(4, 160, 192, 8.0))  # lengths scale with the shorter side
     torch.testing.assert_close(score(dynamic_degree, larger), torch.full((3,), 2.1 / 64), atol=0.3 / 64, rtol=0)
+
+
+HEIGHT, WIDTH, ANGLE = 128, 192, 0.6
+SPEEDS = [0.01, 6 / 256, 0.04, 0.08]  # shorter sides a frame; the second is VBench's limit
+
+
+def moving(picture: Callable[[Tensor, Tensor], Tensor], speed: float) -> Tensor:
+    """Three frames of a picture, a function of `x, y` in shorter sides, that moves by so much a frame."""
+    y, x = torch.meshgrid(torch.arange(HEIGHT) + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij")
+    steps = [(speed * step * math.cos(ANGLE), speed * step * math.sin(ANGLE)) for step in range(3)]
+    return torch.stack([picture(x / HEIGHT - right, y / HEIGHT - down) for right, down in steps])[None]
+
+
+def disc(radius: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """A red disc on blue-gray, its edge one pixel wide."""
+
+    def picture(x: Tensor, y: Tensor) -> Tensor:
+        inside = ((radius - ((x - 0.6) ** 2 + (y - 0.4) ** 2).sqrt()) * HEIGHT + 0.5).clamp(0, 1)
+        red, blue = torch.tensor([0.9, 0.2, 0.1]), torch.tensor([0.3, 0.4, 0.5])
+        return torch.lerp(blue[:, None, None], red[:, None, None], inside)
+
+    return picture
+
+
+def waves(finest: float, sharpness: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Twelve waves a colour, up to five times as long as the finest: smooth at sharpness 4, flat patches at 40."""
+    lengths, directions, *phases = torch.rand(5, 12, generator=seeded(8))
+    number = 2 * math.pi / (finest * 5**lengths)
+    along_x, along_y = ((number * turn(2 * math.pi * directions))[:, None, None] for turn in (torch.cos, torch.sin))
+
+    def picture(x: Tensor, y: Tensor) -> Tensor:
+        colours = [torch.sin(along_x * x + along_y * y + 2 * math.pi * at[:, None, None]).mean(0) for at in phases]
+        return torch.sigmoid(sharpness * torch.stack(colours))
+
+    return picture
+
+
+@pytest.mark.parametrize("speed", SPEEDS)
+def test_known_motion_is_read_within_the_ranges_that_the_docs_give(speed: float) -> None:
+    for radius in (0.08, 0.15, 0.25):
+        assert 0.7 < score(dynamic_degree, moving(disc(radius), speed)).item() / speed < 1.3, radius
+    for finest in (0.1, 0.3):
+        for sharpness in (4, 40):
+            whole = score(dynamic_degree, moving(waves(finest, sharpness), speed)).item() / speed
+            assert 0.5 < whole < 1.7, (finest, sharpness)
+
+
+def test_motion_below_a_hundredth_of_the_side_reads_as_less_where_all_is_smooth() -> None:
+    small, smooth = (score(dynamic_degree, moving(picture, 0.005)).item() / 0.005
+                     for picture in (disc(0.08), waves(0.3, 4)))  # fmt: skip
+    assert 0.5 < small < 0.7
+    assert 0.1 < smooth < 0.5
+    assert score(dynamic_degree, moving(disc(0.08), 0.0)).item() == 0
 
 
 def test_a_still_clip_has_no_motion_however_bright_and_little_under_noise(slow: Tensor, fast: Tensor) -> None:

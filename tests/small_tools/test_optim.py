@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from rats_video.errors import UserError
@@ -53,6 +55,12 @@ def test_restarts_cut_a_run_into_pieces_of_their_own() -> None:
     assert [learning_rate(whole, step, 20) for step in range(20)] == pieces
     assert pieces[5] < 0.3 < pieces[6] == 1.0  # almost at zero, then half way up again
     assert [learning_rate(whole, step, 6) for step in range(6)] == pieces[:6]  # before it is made longer
+
+
+@pytest.mark.parametrize("restarts", [(9, 5), (5, 5, 9)])
+def test_restarts_rise(restarts: tuple[int, ...]) -> None:
+    with pytest.raises(ValidationError, match=re.escape(f"each step once, got {[*restarts]}: give [5, 9]")):
+        OptimizerConfig(lr=1, restarts=restarts)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit"])

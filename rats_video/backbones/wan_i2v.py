@@ -1,0 +1,98 @@
+"""Wan 2.1 and 2.2 A14B image-to-video, from any folder that `diffusers.WanImageToVideoPipeline` loads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rats_video.backbones.experts import LOW_NOISE
+from rats_video.backbones.family import DENOISER, need_picture, refuse_text_denoiser
+from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
+from rats_video.condition import Condition, GivenFrames
+from rats_video.types import ClipSpec
+
+IMAGE_ENCODER, IMAGE_PROCESSOR = "image_encoder", "image_processor"
+GRAY = 0.5  # of the frames that are not given, as the VAE sees them: 0 in its own range of -1 ... 1
+
+
+class WanImageBackbone(WanBackbone):
+    """As Wan, with a given first frame, or the first and the last, in further channels of the denoiser's input.
+
+    They are the VAE's latents of a clip whose other frames are gray, and a mask of the given frames, one channel for
+    each pixel frame of a latent one. Wan 2.1 also attends to what a CLIP sees of the pictures; 2.2 A14B has none.
+    """
+
+    pipelines = ("WanImageToVideoPipeline",)
+    takes_last_picture = True
+    optional_parts = (LOW_NOISE, IMAGE_ENCODER, IMAGE_PROCESSOR)
+
+    @classmethod
+    def knows(cls, index: Mapping[str, Any]) -> bool:
+        """True but for TI2V-5B, which Wan itself loads: its given frame is held, without further channels."""
+        return index["_class_name"] in cls.pipelines and not index.get("expand_timesteps")
+
+    @classmethod
+    def check_channels(cls, denoiser: Mapping[str, Any], where: str) -> None:
+        """Refuse a denoiser that does not take the mask and the frames' latents beside its own."""
+        refuse_text_denoiser(denoiser, where)
+
+    @classmethod
+    def component_classes(cls) -> dict[str, Any]:
+        """Those of Wan, and the image encoder's, which 2.2 has not."""
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # it says that torchvision is not there
+        from transformers import CLIPImageProcessor, CLIPVisionModel
+
+        return {
+            **super().component_classes(), IMAGE_ENCODER: CLIPVisionModel, IMAGE_PROCESSOR: CLIPImageProcessor,
+        }  # fmt: skip
+
+    @property
+    def pictures(self) -> Literal["none", "optional", "needed"]:
+        """Without one it makes nothing."""
+        return "needed"
+
+    @property
+    def latent_channels(self) -> int:
+        """Of the latents themselves, without what is put behind them."""
+        return int(self.parts[DENOISER].config.out_channels)
+
+    def _encode(self, prompts: Sequence[str]) -> Condition:
+        """As Wan; beside an image's features the prompt must have all of its 512 rows, which tell the two apart."""
+        text = super()._encode(prompts)
+        if self.parts.get(IMAGE_ENCODER) is None:
+            return text
+        rows = text.embeds.new_zeros(len(text), TEXT_LENGTH - text.embeds.shape[1], text.embeds.shape[2])
+        return Condition(torch.cat([text.embeds, rows], dim=1))
+
+    def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        need_picture(condition)
+        return super()._velocity(latents, sigma, condition)
+
+    @torch.no_grad()
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
+        """What the denoiser is told of the first frames `[B, 3, height, width]` in [0, 1], and of the last ones."""
+        batch, stride = len(first), self.temporal_stride
+        _, frames, rows, columns = self.latent_shape(clip)
+        video = first.new_full((batch, clip.num_frames, 3, clip.height, clip.width), GRAY)
+        mask = first.new_zeros(batch, frames * stride, rows, columns)  # the first latent frame's pixel frame, 4 times
+        video[:, 0], mask[:, :stride] = first, 1
+        if last is not None:
+            video[:, -1], mask[:, -1] = last, 1
+        mask = mask.unflatten(1, (frames, stride)).transpose(1, 2).to(self.device)
+        pictures = first[:, None] if last is None else torch.stack([first, last], dim=1)
+        return GivenFrames(channels=torch.cat([mask, self.encode(video)], dim=1), image=self._see(pictures))
+
+    def _see(self, pictures: Tensor) -> Tensor | None:
+        """The image encoder's features of pictures `[B, N, 3, height, width]`: `[B, N * L, D]`."""
+        encoder = self.parts.get(IMAGE_ENCODER)
+        if encoder is None:
+            return None
+        pixels = (pictures.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        inputs = self.parts[IMAGE_PROCESSOR](images=list(pixels), return_tensors="pt").pixel_values
+        seen = encoder(inputs.to(self.device, encoder.dtype), output_hidden_states=True).hidden_states[-2]
+        return seen.unflatten(0, pictures.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]
