@@ -50,7 +50,7 @@ def run_train_teacher(**options: Unpack[TrainOptions]) -> list[str]:
 
     def make() -> Made:
         backbone, metrics = train_teacher(cfg, vae, init, device, output)
-        save_pipeline(backbone, output, shift=cfg.shift)
+        save_pipeline(backbone, output, shift=cfg.shift, from_first_frame=cfg.given_first_frame > 0)
         for record in (vae_folder / "vae" / RECORD, vae_folder / RECORD):  # of a pipeline, of `train vae`
             if record.is_file():
                 shutil.copy(record, output / "vae" / record.name)

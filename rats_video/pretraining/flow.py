@@ -111,11 +111,19 @@ def sampled_twice(backbone: WanBackbone, cfg: FlowTrainConfig, prompts: Sequence
     for num_steps, scale in ((cfg.eval_steps, cfg.guidance_scale), (4, 1.0)):
         sigmas = sigma_grid(num_steps, cfg.shift)
         clips = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale)
-        yield num_steps, torch.cat([backbone.decode(latents) for latents in clips.x0.split(32)])
+        yield num_steps, decoded(backbone, clips.x0)
 
 
-def save_pipeline(backbone: WanBackbone, folder: Path, *, shift: float) -> None:
-    """Write a folder that `diffusers.WanPipeline.from_pretrained` loads, its scheduler on our sigma grid."""
+def decoded(backbone: WanBackbone, latents: Tensor) -> Tensor:
+    """Pixels `[B, T, 3, height, width]` in [0, 1] of latents `[B, C, F, H, W]`, some at a time."""
+    return torch.cat([backbone.decode(part) for part in latents.split(32)])
+
+
+def save_pipeline(backbone: WanBackbone, folder: Path, *, shift: float, from_first_frame: bool = False) -> None:
+    """Write a folder that `diffusers.WanPipeline.from_pretrained` loads, its scheduler on our sigma grid.
+
+    Where the model was taught `from_first_frame`, `WanImageToVideoPipeline` loads it as well (`expand_timesteps`).
+    """
     from diffusers import FlowMapEulerDiscreteScheduler, WanPipeline
     from transformers.utils import logging
 
@@ -126,5 +134,6 @@ def save_pipeline(backbone: WanBackbone, folder: Path, *, shift: float) -> None:
         vae=backbone.vae,
         scheduler=FlowMapEulerDiscreteScheduler(shift=shift),
         transformer=backbone.denoiser,
+        expand_timesteps=from_first_frame,
     )
     pipeline.save_pretrained(folder)

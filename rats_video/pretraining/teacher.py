@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from rats_video.backbones.wan import WanBackbone
-from rats_video.condition import Condition
-from rats_video.config.fields import ClipConfig, Config, NumClips, PositiveFloat, PositiveInt, Seed, SolverSteps
+from rats_video.condition import Condition, GivenFrames
+from rats_video.config.fields import (
+    ClipConfig,
+    Config,
+    NonNegativeInt,
+    NumClips,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    SolverSteps,
+)
 from rats_video.datasets.shapes.measure import measure_shapes
-from rats_video.datasets.shapes.render import VOCABULARY, ShapeAttributes, split_combinations
+from rats_video.datasets.shapes.render import VOCABULARY, ShapeAttributes, render, split_combinations
 from rats_video.diffusion.flow import add_noise
-from rats_video.diffusion.schedule import shift_sigma
+from rats_video.diffusion.rollout import rollout
+from rats_video.diffusion.schedule import shift_sigma, sigma_grid
 from rats_video.optim import OptimizerConfig, TrainStepsConfig
-from rats_video.pretraining.flow import fit, sampled_twice
+from rats_video.pretraining.flow import decoded, fit, sampled_twice
 from rats_video.pretraining.vae_clips import draw_shapes
 from rats_video.progress import ProgressBar
 from rats_video.seeds import seeded
+from rats_video.types import ClipSpec
+
+_CHUNK = 64  # clips rendered and encoded at a time
 
 
 class TransformerConfig(Config):
@@ -34,6 +47,10 @@ class TransformerConfig(Config):
     ffn_dim: PositiveInt = 512
     num_layers: PositiveInt = 6
     patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)
+    text_gain: PositiveFloat = Field(
+        1.0,
+        description="of cross-attention's values at the start: a dozen words share it with 500 rows of padding",
+    )
 
 
 class TextEncoderConfig(Config):
@@ -42,6 +59,15 @@ class TextEncoderConfig(Config):
     d_model: PositiveInt = 64
     num_layers: PositiveInt = 2
     num_heads: PositiveInt = 4
+
+
+class FramesConfig(Config):
+    """Single frames: they teach shapes, at a fraction of what a clip costs."""
+
+    num_clips: NumClips = Field(8192, description="frames rendered and encoded once")
+    batch_size: NumClips = 64
+    steps: NonNegativeInt = Field(900, description="steps before the first clip")
+    share: float = Field(0.2, ge=0, lt=1, description="share of the later steps")
 
 
 class TeacherTrainConfig(TrainStepsConfig):
@@ -55,6 +81,13 @@ class TeacherTrainConfig(TrainStepsConfig):
     text_encoder: TextEncoderConfig = TextEncoderConfig()
     num_clips: NumClips = Field(8192, description="clips rendered and encoded once")
     path_spread: float = Field(1.0, ge=0, le=1, description="how far the clips' paths scatter around the centre")
+    frames: FramesConfig | None = Field(None, description="train on single frames too; null: on clips alone")
+    given_first_frame: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of clips whose first frame is given, free of noise; patches of one frame",
+    )
     batch_size: NumClips = 64
     steps: PositiveInt = 4000
     checkpoint_every: PositiveInt = Field(300, description="steps")
@@ -102,12 +135,15 @@ def build_transformer(cfg: TransformerConfig, *, latent_channels: int, text_dim:
     """A randomly initialised WanTransformer3DModel."""
     from diffusers import WanTransformer3DModel
 
-    return WanTransformer3DModel(
+    transformer = WanTransformer3DModel(
         patch_size=cfg.patch_size, num_attention_heads=cfg.num_heads, attention_head_dim=cfg.head_dim,
         in_channels=latent_channels, out_channels=latent_channels, text_dim=text_dim, freq_dim=256,
         ffn_dim=cfg.ffn_dim, num_layers=cfg.num_layers, cross_attn_norm=True,
         qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
     )  # fmt: skip
+    for block in transformer.blocks:
+        block.attn2.to_v.weight.data.mul_(cfg.text_gain)
+    return transformer
 
 
 @dataclass(frozen=True)
@@ -139,11 +175,11 @@ def train_teacher(
     if init is not None:
         backbone = backbone.load_denoiser(init)
     train, heldout = split_combinations()
-    cache = encode_clips(backbone, cfg, train)
+    clips, frames = encode_clips(backbone, cfg, train), encode_frames(backbone, cfg, train)
     average = copy.deepcopy(backbone.denoiser).eval()
     fit(
         "train teacher", cfg, folder / "checkpoints", backbone.weights, dict(average.named_parameters()),
-        lambda step: flow_matching_loss(backbone, cache, cfg, step),
+        lambda step: flow_matching_loss(backbone, clips, frames, cfg, step),
     )  # fmt: skip
     backbone = WanBackbone(transformer=average, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     return backbone, evaluate_teacher(backbone, cfg, heldout)
@@ -151,15 +187,30 @@ def train_teacher(
 
 def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: list[ShapeAttributes]) -> LatentCache:
     """Render and encode `num_clips` clips of the combinations."""
+    return _encode(backbone, combinations, cfg.num_clips, cfg.clip.spec, (cfg.seed, 1), cfg.path_spread)
+
+
+def encode_frames(
+    backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: list[ShapeAttributes]
+) -> LatentCache | None:
+    """Single frames of the combinations, where the configuration asks for some."""
+    if cfg.frames is None:
+        return None
+    frame = replace(cfg.clip.spec, num_frames=1)
+    return _encode(backbone, combinations, cfg.frames.num_clips, frame, (cfg.seed, 4), cfg.path_spread)
+
+
+def _encode(
+    backbone: WanBackbone, combinations: list[ShapeAttributes], count: int, clip: ClipSpec, seeds: tuple[int, int],
+    spread: float,
+) -> LatentCache:  # fmt: skip
     rows: list[Tensor] = []
     index: list[int] = []
     where = {attributes: i for i, attributes in enumerate(combinations)}
-    with ProgressBar("encode clips", cfg.num_clips) as progress:
-        for start in range(0, cfg.num_clips, 64):
-            batch = min(64, cfg.num_clips - start)
-            videos, attributes = draw_shapes(
-                combinations, batch, cfg.clip.spec, (cfg.seed, 1, start), backbone.device, cfg.path_spread
-            )
+    with ProgressBar("encode clips", count) as progress:
+        for start in range(0, count, _CHUNK):
+            batch = min(_CHUNK, count - start)
+            videos, attributes = draw_shapes(combinations, batch, clip, (*seeds, start), backbone.device, spread)
             rows.append(backbone.encode(videos))
             index += [where[a] for a in attributes]
             progress.advance(batch)
@@ -167,29 +218,65 @@ def encode_clips(backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: l
     return LatentCache(torch.cat(rows), torch.tensor(index, device=backbone.device), text)
 
 
-def flow_matching_loss(backbone: WanBackbone, cache: LatentCache, cfg: TeacherTrainConfig, step: int) -> Tensor:
-    """Mean square error of the velocity at random noise levels (Lipman et al., 2023; Liu et al., 2023)."""
+def flow_matching_loss(
+    backbone: WanBackbone, clips: LatentCache, frames: LatentCache | None, cfg: TeacherTrainConfig, step: int
+) -> Tensor:
+    """Mean square error of the velocity at random noise levels (Lipman et al., 2023; Liu et al., 2023).
+
+    A given first frame is at noise level 0, and no velocity is asked of it.
+    """
     generator, device = seeded(cfg.seed, 2, step), backbone.device
-    chosen = torch.randint(len(cache.latents), (cfg.batch_size,), generator=generator).to(device)
-    sigma = shift_sigma(torch.rand(cfg.batch_size, generator=generator), cfg.shift).to(device)
-    dropped = (torch.rand(cfg.batch_size, generator=generator) < cfg.prompt_dropout).to(device)
+    cache, batch = clips, cfg.batch_size
+    if frames is not None and cfg.frames is not None and _is_frame_step(cfg.frames, step, generator):
+        cache, batch = frames, cfg.frames.batch_size
+    chosen = torch.randint(len(cache.latents), (batch,), generator=generator).to(device)
+    sigma = shift_sigma(torch.rand(batch, generator=generator), cfg.shift)
+    dropped = (torch.rand(batch, generator=generator) < cfg.prompt_dropout).to(device)
     x0 = cache.latents[chosen]
     noise = torch.randn(x0.shape, generator=generator).to(device)
+    if cache is clips and cfg.given_first_frame:
+        sigma = sigma[:, None].repeat(1, x0.shape[2])
+        sigma[torch.rand(batch, generator=generator) < cfg.given_first_frame, 0] = 0
+    sigma = sigma.to(device)
     prompts = torch.where(dropped, len(cache.text) - 1, cache.prompt_index[chosen])
     velocity = backbone.velocity(add_noise(x0, noise, sigma), sigma, Condition(cache.text.embeds[prompts]))
-    return F.mse_loss(velocity, noise - x0)
+    asked = (sigma > 0).view(batch, 1, -1, 1, 1).expand_as(x0)
+    return F.mse_loss(velocity[asked], (noise - x0)[asked])
+
+
+def _is_frame_step(cfg: FramesConfig, step: int, generator: Generator) -> bool:
+    return step < cfg.steps or bool(torch.rand((), generator=generator) < cfg.share)
 
 
 @torch.no_grad()
 def evaluate_teacher(
     backbone: WanBackbone, cfg: TeacherTrainConfig, combinations: list[ShapeAttributes]
 ) -> dict[str, float]:
-    """Measured adherence on held-out combinations: with guidance at `eval_steps`, without it at 4 steps."""
-    prompts = [combinations[i % len(combinations)].prompt for i in range(cfg.eval_clips)]
+    """Measured adherence on held-out combinations: with guidance at `eval_steps`, without it at 4 steps.
+
+    Where the model was taught to go on from a first frame, so it does a third time, with guidance.
+    """
+    shown = [combinations[i % len(combinations)] for i in range(cfg.eval_clips)]
+    prompts = [attributes.prompt for attributes in shown]
     metrics: dict[str, float] = {}
     for num_steps, videos in sampled_twice(backbone, cfg, prompts):
-        measures = measure_shapes(videos, prompts)
-        metrics[f"adherence_{num_steps}_steps"] = float(measures.adherence.mean())
-        for name, values in measures.attributes.items():
-            metrics[f"{name}_{num_steps}_steps"] = float(values.float().mean())
+        metrics |= _scores(videos, prompts, f"{num_steps}_steps")
+    if cfg.given_first_frame:
+        clips = render(shown, cfg.clip.spec, seeded(cfg.seed, 5), backbone.device, spread=cfg.path_spread)
+        latents = continued(backbone, cfg, prompts, backbone.encode(clips[:, :1]))
+        metrics |= _scores(decoded(backbone, latents), prompts, "first_frame_given")
     return metrics
+
+
+def _scores(videos: Tensor, prompts: list[str], kind: str) -> dict[str, float]:
+    measures = measure_shapes(videos, prompts)
+    words = {f"{name}_{kind}": float(values.mean()) for name, values in measures.attributes.items()}
+    return {f"adherence_{kind}": float(measures.adherence.mean()), **words}
+
+
+def continued(backbone: WanBackbone, cfg: TeacherTrainConfig, prompts: list[str], first: Tensor) -> Tensor:
+    """Latents `[B, C, F, H, W]` that go on from first frames `[B, C, 1, H, W]`, as Wan 2.2 TI2V-5B samples them."""
+    noise = backbone.sample_noise(len(prompts), cfg.clip.spec, seeded(cfg.seed, 3))
+    condition = backbone.encode_text(prompts).with_given(GivenFrames.hold_first(first, noise.shape[2]))
+    sigmas, negative = sigma_grid(cfg.eval_steps, cfg.shift), backbone.encode_text([""])
+    return rollout(backbone.velocity, noise, sigmas, condition, negative=negative, guidance_scale=cfg.guidance_scale).x0

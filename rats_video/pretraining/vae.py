@@ -11,7 +11,16 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.backbones.wan_decode import decode_unclamped
-from rats_video.config.fields import ClipConfig, Config, NonNegativeFloat, NumClips, PositiveFloat, PositiveInt, Seed
+from rats_video.config.fields import (
+    ClipConfig,
+    Config,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NumClips,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+)
 from rats_video.files import replacing, tidy
 from rats_video.optim import cosine_lr
 from rats_video.pretraining.resumable import delete_checkpoints, resumable_steps
@@ -26,7 +35,7 @@ class VaeModelConfig(Config):
     dim_mult: tuple[PositiveInt, ...] = (1, 2, 2)
     latent_channels: PositiveInt = 32
     patch_size: PositiveInt = Field(4, description="pixels folded into channels before the first convolution")
-    num_res_blocks: PositiveInt = 1
+    num_res_blocks: NonNegativeInt = Field(1, description="of the encoder at each size; the decoder has one more")
 
 
 class VaeStageConfig(Config):
