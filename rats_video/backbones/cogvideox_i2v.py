@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class CogVideoXImageBackbone(CogVideoXBackbone):
     """As CogVideoX; the first frame's latents are further channels of the denoiser's input, 0 in the other frames."""
 
     pipelines = ("CogVideoXImageToVideoPipeline",)
+    needs_picture = True
 
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
@@ -32,11 +33,6 @@ class CogVideoXImageBackbone(CogVideoXBackbone):
     def check_channels(cls, denoiser: Mapping[str, Any], where: str) -> None:
         """Refuse a denoiser that does not take the picture's latents beside its own."""
         refuse_text_denoiser(denoiser, where)
-
-    @property
-    def pictures(self) -> Literal["none", "optional", "needed"]:
-        """Without one it makes nothing."""
-        return "needed"
 
     @property
     def latent_channels(self) -> int:

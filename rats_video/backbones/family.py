@@ -47,6 +47,8 @@ class Family(ABC):
 
     These are ComfyUI's names; a family without them has no `comfyui` export.
     """
+    needs_picture: ClassVar[bool] = False
+    """True if its videos start from a picture, always."""
     takes_last_picture: ClassVar[bool] = False
     """True if a video that starts from a picture may also end at one."""
     lora_alpha_tensors: ClassVar[bool] = True
@@ -109,7 +111,7 @@ class Family(ABC):
     @property
     def pictures(self) -> Literal["none", "optional", "needed"]:
         """If its videos start from a picture."""
-        return "none"
+        return "needed" if self.needs_picture else "none"
 
     @property
     @abstractmethod

@@ -169,7 +169,7 @@ class WanBackbone(PipelineBackbone):
     @property
     def pictures(self) -> Literal["none", "optional", "needed"]:
         """TI2V-5B takes text alone, or a picture too."""
-        return "optional" if self.expand_timesteps else "none"
+        return "optional" if self.expand_timesteps else super().pictures
 
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""

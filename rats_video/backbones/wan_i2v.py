@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class WanImageBackbone(WanBackbone):
 
     pipelines = ("WanImageToVideoPipeline",)
     takes_last_picture = True
+    needs_picture = True
     optional_parts = (LOW_NOISE, IMAGE_ENCODER, IMAGE_PROCESSOR)
 
     @classmethod
@@ -50,11 +51,6 @@ class WanImageBackbone(WanBackbone):
         return {
             **super().component_classes(), IMAGE_ENCODER: CLIPVisionModel, IMAGE_PROCESSOR: CLIPImageProcessor,
         }  # fmt: skip
-
-    @property
-    def pictures(self) -> Literal["none", "optional", "needed"]:
-        """Without one it makes nothing."""
-        return "needed"
 
     @property
     def latent_channels(self) -> int:

@@ -11,7 +11,7 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.apply_compute import apply_compute, use_decode_dtype
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import FullWeightsConfig, LoraConfig
-from rats_video.backbones.kinds import load_backbone
+from rats_video.backbones.kinds import find_family, load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts, prompt_files
@@ -35,6 +35,7 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     """
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     check_compute(cfg, device)
+    check_family(find_family(folder, cfg.backbone))
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)
@@ -43,6 +44,15 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     if cfg.compute.cache_text:
         backbone.cache_text(text or encode_prompts(cfg, backbone))
     return backbone
+
+
+def check_family(family: type[PipelineBackbone]) -> None:
+    """Refuse a family whose videos start from a picture; raises UserError."""
+    if family.needs_picture:
+        raise UserError(
+            f"is a {family.pipelines[0]}, and no training here starts from pictures yet", where="model",
+            fix="give a text-to-video model; `rats-video sample --image` takes this one",
+        )  # fmt: skip
 
 
 def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
