@@ -81,6 +81,7 @@ class PromptBatch:
         micro_batch: index of the micro-batch that this is.
         seeds: one a prompt, for its other random numbers; the same in every micro-batch and process.
         asked: for each prompt, if the teacher is rolled out for it; None = for all.
+        picture_seeds: one a prompt, for the picture that its clip starts from; the same for all updates of the batch.
         given: the frames that each clip starts from, for image to video.
     """
 
@@ -92,6 +93,7 @@ class PromptBatch:
     micro_batch: int = 0
     seeds: tuple[int, ...] = ()
     asked: tuple[bool, ...] | None = None
+    picture_seeds: tuple[int, ...] = ()
     given: GivenFrames | None = None
 
     @property
@@ -112,12 +114,16 @@ class PromptBatch:
             noise=self.noise[list(rows)],
             seeds=tuple(self.seeds[row] for row in rows) if self.seeds else (),
             asked=None if self.asked is None else tuple(self.asked[row] for row in rows),
+            picture_seeds=tuple(self.picture_seeds[row] for row in rows) if self.picture_seeds else (),
             given=None if self.given is None else self.given.map(lambda part: part[list(rows)]),
         )
 
 
 VelocityFn = Callable[[Tensor, Tensor, Condition], Tensor]
 """`(latents [B, C, F, H, W], sigma [B], text) -> velocity [B, C, F, H, W]`: one call is one network evaluation."""
+
+FirstFrames = Callable[[Sequence[str], Sequence[int]], Tensor]
+"""`(B prompts, B seeds) -> pictures [B, 3, height, width]` in [0, 1] that clips of these prompts start from."""
 
 VelocityAndFeatures = Callable[[Tensor, Tensor, Condition], tuple[Tensor, Tensor]]
 """`(latents, sigma, text) -> velocity [B, C, F, H, W], features [B, tokens, D]` in one call of the denoiser."""
@@ -169,6 +175,15 @@ class Backbone(Protocol):
     @property
     def device(self) -> device:
         """The device that the model computes on."""
+        ...
+
+    @property
+    def first_frames(self) -> FirstFrames | None:
+        """Where pictures come from, if clips start from them."""
+        ...
+
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
+        """What the model is told of clips that start from frames `[B, 3, height, width]` in [0, 1]."""
         ...
 
     def encode_text(self, prompts: Sequence[str]) -> Condition:

@@ -21,7 +21,7 @@ from rats_video.backbones.words import known_words, truncation_note, unknown_wor
 from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec
+from rats_video.types import ClipSpec, FirstFrames
 
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
@@ -50,6 +50,7 @@ class PipelineBackbone(Family):
         self.fps = 25.0  # of the clips asked for, for models that are told it
         self.in_tiles = False  # decoding by the VAE's own tiles, for clips that are only looked at
         self.small_decoder: SmallDecoder | None = None
+        self.first_frames: FirstFrames | None = None
         self.text_cache: TextCache | None = None
         self.autocast: torch.dtype | None = None
 
@@ -145,7 +146,7 @@ class PipelineBackbone(Family):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        for name in ("decoding", "embedded_guidance", "fps", "in_tiles", "small_decoder", "text_cache"):
+        for name in ("decoding", "embedded_guidance", "fps", "in_tiles", "small_decoder", "text_cache", "first_frames"):
             setattr(other, name, getattr(self, name))
         return other
 

@@ -19,6 +19,7 @@ from rats_video.distillation.checks import check_compute
 from rats_video.distillation.compute import encode_prompts, move_to_device
 from rats_video.distillation.folder_settings import warn_of_differences
 from rats_video.distillation.initial_student import start_from
+from rats_video.distillation.pictures import check_family, first_frames
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.methods.teacher import EmaTeacherConfig
@@ -35,7 +36,7 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     """
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     check_compute(cfg, device)
-    check_family(find_family(folder, cfg.backbone))
+    check_family(cfg, find_family(folder, cfg.backbone))
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)
@@ -46,15 +47,6 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     return backbone
 
 
-def check_family(family: type[PipelineBackbone]) -> None:
-    """Refuse a family whose videos start from a picture; raises UserError."""
-    if family.needs_picture:
-        raise UserError(
-            f"is a {family.pipelines[0]}, and no training here starts from pictures yet", where="model",
-            fix="give a text-to-video model; `rats-video sample --image` takes this one",
-        )  # fmt: skip
-
-
 def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.device) -> None:
     """Give the base model the run's clip, guidance and decoding.
 
@@ -63,6 +55,7 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
     """
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
+    backbone.first_frames = first_frames(cfg, backbone)
     if cfg.compute.decode.small is not None:
         backbone.small_decoder = load_small_decoder(
             Path(cfg.compute.decode.small),

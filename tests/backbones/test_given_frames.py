@@ -202,9 +202,9 @@ def test_conditions_go_together_and_apart() -> None:
     assert alone.levels(torch.tensor([0.5])).tolist() == [0.5]
 
 
-def test_no_training_starts_from_pictures_yet(
+def test_a_run_without_pictures_refuses_a_model_that_needs_them(
     make_config: Callable[..., DistillConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = made_once(tmp_path_factory, "i2v-wan22-a14b", KINDS["wan22-a14b"].build)
-    with pytest.raises(UserError, match=r"^model: is a WanImageToVideoPipeline, and no training here starts from"):
+    with pytest.raises(UserError, match=r"^model: is a WanImageToVideoPipeline, and this run's prompts have"):
         build_backbone(make_config(f"model={folder}"), torch.device("cpu"))
