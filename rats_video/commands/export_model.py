@@ -70,19 +70,20 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
     run, folder = _locate(order.source)
     form, card = find_form(order.kind), with_base(load_card(folder), folder, order.base)
     base = folder if card.model == ITSELF else resolve_folder(card.model, where="--base")
-    form.check(folder, find_family(base, card.backbone), order.scale)
+    form.check(folder, base, find_family(base, card.backbone), order.scale)
     output = _output(order, run, folder, base)
     where = pick_device(device)
     with quiet(), explain_memory(lambda: "try --device cpu, or --no-verify"), replacing(output, "export") as aside:
         aside.mkdir()
         cfg = _configuration(run, card)
-        exported = _write(order, form, folder, base, cfg, where, aside)
+        exported = _write(order, form, run.resolve().name, folder, base, cfg, where, aside)
         _free()
         lines = form.finish(exported, aside) + _verify(form, exported, cfg, where, aside)
         training = read_training(run, folder)
         text = model_card(exported, form, output.name, training, scale=order.scale, measured=lines)
         (aside / "README.md").write_text(text, encoding="utf-8")
-    hints = [f"mind: {exported.stock.note}"] if exported.stock.note else []
+    note = form.note(exported)
+    hints = [f"mind: {note}"] if note else []
     return [f"{form.name}: {output}", *lines, *hints, *form.hints(exported)]
 
 
@@ -118,6 +119,7 @@ def _configuration(run: Path, card: StudentCard) -> DistillConfig | None:
 def _write(
     order: ExportRequest,
     form: Form,
+    run: str,
     folder: Path,
     base: Path,
     cfg: DistillConfig | None,
@@ -137,11 +139,11 @@ def _write(
         batches = sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1)
         videos = torch.cat([samples.videos.cpu() for samples in batches])
     exported = ExportedStudent(
-        card=card, base=base, pipeline=student.pipelines[0],
+        card=card, base=base, run=run, pipeline=student.pipelines[0],
         networks={name: type(network).__name__ for name, network in student.denoisers.items()},
         stock=student.stock_call(nfe, card.shift),
         sigmas={n: tuple(student.sigmas(n, card.shift).tolist()) for n in sorted({nfe, *card.num_steps})},
-        is_lora=student.adapters is not None, prompts=prompts,
+        boundary=getattr(student, "boundary_ratio", None), is_lora=student.adapters is not None, prompts=prompts,
         noises=tuple(clip_noise(student, loaded.clip, SEED, i).cpu() for i in range(len(prompts))), videos=videos,
     )  # fmt: skip
     form.write(student, exported, aside)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +25,12 @@ class ExportedStudent:
     Args:
         card: how it must be sampled.
         base: folder of its base pipeline.
+        run: name of the run that it is of.
         pipeline: class of that pipeline.
         networks: class of each denoising part.
         stock: the stock pipeline's call.
         sigmas: noise levels by number of steps.
+        boundary: share of the noise below which the second of two experts makes the step; None without one.
         is_lora: True if it is an adapter on the base.
         prompts: N prompts of the clips that follow.
         noises: `[1, C, F, H, W]` each, on the CPU.
@@ -36,10 +39,12 @@ class ExportedStudent:
 
     card: StudentCard
     base: Path
+    run: str
     pipeline: str
     networks: Mapping[str, str]
     stock: StockCall
     sigmas: Mapping[int, tuple[float, ...]]
+    boundary: float | None
     is_lora: bool
     prompts: tuple[str, ...]
     noises: tuple[Tensor, ...]
@@ -61,6 +66,12 @@ class ExportedStudent:
         """The base's name for others: its repository on the hub where its folder is called so, never a path of ours."""
         name = Path(self.card.model).name
         return next((repository for repository in HUB if repository.rpartition("/")[2] == name), name)
+
+    @property
+    def file_stem(self) -> str:
+        """A name for its files among those of other students: "Wan2.1-T2V-1.3B-Diffusers-2-4steps-mine"."""
+        steps = "-".join(map(str, self.card.num_steps))
+        return re.sub(r"[^\w.-]+", "-", f"{self.base_id.rpartition('/')[2]}-{steps}steps-{self.run}")
 
     @property
     def base_source(self) -> tuple[str, str]:
@@ -86,8 +97,16 @@ class Form(ABC):
     loses: ClassVar[bool] = False
     """True if its clips are not the student's: several are made, and scored by the run's measures."""
 
-    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: B027  # optional
+    def check(  # noqa: B027  # optional
+        self, student: Path, base: Path, family: type[PipelineBackbone], scale: float
+    ) -> None:
         """Refuse, before anything is loaded, a student that has no such form.
+
+        Args:
+            student: its folder.
+            base: folder of its base pipeline.
+            family: that loads it.
+            scale: how many times the student's difference from its base is to be taken.
 
         Raises:
             UserError: the student, its family or `scale` does not go with it.
@@ -108,6 +127,14 @@ class Form(ABC):
     @abstractmethod
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """The card's section on how to sample an export called `name`."""
+
+    @abstractmethod
+    def programs(self, exported: ExportedStudent) -> str:
+        """The programs that take its files, and those that do not, for the card."""
+
+    def note(self, exported: ExportedStudent) -> str:
+        """What its user must pass, because no file can carry it; or nothing."""
+        return exported.stock.note
 
     def hints(self, exported: ExportedStudent) -> list[str]:  # noqa: ARG002
         """Lines to print after an export."""

@@ -6,7 +6,7 @@ A family's `original_names` are the inverse of a map in diffusers; loading the f
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
+from rats_video.backbones.experts import LOW_NOISE
+from rats_video.backbones.family import DENOISER
+from rats_video.backbones.folder import read_configs
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
+from rats_video.export.comfyui_card import levels_label, sampling_section
+from rats_video.export.comfyui_models import MODELS, ComfyModel
 from rats_video.export.lora import NOISE, check_unscaled, header
 from rats_video.export.stock import class_in, open_pipeline
-from rats_video.export.usage import fenced, sigma_string
+from rats_video.export.usage import sigma_string
+from rats_video.reading import read_json
 
 PREFIX = "diffusion_model."
 
@@ -31,29 +36,39 @@ class ComfyUI(Form):
     name = "comfyui"
     summary = "the student under the names that ComfyUI's loaders take"
     tags = ("comfyui",)
-    limits = ("The file was read back by diffusers' converter; ComfyUI itself was not run.",)
+    limits = ("The file was read back by diffusers' converter; ComfyUI itself was not run on it.",)
 
-    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:
-        """Refuse a scaled LoRA, and a family whose original names no converter of diffusers can check."""
+    def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:
+        """Refuse a scaled LoRA, what we know no original names for, and sizes that ComfyUI does not build."""
         check_unscaled(student, scale)
-        if not family.original_names:
+        config = read_configs(base, family.family).get(DENOISER, {})
+        model = MODELS.get(str(config.get("_class_name")))
+        if model is None or not family.original_names:
             raise UserError(
-                f"ComfyUI's names for a {family.pipelines[0]} cannot be checked with diffusers' converters",
+                f"no names are known here for the weights of a {family.pipelines[0]} but diffusers'",
                 where="--format comfyui", fix="take --format diffusers, lora or merged",
             )  # fmt: skip
+        model.check(config, f"{base / DENOISER / 'config.json'}")
 
     def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
         """Write the files, with remarks in their headers."""
         remarks = header(student, exported)
-        for part in student.denoiser_parts:
-            tensors = _lora(student, part) if exported.is_lora else _whole(student, part)
-            save_file(tensors, folder / file_name(part, student.denoiser_parts, is_lora=exported.is_lora), remarks)
+        for part, file in file_names(exported).items():
+            config = read_json(exported.base / part / "config.json")
+            if exported.is_lora:
+                tensors, sizes = _lora(student, part), {}
+            else:
+                is_causal = exported.pipeline == "LTXConditionPipeline"  # as LTX-Video is since 0.9.5
+                tensors, sizes = (
+                    _whole(student, part),
+                    MODELS[config["_class_name"]].config(config, is_causal=is_causal),
+                )
+            save_file(tensors, folder / file, remarks | sizes)
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the files as diffusers converts them."""
         base, dtype, scheduler = exported.base, exported.dtype, exported.stock.scheduler
-        files = sorted(folder.glob("*.safetensors"))  # high noise before low
-        parts = dict(zip((HIGH_NOISE, LOW_NOISE), files, strict=False))
+        parts = {part: folder / file for part, file in file_names(exported).items()}
         if exported.is_lora:
             pipeline = open_pipeline(base, device, dtype, scheduler=scheduler)
             for part, file in parts.items():
@@ -68,21 +83,26 @@ class ComfyUI(Form):
         }
         return open_pipeline(base, device, dtype, **networks, scheduler=scheduler)
 
+    def programs(self, exported: ExportedStudent) -> str:
+        """As they were run on files of this kind."""
+        if not exported.is_lora:
+            return "This is for ComfyUI. Diffusers takes `--format diffusers` or `merged`."
+        return f"{model_of(exported).lora_programs}. Diffusers takes it too; `--format lora` has its own names."
+
     def sampling(self, exported: ExportedStudent, name: str) -> str:  # noqa: ARG002
         """Folder, nodes and noise levels."""
-        if exported.is_lora:
-            how = "Put it into `models/loras` and load it with LoraLoaderModelOnly at strength 1."
-        else:
-            how = "Put it into `models/diffusion_models` and load it with Load Diffusion Model."
-        if len(exported.networks) > 1:
-            how += " There is a file for each of the two experts."
-        levels = "\n".join(sigma_string(levels) for levels in exported.sigmas.values())
-        sample = "Sample with SamplerCustom, cfg 1.0 and KSamplerSelect `euler`, and paste a line into ManualSigmas:"
-        return "\n\n".join([how, sample, fenced(levels, "text")])
+        return sampling_section(exported, model_of(exported), list(file_names(exported).values()))
+
+    def note(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+        """Nothing beside the nodes: what the stock pipeline must be told is no concern of ComfyUI's."""
+        return ""
 
     def hints(self, exported: ExportedStudent) -> list[str]:
         """Noise levels to paste."""
-        return [f"ManualSigmas for {n} steps: {sigma_string(levels)}" for n, levels in exported.sigmas.items()]
+        return [
+            f"ManualSigmas for {levels_label(exported, n)}: {sigma_string(levels)}"
+            for n, levels in exported.sigmas.items()
+        ]
 
 
 def original_name(student: PipelineBackbone, name: str) -> str:
@@ -92,10 +112,20 @@ def original_name(student: PipelineBackbone, name: str) -> str:
     return name
 
 
-def file_name(part: str, parts: Sequence[str], *, is_lora: bool) -> str:
-    """ComfyUI loads each of two experts from a file of its own."""
-    noise = f"-{NOISE[part]}" if len(parts) > 1 else ""
-    return f"rats-{'lora' if is_lora else 'model'}{noise}.safetensors"
+def model_of(exported: ExportedStudent) -> ComfyModel:
+    """ComfyUI's side of the student."""
+    kind: str = read_json(exported.base / DENOISER / "config.json")["_class_name"]
+    return MODELS[kind]
+
+
+def file_names(exported: ExportedStudent) -> Mapping[str, str]:
+    """The file of each denoising part: ComfyUI loads each of two experts from one of its own."""
+    kind = "-lora" if exported.is_lora else ""
+    noise = NOISE if len(exported.networks) > 1 else {}
+    return {
+        part: f"{exported.file_stem}{kind}{f'-{noise[part]}' if noise else ''}.safetensors"
+        for part in exported.networks
+    }
 
 
 def _whole(student: PipelineBackbone, part: str) -> dict[str, Tensor]:

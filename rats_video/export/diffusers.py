@@ -14,7 +14,7 @@ from rats_video.assets import INDEX
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.folder import read_index
 from rats_video.export.base import ExportedStudent, Form
-from rats_video.export.merged import SCHEDULER, write_networks
+from rats_video.export.merged import ONLY_DIFFUSERS, SCHEDULER, write_networks
 from rats_video.export.stock import TOKENIZER, misread_tokenizers, open_pipeline
 from rats_video.export.usage import whole_snippet
 from rats_video.files import write_json
@@ -42,6 +42,10 @@ class Diffusers(Form):
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The folder as a pipeline."""
         return open_pipeline(folder, device, exported.dtype)
+
+    def programs(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+        """Diffusers."""
+        return ONLY_DIFFUSERS
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that loads the folder."""

@@ -35,7 +35,7 @@ class Lora(Form):
     summary = "a LoRA on the base, and a scheduler"
     relation = "adapter"
 
-    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
+    def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
         """Refuse a student that is no LoRA, and any scale."""
         if not (student / LORA_FILE).is_file():
             raise UserError(
@@ -59,6 +59,13 @@ class Lora(Form):
         for part, file in files(tuple(exported.networks)).items():
             pipeline.load_lora_weights(folder, weight_name=file, **_SECOND[part])
         return pipeline
+
+    def programs(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+        """As they were run."""
+        return (
+            "This is for diffusers alone, whose names its layers have. ComfyUI, LightX2V, DiffSynth-Studio and "
+            "musubi-tuner apply nothing of it, DiffSynth-Studio without a word; `--format comfyui` is for them."
+        )
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that loads the adapter into the base's pipeline."""
@@ -95,5 +102,6 @@ def header(student: PipelineBackbone, exported: ExportedStudent) -> dict[str, st
         "clip": card.clip,
         "training_steps": card.steps,
         "seed": card.seed,
+        **({} if exported.boundary is None else {"boundary_ratio": exported.boundary}),
     }
     return {REMARKS: json.dumps(about)}

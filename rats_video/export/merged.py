@@ -14,6 +14,10 @@ from rats_video.export.stock import class_in, open_pipeline
 from rats_video.export.usage import base_snippet
 
 SCHEDULER = "scheduler"
+ONLY_DIFFUSERS = (
+    "This is for diffusers alone, whose names its weights have. ComfyUI cannot tell what model it is (`Could not "
+    "detect model type`); `--format comfyui` is for it."
+)
 
 
 class Merged(Form):
@@ -31,6 +35,10 @@ class Merged(Form):
         """The base's pipeline with the exported denoiser and scheduler."""
         parts = load_networks(folder, exported.dtype) | load_scheduler(folder)
         return open_pipeline(exported.base, device, exported.dtype, **parts)
+
+    def programs(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+        """Diffusers."""
+        return ONLY_DIFFUSERS
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that puts the networks into the base's pipeline."""

@@ -29,7 +29,7 @@ class Quantized(Diffusers):
     limits = ("It saves memory; whether it is faster depends on the GPU and was not measured.",)
     loses = True
 
-    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
+    def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
         """Refuse where torchao is not installed."""
         if importlib.util.find_spec("torchao") is None:
             raise UserError(

@@ -1,0 +1,106 @@
+"""What ComfyUI takes for granted of a denoiser, by the class that diffusers has for it.
+
+Read from ComfyUI 0.10.0: comfy/model_detection.py, comfy/ldm/wan/model.py and comfy/ldm/lightricks/model.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rats_video.errors import UserError
+
+CONFIG = "config"  # the header's key
+
+
+@dataclass(frozen=True)
+class ComfyModel:
+    """A kind of denoiser as ComfyUI builds it.
+
+    Args:
+        name: for messages.
+        fixed: by key of diffusers' config, the values that it can be built with; ComfyUI reads them nowhere.
+        lora_programs: the programs that a LoRA under the original names was tried in.
+        shift_node: the node that shifts its noise levels for KSampler, where one makes ours.
+        takes_frame_rate: whether its conditioning has a frame rate.
+        header: keys that ComfyUI reads from the `config` of the file's header, where there is one.
+    """
+
+    name: str
+    fixed: Mapping[str, tuple[Any, ...]]
+    header: tuple[str, ...] = ()
+    lora_programs: str = ""
+    shift_node: str | None = None
+    takes_frame_rate: bool = False
+
+    def check(self, config: Mapping[str, Any], where: str) -> None:
+        """Raise UserError where ComfyUI would build another network, naming each value that differs.
+
+        Args:
+            config: of diffusers' denoiser; what it does not state is diffusers' default, which is right.
+            where: its file, for the message.
+        """
+        taken, made = config.get("in_channels"), config.get("out_channels")
+        if taken != made and None not in (taken, made):
+            raise UserError(
+                f"its {self.name} takes {taken} channels and makes {made}: only text-to-video has this form",
+                where=f"--format comfyui: {where}", fix="take --format diffusers or merged",
+            )  # fmt: skip
+        wrong = [
+            f"{key} {_plain(config[key])} (not {' or '.join(str(_plain(value)) for value in values)})"
+            for key, values in self.fixed.items()
+            if key in config and _plain(config[key]) not in map(_plain, values)
+        ]
+        if wrong:
+            raise UserError(
+                f"ComfyUI cannot load a {self.name} of {', '.join(wrong)}", where=f"--format comfyui: {where}",
+                fix="take --format diffusers or merged",
+            )  # fmt: skip
+
+    def config(self, config: Mapping[str, Any], *, is_causal: bool) -> dict[str, str]:
+        """The header's `config`, a JSON object as a string, or nothing where ComfyUI reads none.
+
+        Args:
+            config: of diffusers' denoiser.
+            is_causal: whether a latent frame lies where its first pixel frame does.
+        """
+        if not self.header:
+            return {}
+        sizes = {key: config[key] for key in self.header}
+        return {CONFIG: json.dumps({"transformer": {**sizes, "causal_temporal_positioning": is_causal}})}
+
+
+_RMS = ("rms_norm_across_heads",)
+MODELS: Mapping[str, ComfyModel] = {
+    "WanTransformer3DModel": ComfyModel(
+        "Wan",
+        fixed={
+            "attention_head_dim": (128,), "patch_size": ((1, 2, 2),), "text_dim": (4096,), "freq_dim": (256,),
+            "out_channels": (16, 48), "qk_norm": _RMS, "cross_attn_norm": (True,), "eps": (1e-6,),
+        },
+        lora_programs="This is for ComfyUI, LightX2V and DiffSynth-Studio, which take it as it is, and for "
+        "musubi-tuner after its `convert_lora.py --target default`",
+        shift_node="ModelSamplingSD3",
+    ),
+    "LTXVideoTransformer3DModel": ComfyModel(
+        "LTX-Video",
+        fixed={
+            "patch_size": (1,), "patch_size_t": (1,), "qk_norm": _RMS, "norm_eps": (1e-6,),
+            "norm_elementwise_affine": (False,), "attention_bias": (True,), "attention_out_bias": (True,),
+            "activation_fn": ("gelu-approximate",),
+        },
+        header=(
+            "in_channels", "num_attention_heads", "attention_head_dim", "cross_attention_dim", "num_layers",
+            "caption_channels",
+        ),
+        lora_programs="This is for ComfyUI and LightX2V, which take it as it is",
+        takes_frame_rate=True,
+    ),
+}  # fmt: skip
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value
