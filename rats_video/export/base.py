@@ -17,6 +17,10 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.inference.student import StudentCard
 
+BASE = "base"  # folder of the base that an export brings along
+FAST = "tokenizer.json"
+PACKAGES = ("'diffusers>=0.42'", "'transformers>=5.22'", "accelerate")
+
 
 @dataclass(frozen=True)
 class ExportedStudent:
@@ -64,7 +68,7 @@ class ExportedStudent:
     @property
     def base_id(self) -> str:
         """The base's name for others: its repository on the hub where its folder is called so, never a path of ours."""
-        name = Path(self.card.model).name
+        name = Path(self.card.model).name or self.base.resolve().name  # `.` has none
         return next((repository for repository in HUB if repository.rpartition("/")[2] == name), name)
 
     @property
@@ -74,11 +78,23 @@ class ExportedStudent:
         return re.sub(r"[^\w.-]+", "-", f"{self.base_id.rpartition('/')[2]}-{steps}steps-{self.run}")
 
     @property
-    def base_source(self) -> tuple[str, str]:
-        """Python of the base's place in a snippet: a line of import, if it takes one, and an expression."""
-        if is_embedded(self.card.model):
-            return "from rats_video.assets import ASSETS\n", f"ASSETS / {self.card.model!r}"
-        return "", repr(self.base_id if "/" in self.base_id else self.card.model)
+    def base_source(self) -> str:
+        """Python of the base's place in a snippet whose `folder` is the export's."""
+        if self.carries_base:
+            return f'folder + "/{BASE}"'
+        return repr(self.base_id if "/" in self.base_id else str(self.base))
+
+    @property
+    def carries_base(self) -> bool:
+        """True if the base is embedded in our package: no other program can have it, so an export brings it along."""
+        return is_embedded(self.card.model)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What a stock pipeline of it needs, beside what these bring along."""
+        tokenizers = [folder for folder in self.base.glob("tokenizer*") if folder.is_dir()]
+        slow = any((folder / "spiece.model").is_file() and not (folder / FAST).is_file() for folder in tokenizers)
+        return PACKAGES + (("sentencepiece", "protobuf") if slow else ())
 
 
 class Form(ABC):
@@ -94,6 +110,8 @@ class Form(ABC):
     """Tags of the card beside those of every export."""
     limits: ClassVar[tuple[str, ...]] = ()
     """Limits to state on the card beside those of every export."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What its code needs beside the stock pipeline's packages."""
     loses: ClassVar[bool] = False
     """True if its clips are not the student's: several are made, and scored by the run's measures."""
 
@@ -131,6 +149,10 @@ class Form(ABC):
     @abstractmethod
     def programs(self, exported: ExportedStudent) -> str:
         """The programs that take its files, and those that do not, for the card."""
+
+    def install(self, exported: ExportedStudent) -> str:
+        """The command that installs what its code needs; or nothing."""
+        return f"pip install {' '.join((*exported.packages, *self.packages))}"
 
     def note(self, exported: ExportedStudent) -> str:
         """What its user must pass, because no file can carry it; or nothing."""

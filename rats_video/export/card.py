@@ -57,6 +57,7 @@ def model_card(
         f"without guidance. This is {form.summary}." + ("" if scale == 1 else f" Taken {scale:g} times, not whole."),
         form.programs(exported),
         "## Sampling",
+        *([fenced(command, "sh")] if (command := form.install(exported)) else []),
         form.sampling(exported, name),
         *([f"Mind: {note}."] if (note := form.note(exported)) else []),
         *_noise_levels(exported),

@@ -83,6 +83,10 @@ class ComfyUI(Form):
         }
         return open_pipeline(base, device, dtype, **networks, scheduler=scheduler)
 
+    def install(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+        """Nothing."""
+        return ""
+
     def programs(self, exported: ExportedStudent) -> str:
         """As they were run on files of this kind."""
         if not exported.is_lora:

@@ -20,6 +20,7 @@ from rats_video.backbones.lora import LORA_FILE
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.merged import SCHEDULER, load_scheduler
+from rats_video.export.parts import bring_base
 from rats_video.export.stock import open_pipeline
 from rats_video.export.usage import base_snippet
 
@@ -34,6 +35,7 @@ class Lora(Form):
     name = "lora"
     summary = "a LoRA on the base, and a scheduler"
     relation = "adapter"
+    packages = ("peft",)
 
     def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
         """Refuse a student that is no LoRA, and any scale."""
@@ -52,6 +54,7 @@ class Lora(Form):
         for part, file in files(student.denoiser_parts).items():
             student.adapters.write(student.role, folder / file, {part: HIGH_NOISE}, header(student, exported))
         exported.stock.scheduler.save_pretrained(folder / SCHEDULER)
+        bring_base(exported, folder)
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the adapter."""

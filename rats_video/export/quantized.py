@@ -27,6 +27,7 @@ class Quantized(Diffusers):
 
     relation = "quantized"
     limits = ("It saves memory; whether it is faster depends on the GPU and was not measured.",)
+    packages = ("'torchao>=0.15'",)
     loses = True
 
     def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002

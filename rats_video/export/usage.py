@@ -43,7 +43,7 @@ def base_snippet(
         classes: of diffusers, that these lines name.
         then: lines that follow the pipeline's.
     """
-    imports, base = exported.base_source
+    imports, base = "", exported.base_source
     scheduler = type(exported.stock.scheduler).__name__
     if misread := misread_tokenizers(exported.base):
         imports += f"from transformers import {TOKENIZER}\n"

@@ -157,6 +157,10 @@ def test_snippet_of_the_card_runs(
 ) -> None:
     """What it samples is ours from the same seed, as far as eight bits a pixel tell."""
     folder = exported(kind, weights)
+    of_t5 = case.family.name.startswith(("ltx", "cogvideox"))  # which have no tokenizer.json
+    peft = " peft" if kind == "lora" else ""
+    line = f"\npip install 'diffusers>=0.42' 'transformers>=5.22' accelerate{' sentencepiece protobuf' * of_t5}{peft}\n"
+    assert line in (folder / "README.md").read_text()
     monkeypatch.chdir(folder.parent)
     (code,) = re.findall(r"```python\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)
     found: dict[str, Any] = {}
