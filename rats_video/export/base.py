@@ -23,6 +23,19 @@ PACKAGES = ("'diffusers>=0.42'", "'transformers>=5.22'", "accelerate")
 
 
 @dataclass(frozen=True)
+class Clips:
+    """N clips, on the CPU.
+
+    Args:
+        videos: `[N, T, 3, height, width]` in [0, 1].
+        latents: that they were decoded from, N first.
+    """
+
+    videos: Tensor
+    latents: Tensor
+
+
+@dataclass(frozen=True)
 class ExportedStudent:
     """A student's facts, for checking and describing its export once its memory is freed.
 
@@ -38,7 +51,7 @@ class ExportedStudent:
         is_lora: True if it is an adapter on the base.
         prompts: N prompts of the clips that follow.
         noises: `[1, C, F, H, W]` each, on the CPU.
-        videos: `[N, T, 3, height, width]` in [0, 1], our sampler's, on the CPU; None where nothing is checked.
+        clips: our sampler's, the latents as the stock pipeline lays them out; None where nothing is checked.
     """
 
     card: StudentCard
@@ -52,7 +65,7 @@ class ExportedStudent:
     is_lora: bool
     prompts: tuple[str, ...]
     noises: tuple[Tensor, ...]
-    videos: Tensor | None
+    clips: Clips | None
 
     @property
     def dtype(self) -> torch.dtype:
