@@ -18,6 +18,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import LOW_NOISE
 from rats_video.backbones.family import DENOISER
 from rats_video.backbones.folder import read_configs
+from rats_video.backbones.lora import LORA_FILE
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_card import levels_label, sampling_section
@@ -48,6 +49,11 @@ class ComfyUI(Form):
                 f"no names are known here for the weights of a {family.pipelines[0]} but diffusers'",
                 where="--format comfyui", fix="take --format diffusers, lora or merged",
             )  # fmt: skip
+        if model.lora_refused and (student / LORA_FILE).is_file():
+            raise UserError(
+                f"a LoRA on {model.name} cannot be checked: {model.lora_refused}", where="--format comfyui",
+                fix="take --format lora, diffusers or merged",
+            )  # fmt: skip
         model.check(config, f"{base / DENOISER / 'config.json'}")
 
     def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
@@ -60,7 +66,7 @@ class ComfyUI(Form):
             else:
                 is_causal = exported.pipeline == "LTXConditionPipeline"  # as LTX-Video is since 0.9.5
                 tensors, sizes = (
-                    _whole(student, part),
+                    whole_weights(student, part),
                     MODELS[config["_class_name"]].config(config, is_causal=is_causal),
                 )
             save_file(tensors, folder / file, remarks | sizes)
@@ -132,9 +138,18 @@ def file_names(exported: ExportedStudent) -> Mapping[str, str]:
     }
 
 
-def _whole(student: PipelineBackbone, part: str) -> dict[str, Tensor]:
-    state = student.parts[part].state_dict()
-    return {original_name(student, name): weight.cpu().contiguous() for name, weight in state.items()}
+def whole_weights(student: PipelineBackbone, part: str) -> dict[str, Tensor]:
+    """The denoiser's weights; what was published as one matrix is put together again."""
+    pieces: dict[str, dict[str, Tensor]] = {}
+    for name, weight in student.parts[part].state_dict().items():
+        halves = weight.chunk(2) if name.rpartition(".")[0] in student.swapped_halves else ()
+        place = re.search(r"\[\d\]", original := original_name(student, name))
+        whole = original.replace(place[0], "") if place else original
+        pieces.setdefault(whole, {})[place[0] if place else ""] = torch.cat(halves[::-1]) if halves else weight
+    return {
+        name: (torch.cat([parts[place] for place in sorted(parts)]) if len(parts) > 1 else parts[""]).cpu().contiguous()
+        for name, parts in pieces.items()
+    }
 
 
 def _lora(student: PipelineBackbone, part: str) -> dict[str, Tensor]:

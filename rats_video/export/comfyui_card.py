@@ -72,7 +72,10 @@ def _sampler(exported: ExportedStudent, model: ComfyModel) -> str:
         )
     if model.takes_frame_rate:
         text += f" Put LTXVConditioning with `frame_rate` {exported.card.clip['fps']:g} behind the prompt."
-    no_node = "No ModelSampling node is needed" if model.shift_node else "Use no ModelSamplingSD3: it ruins the clip"
+    if model.guidance_node is not None:
+        told = exported.card.embedded_guidance
+        text += f" Put {model.guidance_node} with `guidance` {told:g} behind the prompt, as in training."
+    no_node = f"Use no {model.ruined_by}: it ruins the clip" if model.ruined_by else "No ModelSampling node is needed"
     return f"{text} {no_node}."
 
 

@@ -23,7 +23,10 @@ class ComfyModel:
         name: for messages.
         fixed: by key of diffusers' config, the values that it can be built with; ComfyUI reads them nowhere.
         lora_programs: the programs that a LoRA under the original names was tried in.
+        lora_refused: why it has no LoRA under them; or nothing.
         shift_node: the node that shifts its noise levels for KSampler, where one makes ours.
+        ruined_by: the node that must not be there.
+        guidance_node: that tells its network the guidance scale it was trained with.
         takes_frame_rate: whether its conditioning has a frame rate.
         header: keys that ComfyUI reads from the `config` of the file's header, where there is one.
     """
@@ -32,8 +35,11 @@ class ComfyModel:
     fixed: Mapping[str, tuple[Any, ...]]
     header: tuple[str, ...] = ()
     lora_programs: str = ""
+    lora_refused: str = ""
     shift_node: str | None = None
+    ruined_by: str | None = None
     takes_frame_rate: bool = False
+    guidance_node: str | None = None
 
     def check(self, config: Mapping[str, Any], where: str) -> None:
         """Raise UserError where ComfyUI would build another network, naming each value that differs.
@@ -96,7 +102,18 @@ MODELS: Mapping[str, ComfyModel] = {
             "caption_channels",
         ),
         lora_programs="This is for ComfyUI and LightX2V, which take it as it is",
+        ruined_by="ModelSamplingSD3",
         takes_frame_rate=True,
+    ),
+    "HunyuanVideoTransformer3DModel": ComfyModel(
+        "HunyuanVideo",
+        fixed={
+            "num_attention_heads": (24,), "attention_head_dim": (128,), "mlp_ratio": (4.0,), "text_embed_dim": (4096,),
+            "pooled_projection_dim": (768,), "patch_size": (2,), "patch_size_t": (1,), "qk_norm": ("rms_norm",),
+            "rope_axes_dim": ((16, 56, 56),), "rope_theta": (256.0,), "out_channels": (16,),
+        },
+        lora_refused="diffusers' converter cannot read the token refiner's, whose three matrices were published as one",
+        guidance_node="FluxGuidance",
     ),
 }  # fmt: skip
 

@@ -13,8 +13,8 @@ from rats_video.errors import UserError, first_line
 from rats_video.export.base import Clips, ExportedStudent, Form
 from rats_video.export.stock import sample_stock
 
-# The latents tell. Rounding moved single ones by 1e-5 in float32 and 0.03 in bfloat16, a wrong frame rate by 0.02, wrong
-# noise levels by 0.4 and more. Pixels tell of the VAE, which an export only copies, and of eight bits.
+# The latents tell. Rounding moved single ones by 1e-5 in float32 and 0.03 in bfloat16, another frame rate by 0.02,
+# other noise levels by 0.4 and more. Pixels tell of the VAE, which an export only copies, and of eight bits.
 LEAST_PSNR, LEAST_PSNR_QUANTIZED = 25.0, 15.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Callable
@@ -13,16 +14,22 @@ import pytest
 import torch
 from comfyui_family import A14B, COMFYUI_FAMILIES, LTX, LTX_095, WAN, WAN_5B
 from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_wan_lora_to_diffusers
-from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+from diffusers.loaders.single_file_utils import (
+    convert_hunyuan_video_transformer_to_diffusers,
+    convert_wan_transformer_to_diffusers,
+)
 from family import Family
+from hunyuan_family import HUNYUAN
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from rats_video.backbones.compute import LoraConfig
+from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.kinds import load_backbone
 from rats_video.commands.export_model import ExportRequest, run_export_model
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
+from rats_video.export.comfyui import ComfyUI, whole_weights
 from rats_video.export.comfyui_card import simple_levels
 from rats_video.export.comfyui_models import MODELS
 from rats_video.inference.student import StudentCard, save_student
@@ -235,6 +242,37 @@ def test_a_denoiser_that_takes_a_picture_is_refused() -> None:
         UserError, match=r"^--format comfyui: config.json: its Wan takes 36 channels and makes 16: only "
     ):
         MODELS["WanTransformer3DModel"].check({"in_channels": 36, "out_channels": 16}, "config.json")
+
+
+def test_hunyuan_video_as_its_authors_published_it(tmp_path: Path) -> None:
+    """Diffusers' converter, told this width in the place of its fixed 3072, gives back each of diffusers' weights."""
+    HUNYUAN.build(tmp_path / "base")
+    backbone = load_backbone(tmp_path / "base")
+    source = inspect.getsource(convert_hunyuan_video_transformer_to_diffusers)
+    assert source.count("3072") == 1
+    found: dict[str, Any] = {"torch": torch}
+    exec(source.replace("3072", "16"), found)
+    weights = whole_weights(backbone, "transformer")
+    back = found["convert_hunyuan_video_transformer_to_diffusers"](dict(weights))
+    there = backbone.parts["transformer"].state_dict()
+    assert back.keys() == there.keys()
+    assert all(torch.equal(back[name], weight) for name, weight in there.items())
+    assert {name: tuple(weights[f"{name}.weight"].shape) for name in (
+        "double_blocks.0.img_attn_qkv", "double_blocks.0.txt_attn_qkv", "single_blocks.0.linear1",
+        "txt_in.individual_token_refiner.blocks.0.self_attn_qkv",
+    )} == {
+        "double_blocks.0.img_attn_qkv": (48, 16), "double_blocks.0.txt_attn_qkv": (48, 16),
+        "single_blocks.0.linear1": (80, 16), "txt_in.individual_token_refiner.blocks.0.self_attn_qkv": (48, 16),
+    }  # fmt: skip
+
+
+def test_a_lora_that_diffusers_cannot_read_back_is_refused(tmp_path: Path) -> None:
+    HUNYUAN.build(tmp_path / "base")
+    (tmp_path / "pytorch_lora_weights.safetensors").touch()
+    with pytest.raises(
+        UserError, match=r"^--format comfyui: a LoRA on HunyuanVideo cannot be checked: diffusers' conv"
+    ):
+        ComfyUI().check(tmp_path, tmp_path / "base", HunyuanVideoBackbone, 1.0)
 
 
 def test_weights_that_diffusers_cannot_read_back_are_not_kept(
