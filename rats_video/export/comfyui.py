@@ -23,9 +23,18 @@ from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_card import levels_label, sampling_section
 from rats_video.export.comfyui_models import MODELS, ComfyModel
+from rats_video.export.comfyui_workflow import (
+    API,
+    needs_of,
+    page_file,
+    workflow,
+    workflow_section,
+    workflow_steps,
+)
 from rats_video.export.lora import NOISE, check_unscaled, header
 from rats_video.export.stock import class_in, open_pipeline
 from rats_video.export.usage import sigma_string
+from rats_video.files import write_json
 from rats_video.reading import read_json
 
 PREFIX = "diffusion_model."
@@ -59,6 +68,8 @@ class ComfyUI(Form):
     def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
         """Write the files, with remarks in their headers."""
         remarks = header(student, exported)
+        place = folder / placed(exported)
+        place.mkdir(parents=True)
         for part, file in file_names(exported).items():
             config = read_json(exported.base / part / "config.json")
             if exported.is_lora:
@@ -69,17 +80,27 @@ class ComfyUI(Form):
                     whole_weights(student, part),
                     MODELS[config["_class_name"]].config(config, is_causal=is_causal),
                 )
-            save_file(tensors, folder / file, remarks | sizes)
+            save_file(tensors, place / file, remarks | sizes)
+        self._write_workflow(exported, folder)
+
+    def _write_workflow(self, exported: ExportedStudent, folder: Path) -> None:
+        if (needs := needs_of(exported, denoiser_config(exported))) is None:
+            return
+        graph = workflow(exported, needs, list(file_names(exported).values()), workflow_steps(exported))
+        write_json(folder / API, graph.api())
+        page = folder / page_file(exported)
+        page.parent.mkdir(parents=True)
+        write_json(page, graph.page())
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the files as diffusers converts them."""
         base, dtype, scheduler = exported.base, exported.dtype, exported.stock.scheduler
-        parts = {part: folder / file for part, file in file_names(exported).items()}
+        parts = {part: folder / placed(exported) / file for part, file in file_names(exported).items()}
         if exported.is_lora:
             pipeline = open_pipeline(base, device, dtype, scheduler=scheduler)
             for part, file in parts.items():
                 second = {"load_into_transformer_2": True} if part == LOW_NOISE else {}
-                pipeline.load_lora_weights(folder, weight_name=file.name, **second)
+                pipeline.load_lora_weights(file.parent, weight_name=file.name, **second)
             return pipeline
         networks = {
             part: class_in(base / part / "config.json").from_single_file(
@@ -101,7 +122,11 @@ class ComfyUI(Form):
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:  # noqa: ARG002
         """Folder, nodes and noise levels."""
-        return sampling_section(exported, model_of(exported), list(file_names(exported).values()))
+        files = [f"{placed(exported)}/{file}" for file in file_names(exported).values()]
+        needs = needs_of(exported, denoiser_config(exported))
+        alone = "Copy `models` over ComfyUI's folder. There is no ready workflow for a model of this size."
+        ready = alone if needs is None else workflow_section(exported, needs)
+        return "\n\n".join([ready, sampling_section(exported, model_of(exported), files)])
 
     def note(self, exported: ExportedStudent) -> str:  # noqa: ARG002
         """Nothing beside the nodes: what the stock pipeline must be told is no concern of ComfyUI's."""
@@ -122,10 +147,19 @@ def original_name(student: PipelineBackbone, name: str) -> str:
     return name
 
 
+def denoiser_config(exported: ExportedStudent) -> dict[str, Any]:
+    """Of diffusers' denoiser."""
+    return dict(read_json(exported.base / DENOISER / "config.json"))
+
+
 def model_of(exported: ExportedStudent) -> ComfyModel:
     """ComfyUI's side of the student."""
-    kind: str = read_json(exported.base / DENOISER / "config.json")["_class_name"]
-    return MODELS[kind]
+    return MODELS[denoiser_config(exported)["_class_name"]]
+
+
+def placed(exported: ExportedStudent) -> str:
+    """The folder of the files, in the export as in ComfyUI."""
+    return f"models/{'loras' if exported.is_lora else 'diffusion_models'}"
 
 
 def file_names(exported: ExportedStudent) -> Mapping[str, str]:

@@ -54,9 +54,9 @@ def simple_levels(num_steps: int, shift: float) -> list[float]:
 def _loading(exported: ExportedStudent, files: list[str]) -> str:
     names = " and ".join(f"`{file}`" for file in files)
     if not exported.is_lora:
-        return f"Put {names} into `models/diffusion_models` and load with Load Diffusion Model."
+        return f"By hand: load {names} with Load Diffusion Model."
     onto = "each onto its own expert of the base" if exported.boundary is not None else "onto the base"
-    return f"Put {names} into `models/loras` and load with LoraLoaderModelOnly at strength 1, {onto}."
+    return f"By hand: load {names} with LoraLoaderModelOnly at strength 1, {onto}."
 
 
 def _sampler(exported: ExportedStudent, model: ComfyModel) -> str:

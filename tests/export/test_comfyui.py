@@ -59,7 +59,7 @@ class Export(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        return sorted(self.folder.glob("*.safetensors"))
+        return sorted(self.folder.rglob("*.safetensors"))
 
     def header(self) -> dict[str, str]:
         with safe_open(self.files[0], "pt") as file:
@@ -186,6 +186,7 @@ def test_card_speaks_of_the_nodes_of_its_model(case: Case, exported: Any) -> Non
         card = exported(kind).card
         assert loader in card
         assert "from 0.7.0 on" in card
+        assert ("There is no ready workflow" in card) == (case.family in (LTX, LTX_095))  # of 8 channels
         assert ("with `add_noise` off" in card) == (case.family is A14B)
         is_ltx = case.family in (LTX, LTX_095)
         assert ("LTXVConditioning with `frame_rate` 24 behind the prompt" in card) == is_ltx
