@@ -22,7 +22,7 @@ from rats_video.backbones.lora import LORA_FILE
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_card import levels_label, sampling_section
-from rats_video.export.comfyui_models import MODELS, ComfyModel
+from rats_video.export.comfyui_models import MODELS, ComfyModel, denoiser_config, refusal
 from rats_video.export.comfyui_workflow import (
     API,
     needs_of,
@@ -51,19 +51,15 @@ class ComfyUI(Form):
     def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:
         """Refuse a scaled LoRA, what we know no original names for, and sizes that ComfyUI does not build."""
         check_unscaled(student, scale)
-        config = read_configs(base, family.family).get(DENOISER, {})
-        model = MODELS.get(str(config.get("_class_name")))
-        if model is None or not family.original_names:
+        is_lora = (student / LORA_FILE).is_file()
+        reason = refusal(read_configs(base, family.family).get(DENOISER, {}), is_lora=is_lora)
+        if not family.original_names:  # a family of the user's own
+            reason = reason or f"{family.__name__} declares no original_names"
+        if reason:
             raise UserError(
-                f"no names are known here for the weights of a {family.pipelines[0]} but diffusers'",
-                where="--format comfyui", fix="take --format diffusers, lora or merged",
+                reason, where=f"--format comfyui: {base / DENOISER / 'config.json'}",
+                fix=f"take --format diffusers{', lora' if is_lora else ''} or merged",
             )  # fmt: skip
-        if model.lora_refused and (student / LORA_FILE).is_file():
-            raise UserError(
-                f"a LoRA on {model.name} cannot be checked: {model.lora_refused}", where="--format comfyui",
-                fix="take --format lora, diffusers or merged",
-            )  # fmt: skip
-        model.check(config, f"{base / DENOISER / 'config.json'}")
 
     def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
         """Write the files, with remarks in their headers."""
@@ -145,11 +141,6 @@ def original_name(student: PipelineBackbone, name: str) -> str:
     for pattern, original in student.original_names:
         name = re.sub(pattern, original, name)
     return name
-
-
-def denoiser_config(exported: ExportedStudent) -> dict[str, Any]:
-    """Of diffusers' denoiser."""
-    return dict(read_json(exported.base / DENOISER / "config.json"))
 
 
 def model_of(exported: ExportedStudent) -> ComfyModel:

@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rats_video.errors import UserError
+from rats_video.backbones.family import DENOISER
+from rats_video.export.base import ExportedStudent
+from rats_video.reading import read_json
 
 CONFIG = "config"  # the header's key
 
@@ -41,29 +43,24 @@ class ComfyModel:
     takes_frame_rate: bool = False
     guidance_node: str | None = None
 
-    def check(self, config: Mapping[str, Any], where: str) -> None:
-        """Raise UserError where ComfyUI would build another network, naming each value that differs.
+    def refusal(self, config: Mapping[str, Any], *, is_lora: bool) -> str:
+        """Why ComfyUI cannot take a student of it, a clause that names each value that differs; or nothing.
 
         Args:
             config: of diffusers' denoiser; what it does not state is diffusers' default, which is right.
-            where: its file, for the message.
+            is_lora: True for a LoRA alone.
         """
         taken, made = config.get("in_channels"), config.get("out_channels")
+        if is_lora and self.lora_refused:
+            return f"a LoRA on {self.name} cannot be checked: {self.lora_refused}"
         if taken != made and None not in (taken, made):
-            raise UserError(
-                f"its {self.name} takes {taken} channels and makes {made}: only text-to-video has this form",
-                where=f"--format comfyui: {where}", fix="take --format diffusers or merged",
-            )  # fmt: skip
+            return f"its {self.name} takes {taken} channels and makes {made}: only text-to-video has this form"
         wrong = [
             f"{key} {_plain(config[key])} (not {' or '.join(str(_plain(value)) for value in values)})"
             for key, values in self.fixed.items()
             if key in config and _plain(config[key]) not in map(_plain, values)
         ]
-        if wrong:
-            raise UserError(
-                f"ComfyUI cannot load a {self.name} of {', '.join(wrong)}", where=f"--format comfyui: {where}",
-                fix="take --format diffusers or merged",
-            )  # fmt: skip
+        return f"ComfyUI cannot load a {self.name} of {', '.join(wrong)}" if wrong else ""
 
     def config(self, config: Mapping[str, Any], *, is_causal: bool) -> dict[str, str]:
         """The header's `config`, a JSON object as a string, or nothing where ComfyUI reads none.
@@ -116,6 +113,30 @@ MODELS: Mapping[str, ComfyModel] = {
         guidance_node="FluxGuidance",
     ),
 }  # fmt: skip
+
+
+def refusal(config: Mapping[str, Any], *, is_lora: bool) -> str:
+    """Why ComfyUI cannot take a student whose denoiser has this configuration of diffusers; or nothing."""
+    kind = str(config.get("_class_name"))
+    if (model := MODELS.get(kind)) is None:
+        return f"no names are known here for the weights of a {kind} but diffusers'"
+    return model.refusal(config, is_lora=is_lora)
+
+
+def denoiser_config(exported: ExportedStudent) -> dict[str, Any]:
+    """Of diffusers' denoiser."""
+    return dict(read_json(exported.base / DENOISER / "config.json"))
+
+
+def only_diffusers(exported: ExportedStudent) -> str:
+    """The programs that take weights under diffusers' names, as they were run: none but diffusers."""
+    if exported.is_lora:
+        others = "ComfyUI, LightX2V, DiffSynth-Studio and musubi-tuner would apply nothing of a LoRA under them, "
+        others += "DiffSynth-Studio without a word"
+    else:
+        others = "ComfyUI cannot tell what model it is (`Could not detect model type`)"
+    offer = "" if refusal(denoiser_config(exported), is_lora=exported.is_lora) else "; take `--format comfyui` there"
+    return f"This is for diffusers alone, whose names its weights have. {others}{offer}."
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,8 @@ import torch
 from rats_video.assets import INDEX
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.export.base import ExportedStudent, Form
-from rats_video.export.merged import ONLY_DIFFUSERS, SCHEDULER, write_networks
+from rats_video.export.comfyui_models import only_diffusers
+from rats_video.export.merged import SCHEDULER, write_networks
 from rats_video.export.parts import copy_parts
 from rats_video.export.stock import open_pipeline
 from rats_video.export.usage import whole_snippet
@@ -38,9 +39,9 @@ class Diffusers(Form):
         """The folder as a pipeline."""
         return open_pipeline(folder, device, exported.dtype)
 
-    def programs(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+    def programs(self, exported: ExportedStudent) -> str:
         """Diffusers."""
-        return ONLY_DIFFUSERS
+        return only_diffusers(exported)
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that loads the folder."""

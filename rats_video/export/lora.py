@@ -19,6 +19,7 @@ from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
+from rats_video.export.comfyui_models import only_diffusers
 from rats_video.export.merged import SCHEDULER, load_scheduler
 from rats_video.export.parts import bring_base
 from rats_video.export.stock import open_pipeline
@@ -42,7 +43,7 @@ class Lora(Form):
         if not (student / LORA_FILE).is_file():
             raise UserError(
                 "this student is no LoRA: all of its weights were trained", where="--format lora",
-                fix="take merged, diffusers or comfyui, or train with student.weights.kind=lora",
+                fix="take merged or diffusers, or train with student.weights.kind=lora",
             )  # fmt: skip
         check_unscaled(student, scale)
 
@@ -63,12 +64,9 @@ class Lora(Form):
             pipeline.load_lora_weights(folder, weight_name=file, **_SECOND[part])
         return pipeline
 
-    def programs(self, exported: ExportedStudent) -> str:  # noqa: ARG002
-        """As they were run."""
-        return (
-            "This is for diffusers alone, whose names its layers have. ComfyUI, LightX2V, DiffSynth-Studio and "
-            "musubi-tuner apply nothing of it, DiffSynth-Studio without a word; `--format comfyui` is for them."
-        )
+    def programs(self, exported: ExportedStudent) -> str:
+        """Diffusers."""
+        return only_diffusers(exported)
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that loads the adapter into the base's pipeline."""

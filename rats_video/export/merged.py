@@ -10,15 +10,12 @@ import torch
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import HIGH_NOISE
 from rats_video.export.base import ExportedStudent, Form
+from rats_video.export.comfyui_models import only_diffusers
 from rats_video.export.parts import bring_base
 from rats_video.export.stock import class_in, open_pipeline
 from rats_video.export.usage import base_snippet
 
 SCHEDULER = "scheduler"
-ONLY_DIFFUSERS = (
-    "This is for diffusers alone, whose names its weights have. ComfyUI cannot tell what model it is (`Could not "
-    "detect model type`); `--format comfyui` is for it."
-)
 
 
 class Merged(Form):
@@ -38,9 +35,9 @@ class Merged(Form):
         parts = load_networks(folder, exported.dtype) | load_scheduler(folder)
         return open_pipeline(exported.base, device, exported.dtype, **parts)
 
-    def programs(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+    def programs(self, exported: ExportedStudent) -> str:
         """Diffusers."""
-        return ONLY_DIFFUSERS
+        return only_diffusers(exported)
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that puts the networks into the base's pipeline."""

@@ -31,7 +31,7 @@ from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.export.comfyui import ComfyUI, whole_weights
 from rats_video.export.comfyui_card import simple_levels
-from rats_video.export.comfyui_models import MODELS
+from rats_video.export.comfyui_models import MODELS, refusal
 from rats_video.inference.student import StudentCard, save_student
 from rats_video.seeds import seeded
 
@@ -233,16 +233,15 @@ def test_sizes_that_comfyui_does_not_build_are_refused(command: Command, tmp_pat
 def test_each_fixed_value_counts(kind: str, key: str, value: object) -> None:
     model = MODELS[kind]
     good = {name: values[-1] for name, values in model.fixed.items()}
-    model.check(good, "config.json")
-    with pytest.raises(UserError, match=rf"^--format comfyui: config.json: .* of {key} {value} \(not "):
-        model.check(good | {key: value}, "config.json")
+    assert refusal({"_class_name": kind, **good}, is_lora=True) == ""
+    found = refusal({"_class_name": kind, **good, key: value}, is_lora=False)
+    assert found.startswith(f"ComfyUI cannot load a {model.name} of {key} {value} (not ")
 
 
 def test_a_denoiser_that_takes_a_picture_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"^--format comfyui: config.json: its Wan takes 36 channels and makes 16: only "
-    ):
-        MODELS["WanTransformer3DModel"].check({"in_channels": 36, "out_channels": 16}, "config.json")
+    config = {"_class_name": "WanTransformer3DModel", "in_channels": 36, "out_channels": 16}
+    found = refusal(config, is_lora=True)
+    assert found == "its Wan takes 36 channels and makes 16: only text-to-video has this form"
 
 
 def test_hunyuan_video_as_its_authors_published_it(tmp_path: Path) -> None:
@@ -271,7 +270,7 @@ def test_a_lora_that_diffusers_cannot_read_back_is_refused(tmp_path: Path) -> No
     HUNYUAN.build(tmp_path / "base")
     (tmp_path / "pytorch_lora_weights.safetensors").touch()
     with pytest.raises(
-        UserError, match=r"^--format comfyui: a LoRA on HunyuanVideo cannot be checked: diffusers' conv"
+        UserError, match=r"^--format comfyui: .*config.json: a LoRA on HunyuanVideo cannot be checked: diffusers' conv"
     ):
         ComfyUI().check(tmp_path, tmp_path / "base", HunyuanVideoBackbone, 1.0)
 

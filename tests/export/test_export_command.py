@@ -123,6 +123,8 @@ def test_card_of_the_embedded_student(embedded: Path) -> None:
     assert head["pipeline_tag"] == "text-to-video"
     assert "1.00000000, 0.89999998, 0.75000000, 0.50000000, 0.00000000" in text
     record = json.loads((ASSETS / "tiny-wan-student" / "training.json").read_text())
+    assert "This is for diffusers alone" in text
+    assert "--format comfyui" not in text  # which cannot load this one
     assert f"{record['config']['training']['steps']} optimizer steps" in text
     assert re.search(rf"\| adherence +\| +{record['metrics']['adherence']:.3f} \|", text)
 

@@ -236,7 +236,9 @@ def test_what_comfyui_cannot_load_is_refused(case: Case, exported: Any) -> None:
         pytest.skip("its sizes are in the file's header")
     unknown = case.family.name.startswith("cogvideox")
     reason = (
-        r"no names are known here for the weights of a \w+ but" if unknown else r".*attention_head_dim 8 \(not 128\)"
+        r".*config.json: no names are known here for the weights of a \w+ but"
+        if unknown
+        else r".*attention_head_dim 8 \(not 128\)"
     )
     with pytest.raises(UserError, match=rf"^--format comfyui: {reason}"):
         exported("comfyui", "full")
