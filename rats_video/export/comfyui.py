@@ -38,13 +38,14 @@ from rats_video.files import write_json
 from rats_video.reading import read_json
 
 PREFIX = "diffusion_model."
+MUSUBI = "musubi-tuner"  # folder
 
 
 class ComfyUI(Form):
     """A LoRA student's adapter, or the whole denoiser of another; a file an expert."""
 
     name = "comfyui"
-    summary = "the student under the names that ComfyUI's loaders take"
+    summary = "the student under its model's original names, for ComfyUI's loaders"
     tags = ("comfyui",)
     limits = ("The file was read back by diffusers' converter; ComfyUI itself was not run on it.",)
 
@@ -70,6 +71,11 @@ class ComfyUI(Form):
             config = read_json(exported.base / part / "config.json")
             if exported.is_lora:
                 tensors, sizes = _lora(student, part), {}
+                if model_of(exported).for_musubi:
+                    (folder / MUSUBI).mkdir(exist_ok=True)
+                    save_file(
+                        {kohya_name(name): tensor for name, tensor in tensors.items()}, folder / MUSUBI / file, remarks
+                    )
             else:
                 is_causal = exported.pipeline == "LTXConditionPipeline"  # as LTX-Video is since 0.9.5
                 tensors, sizes = (
@@ -151,6 +157,12 @@ def model_of(exported: ExportedStudent) -> ComfyModel:
 def placed(exported: ExportedStudent) -> str:
     """The folder of the files, in the export as in ComfyUI."""
     return f"models/{'loras' if exported.is_lora else 'diffusion_models'}"
+
+
+def kohya_name(name: str) -> str:
+    """Kohya's name of a LoRA's weight, from ours, as musubi-tuner's `convert_lora.py --target default` makes it."""
+    layer, dot, kind = re.split(r"(\.)(?=lora_[AB]\.|alpha$)", name.removeprefix(PREFIX))
+    return f"lora_unet_{layer.replace('.', '_')}{dot}{kind.replace('lora_A', 'lora_down').replace('lora_B', 'lora_up')}"
 
 
 def file_names(exported: ExportedStudent) -> Mapping[str, str]:

@@ -25,6 +25,7 @@ class ComfyModel:
         name: for messages.
         fixed: by key of diffusers' config, the values that it can be built with; ComfyUI reads them nowhere.
         lora_programs: the programs that a LoRA under the original names was tried in.
+        for_musubi: whether musubi-tuner has it too; its names of a LoRA's layers are Kohya's.
         lora_refused: why it has no LoRA under them; or nothing.
         shift_node: the node that shifts its noise levels for KSampler, where one makes ours.
         ruined_by: the node that must not be there.
@@ -37,6 +38,7 @@ class ComfyModel:
     fixed: Mapping[str, tuple[Any, ...]]
     header: tuple[str, ...] = ()
     lora_programs: str = ""
+    for_musubi: bool = False
     lora_refused: str = ""
     shift_node: str | None = None
     ruined_by: str | None = None
@@ -83,8 +85,9 @@ MODELS: Mapping[str, ComfyModel] = {
             "attention_head_dim": (128,), "patch_size": ((1, 2, 2),), "text_dim": (4096,), "freq_dim": (256,),
             "out_channels": (16, 48), "qk_norm": _RMS, "cross_attn_norm": (True,), "eps": (1e-6,),
         },
-        lora_programs="This is for ComfyUI, LightX2V and DiffSynth-Studio, which take it as it is, and for "
-        "musubi-tuner after its `convert_lora.py --target default`",
+        lora_programs="This is for ComfyUI, LightX2V and DiffSynth-Studio, which take it as it is. For musubi-tuner "
+        "there is the same under its names in `musubi-tuner`",
+        for_musubi=True,
         shift_node="ModelSamplingSD3",
     ),
     "LTXVideoTransformer3DModel": ComfyModel(

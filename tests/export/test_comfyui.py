@@ -13,7 +13,10 @@ import comfyui_tables
 import pytest
 import torch
 from comfyui_family import A14B, COMFYUI_FAMILIES, LTX, LTX_095, WAN, WAN_5B
-from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_wan_lora_to_diffusers
+from diffusers.loaders.lora_conversion_utils import (
+    _convert_musubi_wan_lora_to_diffusers,
+    _convert_non_diffusers_wan_lora_to_diffusers,
+)
 from diffusers.loaders.single_file_utils import (
     convert_hunyuan_video_transformer_to_diffusers,
     convert_wan_transformer_to_diffusers,
@@ -29,7 +32,7 @@ from rats_video.backbones.kinds import load_backbone
 from rats_video.commands.export_model import ExportRequest, run_export_model
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.export.comfyui import ComfyUI, whole_weights
+from rats_video.export.comfyui import ComfyUI, kohya_name, whole_weights
 from rats_video.export.comfyui_card import simple_levels
 from rats_video.export.comfyui_models import MODELS, refusal
 from rats_video.inference.student import StudentCard, save_student
@@ -59,7 +62,7 @@ class Export(NamedTuple):
 
     @property
     def files(self) -> list[Path]:
-        return sorted(self.folder.rglob("*.safetensors"))
+        return sorted((self.folder / "models").rglob("*.safetensors"))
 
     def header(self) -> dict[str, str]:
         with safe_open(self.files[0], "pt") as file:
@@ -159,6 +162,24 @@ def test_diffusers_converters_give_the_student_back(case: Case, exported: Any) -
     assert back.keys() == there.keys()
     a, b = (f"transformer.blocks.1.attn2.to_k.lora_{x}.weight" for x in "AB")
     torch.testing.assert_close(back[b] @ back[a], there[b] @ there[a] * 6 / 2)
+
+
+def test_a_lora_for_musubi_tuner(case: Case, exported: Any) -> None:
+    """The same under Kohya's names, by diffusers' converter of musubi-tuner's files; its alpha is the rank."""
+    export = exported("lora")
+    files = sorted((export.folder / "musubi-tuner").glob("*"))
+    if "ltx" in case.family.name:
+        assert files == []
+        return
+    assert [file.name for file in files] == [file.name for file in export.files]
+    for file, same in zip(files, export.files, strict=True):
+        kohya = _convert_musubi_wan_lora_to_diffusers(dict(load_file(file)))
+        ours = _convert_non_diffusers_wan_lora_to_diffusers(dict(load_file(same)))
+        assert kohya.keys() == ours.keys()
+        assert all(torch.equal(kohya[name], weight) for name, weight in ours.items())
+    assert kohya_name("diffusion_model.blocks.1.self_attn.q.lora_A.weight") == (
+        "lora_unet_blocks_1_self_attn_q.lora_down.weight"
+    )
 
 
 def test_files_of_two_students_have_two_names(case: Case, exported: Any) -> None:
