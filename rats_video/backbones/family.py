@@ -45,12 +45,15 @@ class Family(ABC):
     original_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Patterns and replacements, in turn, from diffusers' names of weights to those the model was published with.
 
-    These are ComfyUI's names; a family without them has no `comfyui` export.
+    These are ComfyUI's names; a family without them has no `comfyui` export. Where one published matrix holds several
+    of diffusers', each gets the same name with its place among them: `qkv[0].weight`, `qkv[1].weight`.
     """
     needs_picture: ClassVar[bool] = False
     """True if its videos start from a picture, always."""
     takes_last_picture: ClassVar[bool] = False
     """True if a video that starts from a picture may also end at one."""
+    swapped_halves: ClassVar[tuple[str, ...]] = ()
+    """Layers, by diffusers' name, whose upper and lower half of rows were published the other way round."""
     lora_alpha_tensors: ClassVar[bool] = True
     """False if diffusers reads no alpha beside a LoRA under the original names."""
 
