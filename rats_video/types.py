@@ -26,6 +26,10 @@ class ClipSpec:
     fps: float
 
 
+Rows = slice | Tensor
+"""Some clips of a batch: a slice, which copies nothing, or their indices `[A]`."""
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """The kept latents of a rollout.
@@ -48,8 +52,8 @@ class Trajectory:
         """The final latents `[B, C, F, H, W]` (sigma 0)."""
         return self.latents[-1]
 
-    def take(self, rows: Tensor) -> Trajectory:
-        """The same of some clips, by their indices `[A]`."""
+    def take(self, rows: Rows) -> Trajectory:
+        """The same of some clips."""
         predictions = None if self.predictions is None else self.predictions.take(rows)
         return Trajectory(self.sigmas, tuple(latents[rows] for latents in self.latents), self.nfe, predictions)
 
@@ -62,8 +66,8 @@ class RewardScores:
     frames: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def take(self, rows: Tensor) -> RewardScores:
-        """The scores of some clips, by their indices `[A]`."""
+    def take(self, rows: Rows) -> RewardScores:
+        """The scores of some clips."""
         frames = None if self.frames is None else self.frames[rows]
         return RewardScores(self.clip[rows], frames, {name: part[rows] for name, part in self.parts.items()})
 
@@ -101,6 +105,11 @@ class PromptBatch:
         """The clips whose teacher is asked."""
         asked = (True,) * len(self.prompts) if self.asked is None else self.asked
         return tuple(row for row, is_asked in enumerate(asked) if is_asked)
+
+    @property
+    def of_asked(self) -> PromptBatch:
+        """These clips alone."""
+        return self if self.asked is None else self.take(self.asked_rows)
 
     def condition(self, backbone: Backbone) -> Condition:
         """The batch's prompts, encoded, and its given frames."""

@@ -185,8 +185,8 @@ class PipelineBackbone(Family):
 
     @property
     def latent_channels(self) -> int:
-        """C of the latents."""
-        return int(self.parts[DENOISER].config.in_channels)
+        """C of the latents; a picture's channels come beside them."""
+        return int(self.parts[DENOISER].config["out_channels" if self.needs_picture else "in_channels"])
 
     @property
     def temporal_stride(self) -> int:
@@ -221,7 +221,7 @@ class PipelineBackbone(Family):
         return sigma
 
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:  # noqa: ARG002
-        """What the model is told of clips of a size that start from first frames `[B, 3, height, width]` in [0, 1].
+        """Turn first frames `[B, 3, height, width]` in [0, 1] of clips into what the model is told of them.
 
         Raises:
             UserError: the model makes videos from text alone, or takes no last frame.
