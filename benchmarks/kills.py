@@ -85,7 +85,7 @@ def prepare(work: Path, steps: int) -> None:
 
 
 def command(work: Path, run: Path) -> list[str]:
-    """What starts a run, or goes on with one."""
+    """The command line that starts a run, or goes on with one."""
     resume = ["--resume"] if (run / "config.resolved.yaml").is_file() else []
     return ["distill", "--config", f"{work}/config.yaml", "--output", str(run), "--device", "cpu", *resume]
 

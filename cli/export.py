@@ -74,7 +74,7 @@ def model(
         Literal["diffusers", "lora", "comfyui", "merged", "int8", "fp8"],
         typer.Option(
             "--format",
-            help="diffusers: a whole pipeline. lora: diffusers' keys. comfyui: its keys and noise levels. "
+            help="diffusers: a whole pipeline. lora: diffusers' keys. comfyui: original keys, and a workflow. "
             "merged: the denoiser alone. int8, fp8: a pipeline in 8-bit weights.",
         ),
     ],

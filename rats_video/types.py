@@ -26,6 +26,10 @@ class ClipSpec:
     fps: float
 
 
+Rows = slice | Tensor
+"""Some clips of a batch: a slice, which copies nothing, or their indices `[A]`."""
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """The kept latents of a rollout.
@@ -48,8 +52,8 @@ class Trajectory:
         """The final latents `[B, C, F, H, W]` (sigma 0)."""
         return self.latents[-1]
 
-    def take(self, rows: Tensor) -> Trajectory:
-        """The same of some clips, by their indices `[A]`."""
+    def take(self, rows: Rows) -> Trajectory:
+        """The same of some clips."""
         predictions = None if self.predictions is None else self.predictions.take(rows)
         return Trajectory(self.sigmas, tuple(latents[rows] for latents in self.latents), self.nfe, predictions)
 
@@ -62,8 +66,8 @@ class RewardScores:
     frames: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def take(self, rows: Tensor) -> RewardScores:
-        """The scores of some clips, by their indices `[A]`."""
+    def take(self, rows: Rows) -> RewardScores:
+        """The scores of some clips."""
         frames = None if self.frames is None else self.frames[rows]
         return RewardScores(self.clip[rows], frames, {name: part[rows] for name, part in self.parts.items()})
 
@@ -81,6 +85,7 @@ class PromptBatch:
         micro_batch: index of the micro-batch that this is.
         seeds: one a prompt, for its other random numbers; the same in every micro-batch and process.
         asked: for each prompt, if the teacher is rolled out for it; None = for all.
+        picture_seeds: one a prompt, for the picture that its clip starts from; the same for all updates of the batch.
         given: the frames that each clip starts from, for image to video.
     """
 
@@ -92,6 +97,7 @@ class PromptBatch:
     micro_batch: int = 0
     seeds: tuple[int, ...] = ()
     asked: tuple[bool, ...] | None = None
+    picture_seeds: tuple[int, ...] = ()
     given: GivenFrames | None = None
 
     @property
@@ -99,6 +105,11 @@ class PromptBatch:
         """The clips whose teacher is asked."""
         asked = (True,) * len(self.prompts) if self.asked is None else self.asked
         return tuple(row for row, is_asked in enumerate(asked) if is_asked)
+
+    @property
+    def of_asked(self) -> PromptBatch:
+        """These clips alone."""
+        return self if self.asked is None else self.take(self.asked_rows)
 
     def condition(self, backbone: Backbone) -> Condition:
         """The batch's prompts, encoded, and its given frames."""
@@ -112,12 +123,16 @@ class PromptBatch:
             noise=self.noise[list(rows)],
             seeds=tuple(self.seeds[row] for row in rows) if self.seeds else (),
             asked=None if self.asked is None else tuple(self.asked[row] for row in rows),
+            picture_seeds=tuple(self.picture_seeds[row] for row in rows) if self.picture_seeds else (),
             given=None if self.given is None else self.given.map(lambda part: part[list(rows)]),
         )
 
 
 VelocityFn = Callable[[Tensor, Tensor, Condition], Tensor]
 """`(latents [B, C, F, H, W], sigma [B], text) -> velocity [B, C, F, H, W]`: one call is one network evaluation."""
+
+FirstFrames = Callable[[Sequence[str], Sequence[int]], Tensor]
+"""`(B prompts, B seeds) -> pictures [B, 3, height, width]` in [0, 1] that clips of these prompts start from."""
 
 VelocityAndFeatures = Callable[[Tensor, Tensor, Condition], tuple[Tensor, Tensor]]
 """`(latents, sigma, text) -> velocity [B, C, F, H, W], features [B, tokens, D]` in one call of the denoiser."""
@@ -169,6 +184,15 @@ class Backbone(Protocol):
     @property
     def device(self) -> device:
         """The device that the model computes on."""
+        ...
+
+    @property
+    def first_frames(self) -> FirstFrames | None:
+        """Where pictures come from, if clips start from them."""
+        ...
+
+    def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
+        """What the model is told of clips that start from frames `[B, 3, height, width]` in [0, 1]."""
         ...
 
     def encode_text(self, prompts: Sequence[str]) -> Condition:

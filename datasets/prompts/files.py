@@ -99,7 +99,8 @@ def place_of(prompt: str, path: Path) -> str:
 
 def _is_list(table: Table) -> bool:
     """True but for a table of videos, whose other columns are its own affair: a prompt may have an image."""
-    return table.column("file") in (None, "image") and ("prompt" in table.columns or table.column("file") is None)
+    file = table.column("file")
+    return file is None or (file == "image" and "prompt" in table.columns)
 
 
 def is_table(path: Path) -> bool:

@@ -13,6 +13,7 @@ class ShapesPromptsConfig(Config):
     """Captions of the synthetic shapes, with their fixed split."""
 
     kind: Literal["shapes"] = "shapes"
+    first_frame: bool = Field(default=False, description="clips start from a rendered first frame: image to video")
     paths: int = Field(0, ge=0, le=64, description="prompts of each caption, each with a motion path; 0: captions only")
 
 

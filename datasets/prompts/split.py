@@ -87,7 +87,7 @@ def prompt_path(name_or_path: str) -> Path:
 
 
 class Reader(Protocol):
-    """What reads prompts: a model, by the words it knows."""
+    """A model, by the words that it knows."""
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that it does not know."""

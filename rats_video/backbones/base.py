@@ -21,7 +21,7 @@ from rats_video.backbones.words import known_words, truncation_note, unknown_wor
 from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec
+from rats_video.types import ClipSpec, FirstFrames
 
 TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
 
@@ -50,6 +50,7 @@ class PipelineBackbone(Family):
         self.fps = 25.0  # of the clips asked for, for models that are told it
         self.in_tiles = False  # decoding by the VAE's own tiles, for clips that are only looked at
         self.small_decoder: SmallDecoder | None = None
+        self.first_frames: FirstFrames | None = None
         self.text_cache: TextCache | None = None
         self.autocast: torch.dtype | None = None
 
@@ -145,7 +146,7 @@ class PipelineBackbone(Family):
 
     def _with_denoisers(self, networks: dict[str, Any]) -> Self:
         other = type(self)(**{**self.parts, **networks})
-        for name in ("decoding", "embedded_guidance", "fps", "in_tiles", "small_decoder", "text_cache"):
+        for name in ("decoding", "embedded_guidance", "fps", "in_tiles", "small_decoder", "text_cache", "first_frames"):
             setattr(other, name, getattr(self, name))
         return other
 
@@ -184,8 +185,8 @@ class PipelineBackbone(Family):
 
     @property
     def latent_channels(self) -> int:
-        """C of the latents."""
-        return int(self.parts[DENOISER].config.in_channels)
+        """C of the latents; a picture's channels come beside them."""
+        return int(self.parts[DENOISER].config["out_channels" if self.needs_picture else "in_channels"])
 
     @property
     def temporal_stride(self) -> int:
@@ -220,7 +221,7 @@ class PipelineBackbone(Family):
         return sigma
 
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:  # noqa: ARG002
-        """What the model is told of clips of a size that start from first frames `[B, 3, height, width]` in [0, 1].
+        """Turn first frames `[B, 3, height, width]` in [0, 1] of clips into what the model is told of them.
 
         Raises:
             UserError: the model makes videos from text alone, or takes no last frame.

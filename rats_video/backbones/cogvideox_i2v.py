@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.backbones.cogvideox import CogVideoXBackbone
-from rats_video.backbones.family import DENOISER, need_picture, refuse_text_denoiser
+from rats_video.backbones.family import DENOISER, need_picture, refuse_last
 from rats_video.condition import Condition, GivenFrames
-from rats_video.errors import UserError
 from rats_video.types import ClipSpec
 
 OFS = 2.0  # what the pipeline tells 1.5 by its embedding of that name, whatever the picture
@@ -22,26 +21,12 @@ class CogVideoXImageBackbone(CogVideoXBackbone):
     """As CogVideoX; the first frame's latents are further channels of the denoiser's input, 0 in the other frames."""
 
     pipelines = ("CogVideoXImageToVideoPipeline",)
+    needs_picture = True
 
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
         """True for its own pipeline alone: the networks' classes are those of text to video."""
         return index["_class_name"] in cls.pipelines
-
-    @classmethod
-    def check_channels(cls, denoiser: Mapping[str, Any], where: str) -> None:
-        """Refuse a denoiser that does not take the picture's latents beside its own."""
-        refuse_text_denoiser(denoiser, where)
-
-    @property
-    def pictures(self) -> Literal["none", "optional", "needed"]:
-        """Without one it makes nothing."""
-        return "needed"
-
-    @property
-    def latent_channels(self) -> int:
-        """Of the latents themselves, without the picture's."""
-        return int(self.parts[DENOISER].config.out_channels)
 
     def _call(self, noisy: Tensor, condition: Condition, timesteps: Tensor, **options: Any) -> Tensor:
         channels = need_picture(condition)
@@ -52,8 +37,7 @@ class CogVideoXImageBackbone(CogVideoXBackbone):
     @torch.no_grad()
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """The latents of first frames `[B, 3, height, width]` in [0, 1]: the mean, where the pipeline draws them."""
-        if last is not None:
-            raise UserError("CogVideoX takes a first frame alone", where="last_image", fix="leave it out")
+        refuse_last(last, "CogVideoX")
         latents = self.encode(first[:, None])[:, :, :1]  # where a frame pads, the pipeline has the picture in it alone
         if self.vae.config.invert_scale_latents:  # 1.5 was trained with them so
             latents = latents / float(self.vae.config.scaling_factor) ** 2

@@ -45,10 +45,15 @@ class Family(ABC):
     original_names: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Patterns and replacements, in turn, from diffusers' names of weights to those the model was published with.
 
-    These are ComfyUI's names; a family without them has no `comfyui` export.
+    These are ComfyUI's names; a family without them has no `comfyui` export. Where one published matrix holds several
+    of diffusers', each gets the same name with its place among them: `qkv[0].weight`, `qkv[1].weight`.
     """
+    needs_picture: ClassVar[bool] = False
+    """True if its videos start from a picture, always."""
     takes_last_picture: ClassVar[bool] = False
     """True if a video that starts from a picture may also end at one."""
+    swapped_halves: ClassVar[tuple[str, ...]] = ()
+    """Layers, by diffusers' name, whose upper and lower half of rows were published the other way round."""
     lora_alpha_tensors: ClassVar[bool] = True
     """False if diffusers reads no alpha beside a LoRA under the original names."""
 
@@ -87,19 +92,19 @@ class Family(ABC):
             where: the folder, for messages.
 
         Raises:
-            UserError: the denoiser takes more than noise and text.
+            UserError: the denoiser takes more than noise and text, or no picture where the family needs one.
         """
-        cls.check_channels(configs.get(DENOISER, {}), where)
-
-    @classmethod
-    def check_channels(cls, denoiser: Mapping[str, Any], where: str) -> None:
-        """Refuse a denoiser, by its configuration, that takes more than noise."""
+        denoiser = configs.get(DENOISER, {})
         taken, made = denoiser.get("in_channels"), denoiser.get("out_channels")
-        if None not in (taken, made) and taken != made:
-            raise UserError(
-                f"its transformer takes {taken} channels and makes {made}: it needs an image or a video to start from",
-                where=where, fix="give a text-to-video model",
-            )  # fmt: skip
+        if taken is None or made is None:
+            return
+        takes = f"its transformer takes {taken} channels and makes {made}"
+        if cls.needs_picture and taken <= made:
+            fix = "give an image-to-video model"
+            raise UserError(f"{takes}: it has none for a picture", where=where, fix=fix)
+        if not cls.needs_picture and taken != made:
+            fix = "give a text-to-video model"
+            raise UserError(f"{takes}: it needs an image or a video to start from", where=where, fix=fix)
 
     @classmethod
     @abstractmethod
@@ -109,7 +114,7 @@ class Family(ABC):
     @property
     def pictures(self) -> Literal["none", "optional", "needed"]:
         """If its videos start from a picture."""
-        return "none"
+        return "needed" if self.needs_picture else "none"
 
     @property
     @abstractmethod
@@ -168,18 +173,20 @@ class Family(ABC):
         return prompt
 
 
-def refuse_text_denoiser(denoiser: Mapping[str, Any], where: str) -> None:
-    """Refuse, for a family that starts from a picture, a denoiser that takes no channels beside its own."""
-    taken, made = denoiser.get("in_channels"), denoiser.get("out_channels")
-    if taken is not None and made is not None and taken <= made:
-        raise UserError(
-            f"its transformer takes {taken} channels and makes {made}: it has none for a picture", where=where,
-            fix="give an image-to-video model",
-        )  # fmt: skip
-
-
 def need_picture(condition: Condition) -> Tensor:
     """The further channels of a picture; raises UserError where none is given."""
     if condition.given is None or condition.given.channels is None:
         raise UserError("makes a video from a picture, and none is given", where="model", fix="give one a prompt")
     return condition.given.channels
+
+
+def refuse_last(last: Tensor | None, model: str) -> None:
+    """Refuse a picture that a video would end at; raises UserError."""
+    if last is not None:
+        raise UserError(f"{model} takes a first frame alone", where="last_image", fix="leave it out")
+
+
+def token_timesteps(levels: Tensor, tokens: int) -> Tensor:
+    """Timesteps of noise levels: `[B]` of `[B]`, and of `[B, F]` one a token, `tokens` of which a latent frame has."""
+    timesteps = levels * NUM_TRAIN_TIMESTEPS
+    return timesteps if levels.ndim == 1 else timesteps.repeat_interleave(tokens, dim=1)

@@ -38,6 +38,48 @@ class HunyuanVideoBackbone(PipelineBackbone):
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",  # dual stream
         "proj_mlp", "proj_out",  # single stream: one matrix projects both out (and the last layer has that name too)
     )  # fmt: skip
+    original_names = (
+        (r"^x_embedder\.", "img_in."),
+        (r"^time_text_embed\.timestep_embedder\.linear_1\.", "time_in.mlp.0."),
+        (r"^time_text_embed\.timestep_embedder\.linear_2\.", "time_in.mlp.2."),
+        (r"^time_text_embed\.guidance_embedder\.linear_1\.", "guidance_in.mlp.0."),
+        (r"^time_text_embed\.guidance_embedder\.linear_2\.", "guidance_in.mlp.2."),
+        (r"^time_text_embed\.text_embedder\.linear_1\.", "vector_in.in_layer."),
+        (r"^time_text_embed\.text_embedder\.linear_2\.", "vector_in.out_layer."),
+        (r"^context_embedder\.time_text_embed\.timestep_embedder\.linear_1\.", "txt_in.t_embedder.mlp.0."),
+        (r"^context_embedder\.time_text_embed\.timestep_embedder\.linear_2\.", "txt_in.t_embedder.mlp.2."),
+        (r"^context_embedder\.time_text_embed\.text_embedder\.", "txt_in.c_embedder."),
+        (r"^context_embedder\.proj_in\.", "txt_in.input_embedder."),
+        (r"^context_embedder\.token_refiner\.refiner_blocks\.(\d+)\.", r"txt_in.individual_token_refiner.blocks.\1."),
+        (r"^(txt_in\..*)\.norm_out\.linear\.", r"\1.adaLN_modulation.1."),
+        (r"^(txt_in\..*)\.attn\.to_out\.0\.", r"\1.self_attn_proj."),
+        (r"^(txt_in\..*)\.ff\.", r"\1.mlp."),
+        (r"^single_transformer_blocks\.(\d+)\.norm\.linear\.", r"single_blocks.\1.modulation.linear."),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_([qk])\.", r"single_blocks.\1.\2_norm."),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_([qkv])\.", r"single_blocks.\1.linear1[\2]."),
+        (r"^single_transformer_blocks\.(\d+)\.proj_mlp\.", r"single_blocks.\1.linear1[3]."),
+        (r"^single_transformer_blocks\.(\d+)\.proj_out\.", r"single_blocks.\1.linear2."),
+        (r"^transformer_blocks\.", "double_blocks."),
+        (r"\.norm1\.linear\.", ".img_mod.linear."),
+        (r"\.norm1_context\.linear\.", ".txt_mod.linear."),
+        (r"\.attn\.norm_added_([qk])\.", r".txt_attn_\1_norm."),
+        (r"\.attn\.norm_([qk])\.", r".img_attn_\1_norm."),
+        (r"\.attn\.add_([qkv])_proj\.", r".txt_attn_qkv[\1]."),
+        (r"^(double_blocks\..*)\.attn\.to_([qkv])\.", r"\1.img_attn_qkv[\2]."),
+        (r"\.attn\.to_([qkv])\.", r".self_attn_qkv[\1]."),
+        (r"\.attn\.to_out\.0\.", ".img_attn_proj."),
+        (r"\.attn\.to_add_out\.", ".txt_attn_proj."),
+        (r"\.ff\.", ".img_mlp."),
+        (r"\.ff_context\.", ".txt_mlp."),
+        (r"\.net\.0\.proj\.", ".fc1."),
+        (r"\.net\.2\.", ".fc2."),
+        (r"^norm_out\.linear\.", "final_layer.adaLN_modulation.1."),
+        (r"^proj_out\.", "final_layer.linear."),
+        (r"\[q\]", "[0]"),
+        (r"\[k\]", "[1]"),
+        (r"\[v\]", "[2]"),
+    )
+    swapped_halves = ("norm_out.linear",)
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)

@@ -12,11 +12,10 @@ from einops import rearrange
 from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
+from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS, refuse_last, token_timesteps
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.flow import add_noise
-from rats_video.errors import UserError
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
@@ -93,16 +92,13 @@ class LTXBackbone(PipelineBackbone):
 
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """Held, as in `LTXImageToVideoPipeline`; its latents are the posterior's mean, of which it draws one."""
-        if last is not None:
-            raise UserError("LTX-Video takes a first frame alone here", where="last_image", fix="leave it out")
+        refuse_last(last, "LTX-Video")
         return GivenFrames.hold_first(self.encode(first[:, None]), self.latent_shape(clip)[1])
 
     def _velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.parts["transformer"]
         frames, height, width = latents.shape[2:]
-        timestep = condition.levels(sigma) * NUM_TRAIN_TIMESTEPS
-        if timestep.ndim == 2:
-            timestep = timestep.repeat_interleave(height * width, dim=1)  # one a token
+        timestep = token_timesteps(condition.levels(sigma), height * width)
         velocity: Tensor = transformer(
             rearrange(latents, "b c f h w -> b (f h w) c").to(transformer.dtype),
             condition.embeds.to(transformer.dtype),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, is_low_noise
-from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
+from rats_video.backbones.family import refuse_last, token_timesteps
 from rats_video.backbones.stock import StockCall
 from rats_video.backbones.wan_decode import decode_unclamped
 from rats_video.condition import Condition, GivenFrames
@@ -153,10 +153,8 @@ class WanBackbone(PipelineBackbone):
 
     def _call(self, expert: str, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         transformer = self.parts[expert]
-        timestep = condition.levels(sigma) * NUM_TRAIN_TIMESTEPS
-        if timestep.ndim == 2:
-            _, rows, columns = self.patch_size
-            timestep = timestep.repeat_interleave(latents[0, 0, 0].numel() // (rows * columns), dim=1)  # one a token
+        _, rows, columns = self.patch_size
+        timestep = token_timesteps(condition.levels(sigma), latents[0, 0, 0].numel() // (rows * columns))
         given = condition.given or GivenFrames()
         inputs = latents if given.channels is None else torch.cat([latents, given.channels], dim=1)
         velocity: Tensor = transformer(
@@ -169,14 +167,13 @@ class WanBackbone(PipelineBackbone):
     @property
     def pictures(self) -> Literal["none", "optional", "needed"]:
         """TI2V-5B takes text alone, or a picture too."""
-        return "optional" if self.expand_timesteps else "none"
+        return "optional" if self.expand_timesteps else super().pictures
 
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""
         if not self.expand_timesteps:
             return super().given_frames(clip, first, last)
-        if last is not None:
-            raise UserError("Wan 2.2 TI2V-5B takes a first frame alone", where="last_image", fix="leave it out")
+        refuse_last(last, "Wan 2.2 TI2V-5B")
         return GivenFrames.hold_first(self.encode(first[:, None]), self.latent_shape(clip)[1])
 
     def _to_vae(self, latents: Tensor) -> Tensor:

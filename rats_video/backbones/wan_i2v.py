@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rats_video.backbones.experts import LOW_NOISE
-from rats_video.backbones.family import DENOISER, need_picture, refuse_text_denoiser
+from rats_video.backbones.family import need_picture
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
 from rats_video.condition import Condition, GivenFrames
 from rats_video.types import ClipSpec
@@ -27,6 +27,7 @@ class WanImageBackbone(WanBackbone):
 
     pipelines = ("WanImageToVideoPipeline",)
     takes_last_picture = True
+    needs_picture = True
     optional_parts = (LOW_NOISE, IMAGE_ENCODER, IMAGE_PROCESSOR)
 
     @classmethod
@@ -35,31 +36,13 @@ class WanImageBackbone(WanBackbone):
         return index["_class_name"] in cls.pipelines and not index.get("expand_timesteps")
 
     @classmethod
-    def check_channels(cls, denoiser: Mapping[str, Any], where: str) -> None:
-        """Refuse a denoiser that does not take the mask and the frames' latents beside its own."""
-        refuse_text_denoiser(denoiser, where)
-
-    @classmethod
     def component_classes(cls) -> dict[str, Any]:
         """Those of Wan, and the image encoder's, which 2.2 has not."""
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()  # it says that torchvision is not there
         from transformers import CLIPImageProcessor, CLIPVisionModel
 
         return {
             **super().component_classes(), IMAGE_ENCODER: CLIPVisionModel, IMAGE_PROCESSOR: CLIPImageProcessor,
         }  # fmt: skip
-
-    @property
-    def pictures(self) -> Literal["none", "optional", "needed"]:
-        """Without one it makes nothing."""
-        return "needed"
-
-    @property
-    def latent_channels(self) -> int:
-        """Of the latents themselves, without what is put behind them."""
-        return int(self.parts[DENOISER].config.out_channels)
 
     def _encode(self, prompts: Sequence[str]) -> Condition:
         """As Wan; beside an image's features the prompt must have all of its 512 rows, which tell the two apart."""

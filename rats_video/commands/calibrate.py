@@ -34,7 +34,7 @@ from rats_video.methods.rats import Rats
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.rewards.base import is_differentiable
 from rats_video.rewards.sum import SumReward
-from rats_video.training.batches import draw_batch
+from rats_video.training.batches import draw_batch, with_pictures
 from rats_video.training.update import accumulate_gradient
 
 REWARD_TO_SHAPING = 18.0
@@ -156,6 +156,7 @@ def _gradient_norm(cfg: DistillConfig, rats: Rats, prompts: Sequence[str], **wei
     norms = []
     for index in range(NUM_BATCHES):
         batch = draw_batch(rats.student, cfg, prompts, index * cfg.teacher.reuse)
+        batch = with_pictures(batch, rats.student, cfg.clip.spec)
         accumulate_gradient(rats.step, batch, cfg.training.num_micro_batches(len(batch.prompts)))
         grads = [weight.grad for weight in rats.student.weights.values() if weight.grad is not None]
         norms.append(math.sqrt(sum(float(grad.double().square().sum()) for grad in grads)))

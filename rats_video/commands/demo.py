@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import torch
 
-from rats_video.assets import ASSETS
+from rats_video.assets import ASSETS, is_embedded
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, load_run, load_student
 from rats_video.config.load import load_config
@@ -38,7 +38,7 @@ def run_demo(
     """Serve the page until it is stopped.
 
     Args:
-        model: a run, whose reward is then shown, or a student; None takes the embedded one.
+        model: a run, or a student, whose run's reward is then shown; None takes the embedded one.
         base: where the student's base pipeline is now; None = where it was.
         port: on this machine.
         device: as `--device`.
@@ -73,8 +73,8 @@ def load_studio(
     model: Path | None, device: torch.device, base: Path | None = None
 ) -> tuple[DemoModels, tuple[str, ...]]:
     """Student, teacher and reward, and prompts that fit them."""
-    cfg = _config(model)
     loaded = load_student(model or ASSETS / DEFAULT_STUDENT, device, base)
+    cfg = _config(model, loaded.card.model)
     options = EvaluationConfig()
     reward = None if cfg is None else build_reward(cfg.reward, device, where="reward", clip=loaded.clip)
     teacher = SamplerSpec(options.teacher_steps, loaded.card.shift, options.guidance_scale)
@@ -87,8 +87,9 @@ def load_studio(
     return studio, EXAMPLE_PROMPTS if cfg is None or shapes else load_prompts(cfg.prompts).heldout[:_NUM_EXAMPLES]
 
 
-def _config(model: Path | None) -> DistillConfig | None:
-    """The configuration of the student's run; None for a student without one."""
-    if model is None:  # the embedded one was trained by the packaged configuration
-        return load_config(DistillConfig, "tiny", group="distill")
-    return load_run(model)[1] if RunFolder(model).config.is_file() else None
+def _config(model: Path | None, base: str) -> DistillConfig | None:
+    """The configuration of the student's run, or the packaged one of the embedded base; None without either."""
+    for run in () if model is None else (model, model.resolve().parent):
+        if RunFolder(run).config.is_file():
+            return load_run(run)[1]
+    return load_config(DistillConfig, "tiny", group="distill") if is_embedded(base) else None

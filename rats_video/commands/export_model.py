@@ -18,7 +18,7 @@ from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
-from rats_video.export.base import ExportedStudent, Form, rescale
+from rats_video.export.base import Clips, ExportedStudent, Form, rescale
 from rats_video.export.card import model_card, read_training
 from rats_video.export.kinds import find_form
 from rats_video.export.quality import loss_table, score
@@ -70,19 +70,20 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
     run, folder = _locate(order.source)
     form, card = find_form(order.kind), with_base(load_card(folder), folder, order.base)
     base = folder if card.model == ITSELF else resolve_folder(card.model, where="--base")
-    form.check(folder, find_family(base, card.backbone), order.scale)
+    form.check(folder, base, find_family(base, card.backbone), order.scale)
     output = _output(order, run, folder, base)
     where = pick_device(device)
     with quiet(), explain_memory(lambda: "try --device cpu, or --no-verify"), replacing(output, "export") as aside:
         aside.mkdir()
         cfg = _configuration(run, card)
-        exported = _write(order, form, folder, base, cfg, where, aside)
+        exported = _write(order, form, run.resolve().name, folder, base, cfg, where, aside)
         _free()
         lines = form.finish(exported, aside) + _verify(form, exported, cfg, where, aside)
         training = read_training(run, folder)
         text = model_card(exported, form, output.name, training, scale=order.scale, measured=lines)
         (aside / "README.md").write_text(text, encoding="utf-8")
-    hints = [f"mind: {exported.stock.note}"] if exported.stock.note else []
+    note = form.note(exported)
+    hints = [f"mind: {note}"] if note else []
     return [f"{form.name}: {output}", *lines, *hints, *form.hints(exported)]
 
 
@@ -118,6 +119,7 @@ def _configuration(run: Path, card: StudentCard) -> DistillConfig | None:
 def _write(
     order: ExportRequest,
     form: Form,
+    run: str,
     folder: Path,
     base: Path,
     cfg: DistillConfig | None,
@@ -132,17 +134,18 @@ def _write(
     if order.scale != 1:
         rescale(student, loaded.base, order.scale)
     prompts = tuple(map(student.stock_prompt, _prompts(cfg, order.num_clips if form.loses else 1)))
-    videos = None
+    stock, clips = student.stock_call(nfe, card.shift), None
     if order.verify:
-        batches = sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1)
-        videos = torch.cat([samples.videos.cpu() for samples in batches])
+        samples = list(sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1))
+        latents = torch.cat([stock.latents(each.latents).cpu() for each in samples])
+        clips = Clips(torch.cat([each.videos.cpu() for each in samples]), latents)
     exported = ExportedStudent(
-        card=card, base=base, pipeline=student.pipelines[0],
+        card=card, base=base, run=run, pipeline=student.pipelines[0],
         networks={name: type(network).__name__ for name, network in student.denoisers.items()},
-        stock=student.stock_call(nfe, card.shift),
+        stock=stock,
         sigmas={n: tuple(student.sigmas(n, card.shift).tolist()) for n in sorted({nfe, *card.num_steps})},
-        is_lora=student.adapters is not None, prompts=prompts,
-        noises=tuple(clip_noise(student, loaded.clip, SEED, i).cpu() for i in range(len(prompts))), videos=videos,
+        boundary=getattr(student, "boundary_ratio", None), is_lora=student.adapters is not None, prompts=prompts,
+        noises=tuple(clip_noise(student, loaded.clip, SEED, i).cpu() for i in range(len(prompts))), clips=clips,
     )  # fmt: skip
     form.write(student, exported, aside)
     return exported
@@ -168,11 +171,11 @@ def _verify(
     form: Form, exported: ExportedStudent, cfg: DistillConfig | None, device: torch.device, aside: Path
 ) -> list[str]:
     """Compare the clips of what was written with the student's; returns lines for the card."""
-    if exported.videos is None:
+    if exported.clips is None:
         return ["not compared with our sampler (--no-verify)"]
-    videos = sample_export(form, exported, device, aside)
+    theirs = sample_export(form, exported, device, aside)
     _free()
-    difference = Difference.of(exported.videos, videos)
+    difference, videos = Difference.of(exported.clips, theirs), theirs.videos
     clips = f"{len(videos)} clip{'s' if len(videos) != 1 else ''}"
     lines = [f"stock {exported.pipeline} against our sampler, {clips} from the same noise: {difference}"]
     if form.loses and (table := _loss(form, exported, cfg, device, videos)):
@@ -184,12 +187,12 @@ def _loss(
     form: Form, exported: ExportedStudent, cfg: DistillConfig | None, device: torch.device, videos: torch.Tensor
 ) -> list[str]:
     """The cost of quantising by the run's own measures; nothing where they are not at hand."""
-    if cfg is None or exported.videos is None:
+    if cfg is None or exported.clips is None:
         return []
     try:
         measures = build_measures(cfg, device)
     except UserError as error:
         warn(f"the loss is measured in pixels alone: {error}")
         return []
-    before, after = (score(measures, clips, exported.prompts, device) for clips in (exported.videos, videos))
+    before, after = (score(measures, clips, exported.prompts, device) for clips in (exported.clips.videos, videos))
     return loss_table(form.name, before, after, exported.prompts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,8 @@ from rats_video.condition import GivenFrames
 from rats_video.datasets.video.pictures import find_picture, picture_digest, read_picture
 from rats_video.errors import UserError, warn
 from rats_video.inference.requests import Request
+
+_KEPT = 64  # pictures between the check of a request and its batch
 
 
 class Pictures:
@@ -27,6 +30,7 @@ class Pictures:
     def __init__(self, loaded: LoadedStudent, prompts_file: Path | None) -> None:
         self._loaded, self._list = loaded, prompts_file
         self._digests: dict[str, str] = {}
+        self._fitted = lru_cache(_KEPT)(partial(read_picture, clip=loaded.clip))
         self.refused: list[UserError] = []  # what was wrong with the requests that `usable` left out
 
     def usable(self, requests: Sequence[Request]) -> list[Request]:
@@ -94,7 +98,7 @@ class Pictures:
         return self._digests[name]
 
     def _read(self, request: Request, kind: str) -> Tensor:
-        return read_picture(self._path(request, kind), self._loaded.clip, where=self._where(request, kind))
+        return self._fitted(self._path(request, kind), where=self._where(request, kind))
 
     def _path(self, request: Request, kind: str) -> Path:
         name = str(getattr(request, kind))

@@ -51,15 +51,15 @@ def rollout(
     kept = {num_steps, *(keep or ())}
     levels = sigmas.tolist()  # read here, where the grid was made: no read waits for the GPU
     sigmas = sigmas.to(noise.device)
-    latents = condition.hold(noise)
+    latents = condition.hold(noise)  # where velocities are 0, so that they stay
     horizon_latents = [latents] if 0 in kept else []
     clean: list[Tensor] = []
     for step in range(num_steps):
         with torch.set_grad_enabled(torch.is_grad_enabled() and step in grad_steps):
             slope = velocity(latents, sigmas[step].expand(len(latents)), condition)
         if step in predict:
-            clean.append(condition.hold(euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step]))))
-        latents = condition.hold(euler_step(latents, slope, sigmas[step], sigmas[step + 1]))
+            clean.append(euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step])))
+        latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
         if step + 1 in kept:
             horizon_latents.append(latents)
     nfe = num_steps * (2 if use_guidance else 1)

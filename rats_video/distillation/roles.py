@@ -11,7 +11,7 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.apply_compute import apply_compute, use_decode_dtype
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import FullWeightsConfig, LoraConfig
-from rats_video.backbones.kinds import load_backbone
+from rats_video.backbones.kinds import find_family, load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts, prompt_files
@@ -19,6 +19,7 @@ from rats_video.distillation.checks import check_compute
 from rats_video.distillation.compute import encode_prompts, move_to_device
 from rats_video.distillation.folder_settings import warn_of_differences
 from rats_video.distillation.initial_student import start_from
+from rats_video.distillation.pictures import check_family, first_frames
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.methods.teacher import EmaTeacherConfig
@@ -35,6 +36,7 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     """
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     check_compute(cfg, device)
+    check_family(cfg, find_family(folder, cfg.backbone))
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)
@@ -53,6 +55,7 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
     """
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
+    backbone.first_frames = first_frames(cfg, backbone)
     if cfg.compute.decode.small is not None:
         backbone.small_decoder = load_small_decoder(
             Path(cfg.compute.decode.small),

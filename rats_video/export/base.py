@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,23 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.inference.student import StudentCard
 
+BASE = "base"  # folder of the base that an export brings along
+FAST = "tokenizer.json"
+PACKAGES = ("'diffusers>=0.42'", "'transformers>=5.22'", "accelerate")
+
+
+@dataclass(frozen=True)
+class Clips:
+    """N clips, on the CPU.
+
+    Args:
+        videos: `[N, T, 3, height, width]` in [0, 1].
+        latents: that they were decoded from, N first.
+    """
+
+    videos: Tensor
+    latents: Tensor
+
 
 @dataclass(frozen=True)
 class ExportedStudent:
@@ -24,26 +42,30 @@ class ExportedStudent:
     Args:
         card: how it must be sampled.
         base: folder of its base pipeline.
+        run: name of the run that it is of.
         pipeline: class of that pipeline.
         networks: class of each denoising part.
         stock: the stock pipeline's call.
         sigmas: noise levels by number of steps.
+        boundary: share of the noise below which the second of two experts makes the step; None without one.
         is_lora: True if it is an adapter on the base.
         prompts: N prompts of the clips that follow.
         noises: `[1, C, F, H, W]` each, on the CPU.
-        videos: `[N, T, 3, height, width]` in [0, 1], our sampler's, on the CPU; None where nothing is checked.
+        clips: our sampler's, the latents as the stock pipeline lays them out; None where nothing is checked.
     """
 
     card: StudentCard
     base: Path
+    run: str
     pipeline: str
     networks: Mapping[str, str]
     stock: StockCall
     sigmas: Mapping[int, tuple[float, ...]]
+    boundary: float | None
     is_lora: bool
     prompts: tuple[str, ...]
     noises: tuple[Tensor, ...]
-    videos: Tensor | None
+    clips: Clips | None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,15 +81,33 @@ class ExportedStudent:
     @property
     def base_id(self) -> str:
         """The base's name for others: its repository on the hub where its folder is called so, never a path of ours."""
-        name = Path(self.card.model).name
+        name = Path(self.card.model).name or self.base.resolve().name  # `.` has none
         return next((repository for repository in HUB if repository.rpartition("/")[2] == name), name)
 
     @property
-    def base_source(self) -> tuple[str, str]:
-        """Python of the base's place in a snippet: a line of import, if it takes one, and an expression."""
-        if is_embedded(self.card.model):
-            return "from rats_video.assets import ASSETS\n", f"ASSETS / {self.card.model!r}"
-        return "", repr(self.base_id if "/" in self.base_id else self.card.model)
+    def file_stem(self) -> str:
+        """A name for its files among those of other students: "Wan2.1-T2V-1.3B-Diffusers-2-4steps-mine"."""
+        steps = "-".join(map(str, self.card.num_steps))
+        return re.sub(r"[^\w.-]+", "-", f"{self.base_id.rpartition('/')[2]}-{steps}steps-{self.run}")
+
+    @property
+    def base_source(self) -> str:
+        """Python of the base's place in a snippet whose `folder` is the export's."""
+        if self.carries_base:
+            return f'folder + "/{BASE}"'
+        return repr(self.base_id if "/" in self.base_id else str(self.base))
+
+    @property
+    def carries_base(self) -> bool:
+        """True if the base is embedded in our package: no other program can have it, so an export brings it along."""
+        return is_embedded(self.card.model)
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """What a stock pipeline of it needs, beside what these bring along."""
+        tokenizers = [folder for folder in self.base.glob("tokenizer*") if folder.is_dir()]
+        slow = any((folder / "spiece.model").is_file() and not (folder / FAST).is_file() for folder in tokenizers)
+        return PACKAGES + (("sentencepiece", "protobuf") if slow else ())
 
 
 class Form(ABC):
@@ -83,11 +123,21 @@ class Form(ABC):
     """Tags of the card beside those of every export."""
     limits: ClassVar[tuple[str, ...]] = ()
     """Limits to state on the card beside those of every export."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What its code needs beside the stock pipeline's packages."""
     loses: ClassVar[bool] = False
     """True if its clips are not the student's: several are made, and scored by the run's measures."""
 
-    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: B027  # optional
+    def check(  # noqa: B027  # optional
+        self, student: Path, base: Path, family: type[PipelineBackbone], scale: float
+    ) -> None:
         """Refuse, before anything is loaded, a student that has no such form.
+
+        Args:
+            student: its folder.
+            base: folder of its base pipeline.
+            family: that loads it.
+            scale: how many times the student's difference from its base is to be taken.
 
         Raises:
             UserError: the student, its family or `scale` does not go with it.
@@ -108,6 +158,18 @@ class Form(ABC):
     @abstractmethod
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """The card's section on how to sample an export called `name`."""
+
+    @abstractmethod
+    def programs(self, exported: ExportedStudent) -> str:
+        """The programs that take its files, and those that do not, for the card."""
+
+    def install(self, exported: ExportedStudent) -> str:
+        """The command that installs what its code needs; or nothing."""
+        return f"pip install {' '.join((*exported.packages, *self.packages))}"
+
+    def note(self, exported: ExportedStudent) -> str:
+        """What its user must pass, because no file can carry it; or nothing."""
+        return exported.stock.note
 
     def hints(self, exported: ExportedStudent) -> list[str]:  # noqa: ARG002
         """Lines to print after an export."""

@@ -55,9 +55,11 @@ def model_card(
         f"# {escape(base)} in {counts} calls ({form.name})",
         f"{escape(base)}, distilled by [RATS](https://arxiv.org/abs/2604.14910) to sample in {counts} network calls "
         f"without guidance. This is {form.summary}." + ("" if scale == 1 else f" Taken {scale:g} times, not whole."),
+        form.programs(exported),
         "## Sampling",
+        *([fenced(command, "sh")] if (command := form.install(exported)) else []),
         form.sampling(exported, name),
-        *([f"Mind: {exported.stock.note}."] if exported.stock.note else []),
+        *([f"Mind: {note}."] if (note := form.note(exported)) else []),
         *_noise_levels(exported),
         "## What was checked",
         *measured,

@@ -6,7 +6,7 @@ A family's `original_names` are the inverse of a map in diffusers; loading the f
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,50 +15,94 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
+from rats_video.backbones.experts import LOW_NOISE
+from rats_video.backbones.family import DENOISER
+from rats_video.backbones.folder import read_configs
+from rats_video.backbones.lora import LORA_FILE
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
+from rats_video.export.comfyui_card import levels_label, sampling_section
+from rats_video.export.comfyui_models import MODELS, ComfyModel, denoiser_config, refusal
+from rats_video.export.comfyui_workflow import (
+    API,
+    needs_of,
+    page_file,
+    workflow,
+    workflow_section,
+    workflow_steps,
+)
 from rats_video.export.lora import NOISE, check_unscaled, header
 from rats_video.export.stock import class_in, open_pipeline
-from rats_video.export.usage import fenced, sigma_string
+from rats_video.export.usage import sigma_string
+from rats_video.files import write_json
+from rats_video.reading import read_json
 
 PREFIX = "diffusion_model."
+MUSUBI = "musubi-tuner"  # folder
 
 
 class ComfyUI(Form):
     """A LoRA student's adapter, or the whole denoiser of another; a file an expert."""
 
     name = "comfyui"
-    summary = "the student under the names that ComfyUI's loaders take"
+    summary = "the student under its model's original names, for ComfyUI's loaders"
     tags = ("comfyui",)
-    limits = ("The file was read back by diffusers' converter; ComfyUI itself was not run.",)
+    limits = ("The file was read back by diffusers' converter; ComfyUI itself was not run on it.",)
 
-    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:
-        """Refuse a scaled LoRA, and a family whose original names no converter of diffusers can check."""
+    def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:
+        """Refuse a scaled LoRA, what we know no original names for, and sizes that ComfyUI does not build."""
         check_unscaled(student, scale)
-        if not family.original_names:
+        is_lora = (student / LORA_FILE).is_file()
+        reason = refusal(read_configs(base, family.family).get(DENOISER, {}), is_lora=is_lora)
+        if not family.original_names:  # a family of the user's own
+            reason = reason or f"{family.__name__} declares no original_names"
+        if reason:
             raise UserError(
-                f"ComfyUI's names for a {family.pipelines[0]} cannot be checked with diffusers' converters",
-                where="--format comfyui", fix="take --format diffusers, lora or merged",
+                reason, where=f"--format comfyui: {base / DENOISER / 'config.json'}",
+                fix=f"take --format diffusers{', lora' if is_lora else ''} or merged",
             )  # fmt: skip
 
     def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
         """Write the files, with remarks in their headers."""
         remarks = header(student, exported)
-        for part in student.denoiser_parts:
-            tensors = _lora(student, part) if exported.is_lora else _whole(student, part)
-            save_file(tensors, folder / file_name(part, student.denoiser_parts, is_lora=exported.is_lora), remarks)
+        place = folder / placed(exported)
+        place.mkdir(parents=True)
+        for part, file in file_names(exported).items():
+            config = read_json(exported.base / part / "config.json")
+            if exported.is_lora:
+                tensors, sizes = _lora(student, part), {}
+                if model_of(exported).for_musubi:
+                    (folder / MUSUBI).mkdir(exist_ok=True)
+                    save_file(
+                        {kohya_name(name): tensor for name, tensor in tensors.items()}, folder / MUSUBI / file, remarks
+                    )
+            else:
+                is_causal = exported.pipeline == "LTXConditionPipeline"  # as LTX-Video is since 0.9.5
+                tensors, sizes = (
+                    whole_weights(student, part),
+                    MODELS[config["_class_name"]].config(config, is_causal=is_causal),
+                )
+            save_file(tensors, place / file, remarks | sizes)
+        self._write_workflow(exported, folder)
+
+    def _write_workflow(self, exported: ExportedStudent, folder: Path) -> None:
+        if (needs := needs_of(exported, denoiser_config(exported))) is None:
+            return
+        graph = workflow(exported, needs, list(file_names(exported).values()), workflow_steps(exported))
+        write_json(folder / API, graph.api())
+        page = folder / page_file(exported)
+        page.parent.mkdir(parents=True)
+        write_json(page, graph.page())
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the files as diffusers converts them."""
         base, dtype, scheduler = exported.base, exported.dtype, exported.stock.scheduler
-        files = sorted(folder.glob("*.safetensors"))  # high noise before low
-        parts = dict(zip((HIGH_NOISE, LOW_NOISE), files, strict=False))
+        parts = {part: folder / placed(exported) / file for part, file in file_names(exported).items()}
         if exported.is_lora:
             pipeline = open_pipeline(base, device, dtype, scheduler=scheduler)
             for part, file in parts.items():
                 second = {"load_into_transformer_2": True} if part == LOW_NOISE else {}
-                pipeline.load_lora_weights(folder, weight_name=file.name, **second)
+                pipeline.load_lora_weights(file.parent, weight_name=file.name, **second)
             return pipeline
         networks = {
             part: class_in(base / part / "config.json").from_single_file(
@@ -68,21 +112,34 @@ class ComfyUI(Form):
         }
         return open_pipeline(base, device, dtype, **networks, scheduler=scheduler)
 
+    def install(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+        """Nothing."""
+        return ""
+
+    def programs(self, exported: ExportedStudent) -> str:
+        """As they were run on files of this kind."""
+        if not exported.is_lora:
+            return "This is for ComfyUI. Diffusers takes `--format diffusers` or `merged`."
+        return f"{model_of(exported).lora_programs}. Diffusers takes it too; `--format lora` has its own names."
+
     def sampling(self, exported: ExportedStudent, name: str) -> str:  # noqa: ARG002
         """Folder, nodes and noise levels."""
-        if exported.is_lora:
-            how = "Put it into `models/loras` and load it with LoraLoaderModelOnly at strength 1."
-        else:
-            how = "Put it into `models/diffusion_models` and load it with Load Diffusion Model."
-        if len(exported.networks) > 1:
-            how += " There is a file for each of the two experts."
-        levels = "\n".join(sigma_string(levels) for levels in exported.sigmas.values())
-        sample = "Sample with SamplerCustom, cfg 1.0 and KSamplerSelect `euler`, and paste a line into ManualSigmas:"
-        return "\n\n".join([how, sample, fenced(levels, "text")])
+        files = [f"{placed(exported)}/{file}" for file in file_names(exported).values()]
+        needs = needs_of(exported, denoiser_config(exported))
+        alone = "Copy `models` over ComfyUI's folder. There is no ready workflow for a model of this size."
+        ready = alone if needs is None else workflow_section(exported, needs)
+        return "\n\n".join([ready, sampling_section(exported, model_of(exported), files)])
+
+    def note(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+        """Nothing beside the nodes: what the stock pipeline must be told is no concern of ComfyUI's."""
+        return ""
 
     def hints(self, exported: ExportedStudent) -> list[str]:
         """Noise levels to paste."""
-        return [f"ManualSigmas for {n} steps: {sigma_string(levels)}" for n, levels in exported.sigmas.items()]
+        return [
+            f"ManualSigmas for {levels_label(exported, n)}: {sigma_string(levels)}"
+            for n, levels in exported.sigmas.items()
+        ]
 
 
 def original_name(student: PipelineBackbone, name: str) -> str:
@@ -92,15 +149,44 @@ def original_name(student: PipelineBackbone, name: str) -> str:
     return name
 
 
-def file_name(part: str, parts: Sequence[str], *, is_lora: bool) -> str:
-    """ComfyUI loads each of two experts from a file of its own."""
-    noise = f"-{NOISE[part]}" if len(parts) > 1 else ""
-    return f"rats-{'lora' if is_lora else 'model'}{noise}.safetensors"
+def model_of(exported: ExportedStudent) -> ComfyModel:
+    """ComfyUI's side of the student."""
+    return MODELS[denoiser_config(exported)["_class_name"]]
 
 
-def _whole(student: PipelineBackbone, part: str) -> dict[str, Tensor]:
-    state = student.parts[part].state_dict()
-    return {original_name(student, name): weight.cpu().contiguous() for name, weight in state.items()}
+def placed(exported: ExportedStudent) -> str:
+    """The folder of the files, in the export as in ComfyUI."""
+    return f"models/{'loras' if exported.is_lora else 'diffusion_models'}"
+
+
+def kohya_name(name: str) -> str:
+    """Kohya's name of a LoRA's weight, from ours, as musubi-tuner's `convert_lora.py --target default` makes it."""
+    layer, dot, kind = re.split(r"(\.)(?=lora_[AB]\.|alpha$)", name.removeprefix(PREFIX))
+    return f"lora_unet_{layer.replace('.', '_')}{dot}{kind.replace('lora_A', 'lora_down').replace('lora_B', 'lora_up')}"
+
+
+def file_names(exported: ExportedStudent) -> Mapping[str, str]:
+    """The file of each denoising part: ComfyUI loads each of two experts from one of its own."""
+    kind = "-lora" if exported.is_lora else ""
+    noise = NOISE if len(exported.networks) > 1 else {}
+    return {
+        part: f"{exported.file_stem}{kind}{f'-{noise[part]}' if noise else ''}.safetensors"
+        for part in exported.networks
+    }
+
+
+def whole_weights(student: PipelineBackbone, part: str) -> dict[str, Tensor]:
+    """The denoiser's weights; what was published as one matrix is put together again."""
+    pieces: dict[str, dict[str, Tensor]] = {}
+    for name, weight in student.parts[part].state_dict().items():
+        halves = weight.chunk(2) if name.rpartition(".")[0] in student.swapped_halves else ()
+        place = re.search(r"\[\d\]", original := original_name(student, name))
+        whole = original.replace(place[0], "") if place else original
+        pieces.setdefault(whole, {})[place[0] if place else ""] = torch.cat(halves[::-1]) if halves else weight
+    return {
+        name: (torch.cat([parts[place] for place in sorted(parts)]) if len(parts) > 1 else parts[""]).cpu().contiguous()
+        for name, parts in pieces.items()
+    }
 
 
 def _lora(student: PipelineBackbone, part: str) -> dict[str, Tensor]:

@@ -19,7 +19,9 @@ from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
+from rats_video.export.comfyui_models import only_diffusers
 from rats_video.export.merged import SCHEDULER, load_scheduler
+from rats_video.export.parts import bring_base
 from rats_video.export.stock import open_pipeline
 from rats_video.export.usage import base_snippet
 
@@ -34,13 +36,14 @@ class Lora(Form):
     name = "lora"
     summary = "a LoRA on the base, and a scheduler"
     relation = "adapter"
+    packages = ("peft",)
 
-    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
+    def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
         """Refuse a student that is no LoRA, and any scale."""
         if not (student / LORA_FILE).is_file():
             raise UserError(
                 "this student is no LoRA: all of its weights were trained", where="--format lora",
-                fix="take merged, diffusers or comfyui, or train with student.weights.kind=lora",
+                fix="take merged or diffusers, or train with student.weights.kind=lora",
             )  # fmt: skip
         check_unscaled(student, scale)
 
@@ -52,6 +55,7 @@ class Lora(Form):
         for part, file in files(student.denoiser_parts).items():
             student.adapters.write(student.role, folder / file, {part: HIGH_NOISE}, header(student, exported))
         exported.stock.scheduler.save_pretrained(folder / SCHEDULER)
+        bring_base(exported, folder)
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the adapter."""
@@ -59,6 +63,10 @@ class Lora(Form):
         for part, file in files(tuple(exported.networks)).items():
             pipeline.load_lora_weights(folder, weight_name=file, **_SECOND[part])
         return pipeline
+
+    def programs(self, exported: ExportedStudent) -> str:
+        """Diffusers."""
+        return only_diffusers(exported)
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that loads the adapter into the base's pipeline."""
@@ -95,5 +103,6 @@ def header(student: PipelineBackbone, exported: ExportedStudent) -> dict[str, st
         "clip": card.clip,
         "training_steps": card.steps,
         "seed": card.seed,
+        **({} if exported.boundary is None else {"boundary_ratio": exported.boundary}),
     }
     return {REMARKS: json.dumps(about)}

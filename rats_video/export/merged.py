@@ -10,6 +10,8 @@ import torch
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import HIGH_NOISE
 from rats_video.export.base import ExportedStudent, Form
+from rats_video.export.comfyui_models import only_diffusers
+from rats_video.export.parts import bring_base
 from rats_video.export.stock import class_in, open_pipeline
 from rats_video.export.usage import base_snippet
 
@@ -26,11 +28,16 @@ class Merged(Form):
     def write(self, student: PipelineBackbone, exported: ExportedStudent, folder: Path) -> None:
         """Write the networks, adapters merged into them, and the scheduler."""
         write_networks(student, exported, folder)
+        bring_base(exported, folder)
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the exported denoiser and scheduler."""
         parts = load_networks(folder, exported.dtype) | load_scheduler(folder)
         return open_pipeline(exported.base, device, exported.dtype, **parts)
+
+    def programs(self, exported: ExportedStudent) -> str:
+        """Diffusers."""
+        return only_diffusers(exported)
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that puts the networks into the base's pipeline."""

@@ -27,9 +27,10 @@ class Quantized(Diffusers):
 
     relation = "quantized"
     limits = ("It saves memory; whether it is faster depends on the GPU and was not measured.",)
+    packages = ("'torchao>=0.15'",)
     loses = True
 
-    def check(self, student: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
+    def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
         """Refuse where torchao is not installed."""
         if importlib.util.find_spec("torchao") is None:
             raise UserError(

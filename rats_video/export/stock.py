@@ -15,7 +15,7 @@ from torch import Tensor
 from rats_video.assets import INDEX
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import UserError
-from rats_video.export.base import ExportedStudent
+from rats_video.export.base import Clips, ExportedStudent
 from rats_video.reading import read_json
 from rats_video.seeds import seeded
 
@@ -69,20 +69,28 @@ def misread_tokenizers(folder: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def sample_stock(pipeline: Any, exported: ExportedStudent) -> Tensor:
-    """Clips `[B, T, 3, height, width]` in [0, 1] on the CPU, one at a time, from the student's prompts and noise."""
-    clips, stock = [], exported.stock
+def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
+    """Clips, made one at a time, from the student's prompts and noise."""
+    videos: list[Tensor] = []
+    kept: list[Tensor] = []
+    stock = exported.stock
+
+    def keep(_pipeline: Any, _step: int, _timestep: Any, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        kept[-1:] = [tensors["latents"].float().cpu()]
+        return {}
+
     for noise, prompt in zip(exported.noises, exported.prompts, strict=True):
         with torch.random.fork_rng([noise.device] if noise.is_cuda else []):
             torch.manual_seed(stock.seed)
             latents, generator = stock.latents(noise.to(pipeline.device)), seeded(stock.seed)
             with _drawing(pipeline, latents, generator) if stock.draws_noise else contextlib.nullcontext():
+                kept.append(latents)
                 clip: Tensor = pipeline(
-                    prompt=prompt, latents=latents, generator=[generator], output_type="pt", **exported.size,
-                    **stock.call,
+                    prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
+                    **exported.size, **stock.call,
                 ).frames  # fmt: skip
-        clips.append(clip.float().cpu())
-    return torch.cat(clips)
+        videos.append(clip.float().cpu())
+    return Clips(torch.cat(videos), torch.cat(kept))
 
 
 @contextlib.contextmanager

@@ -46,6 +46,9 @@ def build_page(studio: DemoModels, examples: Sequence[str], *, name: str, teache
             )
             go = gr.Button("Generate", variant="primary", scale=1, min_width=120, elem_id="generate")
         status = gr.HTML(_status("Press Enter in the prompt, or Generate."), elem_id="status")
+        # Above the rest: on a phone they would lie below the fold, and Generate seem to do nothing.
+        with gr.Row(elem_id="clips"):
+            cards = [gr.HTML(visible=False, elem_id=f"{role}-card") for role in ("student", "teacher")]
         with gr.Row(elem_id="examples"):
             for text in examples:
                 example = gr.Button(text, size="sm", variant="secondary", min_width=0, scale=0)
@@ -62,8 +65,6 @@ def build_page(studio: DemoModels, examples: Sequence[str], *, name: str, teache
                     value=teacher, label="Teacher beside student", container=False,
                     info=f"{studio.teacher.num_steps} guided steps, {studio.teacher.nfe} calls, from the same noise",
                 )  # fmt: skip
-        with gr.Row(elem_id="clips"):
-            cards = [gr.HTML(visible=False, elem_id=f"{role}-card") for role in ("student", "teacher")]
         gr.on(
             [go.click, prompt.submit], _handler(studio), [prompt, nfe, seed, fresh, beside], [status, seed, *cards],
             concurrency_limit=1, trigger_mode="once", show_progress="full", show_progress_on=[status],
@@ -114,7 +115,8 @@ def _handler(studio: DemoModels) -> Any:
         try:
             wish = studio.accept(prompt, nfe, random.randint(0, MAX_SEED) if fresh else seed)
         except UserError as error:
-            yield _status(str(error), alert=True), gr.skip(), gr.skip(), gr.skip()
+            none = gr.HTML(visible=False)  # the clips of another prompt
+            yield _status(str(error), alert=True), gr.skip(), none, none
             return
         roles: tuple[Role, ...] = ("student", "teacher") if beside else ("student",)
         steps = {role: studio.spec(role, wish.nfe).num_steps for role in roles}
@@ -128,7 +130,7 @@ def _handler(studio: DemoModels) -> Any:
                 done += 1
 
             made.append(studio.make(role, wish, advance))
-            cards = [gr.HTML(_card(each), visible=True) for each in made]
+            cards = [gr.HTML(_card(each, studio.clip.width / studio.clip.height), visible=True) for each in made]
             cards += [gr.HTML(visible=False)] * (2 - len(cards))
             yield _status(_verdict(made)), wish.seed, *cards
 
@@ -159,8 +161,8 @@ def _verdict(made: Sequence[DemoClip]) -> str:
     )
 
 
-def _card(made: DemoClip) -> str:
-    """A clip with what it cost; the file itself is in the page, so that the server keeps none."""
+def _card(made: DemoClip, ratio: float) -> str:
+    """A clip of that width by height, with what it cost; the file is in the page, so that the server keeps none."""
     data = "data:video/mp4;base64," + base64.b64encode(made.mp4).decode()
     facts = [("seconds", f"{made.seconds:.2f} s"), ("network calls", str(made.nfe))]
     facts += [] if made.reward is None else [("reward", f"{made.reward:.3f}")]
@@ -168,6 +170,7 @@ def _card(made: DemoClip) -> str:
     title = made.role.capitalize()
     return (
         f'<figure class="clip"><figcaption>{title}<a href="{data}" download="{made.role}.mp4">Save</a></figcaption>'
-        f'<video src="{data}" aria-label="{title}\'s clip" controls autoplay loop muted playsinline></video>'
+        f'<video src="{data}" style="--ratio: {ratio:.4g}" aria-label="{title}\'s clip" '
+        "controls autoplay loop muted playsinline></video>"
         f"<dl>{rows}</dl></figure>"
     )

@@ -56,6 +56,11 @@ def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Ten
     return backbone.sample_noise(1, clip, seeded(seed, 2, index))
 
 
+def picture_seed(seed: int, index: int) -> int:
+    """The seed of the picture that the `index`-th clip starts from, likewise."""
+    return int(torch.randint(2**62, (1,), generator=seeded(seed, 7, index)))
+
+
 @torch.no_grad()
 def sample_batch(
     backbone: Backbone,
@@ -122,7 +127,7 @@ def sample_videos(
     batch_size: int = 16,
     share: Sequence[int] | None = None,
 ) -> Iterator[Samples]:
-    """Sample one clip a prompt, a batch at a time; clip i starts from the i-th noise of the seed.
+    """Sample one clip a prompt, a batch at a time; clip i starts from the i-th noise of the seed, and picture if any.
 
     With `share` only the clips of those indices, the same ones as without it.
     """
@@ -132,5 +137,8 @@ def sample_videos(
         batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
-        videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec)
+        given = None
+        if backbone.first_frames is not None:
+            given = backbone.given_frames(clip, backbone.first_frames(batch, [picture_seed(seed, i) for i in indices]))
+        videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec, given=given)
         yield Samples(videos, latents, batch, indices, (time.perf_counter() - began) / len(batch), in_calls)

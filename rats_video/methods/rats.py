@@ -21,7 +21,7 @@ from rats_video.methods.scoring import score_clips
 from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
 from rats_video.methods.student import student_rollout
 from rats_video.methods.teacher import TeacherRollout
-from rats_video.types import PromptBatch, RewardScores
+from rats_video.types import PromptBatch, RewardScores, Rows
 
 
 class RatsConfig(BaseMethodConfig):
@@ -112,8 +112,8 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     second term weighs 1 / asked: the loss has the same mean over draws (Horvitz and Thompson, 1952).
     """
     config, clips = rats.config, len(batch.prompts)
-    asked = torch.tensor(batch.asked_rows, dtype=torch.long, device=batch.noise.device)  # [A]
-    teacher = rats.teacher.rollout(batch.take(batch.asked_rows)) if len(asked) else None
+    asked = rows_of(batch)  # [A]
+    teacher = rats.teacher.rollout(batch.of_asked) if batch.asked_rows else None
     student = student_rollout(rats, batch, predictions=config.compares_predictions)
     clip = student.x0.view_as(student.x0)  # gradient from pixels comes back here, shaping's does not
     with torch.set_grad_enabled(config.uses_gradient):
@@ -144,6 +144,13 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     if row[SKIPPED] > 0:
         warn_skipped(batch.prompts, kept)
     return loss, row
+
+
+def rows_of(batch: PromptBatch) -> Rows:
+    """The clips whose teacher is asked: all of them, without a copy, or by their indices `[A]`."""
+    if batch.asked is None:
+        return slice(None)
+    return torch.tensor(batch.asked_rows, dtype=torch.long, device=batch.noise.device)
 
 
 def policy_group(rats: Rats, batch: PromptBatch) -> Group | None:

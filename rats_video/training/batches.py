@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from rats_video.seeds import seeded
 from rats_video.training.settings import RunSettings
-from rats_video.types import Backbone, PromptBatch
+from rats_video.types import Backbone, ClipSpec, PromptBatch
 
 
 def draw_batch(backbone: Backbone, cfg: RunSettings, prompts: Sequence[str], step: int) -> PromptBatch:
@@ -29,7 +30,16 @@ def draw_batch(backbone: Backbone, cfg: RunSettings, prompts: Sequence[str], ste
         grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], seeded(cfg.seed, 3, step)),
         seeds=tuple(torch.randint(2**62, (len(chosen),), generator=seeded(cfg.seed, 4, step)).tolist()),
         asked=_asked(cfg, index, len(chosen)),
+        picture_seeds=tuple(torch.randint(2**62, (len(chosen),), generator=seeded(cfg.seed, 7, index)).tolist()),
     )
+
+
+def with_pictures(batch: PromptBatch, backbone: Backbone, clip: ClipSpec) -> PromptBatch:
+    """The batch with the frames that its clips start from, where the run has pictures."""
+    if backbone.first_frames is None:
+        return batch
+    pictures = backbone.first_frames(batch.prompts, batch.picture_seeds)
+    return replace(batch, given=backbone.given_frames(clip, pictures))
 
 
 def slice_batch(batch: PromptBatch, rows: slice) -> PromptBatch:

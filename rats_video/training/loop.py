@@ -12,7 +12,7 @@ from rats_video.optim import build_optimizer
 from rats_video.runtime import ALONE, Runtime
 from rats_video.timing import phase
 from rats_video.training.anchor import InitialWeights
-from rats_video.training.batches import draw_batch, slice_batch
+from rats_video.training.batches import draw_batch, slice_batch, with_pictures
 from rats_video.training.callbacks import Callback, CallbackList, GuardCallback
 from rats_video.training.checkpoint import CheckpointWriter, resume
 from rats_video.training.faults import SKIPPED_STEP, FaultPolicy, RollBack
@@ -95,7 +95,8 @@ def _train(
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
             batch = draw_batch(method.student, cfg, prompts, step)
-            row = updater.step(watch.guided_method, slice_batch(batch, runtime.rows(training.batch_size)), step)
+            mine = slice_batch(batch, runtime.rows(training.batch_size))
+            row = updater.step(watch.guided_method, with_pictures(mine, method.student, cfg.clip.spec), step)
             method.update_ema(step + 1, resumed=bool(row[SKIPPED_STEP]))
             seconds = time.perf_counter() - began
             row |= {"evaluations": cfg.evaluations(batch.num_steps), "seconds": seconds}

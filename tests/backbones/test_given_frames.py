@@ -24,6 +24,8 @@ from rats_video.backbones.wan_i2v import WanImageBackbone
 from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
+from rats_video.distillation.roles import build_backbone
+from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
@@ -198,3 +200,11 @@ def test_conditions_go_together_and_apart() -> None:
     alone = Condition(torch.zeros(1, 2, 3))
     assert alone.hold(latents) is alone.at_rest(latents) is latents
     assert alone.levels(torch.tensor([0.5])).tolist() == [0.5]
+
+
+def test_a_run_without_pictures_refuses_a_model_that_needs_them(
+    make_config: Callable[..., DistillConfig], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = made_once(tmp_path_factory, "i2v-wan22-a14b", KINDS["wan22-a14b"].build)
+    with pytest.raises(UserError, match=r"^model: is a WanImageToVideoPipeline, and this run's prompts have"):
+        build_backbone(make_config(f"model={folder}"), torch.device("cpu"))

@@ -11,7 +11,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from cogvideox_family import CLIP, signal_and_noise
+from cogvideox_family import CLIP, build_vae, signal_and_noise
 from PIL import Image
 from shared import made_once
 from tiny_t5 import publish_t5, tiny_t5
@@ -31,7 +31,6 @@ MODULE = "diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video"
 
 def build(folder: Path, *, paired: bool) -> None:
     from diffusers import (
-        AutoencoderKLCogVideoX,
         CogVideoXDDIMScheduler,
         CogVideoXImageToVideoPipeline,
         CogVideoXTransformer3DModel,
@@ -46,11 +45,7 @@ def build(folder: Path, *, paired: bool) -> None:
         use_learned_positional_embeddings=not paired, patch_size_t=2 if paired else None,
         ofs_embed_dim=8 if paired else None,
     )  # fmt: skip
-    vae = AutoencoderKLCogVideoX(
-        down_block_types=("CogVideoXDownBlock3D",) * 3, up_block_types=("CogVideoXUpBlock3D",) * 3,
-        block_out_channels=(4, 4, 4), latent_channels=4, layers_per_block=1, norm_num_groups=2, scaling_factor=0.7,
-        invert_scale_latents=paired,
-    )  # fmt: skip
+    vae = build_vae(paired=paired)
     scheduler = CogVideoXDDIMScheduler(
         prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True, snr_shift_scale=1.0
     )

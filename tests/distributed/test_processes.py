@@ -21,7 +21,8 @@ from rats_video.training.metrics import read_metrics
 STEPS = 3
 EMA = ("teacher.kind=ema", "teacher.num_steps=4", "teacher.decay=0.5")
 FULL = EMA
-LORA = (*EMA, "student.weights.kind=lora", "student.weights.rank=2", "student.weights.alpha=2")
+ASKED = ("teacher.asked=0.5", "teacher.asked_by=update")  # all processes ask in the same updates
+LORA = (*EMA, *ASKED, "student.weights.kind=lora", "student.weights.rank=2", "student.weights.alpha=2")
 # A random reward tells a group's clips apart by so little that in standard deviations rounding would count.
 POLICY = (*EMA, "method.policy={samples: 2, normalize: false}")
 SHARD, CONTEXT, REWARD = "parallel.shard=true", "parallel.context=2", "parallel.reward_ranks=1"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import json
+import math
 import platform
 import re
 from collections.abc import Callable
@@ -20,10 +22,12 @@ from rats_video.assets import ASSETS
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.students import load_student
 from rats_video.config.load import write_resolved
+from rats_video.errors import UserError
+from rats_video.export.base import Clips
 from rats_video.export.card import escape
 from rats_video.export.kinds import FORMS
 from rats_video.export.usage import fenced
-from rats_video.export.verify import Difference
+from rats_video.export.verify import Difference, check
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
 
 Command = Callable[..., Any]
@@ -117,8 +121,10 @@ def test_card_of_the_embedded_student(embedded: Path) -> None:
     head = yaml.safe_load(text.split("---")[1])
     assert (head["base_model"], head["library_name"], head["license"]) == ("tiny-wan", "diffusers", "apache-2.0")
     assert head["pipeline_tag"] == "text-to-video"
-    assert "1.000000, 0.900000, 0.750000, 0.500000, 0.000000" in text
+    assert "1.00000000, 0.89999998, 0.75000000, 0.50000000, 0.00000000" in text
     record = json.loads((ASSETS / "tiny-wan-student" / "training.json").read_text())
+    assert "This is for diffusers alone" in text
+    assert "--format comfyui" not in text  # which cannot load this one
     assert f"{record['config']['training']['steps']} optimizer steps" in text
     assert re.search(rf"\| adherence +\| +{record['metrics']['adherence']:.3f} \|", text)
 
@@ -224,15 +230,6 @@ def test_wrong_noise_levels_are_found_and_nothing_is_kept(
     assert names(tmp_path / "out") == ["old"]
 
 
-def test_what_diffusers_cannot_load_is_not_kept(
-    command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("rats_video.export.comfyui.PREFIX", "diffusion_model.odd.")
-    outcome = command("export", "model", run, "--format", "comfyui", "--output", tmp_path / "out")
-    refused(outcome, "--format comfyui: stock diffusers cannot load or sample it")
-    assert names(tmp_path) == []
-
-
 def test_full_disk_leaves_nothing(command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -269,10 +266,32 @@ def test_escape_and_fence() -> None:
 
 
 def test_difference() -> None:
-    clip = torch.zeros(1, 2, 3, 4, 4)
-    assert str(Difference.of(clip, clip)) == "largest pixel difference 0, mean 0, PSNR inf dB"
+    clip, latents = torch.zeros(1, 2, 3, 4, 4), torch.full((1, 4), 2.0)
+    same = Clips(clip, latents)
+    assert str(Difference.of(same, same)) == (
+        "relative difference of the latents 0; largest pixel difference 0, mean 0, PSNR inf dB"
+    )
     other = clip.clone()
     other[0, 0, 0, 0, 0] = 0.5
-    found = Difference.of(clip, other)
-    assert (found.largest, found.mean) == (0.5, 0.5 / 96)
+    found = Difference.of(same, Clips(other, torch.tensor([[2.0, 2, 2, 1]])))
+    assert (found.latents, found.largest, found.mean) == (0.25, 0.5, 0.5 / 96)
     assert found.psnr == pytest.approx(25.843, abs=1e-3)  # 10 log10(96 / 0.25)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "loses", "latents", "psnr", "good"),
+    [
+        (torch.float32, False, 1e-5, 80.0, True),  # rounding in A14B, whose pixels were 1.7e-4 apart
+        (torch.float32, False, 0.01, 80.0, False),  # another frame rate
+        (torch.float32, False, 1e-5, 20.0, False),  # another VAE
+        (torch.float32, False, math.nan, 80.0, False),
+        (torch.bfloat16, False, 0.034, 40.0, True),  # rounding
+        (torch.bfloat16, False, 0.4, 40.0, False),  # other noise levels
+        (torch.bfloat16, True, 0.4, 40.0, True),  # eight bits
+        (torch.bfloat16, True, 0.1, 14.0, False),
+    ],
+)
+def test_what_is_still_the_student(dtype: torch.dtype, *, loses: bool, latents: float, psnr: float, good: bool) -> None:
+    difference = Difference(latents, largest=0.1, mean=0.01, psnr=psnr)
+    with contextlib.nullcontext() if good else pytest.raises(UserError, match="does not sample what the student does"):
+        check(difference, dtype, loses=loses, where="--format merged")

@@ -12,8 +12,6 @@ import diffusers
 import pytest
 import torch
 from cogvideox_family import COGVIDEOX_FAMILIES
-from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_wan_lora_to_diffusers
-from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from family import Family
 from hunyuan_family import HUNYUAN
 from ltx_family import LTX_095, LTX_FAMILIES
@@ -159,6 +157,10 @@ def test_snippet_of_the_card_runs(
 ) -> None:
     """What it samples is ours from the same seed, as far as eight bits a pixel tell."""
     folder = exported(kind, weights)
+    of_t5 = case.family.name.startswith(("ltx", "cogvideox"))  # which have no tokenizer.json
+    peft = " peft" if kind == "lora" else ""
+    line = f"\npip install 'diffusers>=0.42' 'transformers>=5.22' accelerate{' sentencepiece protobuf' * of_t5}{peft}\n"
+    assert line in (folder / "README.md").read_text()
     monkeypatch.chdir(folder.parent)
     (code,) = re.findall(r"```python\n(.*?)\n```", (folder / "README.md").read_text(), re.DOTALL)
     found: dict[str, Any] = {}
@@ -228,53 +230,18 @@ def test_lora_says_how_to_sample_it(case: Case, exported: Any) -> None:
 # ------------------------------------------------------------------------------------------------------------ comfyui
 
 
-@pytest.mark.parametrize("weights", ["full", "lora"])
-def test_comfyui_files(case: Case, exported: Any, weights: str) -> None:
-    """Exporting compares clips through diffusers' converters; what is refused is refused before it loads anything."""
-    if case.family.name.startswith(("hunyuan", "cogvideox")):
-        with pytest.raises(UserError, match=r"^--format comfyui: ComfyUI's names for a .* cannot be checked"):
-            exported("comfyui", weights)
-        return
-    folder = exported("comfyui", weights)
-    name = "rats-lora" if weights == "lora" else "rats-model"
-    experts = ("-high-noise", "-low-noise") if "a14b" in case.family.name else ("",)
-    assert sorted(path.name for path in folder.iterdir()) == [
-        "README.md", *(f"{name}{expert}.safetensors" for expert in experts)
-    ]  # fmt: skip
-    card = (folder / "README.md").read_text()
-    assert ", ".join(f"{sigma:.6f}" for sigma in sigma_grid(4, SHIFT)) in card
-    assert "strength 1" in card or weights == "full"
-    if case.family.name == "wan":
-        (check_wan_lora if weights == "lora" else check_wan_model)(case, folder / f"{name}.safetensors")
-
-
-def check_wan_lora(case: Case, path: Path) -> None:
-    tensors = load_file(path)
-    layers = [f"{attention}.{o}" for attention in ("self_attn", "cross_attn") for o in "qkvo"] + ["ffn.0", "ffn.2"]
-    assert tensors.keys() == {
-        f"diffusion_model.blocks.{i}.{layer}.{part}"
-        for i in range(2) for layer in layers for part in ("lora_A.weight", "lora_B.weight", "alpha")
-    }  # fmt: skip
-    assert {float(tensor) for name, tensor in tensors.items() if name.endswith("alpha")} == {2.0}  # the rank
-    there = load_file(case.students["lora"] / "pytorch_lora_weights.safetensors")
-    back = _convert_non_diffusers_wan_lora_to_diffusers(dict(tensors))
-    assert back.keys() == there.keys()
-    a, b = (f"transformer.blocks.1.attn2.to_k.lora_{x}.weight" for x in "AB")
-    torch.testing.assert_close(back[b] @ back[a], there[b] @ there[a] * 6 / 2)
-
-
-def check_wan_model(case: Case, path: Path) -> None:
-    tensors = load_file(path)
-    assert {
-        "patch_embedding.weight", "time_embedding.0.weight", "time_projection.1.bias", "text_embedding.2.weight",
-        "blocks.0.modulation", "blocks.1.self_attn.q.weight", "blocks.1.self_attn.norm_k.weight",
-        "blocks.0.cross_attn.o.bias", "blocks.0.norm3.weight", "blocks.0.ffn.0.weight", "blocks.0.ffn.2.bias",
-        "head.head.weight", "head.modulation",
-    } <= tensors.keys()  # fmt: skip
-    back = convert_wan_transformer_to_diffusers(dict(tensors))
-    there = load_file(case.students["full"] / "transformer" / "diffusion_pytorch_model.safetensors")
-    assert back.keys() == there.keys()
-    assert all(torch.equal(back[name], weight) for name, weight in there.items())
+def test_what_comfyui_cannot_load_is_refused(case: Case, exported: Any) -> None:
+    """The rest is in test_comfyui.py."""
+    if "ltx" in case.family.name:
+        pytest.skip("its sizes are in the file's header")
+    unknown = case.family.name.startswith("cogvideox")
+    reason = (
+        r".*config.json: no names are known here for the weights of a \w+ but"
+        if unknown
+        else r".*attention_head_dim 8 \(not 128\)"
+    )
+    with pytest.raises(UserError, match=rf"^--format comfyui: {reason}"):
+        exported("comfyui", "full")
 
 
 # ---------------------------------------------------------------------------------------------------------- quantised

@@ -18,6 +18,7 @@ import pytest
 import torch
 from playwright.sync_api import Page, expect
 
+from rats_video.assets import ASSETS
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.demo import load_studio
 from rats_video.config.load import load_config, write_resolved
@@ -123,16 +124,25 @@ def test_prompt_slider_and_both_clips(page: Page, studio: Watched) -> None:
         assert float(shown["reward"]) < 0
     expect(page.locator("#status")).to_contain_text("5 calls instead of 6")
 
+    # A square clip is square, with no bars beside it.
+    page.set_viewport_size({"width": 1280, "height": 700})
+    box = page.locator("#student-card video").bounding_box()
+    assert box is not None
+    assert box["width"] == pytest.approx(box["height"], abs=1)
+    assert 0.5 * 700 < box["height"] <= 0.6 * 700 + 1
+
     # At a phone's width everything is there, and nothing needs scrolling sideways.
-    page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
     boxes = [page.locator(f"#{role}-card video").bounding_box() for role in ("student", "teacher")]
     assert boxes[0] is not None
     assert boxes[1] is not None
     assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]  # below each other
     assert boxes[0]["width"] > 300
 
-    # What cannot be drawn is said, as text; the clips stay.
+    assert boxes[0]["y"] + boxes[0]["height"] < 844  # the student's on the first screen
+
+    # What cannot be drawn is said, as text; the clips of another prompt go.
     bad = "a <img src=x onerror=alert(1)> zebra"
     page.get_by_label("Prompt").fill(bad)
     page.keyboard.press("Enter")
@@ -144,7 +154,7 @@ def test_prompt_slider_and_both_clips(page: Page, studio: Watched) -> None:
     page.get_by_role("button", name="Generate").click()
     expect(page.get_by_role("alert").filter(has_text="the prompt is empty")).to_be_visible()
     assert len(studio.made) == 2
-    expect(page.locator("#student-card video")).to_be_visible()
+    expect(page.locator("#student-card video")).to_be_hidden()
 
 
 def test_keyboard_alone(page: Page, studio: Watched) -> None:
@@ -350,5 +360,15 @@ def test_a_run_brings_its_settings(student: Path, config_file: Path) -> None:
     studio, examples = load_studio(student.parent, torch.device("cpu"))
     assert isinstance(studio.reward, WordReward)
     assert (studio.teacher.nfe, len(examples)) == (8, 4)
+    given, _ = load_studio(student, torch.device("cpu"))  # by the path of what the run made
+    assert isinstance(given.reward, WordReward)
+    assert given.teacher.nfe == 8
+    (student.parent / "config.resolved.yaml").unlink()
     alone, _ = load_studio(student, torch.device("cpu"))
     assert (alone.reward, alone.teacher.nfe) == (None, 100)
+
+
+def test_embedded_student_by_its_path_is_the_same_student() -> None:
+    studio, _ = load_studio(ASSETS / "tiny-wan-student", torch.device("cpu"))
+    assert isinstance(studio.reward, WordReward)
+    assert studio.teacher.nfe == 100

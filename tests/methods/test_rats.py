@@ -186,7 +186,7 @@ def test_reward_margin_reaches_the_loss(make_rats: Callable[..., Rats], batch: P
 
 
 def rats_scores(rats: Rats, batch: PromptBatch) -> Tensor:
-    from rats_video.methods.base import student_rollout
+    from rats_video.methods.student import student_rollout
 
     with torch.no_grad():
         return rats.reward(rats.student.decode(student_rollout(rats, batch).x0), batch.prompts).clip

@@ -1,0 +1,147 @@
+"""What ComfyUI takes for granted of a denoiser, by the class that diffusers has for it.
+
+Read from ComfyUI 0.10.0: comfy/model_detection.py, comfy/ldm/wan/model.py and comfy/ldm/lightricks/model.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rats_video.backbones.family import DENOISER
+from rats_video.export.base import ExportedStudent
+from rats_video.reading import read_json
+
+CONFIG = "config"  # the header's key
+
+
+@dataclass(frozen=True)
+class ComfyModel:
+    """A kind of denoiser as ComfyUI builds it.
+
+    Args:
+        name: for messages.
+        fixed: by key of diffusers' config, the values that it can be built with; ComfyUI reads them nowhere.
+        lora_programs: the programs that a LoRA under the original names was tried in.
+        for_musubi: whether musubi-tuner has it too; its names of a LoRA's layers are Kohya's.
+        lora_refused: why it has no LoRA under them; or nothing.
+        shift_node: the node that shifts its noise levels for KSampler, where one makes ours.
+        ruined_by: the node that must not be there.
+        guidance_node: that tells its network the guidance scale it was trained with.
+        takes_frame_rate: whether its conditioning has a frame rate.
+        header: keys that ComfyUI reads from the `config` of the file's header, where there is one.
+    """
+
+    name: str
+    fixed: Mapping[str, tuple[Any, ...]]
+    header: tuple[str, ...] = ()
+    lora_programs: str = ""
+    for_musubi: bool = False
+    lora_refused: str = ""
+    shift_node: str | None = None
+    ruined_by: str | None = None
+    takes_frame_rate: bool = False
+    guidance_node: str | None = None
+
+    def refusal(self, config: Mapping[str, Any], *, is_lora: bool) -> str:
+        """Why ComfyUI cannot take a student of it, a clause that names each value that differs; or nothing.
+
+        Args:
+            config: of diffusers' denoiser; what it does not state is diffusers' default, which is right.
+            is_lora: True for a LoRA alone.
+        """
+        taken, made = config.get("in_channels"), config.get("out_channels")
+        if is_lora and self.lora_refused:
+            return f"a LoRA on {self.name} cannot be checked: {self.lora_refused}"
+        if taken != made and None not in (taken, made):
+            return f"its {self.name} takes {taken} channels and makes {made}: only text-to-video has this form"
+        wrong = [
+            f"{key} {_plain(config[key])} (not {' or '.join(str(_plain(value)) for value in values)})"
+            for key, values in self.fixed.items()
+            if key in config and _plain(config[key]) not in map(_plain, values)
+        ]
+        return f"ComfyUI cannot load a {self.name} of {', '.join(wrong)}" if wrong else ""
+
+    def config(self, config: Mapping[str, Any], *, is_causal: bool) -> dict[str, str]:
+        """The header's `config`, a JSON object as a string, or nothing where ComfyUI reads none.
+
+        Args:
+            config: of diffusers' denoiser.
+            is_causal: whether a latent frame lies where its first pixel frame does.
+        """
+        if not self.header:
+            return {}
+        sizes = {key: config[key] for key in self.header}
+        return {CONFIG: json.dumps({"transformer": {**sizes, "causal_temporal_positioning": is_causal}})}
+
+
+_RMS = ("rms_norm_across_heads",)
+MODELS: Mapping[str, ComfyModel] = {
+    "WanTransformer3DModel": ComfyModel(
+        "Wan",
+        fixed={
+            "attention_head_dim": (128,), "patch_size": ((1, 2, 2),), "text_dim": (4096,), "freq_dim": (256,),
+            "out_channels": (16, 48), "qk_norm": _RMS, "cross_attn_norm": (True,), "eps": (1e-6,),
+        },
+        lora_programs="This is for ComfyUI, LightX2V and DiffSynth-Studio, which take it as it is. For musubi-tuner "
+        "there is the same under its names in `musubi-tuner`",
+        for_musubi=True,
+        shift_node="ModelSamplingSD3",
+    ),
+    "LTXVideoTransformer3DModel": ComfyModel(
+        "LTX-Video",
+        fixed={
+            "patch_size": (1,), "patch_size_t": (1,), "qk_norm": _RMS, "norm_eps": (1e-6,),
+            "norm_elementwise_affine": (False,), "attention_bias": (True,), "attention_out_bias": (True,),
+            "activation_fn": ("gelu-approximate",),
+        },
+        header=(
+            "in_channels", "num_attention_heads", "attention_head_dim", "cross_attention_dim", "num_layers",
+            "caption_channels",
+        ),
+        lora_programs="This is for ComfyUI and LightX2V, which take it as it is",
+        ruined_by="ModelSamplingSD3",
+        takes_frame_rate=True,
+    ),
+    "HunyuanVideoTransformer3DModel": ComfyModel(
+        "HunyuanVideo",
+        fixed={
+            "num_attention_heads": (24,), "attention_head_dim": (128,), "mlp_ratio": (4.0,), "text_embed_dim": (4096,),
+            "pooled_projection_dim": (768,), "patch_size": (2,), "patch_size_t": (1,), "qk_norm": ("rms_norm",),
+            "rope_axes_dim": ((16, 56, 56),), "rope_theta": (256.0,), "out_channels": (16,),
+        },
+        lora_refused="diffusers' converter cannot read the token refiner's, whose three matrices were published as one",
+        guidance_node="FluxGuidance",
+    ),
+}  # fmt: skip
+
+
+def refusal(config: Mapping[str, Any], *, is_lora: bool) -> str:
+    """Why ComfyUI cannot take a student whose denoiser has this configuration of diffusers; or nothing."""
+    kind = str(config.get("_class_name"))
+    if (model := MODELS.get(kind)) is None:
+        return f"no names are known here for the weights of a {kind} but diffusers'"
+    return model.refusal(config, is_lora=is_lora)
+
+
+def denoiser_config(exported: ExportedStudent) -> dict[str, Any]:
+    """Of diffusers' denoiser."""
+    return dict(read_json(exported.base / DENOISER / "config.json"))
+
+
+def only_diffusers(exported: ExportedStudent) -> str:
+    """The programs that take weights under diffusers' names, as they were run: none but diffusers."""
+    if exported.is_lora:
+        others = "ComfyUI, LightX2V, DiffSynth-Studio and musubi-tuner would apply nothing of a LoRA under them, "
+        others += "DiffSynth-Studio without a word"
+    else:
+        others = "ComfyUI cannot tell what model it is (`Could not detect model type`)"
+    offer = "" if refusal(denoiser_config(exported), is_lora=exported.is_lora) else "; take `--format comfyui` there"
+    return f"This is for diffusers alone, whose names its weights have. {others}{offer}."
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    return list(value) if isinstance(value, tuple) else value

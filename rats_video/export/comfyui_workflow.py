@@ -1,0 +1,153 @@
+"""A ready workflow for an export, with the files that it names beside the export's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rats_video.export.base import ExportedStudent
+from rats_video.export.comfyui_card import high_noise_calls
+from rats_video.export.comfyui_graph import Graph, Output
+from rats_video.export.usage import sigma_string
+
+API = "workflow_api.json"
+# The names under which Comfy-Org publishes the bases, by the name of diffusers' folder; high noise before low.
+BASES: Mapping[str, tuple[str, ...]] = {
+    "Wan2.1-T2V-1.3B-Diffusers": ("wan2.1_t2v_1.3B_fp16.safetensors",),
+    "Wan2.1-T2V-14B-Diffusers": ("wan2.1_t2v_14B_fp16.safetensors",),
+    "Wan2.2-TI2V-5B-Diffusers": ("wan2.2_ti2v_5B_fp16.safetensors",),
+    "Wan2.2-T2V-A14B-Diffusers": (
+        "wan2.2_t2v_high_noise_14B_fp16.safetensors", "wan2.2_t2v_low_noise_14B_fp16.safetensors",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Needs:
+    """The files that a workflow takes beside the export's, by folder below `models`.
+
+    Args:
+        text_encoder: in `text_encoders`.
+        text_type: as CLIPLoader calls it.
+        vae: in `vae`; or in `checkpoints`, where one holds it.
+        source: repositories on the hub that have them.
+        latent: the node that makes an empty clip.
+        vae_of_checkpoint: whether the VAE, and the base of a LoRA, come from a checkpoint.
+    """
+
+    text_encoder: str
+    text_type: str
+    vae: str
+    latent: str
+    source: str
+    vae_of_checkpoint: bool = False
+
+    def files(self, bases: Sequence[str]) -> list[str]:
+        """Their places in ComfyUI's folder, those of a LoRA's base too."""
+        vae = f"models/{'checkpoints' if self.vae_of_checkpoint else 'vae'}/{self.vae}"
+        diffusion = [] if self.vae_of_checkpoint else [f"models/diffusion_models/{name}" for name in bases]
+        return [f"models/text_encoders/{self.text_encoder}", vae, *diffusion]
+
+
+_UMT5 = ("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan")
+NEEDS: Mapping[tuple[str, int], Needs] = {
+    ("WanTransformer3DModel", 16): Needs(
+        *_UMT5, "wan_2.1_vae.safetensors", "EmptyHunyuanLatentVideo", "Comfy-Org/Wan_2.1_ComfyUI_repackaged and "
+        "Comfy-Org/Wan_2.2_ComfyUI_Repackaged",
+    ),
+    ("WanTransformer3DModel", 48): Needs(
+        *_UMT5, "wan2.2_vae.safetensors", "Wan22ImageToVideoLatent", "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
+    ),
+    ("LTXVideoTransformer3DModel", 128): Needs(
+        "t5xxl_fp16.safetensors", "ltxv", "ltx-video-2b-v0.9.safetensors", "EmptyLTXVLatentVideo",
+        "comfyanonymous/flux_text_encoders and Lightricks/LTX-Video", vae_of_checkpoint=True,
+    ),
+}  # fmt: skip
+"""By the denoiser's class and its latent channels: models of other widths have no VAE in ComfyUI."""
+
+
+def needs_of(exported: ExportedStudent, config: Mapping[str, Any]) -> Needs | None:
+    """The files of a denoiser of that configuration of diffusers; None where ComfyUI has no VAE for it."""
+    needs = NEEDS.get((config["_class_name"], config["out_channels"]))
+    if needs is not None and exported.pipeline == "LTXConditionPipeline":
+        return replace(needs, vae="ltx-video-2b-v0.9.5.safetensors")
+    return needs
+
+
+def workflow_steps(exported: ExportedStudent) -> int:
+    """The number of calls of the workflow."""
+    return 4 if 4 in exported.sigmas else max(exported.sigmas)
+
+
+def page_file(exported: ExportedStudent) -> str:
+    """The workflow's place in ComfyUI's folder, where its page lists it."""
+    return f"user/default/workflows/{exported.file_stem}.json"
+
+
+def workflow_section(exported: ExportedStudent, needs: Needs) -> str:
+    """What to do with the workflow, for the card."""
+    others = needs.files(base_files(exported) if exported.is_lora else ())
+    return (
+        f"Copy `models` and `user` over ComfyUI's folder. Its list of workflows then has `{exported.file_stem}`, which "
+        f"makes a clip in {workflow_steps(exported)} calls; `{API}` is the same for its server. It also takes "
+        f"{', '.join(f'`{file}`' for file in others)}, of {needs.source} on the hub; choose other ones in their "
+        "nodes."
+    )
+
+
+def workflow(exported: ExportedStudent, needs: Needs, files: Sequence[str], steps: int) -> Graph:
+    """The export's clip in that many calls: loaders, prompt, sampler or two, decoder, video."""
+    graph = Graph()
+    vae, models = _loaders(graph, exported, needs, files)
+    (clip,) = graph.add("CLIPLoader", clip_name=needs.text_encoder, type=needs.text_type, device="default")
+    (positive,) = graph.add("CLIPTextEncode", clip=clip, text=exported.prompts[0])
+    (negative,) = graph.add("CLIPTextEncode", clip=clip, text="")
+    rate = exported.card.clip["fps"]
+    if needs.text_type == "ltxv":
+        positive, negative = graph.add("LTXVConditioning", positive=positive, negative=negative, frame_rate=rate)
+    size = exported.size
+    sizes = {"width": size["width"], "height": size["height"], "length": size["num_frames"], "batch_size": 1}
+    of_vae = {"vae": vae} if needs.latent == "Wan22ImageToVideoLatent" else {}
+    (latent,) = graph.add(needs.latent, **of_vae, **sizes)
+    (sampler,) = graph.add("KSamplerSelect", sampler_name="euler")
+    (line,) = graph.add("ManualSigmas", sigmas=sigma_string(exported.sigmas[steps]))
+    first = high_noise_calls(exported, steps)
+    lines = (line,) if first == steps else graph.add("SplitSigmas", sigmas=line, step=first)
+    for model, sigmas in zip(models, lines, strict=False):
+        latent, _ = graph.add(
+            "SamplerCustom", model=model, positive=positive, negative=negative, sampler=sampler, sigmas=sigmas,
+            latent_image=latent, add_noise=sigmas == lines[0], noise_seed=0, cfg=1.0,
+        )  # fmt: skip
+    (images,) = graph.add("VAEDecode", samples=latent, vae=vae)
+    (video,) = graph.add("CreateVideo", images=images, fps=rate)
+    graph.add("SaveVideo", video=video, filename_prefix=f"video/{exported.file_stem}", format="auto", codec="auto")
+    return graph
+
+
+def base_files(exported: ExportedStudent) -> tuple[str, ...]:
+    """The base's own files in ComfyUI, one an expert; a guess from its name where it is not a published one."""
+    name = exported.base_id.rpartition("/")[2]
+    noises = ("_high_noise", "_low_noise") if exported.boundary is not None else ("",)
+    return BASES.get(name, tuple(f"{name}{noise}.safetensors" for noise in noises))
+
+
+def _loaders(
+    graph: Graph, exported: ExportedStudent, needs: Needs, files: Sequence[str]
+) -> tuple[Output, list[Output]]:
+    """The VAE, and a model an expert."""
+    base: Output | None = None
+    if needs.vae_of_checkpoint:
+        base, _, vae = graph.add("CheckpointLoaderSimple", ckpt_name=needs.vae)
+    else:
+        (vae,) = graph.add("VAELoader", vae_name=needs.vae)
+    models = []
+    for file, of_base in zip(files, base_files(exported), strict=True):
+        name = of_base if exported.is_lora else file
+        (model,) = (
+            (base,) if exported.is_lora and base else graph.add("UNETLoader", unet_name=name, weight_dtype="default")
+        )
+        if exported.is_lora:
+            (model,) = graph.add("LoraLoaderModelOnly", model=model, lora_name=file, strength_model=1.0)
+        models.append(model)
+    return vae, models

@@ -1,0 +1,105 @@
+"""A run whose clips start from pictures: the same ones for teacher and student, held to the end, resumed and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from shared import made_once
+from wan22_family import build
+
+from rats_video.datasets.shapes.render import parse_prompt, render
+from rats_video.distillation.method import build_rats, teacher_identity
+from rats_video.distillation.roles import build_backbone, build_roles
+from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import UserError
+from rats_video.inference.sampler import SamplerSpec, picture_seed, sample_videos
+from rats_video.methods.student import student_rollout
+from rats_video.methods.teacher import FrozenTeacherConfig
+from rats_video.seeds import seeded
+from rats_video.training.batches import draw_batch, slice_batch, with_pictures
+from rats_video.training.loop import train_loop
+from rats_video.training.metrics import read_metrics
+from rats_video.training.run_folder import RunFolder
+
+pytestmark = pytest.mark.pipeline
+
+MakeConfig = Callable[..., DistillConfig]
+PROMPTS = ("a fast red circle moving left on a gray background", "a slow green square moving up on a white background")
+
+
+@pytest.fixture(scope="module")
+def cfg(make_config: MakeConfig, tmp_path_factory: pytest.TempPathFactory) -> DistillConfig:
+    folder = made_once(tmp_path_factory, "i2v-wan22-5b", partial(build, experts=False))
+    return make_config(
+        f"model={folder}", "clip={num_frames: 9, height: 32, width: 32}", "prompts={kind: shapes, first_frame: true}",
+        "training.batch_size=2", "training.steps=2", "method.gate.level=clip", "teacher.reuse=2",
+    )  # fmt: skip
+
+
+def test_teacher_and_student_start_from_the_same_rendered_frames(
+    cfg: DistillConfig, color_reward: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rats_video.distillation.method.loss_reward", lambda *_: color_reward)
+    base = build_backbone(cfg, torch.device("cpu"))
+    rats = build_rats(cfg, *build_roles(cfg, base))
+    one, other = (
+        with_pictures(draw_batch(rats.student, cfg, PROMPTS, step), rats.student, cfg.clip.spec) for step in (0, 1)
+    )
+    assert one.given is not None
+    assert one.given.held is not None
+    assert other.given is not None
+    assert other.given.held is not None
+    assert torch.equal(one.given.held, other.given.held)  # of one batch, which serves two updates
+    pictures = torch.cat([
+        render([parse_prompt(prompt)], cfg.clip.spec, seeded(seed))[:, :1]
+        for prompt, seed in zip(one.prompts, one.picture_seeds, strict=True)
+    ])  # fmt: skip
+    torch.testing.assert_close(one.given.held[:, :, :1], base.encode(pictures))
+    student, teacher = student_rollout(rats, one), rats.teacher.rollout(one).trajectory
+    for latents in (*student.latents, *teacher.latents):
+        assert torch.equal(latents[:, :, 0], one.given.held[:, :, 0])
+    loss, row = rats.step(one)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert row["shaping/0.000"] >= 0
+    whole = with_pictures(draw_batch(rats.student, cfg, PROMPTS, 0), rats.student, cfg.clip.spec)
+    part = with_pictures(
+        slice_batch(draw_batch(rats.student, cfg, PROMPTS, 0), slice(1, 2)), rats.student, cfg.clip.spec
+    )
+    assert part.given is not None
+    assert whole.given is not None
+    assert part.given.held is not None
+    assert whole.given.held is not None
+    torch.testing.assert_close(part.given.held, whole.given.held[1:])
+
+
+def test_a_run_trains_and_its_clips_are_judged_from_pictures(
+    cfg: DistillConfig, color_reward: object, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("rats_video.distillation.method.loss_reward", lambda *_: color_reward)
+    base = build_backbone(cfg, torch.device("cpu"))
+    rats = build_rats(cfg, *build_roles(cfg, base))
+    train_loop(rats, cfg, PROMPTS, RunFolder(tmp_path))
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    [samples] = sample_videos(rats.student, PROMPTS, cfg.clip.spec, SamplerSpec(2, cfg.shift), seed=3)
+    first = torch.cat([
+        render([parse_prompt(prompt)], cfg.clip.spec, seeded(picture_seed(3, index)))[:, :1]
+        for index, prompt in enumerate(PROMPTS)
+    ])  # fmt: skip
+    torch.testing.assert_close(samples.latents[:, :, :1], base.encode(first))
+
+
+def test_stored_rollouts_of_pictures_have_their_own_place(cfg: DistillConfig, make_config: MakeConfig) -> None:
+    without = make_config(f"model={cfg.model}", "prompts={kind: shapes}")
+    assert isinstance(cfg.teacher, FrozenTeacherConfig)
+    assert teacher_identity(cfg, cfg.teacher)["first_frame"] is True
+    assert "first_frame" not in teacher_identity(without, cfg.teacher)
+
+
+def test_a_text_model_refuses_pictures(make_config: MakeConfig) -> None:
+    cfg = make_config("prompts={kind: shapes, first_frame: true}")
+    with pytest.raises(UserError, match=r"^prompts.first_frame: this Wan makes videos from text alone \(set it to fa"):
+        build_backbone(cfg, torch.device("cpu"))
