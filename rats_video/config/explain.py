@@ -64,9 +64,29 @@ def explain(error: ValidationError, model: type[BaseModel], merged: Tree, layers
     what = " or ".join(dict.fromkeys((whats[0], *(each.removeprefix("must be ") for each in whats[1:])))) + found[0]
     more = len({each[0] for each in described} - {each[0] for each in mine})
     fix = "; ".join(filter(None, (next(filter(None, fixes), ""), f"and {more} more" if more else "")))
+    return UserError(what, where=_where(layers, path), fix=fix)
+
+
+def refuse_truth_values(given: object, taken: object, layers: Sequence[Layer], path: KeyPath = ()) -> None:
+    """Raise UserError where true or false was given and pydantic took it for the number 1 or 0."""
+    if isinstance(given, bool) and isinstance(taken, int | float) and not isinstance(taken, bool):
+        raise UserError(f"must be a number, got {str(given).lower()}", where=_where(layers, path))
+    keys = given if isinstance(given, dict) else range(len(given)) if isinstance(given, list) else ()
+    for key in keys:
+        if isinstance(taken, BaseModel) and isinstance(key, str):
+            below = getattr(taken, key, None)
+        elif isinstance(taken, dict):
+            below = taken.get(key)
+        else:
+            below = taken[key] if isinstance(taken, list | tuple) else None
+        refuse_truth_values(given[key], below, layers, (*path, key))  # type: ignore[index]
+
+
+def _where(layers: Sequence[Layer], path: KeyPath) -> str:
+    """The file or `--set` that says it, and the dotted key."""
     dotted = ".".join(str(part) if re.fullmatch(r"[\w-]{1,60}", str(part)) else show(part) for part in path)
     label = _origin(layers, path)
-    return UserError(what, where=label if not dotted or label == f"--set {dotted}" else f"{label}: {dotted}", fix=fix)
+    return label if not dotted or label == f"--set {dotted}" else f"{label}: {dotted}"
 
 
 def _describe(detail: ErrorDetails, model: type[BaseModel], merged: Tree) -> tuple[KeyPath, str, str]:

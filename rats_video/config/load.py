@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from rats_video.config.explain import KIND, Layer, Tree, explain, nearest, show
+from rats_video.config.explain import KIND, Layer, Tree, explain, nearest, refuse_truth_values, show
 from rats_video.config.fields import Config
 from rats_video.errors import UserError
 from rats_video.files import replacing
@@ -51,9 +51,11 @@ def load_config(model: type[ModelT], name_or_path: str, *, group: str, overrides
     # Joined before they meet the files, so that `gate.kind` keeps its new siblings in whichever order they are given.
     merged: Tree = reduce(_merge, (*(tree for _, tree in layers), _joined(changes)))
     try:
-        return model.model_validate(merged)
+        config = model.model_validate(merged)
     except ValidationError as error:
         raise explain(error, model, merged, [*layers, *changes]) from None
+    refuse_truth_values(merged, config, [*layers, *changes])
+    return config
 
 
 def read_tree(path: Path) -> Tree:
