@@ -50,6 +50,8 @@ def run_train_teacher(**options: Unpack[TrainOptions]) -> list[str]:
 
     def make() -> Made:
         backbone, metrics = train_teacher(cfg, vae, init, device, output)
+        if cfg.half:
+            backbone.denoiser.half()
         save_pipeline(backbone, output, shift=cfg.shift, from_first_frame=cfg.given_first_frame > 0)
         for record in (vae_folder / "vae" / RECORD, vae_folder / RECORD):  # of a pipeline, of `train vae`
             if record.is_file():

@@ -95,6 +95,7 @@ class TeacherTrainConfig(TrainStepsConfig):
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, in training and in the saved scheduler")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of clips trained on the empty prompt")
     ema_decay: float = Field(0.999, ge=0, lt=1)
+    half: bool = Field(default=False, description="round the trained weights to half precision and store them as such")
     eval_clips: NumClips = 64
     eval_steps: SolverSteps = 50
     guidance_scale: PositiveFloat = 3.0
@@ -181,6 +182,8 @@ def train_teacher(
         "train teacher", cfg, folder / "checkpoints", backbone.weights, dict(average.named_parameters()),
         lambda step: flow_matching_loss(backbone, clips, frames, cfg, step),
     )  # fmt: skip
+    if cfg.half:
+        average = average.half().float()
     backbone = WanBackbone(transformer=average, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     return backbone, evaluate_teacher(backbone, cfg, heldout)
 

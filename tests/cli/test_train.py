@@ -91,6 +91,17 @@ def test_teacher_is_reproducible_and_starts_where_init_says(command: Command, ti
     assert WanBackbone.from_pretrained(tmp_path / "on").unknown_words("a red zebra") == ["zebra"]
 
 
+def test_teacher_stored_in_half_precision_is_the_same_rounded(command: Command, tiny_wan: Path, tmp_path: Path) -> None:
+    text = TEACHER.format(model=tiny_wan)
+    whole = train(command, "teacher", text, tmp_path / "whole")
+    half = train(command, "teacher", text + "half: true\n", tmp_path / "half")
+    assert half.keys() == whole.keys()
+    for name, weight in half.items():
+        assert torch.equal(weight, whole[name].half()), name
+    loaded = WanBackbone.from_pretrained(tmp_path / "half").weights
+    assert {weight.dtype for weight in loaded.values()} == {torch.float32}
+
+
 def test_teacher_carries_its_vae_and_that_vae_s_own_record(command: Command, tiny_wan: Path, tmp_path: Path) -> None:
     train(command, "teacher", TEACHER.format(model=tiny_wan), tmp_path / "first")
     (tmp_path / "first" / "vae" / "training.json").write_text('{"of": "the VAE"}')
