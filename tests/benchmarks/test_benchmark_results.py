@@ -14,11 +14,17 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.compare_result import read_compare_result
 from rats_video.evaluation.compare_tables import markdown, summary_table
 
-RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+FIRST = RESULTS / "first_model"  # made with the first embedded model
 
 
-def read(name: str) -> Any:
-    return json.loads((RESULTS / f"{name}.json").read_text())
+def read(name: str, folder: Path = RESULTS) -> Any:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_every_packaged_configuration_is_planned_as_it_is_and_fits() -> None:
@@ -59,38 +65,38 @@ def test_every_lever_is_measured_or_says_why_not() -> None:
         assert "not here" in row or row["time ratio"] > 0, name
 
 
-def test_readme_quotes_the_committed_plans() -> None:
+def test_pages_quote_the_committed_plans() -> None:
     table = (RESULTS / "plans.md").read_text(encoding="utf-8").split("\n\n")[0]
-    assert table in (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    assert table in page("scale")
 
 
-def test_readme_quotes_the_committed_ratios() -> None:
-    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+def test_pages_quote_the_committed_ratios() -> None:
+    text_of_page = page("scale")
     speed, roles = read("speed"), read("levers")["lora roles"]
-    assert f"takes {speed['step']['ratio']:.2f} times its network" in readme
-    assert f"calls {speed['sampling']['ratio']:.2f} times as long" in readme
-    assert f"peak is {max(row['ratio'] for row in roles.values()):.2f} times" in readme
-    assert f"{speed['role switch']['ours ms']:.1f} ms for" in readme
+    assert f"takes {speed['step']['ratio']:.2f} times its network" in text_of_page
+    assert f"calls {speed['sampling']['ratio']:.2f} times as long" in text_of_page
+    assert f"peak is {max(row['ratio'] for row in roles.values()):.2f} times" in text_of_page
+    assert f"{speed['role switch']['ours ms']:.1f} ms for" in text_of_page
 
 
-def test_readme_quotes_the_committed_decodes() -> None:
-    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+def test_pages_quote_the_committed_decodes() -> None:
+    text_of_page = page("scale")
     wan = [row for row in read("decode")["rows"] if row["decoder"].startswith("Wan 2.1")]
     rows = {(row["mode"], row["latent_frames"]): row for row in wan}
     for mode in ("plain", "checkpoint", "window 2, checkpoint"):
         for frames in (3, 21):
             saved, peak = rows[mode, frames]["saved"] / 1e9, rows[mode, frames]["peak"] / 1e9
-            assert f" {saved:.{0 if saved > 10 else 1}f} / {peak:.0f} |" in readme
+            assert f" {saved:.{0 if saved > 10 else 1}f} / {peak:.0f} |" in text_of_page
 
 
 @pytest.mark.parametrize("judge", ["sighted", "blind"])
-def test_readme_quotes_the_committed_guard_study(judge: str) -> None:
-    table = (RESULTS / f"guard_{judge}.md").read_text(encoding="utf-8").strip()
-    assert table in (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
+def test_pages_quote_the_committed_guard_study(judge: str) -> None:
+    table = (FIRST / f"guard_{judge}.md").read_text(encoding="utf-8").strip()
+    assert table in page("first_model")
 
 
 def test_no_attribute_of_the_kept_student_falls_far_under_the_teachers() -> None:
-    study = read("guard_sighted")
+    study = read("guard_sighted", FIRST)
     kept = [row["metrics"] for row in study["rows"] if (row["arm"], row["student"]) == ("published_gate", "best")]
     assert len(kept) == 3
     for metrics in kept:
@@ -100,22 +106,22 @@ def test_no_attribute_of_the_kept_student_falls_far_under_the_teachers() -> None
 
 
 def test_docs_quote_the_committed_policy() -> None:
-    text = (RESULTS.parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8")
-    change = read("policy_pairs")["policy - imitation"]["adherence"]
+    text = page("rewards")
+    change = read("policy_pairs", FIRST)["policy - imitation"]["adherence"]
     assert f"(adherence {change['mean']:+.3f} +- {change['ci95']:.3f} against imitation alone" in text
 
 
-def test_readme_quotes_the_committed_kills() -> None:
+def test_pages_quote_the_committed_kills() -> None:
     study = read("kills")
     assert study["identical"]
     assert all(study["same"].values())
-    text = " ".join((RESULTS.parents[1] / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join(page("nothing_lost").split())
     assert f"after {study['kills']} SIGKILLs at random moments of {study['steps']} steps" in text
 
 
 def test_docs_quote_the_committed_latent_reward() -> None:
-    text = " ".join((RESULTS.parents[1] / "docs" / "rewards.md").read_text(encoding="utf-8").split())
-    study = read("latent_reward")
+    text = " ".join(page("rewards").split())
+    study = read("latent_reward", FIRST)
     time, memory = study["step"]["time ratio"], study["step"]["memory ratio"]
     assert f"takes {time['step']:.2f} of the time, {time['step, teacher stored']:.2f} where" in text
     assert f"{memory['step']:.2f} of the memory" in text
@@ -128,7 +134,7 @@ def test_docs_quote_the_committed_latent_reward() -> None:
 
 
 def test_shipped_latent_reward_ranks_as_the_pixel_reward_does() -> None:
-    assert read("latent_reward")["agreement with the pixel reward"]["rank_correlation_samples"] >= 0.9
+    assert read("latent_reward", FIRST)["agreement with the pixel reward"]["rank_correlation_samples"] >= 0.9
 
 
 def test_a_training_step_does_not_wait_for_its_clips() -> None:
@@ -143,15 +149,15 @@ def test_memory_stays_bounded_over_many_opens() -> None:
     assert memory["most"] < memory["resident after the first"] + 2**27
 
 
-def test_readme_quotes_the_committed_comparison_of_methods() -> None:
-    compared = read_compare_result(RESULTS / "compare.json")
+def test_pages_quote_the_committed_comparison_of_methods() -> None:
+    compared = read_compare_result(FIRST / "compare.json")
     assert (compared.settings["missing"], compared.settings["budget"]) == ([], 50_400)
     assert {row.seed for row in compared.rows} == {None, 0, 1, 2}
-    assert (RESULTS / "compare.md").read_text(encoding="utf-8") == markdown(compared)
-    readme = (RESULTS.parents[1] / "README.md").read_text(encoding="utf-8")
-    assert summary_table(compared, 4) in readme
+    assert (FIRST / "compare.md").read_text(encoding="utf-8") == markdown(compared)
+    text_of_page = page("first_model")
+    assert summary_table(compared, 4) in text_of_page
 
-    text = " ".join(readme.split())
+    text = " ".join(text_of_page.split())
     rats, refl = compared.mean_of("rats", 4), compared.mean_of("refl", 4)
     early = next(point for point in compared.curve if point.method == "refl")
     assert rats is not None

@@ -294,7 +294,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_committed_students_keep_the_control_and_the_docs_quote_it() -> None:
-    study = json.loads((ROOT / "benchmarks" / "results" / "motion_paths.json").read_text())
+    study = json.loads((ROOT / "benchmarks" / "results" / "first_model" / "motion_paths.json").read_text())
     arms, pairs = study["arms"], study["pairs"]
     text = (ROOT / "docs" / "motion_paths.md").read_text(encoding="utf-8")
     for name, row in arms.items():
