@@ -2,8 +2,8 @@
 
     python benchmarks/grid.py RUN [--nfe 4] [--seed 0] [--output docs/grid.webp]
 
-Each row is a model, each column a held-out prompt, all from the same noise. The prompts are the first of the split whose
-colours differ: nothing is chosen by its look.
+Each row is a model, each column a held-out prompt, all from the same noise. The prompts are the first of the split
+whose colours differ: nothing is chosen by its look.
 """
 
 from __future__ import annotations

@@ -1,16 +1,24 @@
 """What ships with the package is what the README says it is."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from rats_video.assets import ASSETS, resolve_folder
 from rats_video.backbones.wan import WanBackbone
-from rats_video.datasets.shapes.measure import measure_shapes
-from rats_video.datasets.shapes.render import SHAPES_CLIP, render, split_combinations
+from rats_video.datasets.shapes.measure import measure_shapes, read_words
+from rats_video.datasets.shapes.render import (
+    ATTRIBUTES,
+    SHAPES_CLIP,
+    ShapeAttributes,
+    render,
+    split_combinations,
+)
 from rats_video.distillation.run_rewards import latent_space
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, sample_videos
@@ -29,10 +37,10 @@ def backbone() -> WanBackbone:
     return WanBackbone.from_pretrained(ASSETS / "tiny-wan")
 
 
-def test_all_weights_are_safetensors_and_at_most_16_mb() -> None:
+def test_all_weights_are_safetensors_and_at_most_24_mb() -> None:
     weights = [path for path in ASSETS.rglob("*") if path.suffix in {".safetensors", ".bin", ".pt", ".pth", ".ckpt"}]
     assert {path.suffix for path in weights} == {".safetensors"}
-    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 16 * 2**20
+    assert sum(path.stat().st_size for path in ASSETS.rglob("*") if path.is_file()) <= 24 * 10**6
 
 
 @pytest.mark.parametrize(
@@ -56,10 +64,29 @@ def test_vae_round_trip_keeps_at_least_28_db_and_the_words(backbone: WanBackbone
     assert measure_shapes(decoded, [a.prompt for a in heldout]).adherence.mean() >= 0.95
 
 
-def test_teacher_is_good_enough_to_teach_and_can_be_surpassed() -> None:
+def test_teacher_shows_every_word_and_can_be_surpassed() -> None:
     metrics = json.loads((ASSETS / "tiny-wan" / "training.json").read_text())["metrics"]
-    assert 0.70 <= metrics["adherence_50_steps"] <= 0.90
-    assert metrics["adherence_4_steps"] < metrics["adherence_50_steps"] - 0.04
+    for name in ATTRIBUTES:
+        assert metrics[f"{name}_50_steps"] >= 0.9, name
+        assert metrics[f"{name}_first_frame_given"] >= 0.95, name
+    assert metrics["adherence_50_steps"] <= 0.98
+    assert metrics["adherence_4_steps"] < metrics["adherence_50_steps"] - 0.02
+
+
+def test_plain_diffusers_goes_on_from_a_first_frame() -> None:
+    from diffusers import WanImageToVideoPipeline
+
+    shown = ShapeAttributes("fast", "red", "circle", "left", "gray")
+    clip = render([shown], SHAPES_CLIP, seeded(3))
+    first = Image.fromarray((clip[0, 0] * 255).round().byte().permute(1, 2, 0).numpy())
+    pipeline = WanImageToVideoPipeline.from_pretrained(ASSETS / "tiny-wan")
+    pipeline.set_progress_bar_config(disable=True)
+    (frames,) = pipeline(
+        image=first, prompt=shown.prompt, height=64, width=64, num_frames=17,
+        num_inference_steps=8, guidance_scale=2.0, output_type="pt", generator=seeded(0),
+    ).frames  # fmt: skip
+    assert (frames[0] - clip[0, 0]).square().mean() < 0.002
+    assert read_words(frames[None]) == [dataclasses.asdict(shown)]
 
 
 def test_plain_diffusers_loads_the_pipeline_on_our_grid() -> None:
@@ -79,7 +106,7 @@ def test_student_draws_its_prompts_in_four_calls(backbone: WanBackbone) -> None:
     (samples,) = sample_videos(student, prompts, SHAPES_CLIP, SamplerSpec(4, card.shift), seed=3)
     handle.remove()
     assert len(calls) == 4
-    assert measure_shapes(samples.videos, prompts).adherence.mean() >= 0.75
+    assert measure_shapes(samples.videos, prompts).adherence.mean() >= 0.97
 
 
 @pytest.mark.parametrize("name", ["shapes-reward", "shapes-reward-heldout"])
