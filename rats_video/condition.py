@@ -40,6 +40,11 @@ class GivenFrames:
         return GivenFrames(latents.expand(-1, -1, frames, -1, -1), (True, *(False,) * (frames - 1)))
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """All that there are."""
+        return [part for part in (self.held, self.channels, self.image) if part is not None]
+
+    @property
     def held_frames(self) -> list[int]:
         """The latent frames that are held."""
         return [frame for frame, is_held in enumerate(self.is_held) if is_held]

@@ -56,6 +56,15 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
         _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001))
 
 
+def write_picture(picture: Tensor, path: Path) -> None:
+    """Write a picture `[3, H, W]` in [0, 1] as a PNG of eight bits; raises UserError where it cannot be written."""
+    from PIL import Image
+
+    pixels = (picture.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1)
+    with replacing(path, "picture") as partial:
+        Image.fromarray(pixels.contiguous().numpy()).save(partial, format="png")
+
+
 def read_mp4(path: Path) -> tuple[Tensor, float]:
     """Read every frame of a video file.
 

@@ -39,7 +39,7 @@ def with_pictures(batch: PromptBatch, backbone: Backbone, clip: ClipSpec) -> Pro
     if backbone.first_frames is None:
         return batch
     pictures = backbone.first_frames(batch.prompts, batch.picture_seeds)
-    return replace(batch, given=backbone.given_frames(clip, pictures))
+    return replace(batch, given=backbone.given_frames(clip, *pictures))
 
 
 def slice_batch(batch: PromptBatch, rows: slice) -> PromptBatch:
