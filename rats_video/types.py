@@ -212,6 +212,10 @@ class Backbone(Protocol):
         """The noise levels `[B]` nearest to these that the model can be called at."""
         ...
 
+    def guidance_by_level(self, scale: float, scale_2: float) -> Callable[[Tensor], Tensor]:
+        """`noise levels [B] -> guidance scales [B]`, the second one where the second of two experts owns the level."""
+        ...
+
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Predicted `noise - x0`, `[B, C, F, H, W]`, at noise levels `sigma` `[B]`."""
         ...

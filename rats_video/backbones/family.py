@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -120,6 +120,14 @@ class Family(ABC):
     @abstractmethod
     def patch_size(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns a token."""
+
+    def guidance_by_level(self, scale: float, scale_2: float) -> Callable[[Tensor], Tensor]:  # noqa: ARG002
+        """Guidance scales `[B]` of noise levels `[B]`, for a model of two experts.
+
+        Raises:
+            UserError: it is none.
+        """
+        raise UserError(f"this {self.family} has no second expert", where="guidance_scale_2", fix="leave it out")
 
     @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Condition:

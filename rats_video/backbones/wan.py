@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -175,6 +175,12 @@ class WanBackbone(PipelineBackbone):
             return super().given_frames(clip, first, last)
         refuse_last(last, "Wan 2.2 TI2V-5B")
         return GivenFrames.hold_first(self.encode(first[:, None]), self.latent_shape(clip)[1])
+
+    def guidance_by_level(self, scale: float, scale_2: float) -> Callable[[Tensor], Tensor]:
+        """The second scale for the levels of `transformer_2`, as the stock pipeline's `guidance_scale_2`."""
+        if (boundary := self.boundary_ratio) is None:
+            return super().guidance_by_level(scale, scale_2)
+        return lambda sigma: torch.where(is_low_noise(sigma, boundary), scale_2, scale)
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)

@@ -134,7 +134,8 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         **cfg.model_dump(include={"backbone"}),  # empty unless it is the user's own: old caches stay valid
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
-        **({"negative_prompt": teacher.negative_prompt} if teacher.negative_prompt else {}),  # old caches stay valid
+        **({"guidance_scale_2": teacher.guidance_scale_2} if teacher.guidance_scale_2 else {}),  # old caches stay valid
+        **({"negative_prompt": teacher.negative_prompt} if teacher.negative_prompt else {}),  # likewise
         **({"predictions": True} if cfg.method.compares_predictions else {}),
         "embedded_guidance": cfg.embedded_guidance,
         "shift": cfg.shift,

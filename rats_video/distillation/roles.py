@@ -15,6 +15,7 @@ from rats_video.backbones.kinds import find_family, load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts, prompt_files
+from rats_video.diffusion.guidance import scale_of
 from rats_video.distillation.checks import check_compute
 from rats_video.distillation.compute import encode_prompts, move_to_device
 from rats_video.distillation.folder_settings import warn_of_differences
@@ -66,6 +67,11 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
         ).to(device)
     use_decode_dtype(backbone, getattr(torch, cfg.compute.decode.dtype))
     backbone.latent_shape(cfg.clip.spec)
+    for section, options in (("teacher", cfg.teacher), ("evaluation", cfg.evaluation)):
+        try:
+            scale_of(backbone, options.guidance_scale, options.guidance_scale_2)
+        except UserError as error:
+            raise UserError(error.what, where=f"{section}.{error.where}", fix=error.fix) from error
     if backbone.small_decoder is not None or backbone.exact_window:
         return
     if cfg.compute.decode.offload:

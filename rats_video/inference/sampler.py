@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition, GivenFrames
+from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
 from rats_video.types import Backbone, ClipSpec
@@ -17,12 +18,16 @@ from rats_video.types import Backbone, ClipSpec
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from."""
+    """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from.
+
+    `guidance_scale_2` is the second expert's, of a model that has two; None = the same.
+    """
 
     num_steps: int
     shift: float
     guidance_scale: float = 1.0
     negative_prompt: str = ""
+    guidance_scale_2: float | None = None
 
     @property
     def nfe(self) -> int:
@@ -120,7 +125,7 @@ def timed_batch(
         backbone.sigmas(spec.num_steps, spec.shift),
         text,
         negative=negative,
-        guidance_scale=spec.guidance_scale,
+        guidance_scale=scale_of(backbone, spec.guidance_scale, spec.guidance_scale_2),
     )
     lap()
     videos = backbone.decode(path.x0)

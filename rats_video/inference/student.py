@@ -34,6 +34,7 @@ class StudentCard:
         dtype: the base's precision in training.
         guidance_scale: with which it is sampled; 1 = off, as all but teachers are.
         backbone: the family that loads the base; written only if it is the user's own.
+        guidance_scale_2: of the second expert, where it has a scale of its own; written only then.
     """
 
     model: str
@@ -46,10 +47,12 @@ class StudentCard:
     dtype: Literal["float32", "bfloat16"] = "float32"
     guidance_scale: PositiveFloat = 1.0
     backbone: BackboneConfig = AUTO
+    guidance_scale_2: PositiveFloat | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The card as `rats.json` holds it."""
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "backbone"}
+        left_out = {"backbone"} | ({"guidance_scale_2"} if self.guidance_scale_2 is None else set())
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
         return content if self.backbone == AUTO else content | {"backbone": self.backbone.model_dump(mode="json")}
 
 
