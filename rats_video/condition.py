@@ -39,6 +39,17 @@ class GivenFrames:
         """First frames' latents `[B, C, 1, H, W]`, held in clips of that many latent frames."""
         return GivenFrames(latents.expand(-1, -1, frames, -1, -1), (True, *(False,) * (frames - 1)))
 
+    @staticmethod
+    def cat(parts: Sequence[GivenFrames]) -> GivenFrames:
+        """Those of several batches of one kind, one behind the other."""
+
+        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return cat(there) if there else None
+
+        held, channels, image = zip(*((part.held, part.channels, part.image) for part in parts), strict=True)
+        return GivenFrames(joined(held), parts[0].is_held, joined(channels), joined(image))
+
     @property
     def tensors(self) -> list[Tensor]:
         """All that there are."""
@@ -124,23 +135,13 @@ class Condition:
         length = max(part.embeds.shape[1] for part in parts)
         masks = [_pad_rows(part.mask, length) for part in parts if part.mask is not None]
         pooled = [part.pooled for part in parts if part.pooled is not None]
+        given = [part.given for part in parts if part.given is not None]
         return Condition(
             cat([_pad_rows(part.embeds, length) for part in parts]),
             cat(masks) if masks else None,
             cat(pooled) if pooled else None,
-            _cat_given([part.given for part in parts if part.given is not None]),
+            GivenFrames.cat(given) if given else None,
         )
-
-
-def _cat_given(parts: Sequence[GivenFrames]) -> GivenFrames | None:
-    def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return cat(there) if there else None
-
-    if not parts:
-        return None
-    held, channels, image = zip(*((part.held, part.channels, part.image) for part in parts), strict=True)
-    return GivenFrames(joined(held), parts[0].is_held, joined(channels), joined(image))
 
 
 def _pad_rows(rows: Tensor, length: int) -> Tensor:
