@@ -39,6 +39,21 @@ class GivenFrames:
         """First frames' latents `[B, C, 1, H, W]`, held in clips of that many latent frames."""
         return GivenFrames(latents.expand(-1, -1, frames, -1, -1), (True, *(False,) * (frames - 1)))
 
+    def hold(self, latents: Tensor) -> Tensor:
+        """The latents `[B, C, F, H, W]` with these frames in them, free of noise."""
+        if self.held is None:
+            return latents
+        frames = self.held_frames
+        latents = latents.clone()
+        latents[:, :, frames] = self.held[:, :, frames].to(latents.dtype)
+        return latents
+
+    def free(self, latents: Tensor) -> Tensor:
+        """1 where latents `[B, C, F, H, W]` are sampled, 0 in the frames that are held."""
+        mask = latents.new_ones(latents.shape)
+        mask[:, :, self.held_frames] = 0
+        return mask
+
     @staticmethod
     def cat(parts: Sequence[GivenFrames]) -> GivenFrames:
         """Those of several batches of one kind, one behind the other."""
@@ -104,12 +119,7 @@ class Condition:
 
     def hold(self, latents: Tensor) -> Tensor:
         """The latents `[B, C, F, H, W]` with the given frames in them, free of noise."""
-        if self.given is None or self.given.held is None:
-            return latents
-        frames = self.given.held_frames
-        latents = latents.clone()
-        latents[:, :, frames] = self.given.held[:, :, frames].to(latents.dtype)
-        return latents
+        return latents if self.given is None else self.given.hold(latents)
 
     def at_rest(self, velocity: Tensor) -> Tensor:
         """The velocity `[B, C, F, H, W]` without that of given frames: they stay as they are."""

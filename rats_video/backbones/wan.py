@@ -169,6 +169,11 @@ class WanBackbone(PipelineBackbone):
         """TI2V-5B takes text alone, or a picture too."""
         return "optional" if self.expand_timesteps else super().pictures
 
+    @property
+    def picture_pipeline(self) -> str:
+        """The one of TI2V-5B has a class of its own for each use."""
+        return "WanImageToVideoPipeline"
+
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""
         if not self.expand_timesteps:

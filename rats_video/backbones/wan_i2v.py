@@ -31,6 +31,10 @@ class WanImageBackbone(WanBackbone):
     needs_picture = True
     optional_parts = (LOW_NOISE, IMAGE_ENCODER, IMAGE_PROCESSOR)
 
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.needs_last_picture = parts[HIGH_NOISE].config.pos_embed_seq_len is not None
+
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
         """True but for TI2V-5B, which Wan itself loads: its given frame is held, without further channels."""
@@ -60,7 +64,7 @@ class WanImageBackbone(WanBackbone):
     @torch.no_grad()
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """What the denoiser is told of the first frames `[B, 3, height, width]` in [0, 1], and of the last ones."""
-        if last is None and self.parts[HIGH_NOISE].config.pos_embed_seq_len is not None:
+        if last is None and self.needs_last_picture:
             what = "this Wan makes videos from a first and a last picture, and no last one is given"
             raise UserError(what, where="last_image", fix="name one, or use a model that takes a first one alone")
         batch, stride = len(first), self.temporal_stride
