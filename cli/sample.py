@@ -40,6 +40,13 @@ LoraOption = Annotated[
 NegativeOption = Annotated[
     str, typer.Option("--negative-prompt", metavar="TEXT", help="What guidance leads away from, where a model has it.")
 ]
+GuidanceOption = Annotated[
+    float | None, typer.Option("--guidance-scale", min=1, help="Of a model with guidance. [default: its own]")
+]
+Guidance2Option = Annotated[
+    float | None,
+    typer.Option("--guidance-scale-2", min=1, help="Of its second expert (Wan 2.2 A14B). [default: the same]"),
+]
 ListOption = Annotated[
     Path | None,
     typer.Option(
@@ -77,6 +84,8 @@ def sample(
     image: ImageOption = None,
     last_image: LastImageOption = None,
     negative_prompt: NegativeOption = "",
+    guidance_scale: GuidanceOption = None,
+    guidance_scale_2: Guidance2Option = None,
     num_videos: NumVideosOption = None,
     seed: SeedOption = 0,
     batch_size: BatchOption = 16,
@@ -108,6 +117,8 @@ def sample(
         image=image,
         last_image=last_image,
         negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale,
+        guidance_scale_2=guidance_scale_2,
         num_videos=num_videos,
         seed=seed,
         output=output,

@@ -15,6 +15,8 @@ MODELS = {
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": 80.0,
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": 34.0,
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": 126.0,
+    "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": 90.0,
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": 126.0,
     "Lightricks/LTX-Video": 25.0,
     "hunyuanvideo-community/HunyuanVideo": 43.0,
     "THUDM/CogVideoX-5b": 21.0,

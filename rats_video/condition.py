@@ -39,6 +39,37 @@ class GivenFrames:
         """First frames' latents `[B, C, 1, H, W]`, held in clips of that many latent frames."""
         return GivenFrames(latents.expand(-1, -1, frames, -1, -1), (True, *(False,) * (frames - 1)))
 
+    def hold(self, latents: Tensor) -> Tensor:
+        """The latents `[B, C, F, H, W]` with these frames in them, free of noise."""
+        if self.held is None:
+            return latents
+        frames = self.held_frames
+        latents = latents.clone()
+        latents[:, :, frames] = self.held[:, :, frames].to(latents.dtype)
+        return latents
+
+    def free(self, latents: Tensor) -> Tensor:
+        """1 where latents `[B, C, F, H, W]` are sampled, 0 in the frames that are held."""
+        mask = latents.new_ones(latents.shape)
+        mask[:, :, self.held_frames] = 0
+        return mask
+
+    @staticmethod
+    def cat(parts: Sequence[GivenFrames]) -> GivenFrames:
+        """Those of several batches of one kind, one behind the other."""
+
+        def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+            there = [tensor for tensor in tensors if tensor is not None]
+            return cat(there) if there else None
+
+        held, channels, image = zip(*((part.held, part.channels, part.image) for part in parts), strict=True)
+        return GivenFrames(joined(held), parts[0].is_held, joined(channels), joined(image))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that there are."""
+        return [part for part in (self.held, self.channels, self.image) if part is not None]
+
     @property
     def held_frames(self) -> list[int]:
         """The latent frames that are held."""
@@ -88,12 +119,7 @@ class Condition:
 
     def hold(self, latents: Tensor) -> Tensor:
         """The latents `[B, C, F, H, W]` with the given frames in them, free of noise."""
-        if self.given is None or self.given.held is None:
-            return latents
-        frames = self.given.held_frames
-        latents = latents.clone()
-        latents[:, :, frames] = self.given.held[:, :, frames].to(latents.dtype)
-        return latents
+        return latents if self.given is None else self.given.hold(latents)
 
     def at_rest(self, velocity: Tensor) -> Tensor:
         """The velocity `[B, C, F, H, W]` without that of given frames: they stay as they are."""
@@ -119,23 +145,13 @@ class Condition:
         length = max(part.embeds.shape[1] for part in parts)
         masks = [_pad_rows(part.mask, length) for part in parts if part.mask is not None]
         pooled = [part.pooled for part in parts if part.pooled is not None]
+        given = [part.given for part in parts if part.given is not None]
         return Condition(
             cat([_pad_rows(part.embeds, length) for part in parts]),
             cat(masks) if masks else None,
             cat(pooled) if pooled else None,
-            _cat_given([part.given for part in parts if part.given is not None]),
+            GivenFrames.cat(given) if given else None,
         )
-
-
-def _cat_given(parts: Sequence[GivenFrames]) -> GivenFrames | None:
-    def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return cat(there) if there else None
-
-    if not parts:
-        return None
-    held, channels, image = zip(*((part.held, part.channels, part.image) for part in parts), strict=True)
-    return GivenFrames(joined(held), parts[0].is_held, joined(channels), joined(image))
 
 
 def _pad_rows(rows: Tensor, length: int) -> Tensor:

@@ -131,8 +131,9 @@ class PromptBatch:
 VelocityFn = Callable[[Tensor, Tensor, Condition], Tensor]
 """`(latents [B, C, F, H, W], sigma [B], text) -> velocity [B, C, F, H, W]`: one call is one network evaluation."""
 
-FirstFrames = Callable[[Sequence[str], Sequence[int]], Tensor]
-"""`(B prompts, B seeds) -> pictures [B, 3, height, width]` in [0, 1] that clips of these prompts start from."""
+FirstFrames = Callable[[Sequence[str], Sequence[int]], tuple[Tensor, Tensor | None]]
+"""`(B prompts, B seeds) -> pictures [B, 3, height, width]` in [0, 1] that clips of these prompts start from, and those
+that they end at, if they do."""
 
 VelocityAndFeatures = Callable[[Tensor, Tensor, Condition], tuple[Tensor, Tensor]]
 """`(latents, sigma, text) -> velocity [B, C, F, H, W], features [B, tokens, D]` in one call of the denoiser."""
@@ -209,6 +210,10 @@ class Backbone(Protocol):
 
     def nearest_levels(self, sigma: Tensor) -> Tensor:
         """The noise levels `[B]` nearest to these that the model can be called at."""
+        ...
+
+    def guidance_by_level(self, scale: float, scale_2: float) -> Callable[[Tensor], Tensor]:
+        """`noise levels [B] -> guidance scales [B]`, the second one where the second of two experts owns the level."""
         ...
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:

@@ -3,8 +3,9 @@
     CACHE/manifest.json     CacheManifest: the properties that all clips share
     CACHE/clips.jsonl       ClipRecord a line, in the order of sources and time
     CACHE/skipped.jsonl     Skipped a line
-    CACHE/shards/*.safetensors   clips of one bucket: `latents` [N, C, F, H, W], `embeds` [N, L, D]
-                            (zero rows after a prompt's own), and where there are any `mask` [N, L], `pooled` [N, P]
+    CACHE/shards/*.safetensors   clips of one bucket: `latents` [N, C, F, H, W], their first frames `first`
+                            [N, 3, height, width] (uint8), `embeds` [N, L, D] (zero rows after a prompt's own), and
+                            where there are any `mask` [N, L], `pooled` [N, P]
     CACHE/empty_prompt.safetensors   the same text tensors, N = 1, of the empty prompt
     CACHE/contact.html      what was kept, to look at
 
@@ -37,6 +38,8 @@ FORMAT = 1
 MANIFEST, CLIPS, SKIPPED, SHARDS, EMPTY, CONTACT = (
     "manifest.json", "clips.jsonl", "skipped.jsonl", "shards", "empty_prompt.safetensors", "contact.html",
 )  # fmt: skip
+VIDEO = ("latents", "first")
+"""The tensors of a shard that are no text."""
 MOST_INDEX = 2**31  # bytes of clips.jsonl: some five million clips
 OPEN_SHARDS = 256  # at a time: each is mapped into memory, which the kernel allows some 65,000 times
 Split = Literal["train", "heldout"]
@@ -132,9 +135,12 @@ class CacheManifest:
         return manifest
 
 
-def save_shard(path: Path, latents: Tensor | None, condition: Condition) -> None:
-    """Write clips of one bucket: `[N, C, F, H, W]` and the N prompts they were encoded with; None for prompts alone."""
-    videos = {} if latents is None else {"latents": latents.contiguous()}
+def save_shard(path: Path, latents: Tensor | None, condition: Condition, first: Tensor | None = None) -> None:
+    """Write clips of one bucket: `[N, C, F, H, W]` and the N prompts they were encoded with; None for prompts alone.
+
+    `first` are their first frames, `[N, 3, height, width]` uint8.
+    """
+    videos = {name: part.contiguous() for name, part in zip(VIDEO, (latents, first), strict=True) if part is not None}
     named = {"embeds": condition.embeds, "mask": condition.mask, "pooled": condition.pooled}
     prompts = {name: part.cpu().contiguous() for name, part in named.items() if part is not None}
     with replacing(path, "shard") as aside:
@@ -199,6 +205,24 @@ class ClipCache:
         rows = [self._row(record) for record in records]
         return torch.cat([latents for latents, _ in rows]).float(), Condition.cat([text for _, text in rows])
 
+    def first_frames(self, records: Sequence[ClipRecord]) -> list[Tensor]:
+        """The clips' first frames, each `[3, height, width]` uint8.
+
+        Raises:
+            UserError: a shard is missing or damaged, or was written before they were stored.
+        """
+        found = []
+        for record in records:
+            name = f"{SHARDS}/{record.shard}"
+            file = self._shard(name)
+            if VIDEO[1] not in file.keys():  # noqa: SIM118
+                raise UserError(
+                    "was prepared without first frames", where=str(self.folder),
+                    fix="prepare again, into another folder, or set prompts.first_frame=false",
+                )  # fmt: skip
+            found.append(self._read(name, file, VIDEO[1], record.row)[0])
+        return found
+
     def text(self, record: ClipRecord) -> Condition:
         """The text condition of one clip, B = 1; its latents are not read.
 
@@ -218,7 +242,7 @@ class ClipCache:
         return self._read(name, self._shard(name), "latents", record.row), self.text(record)
 
     def _text(self, name: str, file: Any, row: int) -> Condition:
-        parts = {part: self._read(name, file, part, row) for part in file.keys() if part != "latents"}  # noqa: SIM118
+        parts = {part: self._read(name, file, part, row) for part in file.keys() if part not in VIDEO}  # noqa: SIM118
         try:
             return Condition.of_text({part: rows.float() if part != "mask" else rows for part, rows in parts.items()})
         except TypeError as error:

@@ -26,6 +26,9 @@ class FilePromptsConfig(Config):
     heldout_share: float | None = Field(
         None, gt=0, lt=1, description="instead: share of `train` kept for evaluation, each prompt by its own hash"
     )
+    first_frame: bool = Field(
+        default=False, description="clips start from the pictures of the column `image`, and end at `last_image`'s"
+    )
 
     @model_validator(mode="after")
     def _is_split_one_way(self) -> Self:
@@ -39,6 +42,7 @@ class PreparedPromptsConfig(Config):
 
     kind: Literal["prepared"]
     path: str = Field(description="folder of the cache")
+    first_frame: bool = Field(default=False, description="clips start from the first frames of the cache's own")
 
 
 PromptsConfig = Annotated[ShapesPromptsConfig | FilePromptsConfig | PreparedPromptsConfig, Field(discriminator="kind")]

@@ -13,6 +13,7 @@ from typing import Protocol
 from rats_video.config.explain import nearest_of
 from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.datasets.prompts.files import check_plain, place_of, read_prompts
+from rats_video.datasets.prompts.pictured import PicturedPrompt, read_pictured
 from rats_video.datasets.prompts.settings import (
     FilePromptsConfig,
     PreparedPromptsConfig,
@@ -28,24 +29,26 @@ _MOST_KNOWN = 40  # words that an error lists
 
 @dataclass(frozen=True)
 class PromptSplit:
-    """Prompts to train on, and prompts to score on; no prompt is there twice.
+    """Prompts to train on, and prompts to score on; none is on both sides, nor there twice, but with another picture.
 
     Args:
         train: of the training.
         heldout: of the evaluation.
         dropped: how many more the source held: duplicates, and captions of a cache that are held out as well.
+        pictures: of a list whose clips start from pictures, each row once; a prompt may be there with several.
     """
 
     train: tuple[str, ...]
     heldout: tuple[str, ...]
     dropped: int = 0
+    pictures: tuple[PicturedPrompt, ...] = ()
 
 
 def load_prompts(cfg: PromptsConfig) -> PromptSplit:
     """The prompts a configuration names.
 
     Raises:
-        UserError: a file or cache is unreadable, a side is empty, or two files share prompts.
+        UserError: a file or cache is unreadable, a side is empty, two files share prompts, or no picture can be read.
     """
     match cfg:
         case ShapesPromptsConfig():
@@ -54,11 +57,11 @@ def load_prompts(cfg: PromptsConfig) -> PromptSplit:
                 return PromptSplit(prompts_with_paths(train, cfg.paths), prompts_with_paths(heldout, cfg.paths))
             return PromptSplit(tuple(a.prompt for a in train), tuple(a.prompt for a in heldout))
         case FilePromptsConfig(heldout=str(heldout)):
-            return _of_two_files(cfg.train, heldout)
+            return _of_two_files(cfg, heldout)
         case FilePromptsConfig(heldout_share=float(share)):
-            return _of_one_file(cfg.train, share)
+            return _of_one_file(cfg, share)
         case PreparedPromptsConfig():
-            return _of_cache(Path(cfg.path))
+            return _of_cache(Path(cfg.path), with_videos=cfg.first_frame)
         case _:
             raise AssertionError(cfg)  # pydantic lets none through
 
@@ -136,33 +139,55 @@ def _known_instead(unknown: Sequence[str], known: Sequence[str]) -> str:
     return f"it knows {', '.join(known[:_MOST_KNOWN])}{more}" if known else ""
 
 
-def _of_two_files(train_file: str, heldout_file: str) -> PromptSplit:
-    found = [read_prompts(prompt_path(name)) for name in (train_file, heldout_file)]
-    train, heldout = (tuple(dict.fromkeys(prompts)) for prompts in found)
-    if shared := sorted(set(train) & set(heldout)):
+@dataclass(frozen=True)
+class _List:
+    """The prompts of a list: `all` as often as they are there, the `distinct` ones, and the pictures beside them."""
+
+    all: tuple[str, ...]
+    distinct: tuple[str, ...]
+    pictures: tuple[PicturedPrompt, ...] = ()
+
+
+def _read_list(cfg: FilePromptsConfig, name: str) -> _List:
+    path = prompt_path(name)
+    if not cfg.first_frame:
+        prompts = read_prompts(path)
+        return _List(prompts, tuple(dict.fromkeys(prompts)))
+    pictures = read_pictured(path)
+    prompts = tuple(row.prompt for row in pictures)
+    return _List(prompts, prompts, pictures)
+
+
+def _of_two_files(cfg: FilePromptsConfig, heldout_file: str) -> PromptSplit:
+    train, heldout = (_read_list(cfg, name) for name in (cfg.train, heldout_file))
+    if shared := sorted(set(train.all) & set(heldout.all)):
         raise UserError(f"{len(shared)} prompts are in the training file too, e.g. {shared[0]!r}", where=heldout_file)
-    return PromptSplit(train, heldout, sum(map(len, found)) - len(train) - len(heldout))
+    dropped = sum(len(side.all) - len(side.distinct) for side in (train, heldout))
+    return PromptSplit(train.distinct, heldout.distinct, dropped, train.pictures + heldout.pictures)
 
 
-def _of_one_file(file: str, share: float) -> PromptSplit:
-    found = read_prompts(prompt_path(file))
-    prompts = tuple(dict.fromkeys(found))
-    heldout = tuple(prompt for prompt in prompts if is_heldout(prompt, share))
-    if not 0 < len(heldout) < len(prompts):
+def _of_one_file(cfg: FilePromptsConfig, share: float) -> PromptSplit:
+    found = _read_list(cfg, cfg.train)
+    heldout = tuple(prompt for prompt in found.distinct if is_heldout(prompt, share))
+    if not 0 < len(heldout) < len(found.distinct):
         raise UserError(
-            f"holds out {len(heldout)} of the {len(prompts)} prompts of {file}", where="prompts.heldout_share",
+            f"holds out {len(heldout)} of the {len(found.distinct)} prompts of {cfg.train}",
+            where="prompts.heldout_share",
             fix="give another share or more prompts, or a heldout file of its own",
         )  # fmt: skip
-    return PromptSplit(
-        tuple(prompt for prompt in prompts if not is_heldout(prompt, share)), heldout, len(found) - len(prompts)
-    )
+    train = tuple(prompt for prompt in found.distinct if not is_heldout(prompt, share))
+    return PromptSplit(train, heldout, len(found.all) - len(found.distinct), found.pictures)
 
 
-def _of_cache(folder: Path) -> PromptSplit:
-    """The captions of a cache. A caption that held-out videos share with others is held out, and not trained on."""
+def _of_cache(folder: Path, *, with_videos: bool) -> PromptSplit:
+    """The captions of a cache. A caption that held-out videos share with others is held out, and not trained on.
+
+    Those of prompts alone are left out `with_videos`.
+    """
     cache = ClipCache(folder)
-    captions = [record.caption for record in cache.records if record.caption.strip()]
-    heldout = dict.fromkeys(record.caption for record in cache.of_split("heldout") if record.caption.strip())
+    records = [r for r in cache.records if r.caption.strip() and (r.num_frames or not with_videos)]
+    captions = [record.caption for record in records]
+    heldout = dict.fromkeys(record.caption for record in records if record.split == "heldout")
     train = dict.fromkeys(caption for caption in captions if caption not in heldout)
     for caption in (*train, *heldout):
         check_plain(caption, where=str(folder))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rats_video.datasets.video.clips import fit_frames
@@ -38,10 +40,25 @@ def read_picture(path: Path, clip: ClipSpec, *, where: str) -> Tensor:
     Raises:
         UserError: there is none, or it cannot be read.
     """
+    return fit_picture(_decode(path, where), clip)
+
+
+def check_picture(path: Path, *, where: str) -> None:
+    """Refuse a picture that `read_picture` could not read; raises UserError."""
+    _decode(path, where)
+
+
+def fit_picture(pixels: NDArray[np.uint8], clip: ClipSpec) -> Tensor:
+    """Pixels `[height, width, 3]` of any size as `read_picture` fits them: `[3, height, width]` in [0, 1]."""
     size = BucketConfig(num_frames=1, height=clip.height, width=clip.width)
+    return fit_frames(pixels[None], size, "crop")[0] / 255
+
+
+def _decode(path: Path, where: str) -> NDArray[np.uint8]:
     try:
         with open_image(path) as picture:
-            return fit_frames(picture.frames([0]), size, "crop")[0] / 255
+            pixels: NDArray[np.uint8] = picture.frames([0])[0]
+            return pixels
     except Unreadable as error:
         if not path.exists():
             raise UserError(f"no such picture: {path}", where=where) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
@@ -52,6 +52,8 @@ class Family(ABC):
     """True if its videos start from a picture, always."""
     takes_last_picture: ClassVar[bool] = False
     """True if a video that starts from a picture may also end at one."""
+    needs_last_picture: bool = False
+    """True if every video ends at a picture as well."""
     swapped_halves: ClassVar[tuple[str, ...]] = ()
     """Layers, by diffusers' name, whose upper and lower half of rows were published the other way round."""
     lora_alpha_tensors: ClassVar[bool] = True
@@ -121,6 +123,14 @@ class Family(ABC):
     def patch_size(self) -> tuple[int, int, int]:
         """Latent frames, rows and columns a token."""
 
+    def guidance_by_level(self, scale: float, scale_2: float) -> Callable[[Tensor], Tensor]:  # noqa: ARG002
+        """Guidance scales `[B]` of noise levels `[B]`, for a model of two experts.
+
+        Raises:
+            UserError: it is none.
+        """
+        raise UserError(f"this {self.family} has no second expert", where="guidance_scale_2", fix="leave it out")
+
     @abstractmethod
     def _encode(self, prompts: Sequence[str]) -> Condition:
         """Encode B prompts as the family's pipeline does."""
@@ -167,6 +177,15 @@ class Family(ABC):
         return StockCall(
             FlowMatchEulerDiscreteScheduler(shift=shift), {"num_inference_steps": num_steps, "guidance_scale": 1.0}
         )
+
+    @property
+    def picture_pipeline(self) -> str:
+        """Diffusers' name of the pipeline that makes a video from a picture."""
+        return self.pipelines[0]
+
+    def picture_call(self, stock: StockCall) -> StockCall:
+        """The same call of `picture_pipeline`."""
+        return stock
 
     def stock_prompt(self, prompt: str) -> str:
         """The part of a prompt that the stock pipeline understands: for most families all of it."""

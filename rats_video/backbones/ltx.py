@@ -161,6 +161,20 @@ class LTXBackbone(PipelineBackbone):
             note=f"{name} must be told {note}", draws_noise=self.is_095,
         )  # fmt: skip
 
+    @property
+    def picture_pipeline(self) -> str:
+        """Since 0.9.5 one pipeline serves both."""
+        return "LTXConditionPipeline" if self.is_095 else "LTXImageToVideoPipeline"
+
+    def picture_call(self, stock: StockCall) -> StockCall:
+        """Since 0.9.5 the pipeline adds noise to the picture unless it is told not to."""
+        if not self.is_095:
+            return replace(stock, note=stock.note.replace(self.pipelines[0], self.picture_pipeline))
+        quiet = {"image_cond_noise_scale": 0.0}
+        return replace(
+            stock, call={**stock.call, **quiet}, note=f"{stock.note}, and image_cond_noise_scale=0.0, as in training"
+        )
+
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (stat.to(like).view(1, -1, 1, 1, 1) for stat in (self.vae.latents_mean, self.vae.latents_std))
         return mean, std / self.vae.config.scaling_factor

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -169,12 +169,23 @@ class WanBackbone(PipelineBackbone):
         """TI2V-5B takes text alone, or a picture too."""
         return "optional" if self.expand_timesteps else super().pictures
 
+    @property
+    def picture_pipeline(self) -> str:
+        """The one of TI2V-5B has a class of its own for each use."""
+        return "WanImageToVideoPipeline"
+
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""
         if not self.expand_timesteps:
             return super().given_frames(clip, first, last)
         refuse_last(last, "Wan 2.2 TI2V-5B")
         return GivenFrames.hold_first(self.encode(first[:, None]), self.latent_shape(clip)[1])
+
+    def guidance_by_level(self, scale: float, scale_2: float) -> Callable[[Tensor], Tensor]:
+        """The second scale for the levels of `transformer_2`, as the stock pipeline's `guidance_scale_2`."""
+        if (boundary := self.boundary_ratio) is None:
+            return super().guidance_by_level(scale, scale_2)
+        return lambda sigma: torch.where(is_low_noise(sigma, boundary), scale_2, scale)
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         mean, std = self._latent_stats(latents)

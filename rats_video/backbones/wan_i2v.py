@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rats_video.backbones.experts import LOW_NOISE
+from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
 from rats_video.backbones.family import need_picture
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
 from rats_video.condition import Condition, GivenFrames
+from rats_video.errors import UserError
 from rats_video.types import ClipSpec
 
 IMAGE_ENCODER, IMAGE_PROCESSOR = "image_encoder", "image_processor"
@@ -29,6 +30,10 @@ class WanImageBackbone(WanBackbone):
     takes_last_picture = True
     needs_picture = True
     optional_parts = (LOW_NOISE, IMAGE_ENCODER, IMAGE_PROCESSOR)
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.needs_last_picture = parts[HIGH_NOISE].config.pos_embed_seq_len is not None
 
     @classmethod
     def knows(cls, index: Mapping[str, Any]) -> bool:
@@ -59,6 +64,9 @@ class WanImageBackbone(WanBackbone):
     @torch.no_grad()
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """What the denoiser is told of the first frames `[B, 3, height, width]` in [0, 1], and of the last ones."""
+        if last is None and self.needs_last_picture:
+            what = "this Wan makes videos from a first and a last picture, and no last one is given"
+            raise UserError(what, where="last_image", fix="name one, or use a model that takes a first one alone")
         batch, stride = len(first), self.temporal_stride
         _, frames, rows, columns = self.latent_shape(clip)
         video = first.new_full((batch, clip.num_frames, 3, clip.height, clip.width), GRAY)
@@ -75,7 +83,10 @@ class WanImageBackbone(WanBackbone):
         encoder = self.parts.get(IMAGE_ENCODER)
         if encoder is None:
             return None
-        pixels = (pictures.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8).cpu()
-        inputs = self.parts[IMAGE_PROCESSOR](images=list(pixels), return_tensors="pt").pixel_values
+        pixels = (pictures.flatten(0, 1).clamp(0, 1) * 255).round().to(torch.uint8)
+        if pictures.is_meta:  # of a plan: the processor takes numbers
+            inputs = pixels.new_empty(len(pixels), 3, encoder.config.image_size, encoder.config.image_size)
+        else:
+            inputs = self.parts[IMAGE_PROCESSOR](images=list(pixels.cpu()), return_tensors="pt").pixel_values
         seen = encoder(inputs.to(self.device, encoder.dtype), output_hidden_states=True).hidden_states[-2]
         return seen.unflatten(0, pictures.shape[:2]).flatten(1, 2)  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from rats_video.commands.folders import make_folder
 from rats_video.commands.students import LoadedStudent, cycle, load_run, load_student
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_feature_fns, build_measures, build_reference, once_more
+from rats_video.distillation.pictures import give_pictures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.latency import latency_table, measure_latency
 from rats_video.evaluation.plots import plot_nfe_curve
@@ -127,8 +128,9 @@ def score_arms(
         reference: file that keeps the real clips' features, see `build_reference`; None keeps none.
         pace: of clips before these; None knows none.
     """
-    backbone = arms[0].backbone
-    assert isinstance(backbone, PipelineBackbone)
+    models = [arm.backbone for arm in arms if isinstance(arm.backbone, PipelineBackbone)]
+    backbone = models[0]
+    give_pictures(cfg, *models)
     measures, looks = build_measures(cfg, backbone.device), build_feature_fns(cfg, backbone.device)
     again = once_more(cfg, prompts)
     share = runtime.shard(len(prompts) + len(again))

@@ -10,6 +10,7 @@ from rats_video.commands.folders import make_folder
 from rats_video.commands.students import LoadedStudent, checked_prompts, cycle, load_run, load_student
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
+from rats_video.distillation.pictures import give_pictures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.files import write_json
@@ -62,6 +63,7 @@ def compare_files(
     `index.json` has, for each file, the place of every panel in the picture, its cost and its scores.
     """
     make_folder(output)
+    give_pictures(cfg, loaded.base, loaded.student)
     measures = build_measures(cfg, loaded.base.device)
     arms = [
         EvaluatedModel("teacher", loaded.base, cfg.judged_teacher),

@@ -11,6 +11,7 @@ import torch
 from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.kinds import find_family
 from rats_video.commands.device import explain_memory, pick_device
+from rats_video.commands.export_clips import make_clips
 from rats_video.commands.folders import check_free
 from rats_video.commands.students import load_run, load_student, with_base
 from rats_video.config.load import load_config
@@ -18,18 +19,16 @@ from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
-from rats_video.export.base import Clips, ExportedStudent, Form, rescale
+from rats_video.export.base import ExportedStudent, Form, rescale
 from rats_video.export.card import model_card, read_training
 from rats_video.export.kinds import find_form
 from rats_video.export.quality import loss_table, score
 from rats_video.export.stock import quiet
 from rats_video.export.verify import Difference, sample_export
 from rats_video.files import replacing
-from rats_video.inference.sampler import clip_noise, sample_videos
 from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
 from rats_video.training.run_folder import RunFolder
 
-SEED = 0
 _PROMPT = "a fast red circle moving left on a gray background"  # where no run says what its model is for
 
 
@@ -134,20 +133,18 @@ def _write(
     if order.scale != 1:
         rescale(student, loaded.base, order.scale)
     prompts = tuple(map(student.stock_prompt, _prompts(cfg, order.num_clips if form.loses else 1)))
-    stock, clips = student.stock_call(nfe, card.shift), None
-    if order.verify:
-        samples = list(sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1))
-        latents = torch.cat([stock.latents(each.latents).cpu() for each in samples])
-        clips = Clips(torch.cat([each.videos.cpu() for each in samples]), latents)
+    made = make_clips(loaded, cfg, prompts, spec, verify=order.verify)
     exported = ExportedStudent(
-        card=card, base=base, run=run, pipeline=student.pipelines[0],
+        card=card, base=base, run=run, pipeline=made.pipeline,
         networks={name: type(network).__name__ for name, network in student.denoisers.items()},
-        stock=stock,
+        stock=made.stock,
         sigmas={n: tuple(student.sigmas(n, card.shift).tolist()) for n in sorted({nfe, *card.num_steps})},
         boundary=getattr(student, "boundary_ratio", None), is_lora=student.adapters is not None, prompts=prompts,
-        noises=tuple(clip_noise(student, loaded.clip, SEED, i).cpu() for i in range(len(prompts))), clips=clips,
+        noises=made.noises, clips=made.clips, pictures=made.pictures, free=made.free,
     )  # fmt: skip
     form.write(student, exported, aside)
+    if made.pictures is not None:
+        made.pictures.save(aside)
     return exported
 
 

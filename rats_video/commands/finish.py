@@ -45,6 +45,7 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
         cfg.embedded_guidance,
         cfg.compute.dtype,
         backbone=cfg.backbone,
+        first_frame=cfg.prompts.first_frame,
     )
     plot_training(read_metrics(run.metrics), run.curves)
     if run.guard.is_file():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
+
+from torch import Tensor
 
 from rats_video.commands.evaluate import evaluate_files
 from rats_video.commands.export_comparison import compare_files
@@ -12,9 +15,12 @@ from rats_video.commands.sample import sample_files
 from rats_video.commands.students import LoadedStudent, cycle
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import once_more
+from rats_video.distillation.pictures import give_pictures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.tables import read_rows
-from rats_video.inference.requests import list_requests
+from rats_video.inference.requests import Request, list_requests
+from rats_video.inference.sampler import draw_pictures
+from rats_video.inference.video import write_picture
 from rats_video.progress import Pace, format_seconds
 from rats_video.runtime import Runtime
 from rats_video.training.metrics import read_metrics
@@ -45,7 +51,9 @@ def steps_after_training(
     return [
         RunStep(
             "2/4 sample", run.samples / "manifest.json",
-            lambda: sample_files(loaded, requests, runtime, output=run.samples, overwrite=True),
+            lambda: sample_files(
+                loaded, _pictured(cfg, loaded, requests, run, runtime), runtime, output=run.samples, overwrite=True
+            ),
             len(prompts) * spec.nfe, len(prompts),
         ),
         RunStep(
@@ -72,6 +80,34 @@ def training_pace(run: RunFolder) -> Pace:
     """A first guess: the calls of the training, whose decoding and scoring are counted in."""
     rows = read_metrics(run.metrics)
     return Pace(calls=round(sum(row["evaluations"] for row in rows)), in_calls=sum(row["seconds"] for row in rows))
+
+
+def _pictured(
+    cfg: DistillConfig, loaded: LoadedStudent, requests: Sequence[Request], run: RunFolder, runtime: Runtime
+) -> list[Request]:
+    """The requests with the pictures that the run's clips start from, which are written beside the clips."""
+    give_pictures(cfg, loaded.student)
+    drawn = draw_pictures(loaded.student, [r.prompt for r in requests], cfg.seed, [r.index for r in requests])
+    if drawn is None:
+        return list(requests)
+    first, last = drawn
+
+    def written(pictures: Tensor | None, place: int, name: str) -> str | None:
+        path = run.samples / "pictures" / name
+        if pictures is not None and runtime.is_main:
+            write_picture(pictures[place], path)
+        return None if pictures is None else str(path)
+
+    pictured = [
+        replace(
+            request,
+            image=written(first, place, f"{request.index:03d}-first.png"),
+            last_image=written(last, place, f"{request.index:03d}-last.png"),
+        )
+        for place, request in enumerate(requests)
+    ]
+    runtime.barrier()
+    return pictured
 
 
 def _evaluate(cfg: DistillConfig, loaded: LoadedStudent, run: RunFolder, runtime: Runtime, pace: Pace) -> list[str]:

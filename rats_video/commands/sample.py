@@ -139,6 +139,8 @@ def run_sample(
     image: Path | None,
     last_image: Path | None,
     negative_prompt: str,
+    guidance_scale: float | None,
+    guidance_scale_2: float | None,
     num_videos: int | None,
     seed: int,
     output: Path,
@@ -158,21 +160,18 @@ def run_sample(
                         fix="a list names its pictures in a column `image`")  # fmt: skip
     given = list(prompts) if prompts_file is None or piped else read_rows(prompts_file)
     styles = tuple(map(Style.parse, loras))
-    choices = SampleChoices(base, size, styles, offload=offload, tiles=tiled, negative_prompt=negative_prompt)
+    choices = SampleChoices(
+        base, size, styles, offload=offload, tiles=tiled, negative_prompt=negative_prompt,
+        guidance_scale=guidance_scale, guidance_scale_2=guidance_scale_2,
+    )  # fmt: skip
     loaded = load_chosen(_folder(model), runtime.device, choices)
     nfe = nfe or loaded.default_nfe
     with explain_memory(lambda: f"use a --batch-size below {batch_size}"):
         if piped:
             sample_pipe(
-                loaded,
-                sys.stdin.fileno(),
-                nfe=nfe,
-                seed=seed,
-                output=output,
-                batch_size=batch_size,
-                overwrite=overwrite,
-                echo=echo,
-            )
+                loaded, sys.stdin.fileno(), nfe=nfe, seed=seed, output=output, batch_size=batch_size,
+                overwrite=overwrite, echo=echo,
+            )  # fmt: skip
         else:
             requests = list_requests(given or EXAMPLE_PROMPTS, nfe=nfe, seed=seed, count=num_videos)
             if prompts_file is None:

@@ -17,6 +17,7 @@ from rats_video.config.fields import ClipConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.files import read_prompts
 from rats_video.datasets.prompts.split import check_prompt
+from rats_video.diffusion.guidance import scale_of
 from rats_video.distillation.folder_settings import folder_settings
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
@@ -87,7 +88,8 @@ class LoadedStudent:
             trained = ", ".join(str(calls * steps) for steps in self.card.num_steps)
             does = "this pipeline takes" if self.is_plain else "this student was trained for"
             warn(f"{does} {trained}; quality may drop", where=f"--nfe {nfe}")
-        return SamplerSpec(nfe // calls, self.card.shift, self.card.guidance_scale, self.negative_prompt)
+        card = self.card
+        return SamplerSpec(nfe // calls, card.shift, card.guidance_scale, self.negative_prompt, card.guidance_scale_2)
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,8 @@ class SampleChoices:
         offload: True keeps its weights in host memory.
         tiles: True decodes in tiles.
         negative_prompt: what guidance leads away from.
+        guidance_scale: in place of the model's own.
+        guidance_scale_2: of the second expert, likewise.
     """
 
     base: Path | None = None
@@ -109,6 +113,20 @@ class SampleChoices:
     offload: bool = False
     tiles: bool = False
     negative_prompt: str = ""
+    guidance_scale: float | None = None
+    guidance_scale_2: float | None = None
+
+    def guided(self, card: StudentCard) -> StudentCard:
+        """The card with the guidance chosen; raises UserError for a model that is sampled without."""
+        asked = {
+            "--guidance-scale": self.guidance_scale, "--guidance-scale-2": self.guidance_scale_2,
+            "--negative-prompt": self.negative_prompt or None,
+        }  # fmt: skip
+        if card.guidance_scale == 1.0 and (named := next((n for n, value in asked.items() if value is not None), None)):
+            what = "is for models that are sampled with guidance, and this one is not"
+            raise UserError(what, where=named, fix="leave it out")
+        first, second = self.guidance_scale or card.guidance_scale, self.guidance_scale_2 or card.guidance_scale_2
+        return replace(card, guidance_scale=first, guidance_scale_2=second)
 
 
 def load_student(folder: Path, device: torch.device, base: Path | None = None) -> LoadedStudent:
@@ -133,15 +151,13 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
     is_plain = (folder / INDEX).is_file() and not (folder / CARD).is_file()
     card = plain_card(folder, "bfloat16" if device.type == "cuda" else "float32") if is_plain else load_card(folder)
     trained = with_base(card, folder, choices.base)
-    card = with_size(trained, choices.size)
-    if choices.negative_prompt and card.guidance_scale == 1.0:
-        what = "is for models that are sampled with guidance, and this one is not"
-        raise UserError(what, where="--negative-prompt", fix="leave it out")
+    card = choices.guided(with_size(trained, choices.size))
     is_whole = card.model == ITSELF
     model = folder if is_whole else resolve_folder(card.model, where="--base")
     first = torch.device("cpu") if choices.offload else device
     loaded = load_base(model, first, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone)
     check_size(loaded, clip_of(card))
+    check_guidance(loaded, card)
     if clip_of(card) != clip_of(trained) and not is_plain:
         before = "{num_frames:g} frames of {height:g} x {width:g}".format(**trained.clip)
         warn(f"this student was trained at {before}; quality may drop", where=_options(choices.size))
@@ -181,6 +197,14 @@ def check_size(base: PipelineBackbone, clip: ClipSpec) -> None:
         raise UserError(
             error.what, where=error.where.replace("clip.", "--").replace("_", "-"), fix=error.fix
         ) from error
+
+
+def check_guidance(base: PipelineBackbone, card: StudentCard) -> None:
+    """Raise UserError, in the words of the options, for a second scale where there is no second expert."""
+    try:
+        scale_of(base, card.guidance_scale, card.guidance_scale_2)
+    except UserError as error:
+        raise UserError(error.what, where="--guidance-scale-2", fix=error.fix) from error
 
 
 def clip_of(card: StudentCard) -> ClipSpec:

@@ -148,6 +148,7 @@ def _record(arm: EvaluatedModel, loaded: LoadedStudent, clips: Sequence[VBenchCl
         num_steps=arm.spec.num_steps,
         nfe=arm.spec.nfe,
         guidance_scale=arm.spec.guidance_scale,
+        guidance_scale_2=arm.spec.guidance_scale_2,
         negative_prompt=arm.spec.negative_prompt,
         shift=arm.spec.shift,
         clip=asdict(loaded.clip),

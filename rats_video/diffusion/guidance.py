@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from rats_video.condition import Condition
-from rats_video.types import VelocityFn
+from rats_video.types import Backbone, VelocityFn
+
+GuidanceScale = float | Callable[[Tensor], Tensor]
+"""One scale, or `noise levels [B] -> scales [B]`."""
 
 
-def guided(velocity: VelocityFn, negative: Condition, guidance_scale: float) -> VelocityFn:
+def scale_of(backbone: Backbone, guidance_scale: float, guidance_scale_2: float | None) -> GuidanceScale:
+    """The scale of each noise level: `guidance_scale_2`, if given, is that of the second expert of two.
+
+    As in the stock pipelines a `guidance_scale` of 1 switches guidance off for both.
+
+    Raises:
+        UserError: the model has no second expert.
+    """
+    if guidance_scale_2 is None:
+        return guidance_scale
+    by_level = backbone.guidance_by_level(guidance_scale, guidance_scale_2)
+    return 1.0 if guidance_scale == 1.0 else by_level
+
+
+def guided(velocity: VelocityFn, negative: Condition, guidance_scale: GuidanceScale) -> VelocityFn:
     """`uncond + scale * (cond - uncond)`, both branches in one batched call (still two evaluations a clip).
 
     `negative` is one encoded prompt, `[1, L, D]`, shared by the whole batch; frames are given in both branches.
@@ -19,6 +38,7 @@ def guided(velocity: VelocityFn, negative: Condition, guidance_scale: float) -> 
         negatives = negative.map(lambda part: part.expand(len(condition), *part.shape[1:])).with_given(condition.given)
         both = velocity(torch.cat([latents, latents]), torch.cat([sigma, sigma]), Condition.cat([condition, negatives]))
         cond, uncond = both.chunk(2)
-        return uncond + guidance_scale * (cond - uncond)
+        scale = guidance_scale(sigma).view(-1, 1, 1, 1, 1) if callable(guidance_scale) else guidance_scale
+        return uncond + scale * (cond - uncond)
 
     return guided_velocity

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rats_video.condition import Condition
 from rats_video.diffusion.flow import euler_step
-from rats_video.diffusion.guidance import guided
+from rats_video.diffusion.guidance import GuidanceScale, guided
 from rats_video.types import Trajectory, VelocityFn
 
 
@@ -20,7 +20,7 @@ def rollout(
     condition: Condition,
     *,
     negative: Condition | None = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: GuidanceScale = 1.0,
     keep: Collection[int] | None = None,
     grad_steps: Collection[int] = (),
     predict: Collection[int] = (),
@@ -33,7 +33,7 @@ def rollout(
         sigmas: `[N + 1]` falling.
         condition: B encoded prompts, and the frames that are given: these stay as they are on the whole way.
         negative: one encoded negative prompt; needed when `guidance_scale` is not 1.
-        guidance_scale: 1 = off, one evaluation a step instead of two.
+        guidance_scale: 1 = off, one evaluation a step instead of two; or a function of the noise levels (`scale_of`).
         keep: indices into `sigmas` whose latents are kept (the last one always is); default only the last.
         grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
             gradient straight from their output to their input, as truncated backpropagation does.

@@ -10,7 +10,6 @@ from pathlib import Path
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.features import middle_features
-from rats_video.distillation.pictures import starts_from_pictures
 from rats_video.distillation.real_data import build_real_data, open_real_data
 from rats_video.distillation.roles import build_fake_score
 from rats_video.distillation.run_rewards import loss_reward
@@ -135,8 +134,8 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         **cfg.model_dump(include={"backbone"}),  # empty unless it is the user's own: old caches stay valid
         "num_steps": teacher.num_steps,
         "guidance_scale": teacher.guidance_scale,
-        **({"negative_prompt": teacher.negative_prompt} if teacher.negative_prompt else {}),  # old caches stay valid
-        **({"first_frame": True} if starts_from_pictures(cfg) else {}),
+        **({"guidance_scale_2": teacher.guidance_scale_2} if teacher.guidance_scale_2 else {}),  # old caches stay valid
+        **({"negative_prompt": teacher.negative_prompt} if teacher.negative_prompt else {}),  # likewise
         **({"predictions": True} if cfg.method.compares_predictions else {}),
         "embedded_guidance": cfg.embedded_guidance,
         "shift": cfg.shift,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from rats_video.assets import resolve_folder
@@ -98,6 +99,9 @@ def open_real_data(cfg: DistillConfig, real: RealDataConfig, backbone: PipelineB
 
     def source(step: int) -> tuple[Tensor, Condition]:
         batch = ahead(step)
-        return batch.latents, batch.text
+        if not cfg.prompts.first_frame:
+            return batch.latents, batch.text
+        first = torch.stack([frame.to(backbone.device) / 255 for frame in cache.first_frames(batch.records)])
+        return batch.latents, batch.text.with_given(backbone.given_frames(clip, first))
 
     return RealData(source, real.weight, batch_size, rows, cfg.seed)

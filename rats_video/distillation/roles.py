@@ -15,11 +15,12 @@ from rats_video.backbones.kinds import find_family, load_backbone
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts, prompt_files
+from rats_video.diffusion.guidance import scale_of
 from rats_video.distillation.checks import check_compute
 from rats_video.distillation.compute import encode_prompts, move_to_device
 from rats_video.distillation.folder_settings import warn_of_differences
 from rats_video.distillation.initial_student import start_from
-from rats_video.distillation.pictures import check_family, first_frames
+from rats_video.distillation.pictures import check_family, give_pictures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.methods.teacher import EmaTeacherConfig
@@ -40,6 +41,7 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
     prepare_base(cfg, backbone, device)
+    give_pictures(cfg, backbone)
     warn_of_differences(cfg, backbone)
     move_to_device(cfg, backbone, device)
     if cfg.compute.cache_text:
@@ -55,7 +57,6 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
     """
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
-    backbone.first_frames = first_frames(cfg, backbone)
     if cfg.compute.decode.small is not None:
         backbone.small_decoder = load_small_decoder(
             Path(cfg.compute.decode.small),
@@ -66,6 +67,11 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
         ).to(device)
     use_decode_dtype(backbone, getattr(torch, cfg.compute.decode.dtype))
     backbone.latent_shape(cfg.clip.spec)
+    for section, options in (("teacher", cfg.teacher), ("evaluation", cfg.evaluation)):
+        try:
+            scale_of(backbone, options.guidance_scale, options.guidance_scale_2)
+        except UserError as error:
+            raise UserError(error.what, where=f"{section}.{error.where}", fix=error.fix) from error
     if backbone.small_decoder is not None or backbone.exact_window:
         return
     if cfg.compute.decode.offload:

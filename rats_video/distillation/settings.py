@@ -111,13 +111,18 @@ class DistillConfig(Config):
     def teacher_spec(self) -> SamplerSpec:
         """The teacher's sampler, as it teaches: an EMA teacher's at the start."""
         teacher = self.teacher
-        return SamplerSpec(teacher.num_steps, self.shift, teacher.guidance_scale, teacher.negative_prompt)
+        return SamplerSpec(
+            teacher.num_steps, self.shift, teacher.guidance_scale, teacher.negative_prompt, teacher.guidance_scale_2
+        )
 
     @property
     def judged_teacher(self) -> SamplerSpec:
         """The teacher's sampler, as it is evaluated and shown."""
         options = self.evaluation
-        return SamplerSpec(options.teacher_steps, self.shift, options.guidance_scale, self.teacher.negative_prompt)
+        return SamplerSpec(
+            options.teacher_steps, self.shift, options.guidance_scale, self.teacher.negative_prompt,
+            options.guidance_scale_2,
+        )  # fmt: skip
 
     def evaluations(self, num_steps: int) -> float:
         """Network evaluations of an update at that many student steps, over all clips and processes.

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from rats_video.config.fields import Config, NumClips, PositiveFloat, SolverSteps
 from rats_video.evaluation.features import FeaturesConfig
+from rats_video.methods.teacher import GuidanceScale2
 
 
 class DiversityConfig(Config):
@@ -23,6 +24,7 @@ class EvaluationConfig(Config):
     batch_size: NumClips = 32
     teacher_steps: SolverSteps = 50
     guidance_scale: PositiveFloat = 3.0
+    guidance_scale_2: GuidanceScale2 = None
     features: FeaturesConfig | None = Field(
         None, description="in what Frechet video distance is taken; null leaves it out"
     )

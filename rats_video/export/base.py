@@ -15,6 +15,7 @@ from torch import Tensor
 from rats_video.assets import HUB, is_embedded
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.stock import StockCall
+from rats_video.export.pictures import ExportPictures
 from rats_video.inference.student import StudentCard
 
 BASE = "base"  # folder of the base that an export brings along
@@ -52,6 +53,8 @@ class ExportedStudent:
         prompts: N prompts of the clips that follow.
         noises: `[1, C, F, H, W]` each, on the CPU.
         clips: our sampler's, the latents as the stock pipeline lays them out; None where nothing is checked.
+        pictures: that the clips start from; None for text to video.
+        free: 1 where latents are sampled and 0 where a frame is given, laid out so; None where all are sampled.
     """
 
     card: StudentCard
@@ -66,6 +69,13 @@ class ExportedStudent:
     prompts: tuple[str, ...]
     noises: tuple[Tensor, ...]
     clips: Clips | None
+    pictures: ExportPictures | None = None
+    free: Tensor | None = None
+
+    @property
+    def task(self) -> str:
+        """As the hub calls it."""
+        return "text-to-video" if self.pictures is None else "image-to-video"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -107,7 +117,8 @@ class ExportedStudent:
         """What a stock pipeline of it needs, beside what these bring along."""
         tokenizers = [folder for folder in self.base.glob("tokenizer*") if folder.is_dir()]
         slow = any((folder / "spiece.model").is_file() and not (folder / FAST).is_file() for folder in tokenizers)
-        return PACKAGES + (("sentencepiece", "protobuf") if slow else ())
+        cleans = self.pipeline == "WanImageToVideoPipeline"  # it calls ftfy without asking if it is there
+        return PACKAGES + (("sentencepiece", "protobuf") if slow else ()) + (("ftfy",) if cleans else ())
 
 
 class Form(ABC):

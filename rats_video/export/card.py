@@ -51,10 +51,12 @@ def model_card(
     """The card of an export called `name`; `measured` are paragraphs on how it was checked."""
     card, base = exported.card, exported.base_id
     counts = ", ".join(map(str, card.num_steps))
+    source = "" if exported.pictures is None else ", from a picture"
     parts = [
         f"# {escape(base)} in {counts} calls ({form.name})",
         f"{escape(base)}, distilled by [RATS](https://arxiv.org/abs/2604.14910) to sample in {counts} network calls "
-        f"without guidance. This is {form.summary}." + ("" if scale == 1 else f" Taken {scale:g} times, not whole."),
+        f"without guidance{source}. This is {form.summary}."
+        + ("" if scale == 1 else f" Taken {scale:g} times, not whole."),
         form.programs(exported),
         "## Sampling",
         *([fenced(command, "sh")] if (command := form.install(exported)) else []),
@@ -74,8 +76,8 @@ def model_card(
 
 def _front_matter(exported: ExportedStudent, form: Form) -> str:
     fields: dict[str, Any] = {
-        "base_model": exported.base_id, "library_name": "diffusers", "pipeline_tag": "text-to-video",
-        "tags": ["rats-video", "few-step", "text-to-video", *form.tags],
+        "base_model": exported.base_id, "library_name": "diffusers", "pipeline_tag": exported.task,
+        "tags": ["rats-video", "few-step", exported.task, *form.tags],
         "base_model_relation": form.relation or ("adapter" if exported.is_lora else "finetune"),
     }  # fmt: skip
     fields |= _license(exported)

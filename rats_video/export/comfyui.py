@@ -32,7 +32,7 @@ from rats_video.export.comfyui_workflow import (
     workflow_steps,
 )
 from rats_video.export.lora import NOISE, check_unscaled, header
-from rats_video.export.stock import class_in, open_pipeline
+from rats_video.export.stock import class_in, open_base
 from rats_video.export.usage import sigma_string
 from rats_video.files import write_json
 from rats_video.reading import read_json
@@ -99,7 +99,7 @@ class ComfyUI(Form):
         base, dtype, scheduler = exported.base, exported.dtype, exported.stock.scheduler
         parts = {part: folder / placed(exported) / file for part, file in file_names(exported).items()}
         if exported.is_lora:
-            pipeline = open_pipeline(base, device, dtype, scheduler=scheduler)
+            pipeline = open_base(exported, device, scheduler=scheduler)
             for part, file in parts.items():
                 second = {"load_into_transformer_2": True} if part == LOW_NOISE else {}
                 pipeline.load_lora_weights(file.parent, weight_name=file.name, **second)
@@ -110,7 +110,7 @@ class ComfyUI(Form):
             )
             for part, file in parts.items()
         }
-        return open_pipeline(base, device, dtype, **networks, scheduler=scheduler)
+        return open_base(exported, device, **networks, scheduler=scheduler)
 
     def install(self, exported: ExportedStudent) -> str:  # noqa: ARG002
         """Nothing."""

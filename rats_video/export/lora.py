@@ -22,7 +22,7 @@ from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_models import only_diffusers
 from rats_video.export.merged import SCHEDULER, load_scheduler
 from rats_video.export.parts import bring_base
-from rats_video.export.stock import open_pipeline
+from rats_video.export.stock import open_base
 from rats_video.export.usage import base_snippet
 
 NOISE = {HIGH_NOISE: "high-noise", LOW_NOISE: "low-noise"}
@@ -59,7 +59,7 @@ class Lora(Form):
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the adapter."""
-        pipeline = open_pipeline(exported.base, device, exported.dtype, **load_scheduler(folder))
+        pipeline = open_base(exported, device, **load_scheduler(folder))
         for part, file in files(tuple(exported.networks)).items():
             pipeline.load_lora_weights(folder, weight_name=file, **_SECOND[part])
         return pipeline

@@ -12,7 +12,7 @@ from rats_video.backbones.experts import HIGH_NOISE
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_models import only_diffusers
 from rats_video.export.parts import bring_base
-from rats_video.export.stock import class_in, open_pipeline
+from rats_video.export.stock import class_in, open_base
 from rats_video.export.usage import base_snippet
 
 SCHEDULER = "scheduler"
@@ -33,7 +33,7 @@ class Merged(Form):
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the exported denoiser and scheduler."""
         parts = load_networks(folder, exported.dtype) | load_scheduler(folder)
-        return open_pipeline(exported.base, device, exported.dtype, **parts)
+        return open_base(exported, device, **parts)
 
     def programs(self, exported: ExportedStudent) -> str:
         """Diffusers."""

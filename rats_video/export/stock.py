@@ -35,16 +35,23 @@ def quiet() -> Iterator[None]:
         logging.disable(before)
 
 
-def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, **parts: Any) -> Any:
+def open_base(exported: ExportedStudent, device: torch.device, **parts: Any) -> Any:
+    """The base's folder as the stock pipeline that samples the student, with `parts` in the place of its own."""
+    kind = None if exported.pictures is None else exported.pipeline
+    return open_pipeline(exported.base, device, exported.dtype, kind, **parts)
+
+
+def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, kind: str | None = None, **parts: Any) -> Any:
     """The pipeline in a folder, its VAE in float32 as in training, with `parts` in the place of its own.
 
+    `kind` is its class; None takes that of the folder's index.
     Its tokenizers read prompts as the student's do, whatever class its index names.
     """
     from diffusers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     # Not DiffusionPipeline, which takes no notice of a transformer given to it where Wan's signature has it optional.
-    pipeline = class_in(folder / INDEX).from_pretrained(
+    pipeline = (class_in(folder / INDEX) if kind is None else _class(kind, folder)).from_pretrained(
         folder, dtype={"default": dtype, "vae": torch.float32}, local_files_only=True,
         **misread_tokenizers(folder), **parts,
     )  # fmt: skip
@@ -79,18 +86,21 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
         kept[-1:] = [tensors["latents"].float().cpu()]
         return {}
 
-    for noise, prompt in zip(exported.noises, exported.prompts, strict=True):
+    for index, (noise, prompt) in enumerate(zip(exported.noises, exported.prompts, strict=True)):
+        pictures = {} if exported.pictures is None else exported.pictures.call(index)
         with torch.random.fork_rng([noise.device] if noise.is_cuda else []):
             torch.manual_seed(stock.seed)
             latents, generator = stock.latents(noise.to(pipeline.device)), seeded(stock.seed)
-            with _drawing(pipeline, latents, generator) if stock.draws_noise else contextlib.nullcontext():
+            drawing = _drawing(pipeline, latents, generator) if stock.draws_noise else contextlib.nullcontext()
+            with drawing, _by_the_mean(pipeline):
                 kept.append(latents)
                 clip: Tensor = pipeline(
                     prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
-                    **exported.size, **stock.call,
+                    **exported.size, **stock.call, **pictures,
                 ).frames  # fmt: skip
         videos.append(clip.float().cpu())
-    return Clips(torch.cat(videos), torch.cat(kept))
+    latents = torch.cat(kept)
+    return Clips(torch.cat(videos), latents if exported.free is None else latents * exported.free)
 
 
 @contextlib.contextmanager
@@ -110,11 +120,31 @@ def _drawing(pipeline: Any, latents: Tensor, generator: torch.Generator) -> Iter
         del pipeline.prepare_latents
 
 
+@contextlib.contextmanager
+def _by_the_mean(pipeline: Any) -> Iterator[None]:
+    """Within it, pictures are encoded as in training, to the posterior's mean, of which some pipelines draw one."""
+    encode = pipeline.vae.encode
+
+    def encode_to_mean(*args: Any, **options: Any) -> Any:
+        found = encode(*args, **options)
+        found.latent_dist.sample = lambda *_, **__: found.latent_dist.mode()
+        return found
+
+    pipeline.vae.encode = encode_to_mean
+    try:
+        yield
+    finally:
+        del pipeline.vae.encode
+
+
 def class_in(config: Path) -> Any:
     """The diffusers class that a JSON file of diffusers names."""
+    return _class(read_json(config)["_class_name"], config)
+
+
+def _class(name: str, config: Path) -> Any:
     import diffusers
 
-    name = read_json(config)["_class_name"]
     if (found := getattr(diffusers, name, None)) is None:
         raise UserError(f"diffusers has no {name}", where=str(config), fix="export what diffusers itself can load")
     return found

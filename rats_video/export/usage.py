@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from rats_video.export.base import ExportedStudent
+from rats_video.export.pictures import EXAMPLE, LAST_EXAMPLE
 from rats_video.export.stock import TOKENIZER, misread_tokenizers
 
 _SNIPPET = """\
@@ -14,10 +15,10 @@ from diffusers import {classes}
 {imports}
 folder = {name!r}  # this folder, from where you are
 dtype = {{"default": torch.{dtype}, "vae": torch.float32}}
-{setup}
+{setup}{opening}
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
 frames = pipe(
-    prompt={prompt},
+    prompt={prompt},{pictures}
     {call},
     {size},
     generator=torch.Generator().manual_seed(0), output_type="pil",
@@ -54,14 +55,37 @@ def base_snippet(
 
 
 def _snippet(exported: ExportedStudent, name: str, setup: str, classes: Sequence[str] = (), imports: str = "") -> str:
+    imports = ("" if exported.pictures is None else "from PIL import Image, ImageOps\n") + imports
     text = _SNIPPET.format(
         classes=", ".join(sorted([exported.pipeline, *classes])), imports=imports, name=name, setup=setup,
         dtype=exported.card.dtype, prompt=repr(exported.prompts[0]),
+        opening="".join(f"\n{line}" for line in _opening(exported)), pictures=_pictures(exported),
         call=", ".join(f"{key}={value!r}" for key, value in exported.stock.call.items()),
         size=", ".join(f"{key}={value!r}" for key, value in exported.size.items()),
         duration=round(1000 / exported.card.clip["fps"]),
     )  # fmt: skip
     return fenced(text, "python")
+
+
+def _opening(exported: ExportedStudent) -> list[str]:
+    """Lines that open the pictures, and fit them as in training."""
+    if exported.pictures is None:
+        return []
+    size = f"({exported.size['width']}, {exported.size['height']})"
+    files = {"picture": EXAMPLE} | ({} if exported.pictures.last is None else {"last_picture": LAST_EXAMPLE})
+    return [
+        "# yours go here; they are scaled to cover the clip, and equal parts are cut off two sides",
+        *(
+            f'{name} = ImageOps.fit(ImageOps.exif_transpose(Image.open(folder + "/{file}")).convert("RGB"), {size})'
+            for name, file in files.items()
+        ),
+    ]
+
+
+def _pictures(exported: ExportedStudent) -> str:
+    if exported.pictures is None:
+        return ""
+    return " image=picture," if exported.pictures.last is None else " image=picture, last_image=last_picture,"
 
 
 def fenced(text: str, language: str) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition, GivenFrames
+from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
 from rats_video.types import Backbone, ClipSpec
@@ -17,12 +18,16 @@ from rats_video.types import Backbone, ClipSpec
 
 @dataclass(frozen=True)
 class SamplerSpec:
-    """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from."""
+    """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from.
+
+    `guidance_scale_2` is the second expert's, of a model that has two; None = the same.
+    """
 
     num_steps: int
     shift: float
     guidance_scale: float = 1.0
     negative_prompt: str = ""
+    guidance_scale_2: float | None = None
 
     @property
     def nfe(self) -> int:
@@ -41,6 +46,7 @@ class Samples:
         indices: which clips of all they are.
         seconds_per_clip: of wall time.
         seconds_in_calls: of wall time, for all B clips' network calls.
+        first: the pictures `[B, 3, height, width]` in [0, 1] that they start from, if any.
     """
 
     videos: Tensor
@@ -49,6 +55,7 @@ class Samples:
     indices: tuple[int, ...]
     seconds_per_clip: float
     seconds_in_calls: float
+    first: Tensor | None = None
 
 
 def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Tensor:
@@ -59,6 +66,15 @@ def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Ten
 def picture_seed(seed: int, index: int) -> int:
     """The seed of the picture that the `index`-th clip starts from, likewise."""
     return int(torch.randint(2**62, (1,), generator=seeded(seed, 7, index)))
+
+
+def draw_pictures(
+    backbone: Backbone, prompts: Sequence[str], seed: int, indices: Sequence[int]
+) -> tuple[Tensor, Tensor | None] | None:
+    """The first and last pictures of clips of these indices; None where clips are made from text alone."""
+    if backbone.first_frames is None:
+        return None
+    return backbone.first_frames(prompts, [picture_seed(seed, index) for index in indices])
 
 
 @torch.no_grad()
@@ -109,7 +125,7 @@ def timed_batch(
         backbone.sigmas(spec.num_steps, spec.shift),
         text,
         negative=negative,
-        guidance_scale=spec.guidance_scale,
+        guidance_scale=scale_of(backbone, spec.guidance_scale, spec.guidance_scale_2),
     )
     lap()
     videos = backbone.decode(path.x0)
@@ -137,8 +153,8 @@ def sample_videos(
         batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
-        given = None
-        if backbone.first_frames is not None:
-            given = backbone.given_frames(clip, backbone.first_frames(batch, [picture_seed(seed, i) for i in indices]))
+        pictures = draw_pictures(backbone, batch, seed, indices)
+        given = None if pictures is None else backbone.given_frames(clip, *pictures)
         videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec, given=given)
-        yield Samples(videos, latents, batch, indices, (time.perf_counter() - began) / len(batch), in_calls)
+        seconds = (time.perf_counter() - began) / len(batch)
+        yield Samples(videos, latents, batch, indices, seconds, in_calls, None if pictures is None else pictures[0])

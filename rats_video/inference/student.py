@@ -34,6 +34,8 @@ class StudentCard:
         dtype: the base's precision in training.
         guidance_scale: with which it is sampled; 1 = off, as all but teachers are.
         backbone: the family that loads the base; written only if it is the user's own.
+        guidance_scale_2: of the second expert, where it has a scale of its own; written only then.
+        first_frame: True if it was trained on clips that start from pictures; written only then.
     """
 
     model: str
@@ -46,10 +48,15 @@ class StudentCard:
     dtype: Literal["float32", "bfloat16"] = "float32"
     guidance_scale: PositiveFloat = 1.0
     backbone: BackboneConfig = AUTO
+    guidance_scale_2: PositiveFloat | None = None
+    first_frame: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The card as `rats.json` holds it."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "backbone"}
+        for name in ("guidance_scale_2", "first_frame"):
+            if not content[name]:
+                del content[name]
         return content if self.backbone == AUTO else content | {"backbone": self.backbone.model_dump(mode="json")}
 
 

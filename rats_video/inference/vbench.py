@@ -73,6 +73,7 @@ class VBenchRecord(Config):
     num_steps: int
     nfe: int
     guidance_scale: float
+    guidance_scale_2: float | None = None
     negative_prompt: str = ""
     shift: float
     clip: dict[str, float]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
+    from PIL import Image
     from torch import Tensor
 
 _RANGE_SLACK = 0.01  # decoders overshoot [0, 1] by a rounding; [-1, 1] or 0..255 pixels are a caller's bug
@@ -54,6 +55,20 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
     _check_clip(frames, fps, where=str(path))
     with replacing(path, "video") as partial:
         _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001))
+
+
+def write_picture(picture: Tensor, path: Path) -> None:
+    """Write a picture `[3, H, W]` in [0, 1] as a PNG of eight bits; raises UserError where it cannot be written."""
+    with replacing(path, "picture") as partial:
+        to_picture(picture).save(partial, format="png")
+
+
+def to_picture(picture: Tensor) -> Image.Image:
+    """A picture `[3, H, W]` in [0, 1] in eight bits."""
+    from PIL import Image
+
+    pixels = (picture.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1)
+    return Image.fromarray(pixels.contiguous().numpy())
 
 
 def read_mp4(path: Path) -> tuple[Tensor, float]:

@@ -32,7 +32,7 @@ REAL = 33
 """Stream of random numbers."""
 
 RealSource = Callable[[int], tuple[Tensor, Condition]]
-"""`step -> latents [B, C, F, H, W], text`: this process's real clips of a step."""
+"""`step -> latents [B, C, F, H, W], text`: this process's real clips of a step, with their first frames if given."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,8 @@ def real_data_loss(student: Backbone, clips: RealClips, sigmas: Tensor) -> Tenso
     """
     index = int(clips.place * (len(sigmas) - 1))
     here, after = (each.to(clips.latents.device).expand(len(clips.latents)) for each in sigmas[index : index + 2])
-    noisy = add_noise(clips.latents, clips.noise, here)
+    noisy = clips.text.hold(add_noise(clips.latents, clips.noise, here))
     velocity = student.velocity(noisy, here, clips.text)
     landed = euler_step(noisy, velocity, here[0], after[0])
-    return (landed - add_noise(clips.latents, clips.noise, after)).square().mean(dim=(1, 2, 3, 4))
+    path = clips.text.hold(add_noise(clips.latents, clips.noise, after))
+    return (landed - path).square().mean(dim=(1, 2, 3, 4))

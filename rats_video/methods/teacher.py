@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, SolverSteps
-from rats_video.diffusion.guidance import guided
+from rats_video.diffusion.guidance import GuidanceScale, guided, scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.methods.horizon import at_horizons, match_horizons, match_levels
 from rats_video.methods.scoring import score_clips
@@ -26,6 +26,10 @@ NegativePrompt = Annotated[
 ]
 
 
+GuidanceScale2 = Annotated[
+    PositiveFloat | None,
+    Field(description="of the second expert (Wan 2.2 A14B's low noise); null = guidance_scale for both"),
+]
 Asked = Annotated[
     float,
     Field(
@@ -45,6 +49,7 @@ class FrozenTeacherConfig(Config):
     kind: Literal["frozen"]
     num_steps: SolverSteps = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
     guidance_scale: PositiveFloat = 3.0
+    guidance_scale_2: GuidanceScale2 = None
     negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     asked: Asked = 1.0
@@ -68,6 +73,7 @@ class EmaTeacherConfig(Config):
     decay: float = Field(0.99, ge=0, lt=1)
     num_steps: SolverSteps = 48
     guidance_scale: PositiveFloat = Field(1.0, description="at the start")
+    guidance_scale_2: GuidanceScale2 = None
     guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
     guidance_fade_steps: NonNegativeInt = 0
     negative_prompt: NegativePrompt = ""
@@ -146,14 +152,15 @@ class TeacherSampler:
         self._saved_seconds = 0.0
 
     @property
-    def guidance_scale(self) -> float:
+    def guidance_scale(self) -> GuidanceScale:
         """The current scale: an EMA teacher's fades as the student absorbs guidance into its own weights."""
-        match self.cfg:
-            case FrozenTeacherConfig():
-                return self.cfg.guidance_scale
-            case EmaTeacherConfig():
-                progress = min(1.0, self._updates / max(1, self.cfg.guidance_fade_steps))
-                return self.cfg.guidance_scale + progress * (self.cfg.guidance_end - self.cfg.guidance_scale)
+        cfg = self.cfg
+        first, second = cfg.guidance_scale, cfg.guidance_scale_2
+        if isinstance(cfg, EmaTeacherConfig):
+            progress = min(1.0, self._updates / max(1, cfg.guidance_fade_steps))
+            first += progress * (cfg.guidance_end - first)
+            second = None if second is None else second + progress * (cfg.guidance_end - second)
+        return scale_of(self.backbone, first, second)
 
     @phase("teacher")
     @torch.no_grad()

@@ -38,6 +38,8 @@ class DiskRolloutCache:
 
     def _path(self, batch: PromptBatch) -> Path:
         content = hashlib.sha256(repr(batch.prompts).encode() + batch.noise.cpu().numpy().tobytes())
+        for part in () if batch.given is None else batch.given.tensors:
+            content.update(_bytes(part))
         return self._folder / f"{batch.index:06d}-{batch.num_steps}-{content.hexdigest()[:12]}.safetensors"
 
     def load(self, batch: PromptBatch) -> TeacherRollout | None:
@@ -89,8 +91,12 @@ def _digest(path: Path, header: str, tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256(f"{path.name} {header}".encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _parse(tensors: dict[str, Tensor], header: dict[str, Any]) -> TeacherRollout:

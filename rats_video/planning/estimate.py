@@ -10,7 +10,7 @@ from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.distillation.settings import DistillConfig
 from rats_video.planning.devices import Device
 from rats_video.planning.reading import Reading
-from rats_video.planning.trace import AVERAGE, DENOISER, FLOPS, HELD, TEXT, TRAINED, Counts
+from rats_video.planning.trace import AVERAGE, DENOISER, FLOPS, HELD, PICTURES, TEXT, TRAINED, Counts
 
 GIB = 2**30
 FRAGMENTED, CONTEXT = 1.05, 0.75 * GIB  # what a GPU must hold beyond live tensors: rounding and holes; CUDA itself
@@ -25,18 +25,22 @@ class TracedCosts:
         decode: of the latents.
         reward: of the clips.
         text: encoding the prompts of a batch.
+        pictures: encoding the picture of one clip; nothing where clips are made from text alone.
         blocks: how many blocks the denoiser has.
         num_steps: student steps that were run.
         micro_batches: how many traced steps make an update of a process.
+        clips: of a traced step.
     """
 
     step: Counts
     decode: Counts
     reward: Counts
     text: Counts
+    pictures: Counts
     blocks: int
     num_steps: int
     micro_batches: int
+    clips: int
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,8 @@ def _phases(counted: TracedCosts) -> dict[str, dict[str, float]]:
     decoded = _add(before, _held(decode, "student reward"))
     phases["reward backward"] = _add(decoded, _parts(counted.reward, "reward backward"))
     phases["decode backward"] = _add(before, _parts(decode, "decode backward"))
+    if counted.pictures:
+        phases[PICTURES] = _add(_held(step, "optimizer"), _parts(counted.pictures, PICTURES))
     phases["text"] = _add(_held(step, "teacher rollout"), _parts(counted.text, "text"))
     return phases
 
@@ -158,6 +164,7 @@ def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float
     is_guided = cfg.teacher.guided_share(cfg.training.steps) > 0  # the traced call is two evaluations then
     teacher = network_calls(cfg)["teacher"] / (2 if is_guided else 1)
     found = {
+        PICTURES: counted.pictures.get((PICTURES, FLOPS), 0.0) * counted.clips,
         "text": 0.0 if cfg.compute.cache_text else counted.text.get(("text", FLOPS), 0.0) * (1 + rollouts),
         "teacher rollout": step["teacher rollout", FLOPS] * teacher,
         "teacher decode": decode["teacher decode", FLOPS] * rollouts,

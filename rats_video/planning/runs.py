@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ from rats_video.planning.trace import (
     Counts,
     at_full_depth,
     count_weights,
+    given_pictures,
     trace_decode,
+    trace_pictures,
     trace_reward,
     trace_step,
     trace_text,
@@ -81,9 +84,11 @@ class PlanBuilder:
             decode=self._decode(cfg),
             reward=self._scores(cfg),
             text=self._text(cfg),
+            pictures=self._pictures(cfg),
             blocks=sum(self._architecture.depths.values()),
             num_steps=max(cfg.student.num_steps),
             micro_batches=self._micro_batches(cfg),
+            clips=self._clips(cfg),
         )
         base = self._base(cfg)
         return make_plan(
@@ -138,7 +143,17 @@ class PlanBuilder:
             "student": cfg.student.model_copy(update={"num_steps": (most,)}),
             "training": cfg.training.model_copy(update={"batch_size": self._clips(cfg)}),
         })  # fmt: skip
-        return draw_batch(backbone, cfg, [self._prompt], 0)
+        batch = draw_batch(backbone, cfg, [self._prompt], 0)
+        if not cfg.prompts.first_frame:
+            return batch
+        return replace(batch, given=given_pictures(self._base(cfg), cfg.clip.spec, len(batch.prompts)))
+
+    def _pictures(self, cfg: DistillConfig) -> Counts:
+        if not cfg.prompts.first_frame:
+            return {}
+        key = f"pictures {cfg.compute.dtype} {cfg.compute.decode.dtype}"
+        numbers: Counts = self._once(key, lambda: trace_pictures(self._base(cfg), cfg.clip.spec))
+        return numbers
 
     def _step(self, cfg: DistillConfig) -> Counts:
         """The share of the denoiser: its weights and its calls."""

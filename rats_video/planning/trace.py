@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.condition import GivenFrames
 from rats_video.distillation.settings import DistillConfig
+from rats_video.meta import META
 from rats_video.methods.gate import build_gate
 from rats_video.methods.rats import Rats, RatsConfig, rats_step
 from rats_video.methods.teacher import EmaTeacherConfig, TeacherSampler
 from rats_video.planning.memory_tracker import MemoryTracker, Workspace
 from rats_video.rewards.base import free_reward
-from rats_video.types import Backbone, LatentScorer, PromptBatch, Reward
+from rats_video.types import Backbone, ClipSpec, LatentScorer, PromptBatch, Reward
 
 Counts = dict[tuple[str, str], float]
 """`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began,
@@ -25,6 +27,8 @@ Counts = dict[tuple[str, str], float]
 
 HELD, FLOPS, RESIDENT = "held:", "flops", "resident"
 TRAINED, AVERAGE, DENOISER, TEXT = "student (trained)", "EMA teacher", "denoiser (base)", "text encoder"
+PICTURES = "pictures"
+PART_NAMES = {"vae": "VAE", "image_encoder": "image encoder"}
 ROLLOUT_STEPS = 1  # of the teacher's: they are alike, and none is kept
 
 
@@ -168,6 +172,22 @@ def trace_text(backbone: PipelineBackbone, prompts: Sequence[str]) -> Counts:
     return _numbers(tracker)
 
 
+def trace_pictures(backbone: PipelineBackbone, clip: ClipSpec) -> Counts:
+    """Encoding the picture that one clip starts from."""
+    tracker = MemoryTracker()
+    tracker.own_modules(RESIDENT, [part for part in backbone.parts.values() if isinstance(part, nn.Module)])
+    with tracker:
+        tracker.enter_phase(PICTURES)
+        given_pictures(backbone, clip, 1)
+    return _numbers(tracker)
+
+
+def given_pictures(backbone: PipelineBackbone, clip: ClipSpec, clips: int) -> GivenFrames:
+    """What the model is told of that many clips' pictures, without numbers."""
+    given = backbone.given_frames(clip, torch.empty(1, 3, clip.height, clip.width, device=META))
+    return GivenFrames.cat([given] * clips)
+
+
 def count_weights(
     cfg: DistillConfig, base: PipelineBackbone, student: PipelineBackbone, teacher: PipelineBackbone, reward: Reward
 ) -> Counts:
@@ -193,7 +213,7 @@ def _weights(
         yield DENOISER, _held_by(role.denoiser)
     for name, part in base.parts.items():
         if isinstance(part, nn.Module):
-            yield (TEXT if name.startswith("text_encoder") else name.upper()), _held_by(part)
+            yield (TEXT if name.startswith("text_encoder") else PART_NAMES.get(name, name)), _held_by(part)
     if isinstance(reward, nn.Module):
         yield "reward", _held_by(reward)
 

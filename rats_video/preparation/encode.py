@@ -56,12 +56,13 @@ class Encoder(Protocol):
 
 @dataclass
 class _BucketBuffer:
-    """Clips of one size, by their places in the unit, on their way into a shard: first as pixels, then as latents."""
+    """Clips of one size, by their places in the unit, on their way into a shard: as pixels, then as latents."""
 
     waiting: list[int] = field(default_factory=list)
     frames: list[Tensor] = field(default_factory=list)
     encoded: list[int] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
+    first: list[Tensor] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class UnitEncoder:
             videos = torch.stack(buffer.frames).to(self._encoder.device).float() / 255
             latents = self._encoder.encode(videos).cpu()
             buffer.latents += to_dtype(latents, self._dtype, "the latents").split(1)
+            buffer.first += [frames[0].clone() for frames in buffer.frames]  # not a view, which would keep the clip
             for place, row in zip(buffer.waiting, latents, strict=True):
                 self._clips[place] = replace(self._clips[place], moments=moments_of(row))
             buffer.encoded += buffer.waiting
@@ -163,14 +165,15 @@ class UnitEncoder:
     def _write_shard(self, buffer: _BucketBuffer) -> None:
         """Move the first clips from a buffer to the disk, a shard's worth at most."""
         most, name = self._cfg.shard_clips, f"{self._unit.number:06d}-{self._num_shards:04d}.safetensors"
-        places, latents = buffer.encoded[:most], buffer.latents[:most]
+        places, latents, first = buffer.encoded[:most], buffer.latents[:most], buffer.first[:most]
         text = self._texts.look_up([self._clips[place].record.caption for place in places], torch.device("cpu"))
         stored = stored_text(text, self._dtype)
-        save_shard(self._folder / SHARDS / name, torch.cat(latents) if latents else None, stored)
+        videos = (torch.cat(latents), torch.stack(first)) if latents else (None, None)
+        save_shard(self._folder / SHARDS / name, videos[0], stored, videos[1])
         for row, place in enumerate(places):
             clip = self._clips[place]
             self._clips[place] = replace(clip, record=replace(clip.record, shard=name, row=row))
-        del buffer.encoded[:most], buffer.latents[:most]
+        del buffer.encoded[:most], buffer.latents[:most], buffer.first[:most]
         self._num_shards += 1
 
 

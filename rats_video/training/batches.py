@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
+from rats_video.condition import GivenFrames
 from rats_video.seeds import seeded
 from rats_video.training.settings import RunSettings
 from rats_video.types import Backbone, ClipSpec, PromptBatch
@@ -38,8 +40,16 @@ def with_pictures(batch: PromptBatch, backbone: Backbone, clip: ClipSpec) -> Pro
     """The batch with the frames that its clips start from, where the run has pictures."""
     if backbone.first_frames is None:
         return batch
-    pictures = backbone.first_frames(batch.prompts, batch.picture_seeds)
-    return replace(batch, given=backbone.given_frames(clip, pictures))
+    first, last = backbone.first_frames(batch.prompts, batch.picture_seeds)
+    return replace(batch, given=encode_pictures(backbone, clip, first, last))
+
+
+def encode_pictures(backbone: Backbone, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
+    """What the model is told of pictures, one clip at a time: some families encode a whole clip for each."""
+    ends = [None] * len(first) if last is None else last.split(1)
+    return GivenFrames.cat([
+        backbone.given_frames(clip, begin, end) for begin, end in zip(first.split(1), ends, strict=True)
+    ])  # fmt: skip
 
 
 def slice_batch(batch: PromptBatch, rows: slice) -> PromptBatch:

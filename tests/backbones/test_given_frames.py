@@ -27,6 +27,7 @@ from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.roles import build_backbone
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
+from rats_video.inference.sampler import SamplerSpec, sample_batch
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
@@ -85,9 +86,12 @@ def picture(seed: int) -> tuple[Image.Image, Tensor]:
     return Image.fromarray(pixels), torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255
 
 
-def stock_sample(case: Case, noise: Tensor, *, steps: int, guidance_scale: float, last: bool, kind: str) -> Tensor:
+def stock_sample(
+    case: Case, noise: Tensor, *, steps: int, guidance_scale: float, last: bool, kind: str, second: float | None = None
+) -> Tensor:
     return case.stock(
         picture(0)[0], PROMPT, num_inference_steps=steps, guidance_scale=guidance_scale, negative_prompt="",
+        guidance_scale_2=second,
         height=CLIP.height, width=CLIP.width, num_frames=CLIP.num_frames, output_type=kind, latents=noise,
         last_image=picture(1)[0] if last else None, max_sequence_length=512,
     ).frames  # fmt: skip
@@ -119,6 +123,18 @@ def test_clips_are_the_stock_pipelines(case: Case, guidance_scale: float, pictur
     theirs = partial(stock_sample, case, noise, steps=3, guidance_scale=guidance_scale, last=last)
     torch.testing.assert_close(path.x0, theirs(kind="latent"), atol=2e-4, rtol=0)
     torch.testing.assert_close(backbone.decode(path.x0), theirs(kind="pt"), atol=2e-4, rtol=0)
+
+
+def test_the_second_expert_has_its_own_guidance(case: Case) -> None:
+    backbone, noise = case.backbone, case.backbone.sample_noise(1, CLIP, seeded(3))
+    if case.kind is not KINDS["wan22-a14b"]:
+        with pytest.raises(UserError, match="this Wan has no second expert"):
+            backbone.guidance_by_level(3.5, 2.5)
+        return
+    frames = given(case, last=False)
+    _, ours = sample_batch(backbone, [PROMPT], noise, SamplerSpec(4, SHIFT, 3.5, "", 2.5), given=frames)
+    theirs = stock_sample(case, noise, steps=4, guidance_scale=3.5, second=2.5, last=False, kind="latent")
+    torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0)
 
 
 def test_another_picture_makes_another_clip(case: Case) -> None:
@@ -206,5 +222,5 @@ def test_a_run_without_pictures_refuses_a_model_that_needs_them(
     make_config: Callable[..., DistillConfig], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = made_once(tmp_path_factory, "i2v-wan22-a14b", KINDS["wan22-a14b"].build)
-    with pytest.raises(UserError, match=r"^model: is a WanImageToVideoPipeline, and this run's prompts have"):
+    with pytest.raises(UserError, match=r"^model: is a WanImageToVideoPipeline, whose videos start from pictures"):
         build_backbone(make_config(f"model={folder}"), torch.device("cpu"))

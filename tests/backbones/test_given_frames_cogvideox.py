@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from cogvideox_family import CLIP, build_vae, signal_and_noise
+from cogvideox_family import CLIP, signal_and_noise
+from cogvideox_i2v_family import build
 from PIL import Image
 from shared import made_once
-from tiny_t5 import publish_t5, tiny_t5
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.cogvideox_i2v import CogVideoXImageBackbone
@@ -27,30 +26,6 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.usefixtures("no_gradient")]
 
 PROMPT = "a fast red circle"
 MODULE = "diffusers.pipelines.cogvideo.pipeline_cogvideox_image2video"
-
-
-def build(folder: Path, *, paired: bool) -> None:
-    from diffusers import (
-        CogVideoXDDIMScheduler,
-        CogVideoXImageToVideoPipeline,
-        CogVideoXTransformer3DModel,
-    )
-
-    torch.manual_seed(0)
-    tokenizer, text_encoder = tiny_t5(16)
-    transformer = CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=8, out_channels=4, time_embed_dim=8,
-        text_embed_dim=16, num_layers=2, sample_width=6, sample_height=4, sample_frames=17,
-        max_text_seq_length=226, use_rotary_positional_embeddings=True, patch_bias=not paired,
-        use_learned_positional_embeddings=not paired, patch_size_t=2 if paired else None,
-        ofs_embed_dim=8 if paired else None,
-    )  # fmt: skip
-    vae = build_vae(paired=paired)
-    scheduler = CogVideoXDDIMScheduler(
-        prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True, snr_shift_scale=1.0
-    )
-    CogVideoXImageToVideoPipeline(tokenizer, text_encoder, vae, transformer, scheduler).save_pretrained(folder)
-    publish_t5(folder / "tokenizer")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
+from rats_video.inference.sampler import SamplerSpec, sample_batch
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
@@ -95,6 +96,26 @@ def test_steps_fall_to_the_pipelines_expert(a14b: Path, backbone: WanBackbone, b
     noise = backbone.sample_noise(2, CLIP, seeded(1))
     close(our_sample(backbone, noise, num_steps), stock_sample(pipeline, noise, num_steps))
     assert ours == theirs == expert_by_step(sigma_grid(num_steps, 3.0), boundary)
+
+
+@pytest.mark.parametrize("scales", [(4.0, 3.0), (4.0, None), (1.0, 3.0), (3.0, 1.0)])
+def test_each_expert_has_its_own_guidance(
+    a14b: Path, backbone: WanBackbone, scales: tuple[float, float | None]
+) -> None:
+    first, second = scales
+    noise = backbone.sample_noise(2, CLIP, seeded(4))
+    _, ours = sample_batch(backbone, PROMPTS, noise, SamplerSpec(4, 3.0, first, "", second))
+    theirs = stock(a14b)(
+        PROMPTS, latents=noise, num_inference_steps=4, guidance_scale=first, guidance_scale_2=second,
+        output_type="latent", num_frames=CLIP.num_frames, height=CLIP.height, width=CLIP.width,
+    ).frames  # fmt: skip
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+def test_one_expert_has_no_second_guidance(ti2v: Path) -> None:
+    one = WanBackbone.from_pretrained(ti2v)
+    with pytest.raises(UserError, match=r"^guidance_scale_2: this Wan has no second expert \(leave it out\)$"):
+        sample_batch(one, PROMPTS, one.sample_noise(2, CLIP, seeded(4)), SamplerSpec(4, 3.0, 4.0, "", 3.0))
 
 
 def test_a_batch_on_both_sides_is_split(a14b: Path, backbone: WanBackbone) -> None:

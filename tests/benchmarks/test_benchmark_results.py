@@ -29,7 +29,8 @@ def page(name: str) -> str:
 
 def test_every_packaged_configuration_is_planned_as_it_is_and_fits() -> None:
     rows = read("plans")
-    assert sorted(rows) == preset_names()
+    planned = {load_config(DistillConfig, name, group="distill").architecture for name in rows}
+    assert sorted(filter(None, planned)) == preset_names()
     for name, row in rows.items():
         cfg = load_config(DistillConfig, name, group="distill")
         assert (row["clip"], row["clips_a_step"]) == (cfg.clip.model_dump(), cfg.training.batch_size), name

@@ -24,6 +24,8 @@ TRAIN = ["--config", "--output", "--seed", "--device", "--set", "--overwrite", "
 VIDEOS = ["--nfe", "--prompt", "--prompts", "--num-videos", "--seed", "--output", "--device", "--base"]
 CHOICES = [
     "--negative-prompt",
+    "--guidance-scale",
+    "--guidance-scale-2",
     "--num-frames",
     "--height",
     "--width",
@@ -217,7 +219,8 @@ def test_bad_value_is_one_line_and_exit_2(
 RUN = {"config": "tiny", "overrides": [], "seed": None, "device": "auto", "resume": False, "overwrite": False}
 VIDEO = {"nfe": 4, "prompts": [], "prompts_file": None, "num_videos": None, "seed": 0, "device": "auto", "base": None}
 CHOSEN = {"size": {}, "loras": [], "offload": False, "tiled": False}
-SAMPLE = VIDEO | CHOSEN | {"nfe": None, "negative_prompt": "", "batch_size": 16, "overwrite": False}
+GUIDANCE = {"guidance_scale": None, "guidance_scale_2": None}
+SAMPLE = VIDEO | CHOSEN | {"nfe": None, "negative_prompt": "", **GUIDANCE, "batch_size": 16, "overwrite": False}
 SAMPLE |= {"image": None, "last_image": None}
 SAYING = {"run_all", "run_sample", "run_demo", "run_finetune"}
 

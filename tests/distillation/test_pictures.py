@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,18 +13,20 @@ from shared import made_once
 from wan22_family import build
 
 from rats_video.datasets.shapes.render import parse_prompt, render
-from rats_video.distillation.method import build_rats, teacher_identity
+from rats_video.distillation.method import build_rats
 from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, picture_seed, sample_videos
 from rats_video.methods.student import student_rollout
-from rats_video.methods.teacher import FrozenTeacherConfig
+from rats_video.methods.teacher import TeacherRollout
+from rats_video.methods.teacher_cache import DiskRolloutCache
 from rats_video.seeds import seeded
 from rats_video.training.batches import draw_batch, slice_batch, with_pictures
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
+from rats_video.types import RewardScores, Trajectory
 
 pytestmark = pytest.mark.pipeline
 
@@ -92,11 +95,16 @@ def test_a_run_trains_and_its_clips_are_judged_from_pictures(
     torch.testing.assert_close(samples.latents[:, :, :1], base.encode(first))
 
 
-def test_stored_rollouts_of_pictures_have_their_own_place(cfg: DistillConfig, make_config: MakeConfig) -> None:
-    without = make_config(f"model={cfg.model}", "prompts={kind: shapes}")
-    assert isinstance(cfg.teacher, FrozenTeacherConfig)
-    assert teacher_identity(cfg, cfg.teacher)["first_frame"] is True
-    assert "first_frame" not in teacher_identity(without, cfg.teacher)
+def test_stored_rollouts_are_found_again_by_their_pictures(cfg: DistillConfig, tmp_path: Path) -> None:
+    base = build_backbone(cfg, torch.device("cpu"))
+    cache = DiskRolloutCache(tmp_path, {}, torch.device("cpu"))
+    batch = with_pictures(draw_batch(base, cfg, PROMPTS, 0), base, cfg.clip.spec)
+    path = Trajectory((0.0,), (batch.noise,), 1)
+    cache.save(batch, TeacherRollout(path, RewardScores(torch.zeros(2))))
+    assert cache.load(batch) is not None
+    other = replace(batch, picture_seeds=(1, 2))
+    assert cache.load(with_pictures(other, base, cfg.clip.spec)) is None
+    assert cache.load(replace(batch, given=None)) is None
 
 
 def test_a_text_model_refuses_pictures(make_config: MakeConfig) -> None:

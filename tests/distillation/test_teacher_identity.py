@@ -25,7 +25,7 @@ def identity(cfg: DistillConfig) -> dict[str, object]:
     "change",
     [
         "teacher.num_steps=4", "teacher.guidance_scale=3", "shift=2", "clip.fps=16", "compute.dtype=bfloat16",
-        "embedded_guidance=1", "compute.decode.dtype=bfloat16",
+        "embedded_guidance=1", "compute.decode.dtype=bfloat16", "teacher.guidance_scale_2=3",
     ],
 )  # fmt: skip
 def test_other_rollouts_are_not_found_again(make_config: MakeConfig, change: str) -> None:

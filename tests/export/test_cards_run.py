@@ -7,13 +7,17 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from packaging.requirements import Requirement
+from shared import made_once
+from wan22_family import build
+from wan_i2v_family import build_image_pipeline
 
 from rats_video.assets import ASSETS
 from rats_video.backbones.compute import LoraConfig
@@ -74,18 +78,44 @@ def test_versions_are_those_that_we_need() -> None:
 @pytest.mark.parametrize("forms", [("diffusers", "merged"), ("lora",), ("int8",)], ids=lambda forms: forms[0])
 def test_code_of_the_card_runs(command: Command, lora: Path, tmp_path: Path, forms: tuple[str, ...]) -> None:
     """Ten seconds of imports each: they are what is tested."""
-    (tmp_path / "packages").mkdir()
-    code = [f"import sys; sys.path.append({str(tmp_path / 'packages')!r})"]
-    for form in forms:
-        source = lora if form == "lora" else "tiny-wan-student"
-        done = command("export", "model", source, "--format", form, "--no-verify", "--output", tmp_path / form)
+    sources = {form: lora if form == "lora" else "tiny-wan-student" for form in forms}
+    run_cards(command, tmp_path, {form: (form, source) for form, source in sources.items()})
+
+
+def test_code_of_cards_that_open_pictures_runs(
+    command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """One picture, and a first and a last one; both with what each program must be told."""
+    size = {"num_frames": 9.0, "height": 32.0, "width": 64.0, "fps": 8.0}
+    exports: dict[str, tuple[str, Path | str]] = {}
+    for kind, form, make in (
+        ("wan21-first-last", "diffusers", partial(build_image_pipeline, clip_sees=2, experts=False)),
+        ("wan22-5b", "lora", partial(build, experts=False)),
+    ):
+        base = made_once(tmp_path_factory, f"i2v-{kind}", make)
+        backbone = load_backbone(base)
+        role = (
+            backbone.with_adapter("student", LoraConfig(kind="lora", rank=2, alpha=2)) if form == "lora" else backbone
+        )
+        card = StudentCard(str(base), (4,), 3.0, size, steps=1, seed=0, first_frame=True)
+        save_student(role, card, tmp_path / "students" / kind)
+        exports[kind] = form, tmp_path / "students" / kind
+    run_cards(command, tmp_path, exports)
+
+
+def run_cards(command: Command, folder: Path, exports: Mapping[str, tuple[str, Path | str]]) -> None:
+    """Export students, by name, in a form each, and run the code of all cards in one process."""
+    (folder / "packages").mkdir()
+    code = [f"import sys; sys.path.append({str(folder / 'packages')!r})"]
+    for name, (form, source) in exports.items():
+        done = command("export", "model", source, "--format", form, "--no-verify", "--output", folder / name)
         assert done.code == 0, done.err
-        card = (tmp_path / form / "README.md").read_text()
-        environment(card, tmp_path / "packages")
+        card = (folder / name / "README.md").read_text()
+        environment(card, folder / "packages")
         (python,) = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
-        code.append(python.replace("clip.webp", f"{form}.webp"))
+        code.append(python.replace("clip.webp", f"{name}.webp"))
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-I", "-S", "-c", "\n".join(code)], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert all((tmp_path / f"{form}.webp").stat().st_size > 100 for form in forms)
+    assert all((folder / f"{name}.webp").stat().st_size > 100 for name in exports)

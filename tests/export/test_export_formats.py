@@ -23,7 +23,8 @@ from wan_family import WAN
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.kinds import load_backbone
-from rats_video.commands.export_model import SEED, ExportRequest, run_export_model
+from rats_video.commands.export_clips import SEED
+from rats_video.commands.export_model import ExportRequest, run_export_model
 from rats_video.commands.students import load_student
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid

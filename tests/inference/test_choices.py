@@ -254,6 +254,19 @@ def test_a_negative_prompt_leads_away_where_there_is_guidance(students: Mapping[
         load_chosen(students["full"], CPU, away)
 
 
+def test_guidance_is_chosen_where_there_is_any(students: Mapping[str, Path], tmp_path: Path) -> None:
+    model, own = (load_chosen(ASSETS / "tiny-wan", CPU, SampleChoices(guidance_scale=s)) for s in (5.0, None))
+    assert model.spec(4) == replace(own.spec(4), guidance_scale=5.0)
+    assert identity(model) != identity(own)  # of a folder that is gone on with
+    with pytest.raises(UserError, match=r"^--guidance-scale: is for models that are sampled with guidance"):
+        load_chosen(students["full"], CPU, SampleChoices(guidance_scale=5.0))
+    with pytest.raises(UserError, match=r"^--guidance-scale-2: this Wan has no second expert \(leave it out\)$"):
+        load_chosen(ASSETS / "tiny-wan", CPU, SampleChoices(guidance_scale_2=3.0))
+    wan22_family.build(tmp_path / "a14b", experts=True)
+    two = load_chosen(tmp_path / "a14b", CPU, SampleChoices(guidance_scale=4.0, guidance_scale_2=3.0))
+    assert (two.spec(4).guidance_scale, two.spec(4).guidance_scale_2) == (4.0, 3.0)
+
+
 def test_tiles_are_blended_into_about_the_same_clip(students: Mapping[str, Path]) -> None:
     size = {"height": 64, "width": 64}
     whole = load_chosen(students["full"], CPU, SampleChoices(size=size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from rats_video.backbones.identity import text_digest, vae_digest
 from rats_video.backbones.wan import WanBackbone
-from rats_video.condition import Condition
+from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.method import build_rats
 from rats_video.distillation.real_data import build_real_data
@@ -72,6 +73,20 @@ def test_known_losses_and_their_gradient(place: float, length: float) -> None:
         assert loss.tolist() == pytest.approx([(length * 2 * (weight - 1)) ** 2] * 2, rel=1e-4, abs=1e-10)
         loss.mean().backward()
         assert float(student.weight.grad) == pytest.approx(2 * (length * 2) ** 2 * (weight - 1), rel=1e-4, abs=1e-7)
+
+
+def test_given_frames_cost_nothing() -> None:
+    shape = (2, 3, 2, 4, 4)
+    given = GivenFrames.hold_first(torch.zeros(2, 3, 1, 4, 4), 2)
+    clips = RealClips(torch.zeros(shape), Condition(torch.zeros(2, 1, 1), given=given), torch.full(shape, 2.0), 0.0)
+
+    def velocity(latents: Tensor, _: Tensor, condition: Condition) -> Tensor:
+        assert torch.equal(latents[:, :, 0], torch.zeros(2, 3, 4, 4))
+        return condition.at_rest(torch.zeros_like(latents))
+
+    student: Any = SimpleNamespace(velocity=velocity)
+    loss = real_data_loss(student, clips, sigma_grid(4, 3.0))
+    assert loss.tolist() == pytest.approx([((1 - 0.9) * 2) ** 2 / 2] * 2, rel=1e-4)  # of one frame in two
 
 
 def make(cfg: DistillConfig, loaded: WanBackbone) -> Rats:

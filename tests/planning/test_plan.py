@@ -5,15 +5,19 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from shared import made_once
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
+from wan22_family import build
+from wan_i2v_family import build_image_pipeline
 
 from rats_video.backbones.architecture import find_architecture, preset_names, read_preset
 from rats_video.config.load import load_config
@@ -88,6 +92,26 @@ def test_the_peak_is_what_the_allocator_counts(
 ) -> None:
     cfg = make_config(*overrides)
     assert planned(cfg).memory.peak == pytest.approx(measured_peak(cfg, tmp_path), rel=0.08)  # the bar is 0.15
+
+
+@pytest.mark.parametrize("kind", ["wan21", "wan22-5b"])
+def test_clips_from_pictures_are_planned_with_them(
+    make_config: MakeConfig, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, kind: str
+) -> None:
+    builds = {
+        "wan21": partial(build_image_pipeline, clip_sees=1, experts=False), "wan22-5b": partial(build, experts=False),
+    }  # fmt: skip
+    folder = made_once(tmp_path_factory, f"i2v-{kind}", builds[kind])
+    changes = (f"model={folder}", "clip={num_frames: 9, height: 32, width: 32}", "method.gate.level=clip", *LORA)
+    cfg = make_config(*changes, "prompts={kind: shapes, first_frame: true}")
+    plan = planned(cfg)
+    assert plan.memory.peak == pytest.approx(measured_peak(cfg, tmp_path), rel=0.1)
+    assert ("image encoder" in plan.memory.held) == (kind == "wan21")
+    assert plan.tflops["pictures"] > 0
+    if kind == "wan22-5b":
+        without = planned(make_config(*changes, "prompts={kind: shapes}"))
+        assert without.tflops["pictures"] == 0
+        assert plan.tflops["teacher rollout"] > without.tflops["teacher rollout"]  # a modulation a token
 
 
 def test_saved_tensors_count_until_they_are_used() -> None:
@@ -183,7 +207,8 @@ def test_bfloat16_leaves_in_float32_what_loading_does(make_config: MakeConfig) -
 
 TOTALS = {
     "wan21_1b": 1.42e9, "wan21_14b": 14.3e9, "wan22_5b": 5.0e9, "wan22_a14b": 2 * 14.3e9, "ltx_video": 1.92e9,
-    "hunyuan_video": 12.8e9, "cogvideox_5b": 5.57e9, "cogvideox15_5b": 5.57e9,
+    "hunyuan_video": 12.8e9, "cogvideox_5b": 5.57e9, "cogvideox15_5b": 5.57e9, "wan21_i2v_14b": 16.4e9,
+    "wan22_i2v_a14b": 2 * 14.3e9,
 }  # fmt: skip
 
 
