@@ -9,6 +9,7 @@ from typing import Generic, TypedDict, TypeVar
 
 from rats_video.commands.device import pick_device
 from rats_video.commands.folders import claim_run, locked_output, refuse_changes
+from rats_video.commands.pins import pin_models
 from rats_video.commands.record import environment
 from rats_video.config.fields import Config
 from rats_video.config.load import load_config, load_seeded, write_resolved
@@ -44,9 +45,8 @@ class Training(Generic[ConfigT]):
 
     def __init__(self, model: type[ConfigT], group: str, options: TrainOptions) -> None:
         self._group, self._options = group, options
-        self.cfg = load_seeded(
-            model, options["config"], group=group, overrides=options["overrides"], seed=options["seed"]
-        )
+        given = load_seeded(model, options["config"], group=group, overrides=options["overrides"], seed=options["seed"])
+        self.cfg = pin_models(given, options["output"] / CONFIG if options["resume"] else None)
         self.device, self._began = pick_device(options["device"]), time.monotonic()
 
     def run(self, make: Callable[[], Made]) -> list[str]:
