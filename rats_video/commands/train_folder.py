@@ -34,6 +34,14 @@ class TrainOptions(TypedDict):
     overwrite: bool
 
 
+def load_pinned(model: type[ConfigT], group: str, options: TrainOptions, overrides: Sequence[str] = ()) -> ConfigT:
+    """The configuration of a `train` command, its models on the hub at a commit; `overrides` come after the user's."""
+    given = load_seeded(
+        model, options["config"], group=group, overrides=[*options["overrides"], *overrides], seed=options["seed"]
+    )
+    return pin_models(given, options["output"] / CONFIG if options["resume"] else None)
+
+
 class Training(Generic[ConfigT]):
     """One `train` command: its configuration, its device, and the time since it began.
 
@@ -45,8 +53,7 @@ class Training(Generic[ConfigT]):
 
     def __init__(self, model: type[ConfigT], group: str, options: TrainOptions) -> None:
         self._group, self._options = group, options
-        given = load_seeded(model, options["config"], group=group, overrides=options["overrides"], seed=options["seed"])
-        self.cfg = pin_models(given, options["output"] / CONFIG if options["resume"] else None)
+        self.cfg = load_pinned(model, group, options)
         self.device, self._began = pick_device(options["device"]), time.monotonic()
 
     def run(self, make: Callable[[], Made]) -> list[str]:
