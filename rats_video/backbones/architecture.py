@@ -13,11 +13,12 @@ import torch
 import yaml
 from torch import nn
 
-from rats_video.assets import is_embedded, resolve_folder
+from rats_video.assets import find_hub_id, is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.folder import read_configs, read_index
 from rats_video.backbones.kinds import AUTO, BackboneConfig, family_of
 from rats_video.errors import AsUserError, UserError
+from rats_video.hub import cached, fetch
 from rats_video.meta import LongPrompts, empty_model
 
 
@@ -62,15 +63,19 @@ class Architecture:
 
 
 def find_architecture(model: str, preset: str | None, backbone: BackboneConfig = AUTO) -> Architecture:
-    """The configuration files of the folder `model` if it is there, or else the preset.
+    """The configuration files of the folder `model` if it is there, or else the preset, or else those on the hub.
 
     Raises:
-        UserError: neither is there, or the folder is no pipeline.
+        UserError: none is there, or the folder is no pipeline.
     """
     if preset is not None:
         read_preset(preset)  # a misspelt name is told even where the folder is there
+    folder = None
     if is_embedded(model) or Path(model).expanduser().exists():
         folder = resolve_folder(model, where="model")
+    elif hub := find_hub_id(model):
+        folder = fetch(hub, where="model", weights=False) if preset is None else cached(hub)
+    if folder is not None:
         return Architecture(str(folder), read_index(folder), read_configs(folder, "diffusers"), folder, backbone)
     if preset is not None:
         return replace(read_preset(preset), backbone=backbone)

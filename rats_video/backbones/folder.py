@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from rats_video.assets import INDEX
 from rats_video.backbones.layout import refuse_layout, weights_variant
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import AsUserError, UserError
+from rats_video.hub import INDEX
 from rats_video.reading import DAMAGED, check_finite, read_json, read_sizes
 
 

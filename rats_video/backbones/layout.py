@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 
 from rats_video.assets import suggest_model
 from rats_video.errors import UserError
+from rats_video.hub import PICKLE_SUFFIXES, WEIGHTS
 from rats_video.reading import DAMAGED, read_json
 
-_SHARD = r"(?:-\d{5}-of-\d{5})?"
-_WEIGHTS = re.compile(rf"(?:diffusion_pytorch_)?model{_SHARD}(?:\.(?P<variant>[\w-]+?))?{_SHARD}")
-_PICKLED = {".bin", ".pt", ".pth", ".ckpt"}
-_SINGLE = {".safetensors", ".gguf", *_PICKLED}
+_SINGLE = {".safetensors", ".gguf", *PICKLE_SUFFIXES}
 
 
 def weights_variant(part: Path) -> str | None:
@@ -23,7 +20,7 @@ def weights_variant(part: Path) -> str | None:
         UserError: only pickled weights are there, none, or several variants.
     """
     files = sorted(path for path in part.iterdir() if path.suffix == ".safetensors")
-    found = {match["variant"] for path in files if (match := _WEIGHTS.fullmatch(path.stem))}
+    found = {match["variant"] for path in files if (match := WEIGHTS.fullmatch(path.stem))}
     if None in found:
         return None
     if len(found) == 1:
@@ -34,7 +31,7 @@ def weights_variant(part: Path) -> str | None:
         raise UserError(f"holds weights as {names}", where=where, fix="leave the files of one of them in it")
     if files:
         return None  # names of a class of the user's own
-    if any(path.suffix in _PICKLED for path in part.iterdir()):
+    if any(path.suffix in PICKLE_SUFFIXES for path in part.iterdir()):
         load = f"from diffusers import DiffusionPipeline as P; P.from_pretrained({str(part.parent)!r})"
         code = shlex.quote(f"{load}.save_pretrained({f'{part.parent}-safetensors'!r})")
         raise UserError(
@@ -47,7 +44,7 @@ def weights_variant(part: Path) -> str | None:
 def weight_files(part: Path) -> list[Path]:
     """The files of weights that are read of a part; none where it has only its configuration."""
     files = sorted(part.glob("*.safetensors"))
-    usual = [path for path in files if (match := _WEIGHTS.fullmatch(path.stem)) and match["variant"] is None]
+    usual = [path for path in files if (match := WEIGHTS.fullmatch(path.stem)) and match["variant"] is None]
     return usual or files
 
 

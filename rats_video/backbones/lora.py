@@ -21,9 +21,10 @@ from torch.utils.checkpoint import checkpoint
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.errors import UserError, first_line
+from rats_video.hub import LORAS
 from rats_video.reading import DAMAGED, check_finite, check_plain_file
 
-LORA_FILE = "pytorch_lora_weights.safetensors"  # the name diffusers gives it
+LORA_FILE = f"{LORAS}.safetensors"  # the name diffusers gives it
 METADATA_KEY = "lora_adapter_metadata"
 
 

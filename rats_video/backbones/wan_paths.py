@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from rats_video.assets import INDEX
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
 from rats_video.condition import Condition
 from rats_video.files import write_json
+from rats_video.hub import INDEX
 from rats_video.motion_path import MARK, is_point, resample, split_path
 from rats_video.reading import load_tensors, read_json, read_sizes
 

@@ -12,7 +12,8 @@ from pydantic import BaseModel, ValidationError
 from rats_video.assets import resolve_folder
 from rats_video.commands.compare_config import CompareConfig, curve_steps, weights_key
 from rats_video.commands.finish import is_finished
-from rats_video.commands.students import cycle
+from rats_video.commands.pins import pin_models
+from rats_video.commands.prompts import cycle
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.method import DECIDES, NOT_SCORED
 from rats_video.distillation.real_data import with_data_digest
@@ -100,7 +101,7 @@ class CompareLayout:
             UserError: as `CompareConfig.arm` and `check_nfe`.
         """
         cfg.check_nfe()
-        base, root = with_data_digest(cfg.base_config()), output / "arms"
+        base, root = with_data_digest(pin_models(cfg.base_config())), output / "arms"
         teacher = replace(base.judged_teacher, num_steps=cfg.teacher_steps)
         plain = tuple(SamplerSpec(nfe, base.shift) for nfe in cfg.nfe)
         arms = [
@@ -108,7 +109,7 @@ class CompareLayout:
         ]  # fmt: skip
         for seed in cfg.seeds:  # all methods of one seed come before the next seed
             for method in cfg.methods:
-                arm = with_data_digest(cfg.arm(method, seed, str(output / "teacher")))
+                arm = with_data_digest(pin_models(cfg.arm(method, seed, str(output / "teacher"))))
                 folder = root / f"{method}-seed{seed}-{weights_key(arm)}"
                 arms.append(Arm(method, seed, folder, arm, plain))
         return CompareLayout(cfg, base, tuple(arms), output)

@@ -13,9 +13,10 @@ from typing import NoReturn
 
 import torch
 
-from rats_video.assets import ASSETS, is_embedded
+from rats_video.assets import is_embedded
 from rats_video.commands.device import explain_memory, pick_device
-from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, load_run, load_student
+from rats_video.commands.prompts import EXAMPLE_PROMPTS
+from rats_video.commands.students import DEFAULT_STUDENT, find_student, load_run, load_student
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.settings import ShapesPromptsConfig
 from rats_video.datasets.prompts.split import load_prompts
@@ -73,7 +74,7 @@ def load_studio(
     model: Path | None, device: torch.device, base: Path | None = None
 ) -> tuple[DemoModels, tuple[str, ...]]:
     """Student, teacher and reward, and prompts that fit them."""
-    loaded = load_student(model or ASSETS / DEFAULT_STUDENT, device, base)
+    loaded = load_student(find_student(model or DEFAULT_STUDENT), device, base)
     cfg = _config(model, loaded.card.model)
     options = EvaluationConfig()
     reward = None if cfg is None else build_reward(cfg.reward, device, where="reward", clip=loaded.clip)

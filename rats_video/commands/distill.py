@@ -8,6 +8,7 @@ from pathlib import Path
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.finish import finish, is_finished
 from rats_video.commands.folders import locked_output
+from rats_video.commands.pins import pin_models
 from rats_video.commands.start_run import prepare_run
 from rats_video.commands.train_student import train_student
 from rats_video.config.load import load_config, load_seeded
@@ -29,8 +30,10 @@ def run_distill(
     overwrite: bool,
 ) -> list[str]:
     """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
-    cfg = with_data_digest(load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed))
-    run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
+    run = RunFolder(output)
+    given = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
+    cfg = with_data_digest(pin_models(given, run.config if resume else None))
+    runtime = start_runtime(device, cfg.parallel)
     with explain_memory(lambda: memory_advice(cfg)), locked_output(output, runtime):
         student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
         runtime.close()  # no process waits for the one that writes

@@ -13,7 +13,7 @@ from rats_video.backbones.kinds import find_family
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.export_clips import make_clips
 from rats_video.commands.folders import check_free
-from rats_video.commands.students import load_run, load_student, with_base
+from rats_video.commands.students import load_run, load_student, locate_student, with_base
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
@@ -26,7 +26,7 @@ from rats_video.export.quality import loss_table, score
 from rats_video.export.stock import quiet
 from rats_video.export.verify import Difference, sample_export
 from rats_video.files import replacing
-from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
+from rats_video.inference.student import ITSELF, StudentCard, load_card, write_card
 from rats_video.training.run_folder import RunFolder
 
 _PROMPT = "a fast red circle moving left on a gray background"  # where no run says what its model is for
@@ -66,7 +66,7 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
         UserError: there is no such student, it has no such form, its stock pipeline does not sample what it does, or
             the folder is taken or cannot be written; nothing is left there then.
     """
-    run, folder = _locate(order.source)
+    run, folder = locate_student(order.source, where="RUN")
     form, card = find_form(order.kind), with_base(load_card(folder), folder, order.base)
     base = folder if card.model == ITSELF else resolve_folder(card.model, where="--base")
     form.check(folder, base, find_family(base, card.backbone), order.scale)
@@ -84,14 +84,6 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
     note = form.note(exported)
     hints = [f"mind: {note}"] if note else []
     return [f"{form.name}: {output}", *lines, *hints, *form.hints(exported)]
-
-
-def _locate(source: str) -> tuple[Path, Path]:
-    """The run's folder and the student's; a student without a run counts as its own."""
-    given = resolve_folder(source, where="RUN") if is_embedded(source) else Path(source).expanduser()
-    folder = given if (given / CARD).is_file() else given / "student"
-    is_of_run = folder.name == "student" and RunFolder(folder.parent).config.is_file()
-    return (folder.parent if is_of_run else folder), folder
 
 
 def _output(order: ExportRequest, run: Path, folder: Path, base: Path) -> Path:
@@ -145,6 +137,8 @@ def _write(
     form.write(student, exported, aside)
     if made.pictures is not None:
         made.pictures.save(aside)
+    if own := form.own_card(exported):
+        write_card(own, {n: exported.sigmas[n] for n in own.num_steps}, aside)
     return exported
 
 

@@ -18,8 +18,7 @@ from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import locked_output
 from rats_video.commands.record import environment
-from rats_video.commands.train_folder import TrainOptions, claim_training
-from rats_video.config.load import load_seeded
+from rats_video.commands.train_folder import TrainOptions, claim_training, load_pinned
 from rats_video.datasets.prepared.cache import ClipCache, ClipRecord
 from rats_video.distillation.real_data import check_cache
 from rats_video.evaluation.finetune_plot import plot_finetune
@@ -36,8 +35,8 @@ FIGURE = "training.png"
 
 def run_finetune(*, data: Path, echo: Callable[[str], None], **options: Unpack[TrainOptions]) -> None:
     """Train, and write OUTPUT/pipeline, a pipeline folder, with OUTPUT/lora beside it where an adapter was trained."""
-    output, overrides = options["output"], [*options["overrides"], f"data={json.dumps(str(data))}"]
-    cfg = load_seeded(FinetuneConfig, options["config"], group="finetune", overrides=overrides, seed=options["seed"])
+    output = options["output"]
+    cfg = load_pinned(FinetuneConfig, "finetune", options, [f"data={json.dumps(str(data))}"])
     folder = resolve_folder(cfg.model, where="model")
     cache = ClipCache(data)
     check_cache(cache, folder)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from rats_video.assets import is_embedded, resolve_folder
+from rats_video.assets import find_hub_id, is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import ComputeConfig
 from rats_video.backbones.kinds import load_backbone
@@ -15,7 +15,8 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.evaluation.guard_plot import plot_guard
 from rats_video.evaluation.plots import plot_training
-from rats_video.inference.student import CARD, StudentCard, load_card, save_student
+from rats_video.hub import CARD
+from rats_video.inference.student import StudentCard, load_card, save_student
 from rats_video.reading import read_json
 from rats_video.training.checkpoint import find_damage, list_checkpoints, load_student_weights, steps_done
 from rats_video.training.guard import drop_former
@@ -34,7 +35,8 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
         load_student_weights(chosen, student.weights)
     clip = {key: float(value) for key, value in cfg.clip.model_dump().items()}
     done = steps_done(chosen)
-    model = cfg.model if is_embedded(cfg.model) else str(Path(cfg.model).resolve())
+    is_name = is_embedded(cfg.model) or find_hub_id(cfg.model) is not None
+    model = cfg.model if is_name else str(Path(cfg.model).resolve())
     card = StudentCard(
         model,
         cfg.student.num_steps,

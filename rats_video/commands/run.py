@@ -8,6 +8,7 @@ from pathlib import Path
 from rats_video.commands.device import start_runtime
 from rats_video.commands.distill import train_and_finish
 from rats_video.commands.folders import locked_output
+from rats_video.commands.pins import pin_models
 from rats_video.commands.run_steps import steps_after_training, time_left, training_pace
 from rats_video.commands.students import load_student
 from rats_video.config.load import load_seeded
@@ -33,8 +34,10 @@ def run_all(
 
     Finished steps of the same configuration are kept, and an unfinished one is continued.
     """
-    cfg = with_data_digest(load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed))
-    run, runtime = RunFolder(output), start_runtime(device, cfg.parallel)
+    run = RunFolder(output)
+    given = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
+    cfg = with_data_digest(pin_models(given, None if overwrite else run.config))
+    runtime = start_runtime(device, cfg.parallel)
     with locked_output(output, runtime):
         echo("1/4 distill")
         before = train_and_finish(cfg, run, runtime, echo, resume=resume, overwrite=overwrite)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from rats_video.commands.evaluate import evaluate_files
 from rats_video.commands.export_comparison import compare_files
+from rats_video.commands.prompts import cycle
 from rats_video.commands.sample import sample_files
-from rats_video.commands.students import LoadedStudent, cycle
+from rats_video.commands.students import LoadedStudent
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import once_more
 from rats_video.distillation.pictures import give_pictures

@@ -14,11 +14,11 @@ from typing import Self
 
 import torch
 
-from rats_video.assets import ASSETS, is_embedded
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, make_folder
+from rats_video.commands.prompts import EXAMPLE_PROMPTS
 from rats_video.commands.sample_pictures import Pictures
-from rats_video.commands.students import DEFAULT_STUDENT, EXAMPLE_PROMPTS, LoadedStudent, SampleChoices, load_chosen
+from rats_video.commands.students import DEFAULT_STUDENT, LoadedStudent, SampleChoices, find_student, load_chosen
 from rats_video.datasets.prompts.files import read_rows
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
@@ -164,7 +164,7 @@ def run_sample(
         base, size, styles, offload=offload, tiles=tiled, negative_prompt=negative_prompt,
         guidance_scale=guidance_scale, guidance_scale_2=guidance_scale_2,
     )  # fmt: skip
-    loaded = load_chosen(_folder(model), runtime.device, choices)
+    loaded = load_chosen(find_student(model or DEFAULT_STUDENT), runtime.device, choices)
     nfe = nfe or loaded.default_nfe
     with explain_memory(lambda: f"use a --batch-size below {batch_size}"):
         if piped:
@@ -183,11 +183,6 @@ def run_sample(
             ):  # fmt: skip
                 echo(line)
     runtime.close()
-
-
-def _folder(model: Path | None) -> Path:
-    name = str(model or DEFAULT_STUDENT)
-    return ASSETS / name if is_embedded(name) else Path(name)
 
 
 def sample_files(

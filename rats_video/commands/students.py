@@ -1,41 +1,36 @@
-"""A finished student, its run and its prompts, for the commands that use them."""
+"""A finished student and its run, for the commands that use them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from pydantic import ValidationError
 
-from rats_video.assets import INDEX, is_embedded, resolve_folder
+from rats_video.assets import ASSETS, find_hub_id, is_embedded, pinned, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import BackboneConfig, load_backbone
 from rats_video.backbones.lora import LORA_FILE
 from rats_video.config.fields import ClipConfig
 from rats_video.config.load import load_config
-from rats_video.datasets.prompts.files import read_prompts
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.diffusion.guidance import scale_of
 from rats_video.distillation.folder_settings import folder_settings
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
+from rats_video.hub import CARD, INDEX, fetch
 from rats_video.inference.plain import plain_card
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.small_gpu import offload
-from rats_video.inference.student import CARD, ITSELF, StudentCard, load_card
+from rats_video.inference.student import ITSELF, StudentCard, load_card
 from rats_video.inference.style import Style, add_style
 from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
 DEFAULT_STUDENT = "tiny-wan-student"
-EXAMPLE_PROMPTS = (
-    "a fast red circle moving left on a gray background",
-    "a slow blue square moving up on a white background",
-    "a fast yellow triangle moving right on a black background",
-)
 
 
 @dataclass(frozen=True)
@@ -129,6 +124,27 @@ class SampleChoices:
         return replace(card, guidance_scale=first, guidance_scale_2=second)
 
 
+def find_student(given: str | Path, *, where: str = "--model") -> Path:
+    """The folder of a model that a user names: an embedded one, a path, or a repository on the hub.
+
+    Raises:
+        UserError: the hub does not give it. A path may lead nowhere.
+    """
+    name = str(given)
+    if is_embedded(name):
+        return ASSETS / name
+    hub = find_hub_id(name)
+    return Path(name).expanduser() if hub is None else fetch(hub, where=where)
+
+
+def locate_student(source: str, *, where: str) -> tuple[Path, Path]:
+    """The run's folder and the student's; a student without a run counts as its own."""
+    given = find_student(source, where=where)
+    folder = given if (given / CARD).is_file() else given / "student"
+    is_of_run = folder.name == "student" and RunFolder(folder.parent).config.is_file()
+    return (folder.parent if is_of_run else folder), folder
+
+
 def load_student(folder: Path, device: torch.device, base: Path | None = None) -> LoadedStudent:
     """Load a run's student, or a student folder itself; `base` is where its base pipeline is now.
 
@@ -145,7 +161,7 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
         UserError: there is none, or it does not go with what was chosen.
     """
     if not folder.exists():
-        fix = "give a run, the folder of a student, or a pipeline"
+        fix = "give a run, a student or a pipeline: a folder, or USER/NAME on the hub"
         raise UserError(f"no such folder: {folder}", where="--model", fix=fix)
     folder = folder if (folder / CARD).is_file() or (folder / INDEX).is_file() else folder / "student"
     is_plain = (folder / INDEX).is_file() and not (folder / CARD).is_file()
@@ -236,8 +252,10 @@ def with_base(card: StudentCard, folder: Path, base: Path | None) -> StudentCard
         if card.model == ITSELF:
             raise UserError(f"{folder} is a whole pipeline and needs no base", where="--base", fix="leave it out")
         found = resolve_folder(str(base), where="--base").resolve()
-        return replace(card, model=str(base) if is_embedded(str(base)) else str(found))
-    if card.model != ITSELF and not is_embedded(card.model) and not Path(card.model).expanduser().is_dir():
+        is_name = is_embedded(str(base)) or find_hub_id(str(base)) is not None
+        return replace(card, model=pinned(str(base), where="--base") if is_name else str(found))
+    is_known = card.model == ITSELF or is_embedded(card.model) or find_hub_id(card.model) is not None
+    if not is_known and not Path(card.model).expanduser().is_dir():
         raise UserError(
             f"no such folder: {card.model}", where=f"{folder / CARD}: model",
             fix="it is the student's base: where it has moved to, say --base DIR",
@@ -261,6 +279,9 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
     """
     run = RunFolder(folder)
     if not run.config.is_file():
+        if find_hub_id(str(folder)):
+            raise UserError("a student on the hub has no run beside it", where=str(folder),
+                            fix="give the folder of a `rats-video distill`, or `sample --model` this")  # fmt: skip
         raise UserError(
             "not a run: it has no config.resolved.yaml",
             where=str(folder),
@@ -273,18 +294,3 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
     if step < end and (run.student / CARD).is_file():
         warn(f"is at step {step} of {end}; its student is the one from before it went on", where=str(folder))
     return run, cfg
-
-
-def checked_prompts(
-    given: Sequence[str], file: Path | None, fallback: Sequence[str], backbone: PipelineBackbone
-) -> list[str]:
-    """The prompts given, those of the file, or else the fallback; refuses prompts that the model cannot follow."""
-    prompts = list(given) or (list(read_prompts(file)) if file else list(fallback))
-    for prompt in prompts:
-        check_prompt(prompt, backbone, files=[] if file is None else [file])
-    return prompts
-
-
-def cycle(prompts: Sequence[str], count: int | None) -> list[str]:
-    """`count` prompts, taken in turn; None takes each once."""
-    return [prompts[i % len(prompts)] for i in range(len(prompts) if count is None else count)]

@@ -9,6 +9,7 @@ from typing import Generic, TypedDict, TypeVar
 
 from rats_video.commands.device import pick_device
 from rats_video.commands.folders import claim_run, locked_output, refuse_changes
+from rats_video.commands.pins import pin_models
 from rats_video.commands.record import environment
 from rats_video.config.fields import Config
 from rats_video.config.load import load_config, load_seeded, write_resolved
@@ -33,6 +34,14 @@ class TrainOptions(TypedDict):
     overwrite: bool
 
 
+def load_pinned(model: type[ConfigT], group: str, options: TrainOptions, overrides: Sequence[str] = ()) -> ConfigT:
+    """The configuration of a `train` command, its models on the hub at a commit; `overrides` come after the user's."""
+    given = load_seeded(
+        model, options["config"], group=group, overrides=[*options["overrides"], *overrides], seed=options["seed"]
+    )
+    return pin_models(given, options["output"] / CONFIG if options["resume"] else None)
+
+
 class Training(Generic[ConfigT]):
     """One `train` command: its configuration, its device, and the time since it began.
 
@@ -44,9 +53,7 @@ class Training(Generic[ConfigT]):
 
     def __init__(self, model: type[ConfigT], group: str, options: TrainOptions) -> None:
         self._group, self._options = group, options
-        self.cfg = load_seeded(
-            model, options["config"], group=group, overrides=options["overrides"], seed=options["seed"]
-        )
+        self.cfg = load_pinned(model, group, options)
         self.device, self._began = pick_device(options["device"]), time.monotonic()
 
     def run(self, make: Callable[[], Made]) -> list[str]:

@@ -8,7 +8,8 @@ from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import AsUserError, warn
-from rats_video.inference.student import CARD, load_card
+from rats_video.hub import CARD
+from rats_video.inference.student import load_card
 from rats_video.reading import read_json
 from rats_video.types import ClipSpec
 

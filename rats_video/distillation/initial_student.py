@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
-from rats_video.assets import resolve_folder
+from rats_video.assets import model_name, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.folder import load_parts
 from rats_video.backbones.lora import LORA_FILE, read_lora
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
-from rats_video.inference.student import CARD, StudentCard, load_card
+from rats_video.hub import CARD
+from rats_video.inference.student import ITSELF, StudentCard, load_card
 
 WHERE = "student.init"
 
@@ -54,7 +55,7 @@ def _find(init: str) -> tuple[Path, Path]:
 
 def _compare(cfg: DistillConfig, card: StudentCard, folder: Path) -> None:
     """Warn of what makes an earlier student a poor start."""
-    if (theirs := Path(card.model).name) not in {(ours := Path(cfg.model).name), "."}:
+    if (theirs := model_name(card.model)) not in {(ours := model_name(cfg.model)), ITSELF}:
         warn(f"was trained on {theirs}, this run's model is {ours}", where=f"{WHERE}={folder}")
     if card.shift != cfg.shift:
         warn(f"was trained at shift {card.shift:g}, this run's is {cfg.shift:g}", where=f"{WHERE}={folder}")

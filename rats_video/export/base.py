@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rats_video.assets import HUB, is_embedded
+from rats_video.assets import HUB, find_hub_id, is_embedded
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.export.pictures import ExportPictures
@@ -91,8 +91,15 @@ class ExportedStudent:
     @property
     def base_id(self) -> str:
         """The base's name for others: its repository on the hub where its folder is called so, never a path of ours."""
+        if hub := find_hub_id(self.card.model):
+            return hub.repository
         name = Path(self.card.model).name or self.base.resolve().name  # `.` has none
         return next((repository for repository in HUB if repository.rpartition("/")[2] == name), name)
+
+    @property
+    def base_for_us(self) -> str:
+        """The base for `rats.json`: `base_id`, at its commit where that is known."""
+        return self.card.model if find_hub_id(self.card.model) else self.base_id
 
     @property
     def file_stem(self) -> str:
@@ -173,6 +180,10 @@ class Form(ABC):
     @abstractmethod
     def programs(self, exported: ExportedStudent) -> str:
         """The programs that take its files, and those that do not, for the card."""
+
+    def own_card(self, exported: ExportedStudent) -> StudentCard | None:
+        """The card by which rats-video samples the export; None where it cannot."""
+        return replace(exported.card, model=exported.base_for_us)
 
     def install(self, exported: ExportedStudent) -> str:
         """The command that installs what its code needs; or nothing."""

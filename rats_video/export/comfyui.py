@@ -112,6 +112,10 @@ class ComfyUI(Form):
         }
         return open_base(exported, device, **networks, scheduler=scheduler)
 
+    def own_card(self, exported: ExportedStudent) -> None:  # noqa: ARG002
+        """None: the names are others."""
+        return
+
     def install(self, exported: ExportedStudent) -> str:  # noqa: ARG002
         """Nothing."""
         return ""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rats_video.assets import INDEX
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_models import only_diffusers
@@ -16,6 +16,8 @@ from rats_video.export.parts import copy_parts
 from rats_video.export.stock import open_pipeline
 from rats_video.export.usage import whole_snippet
 from rats_video.files import write_json
+from rats_video.hub import INDEX
+from rats_video.inference.student import ITSELF, StudentCard
 
 
 class Diffusers(Form):
@@ -34,6 +36,10 @@ class Diffusers(Form):
             index
             | {"_class_name": exported.pipeline, SCHEDULER: ["diffusers", type(exported.stock.scheduler).__name__]},
         )
+
+    def own_card(self, exported: ExportedStudent) -> StudentCard | None:
+        """It needs no base."""
+        return replace(exported.card, model=ITSELF)
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The folder as a pipeline."""

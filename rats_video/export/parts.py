@@ -8,11 +8,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from rats_video.assets import INDEX
 from rats_video.backbones.folder import read_index
 from rats_video.export.base import BASE, ExportedStudent
 from rats_video.export.stock import TOKENIZER, misread_tokenizers
 from rats_video.files import write_json
+from rats_video.hub import INDEX
 
 WEIGHTS = {".safetensors", ".bin"}
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rats_video.assets import INDEX
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import UserError
 from rats_video.export.base import Clips, ExportedStudent
+from rats_video.hub import INDEX
 from rats_video.reading import read_json
 from rats_video.seeds import seeded
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,9 +14,9 @@ from rats_video.backbones.kinds import AUTO, BackboneConfig
 from rats_video.config.fields import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
+from rats_video.hub import CARD
 from rats_video.reading import DAMAGED, read_json
 
-CARD = "rats.json"
 ITSELF = "."  # as a card's model
 
 
@@ -65,10 +66,16 @@ _CARD = TypeAdapter(StudentCard)
 
 def save_student(student: PipelineBackbone, card: StudentCard, folder: Path) -> None:
     """Write the student's denoiser or LoRA file and the card with its noise levels, whole or not at all."""
-    sigmas = {str(steps): student.sigmas(steps, card.shift).tolist() for steps in card.num_steps}
+    sigmas = {steps: student.sigmas(steps, card.shift).tolist() for steps in card.num_steps}
     with replacing(folder, "student") as aside:
         student.save_role(aside)
-        write_json(aside / CARD, {**card.as_json(), "sigmas": sigmas})
+        write_card(card, sigmas, aside)
+
+
+def write_card(card: StudentCard, sigmas: Mapping[int, Sequence[float]], folder: Path) -> None:
+    """Write the card, with the noise levels of each number of steps."""
+    levels = {str(steps): list(each) for steps, each in sigmas.items()}
+    write_json(folder / CARD, {**card.as_json(), "sigmas": levels})
 
 
 def load_card(folder: Path) -> StudentCard:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from rats_video.assets import MODELS
+from rats_video.assets import MODELS, model_name
 from rats_video.backbones.architecture import Architecture, build_on_meta
 from rats_video.backbones.layout import weight_files
 from rats_video.distillation.settings import DistillConfig
@@ -47,5 +47,5 @@ def plan_reading(cfg: DistillConfig, architecture: Architecture, *, is_cpu: bool
 def _on_disk(model: str, folder: Path | None, parts: Mapping[str, nn.Module]) -> dict[str, int]:
     if folder is not None and any(map(weight_files, folder.glob("*/"))):
         return {name: sum(file.stat().st_size for file in weight_files(folder / name)) for name in parts}
-    download = next((size for name, size in MODELS.items() if name.endswith(f"/{Path(model).name}")), None)
+    download = next((size for name, size in MODELS.items() if name.endswith(f"/{model_name(model)}")), None)
     return {} if download is None else {"download": round(download * 1e9)}

@@ -15,7 +15,8 @@ from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.export.diffusers import write_denoiser
 from rats_video.export.merged import merge
 from rats_video.files import replacing, write_json
-from rats_video.inference.student import CARD, StudentCard
+from rats_video.hub import CARD
+from rats_video.inference.student import StudentCard
 from rats_video.pretraining.finetune import FinetuneConfig
 from rats_video.runtime import Runtime
 

@@ -18,7 +18,8 @@ from rats_video.backbones.cogvideox import CogVideoXBackbone
 from rats_video.backbones.kinds import load_backbone
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
-from rats_video.inference.student import CARD, StudentCard, save_student
+from rats_video.hub import CARD
+from rats_video.inference.student import StudentCard, save_student
 from rats_video.methods.base import StepsConfig
 from rats_video.methods.gate import SigmoidGateConfig, build_gate
 from rats_video.methods.imitation import Imitation, ImitationConfig

@@ -17,7 +17,8 @@ from rats_video.commands.demo import load_studio
 from rats_video.commands.students import load_student
 from rats_video.config.load import write_resolved
 from rats_video.errors import UserError
-from rats_video.inference.student import CARD, ITSELF
+from rats_video.hub import CARD
+from rats_video.inference.student import ITSELF
 
 Command = Callable[..., Any]
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.students import load_student
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
+from rats_video.hub import CARD
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
-from rats_video.inference.student import CARD, StudentCard, load_card, save_student
+from rats_video.inference.student import StudentCard, load_card, save_student
 from rats_video.types import ClipSpec
 
 pytestmark = pytest.mark.pipeline

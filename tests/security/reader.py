@@ -36,7 +36,8 @@ from rats_video.datasets.shapes.render import WORDS
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import CONTROLS, UserError
 from rats_video.evaluation.tables import read_rows
-from rats_video.inference.student import CARD, load_card
+from rats_video.hub import CARD
+from rats_video.inference.student import load_card
 from rats_video.inference.video import read_mp4, write_mp4
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.latent import read_imitated
