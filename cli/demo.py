@@ -14,7 +14,7 @@ def demo(
     model: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[RUN|STUDENT]", help="Run or student folder. [default: the tiny student in the package]"
+            metavar="[RUN|STUDENT]", help="Run or student folder, or USER/NAME on the hub. [default: the tiny student]"
         ),
     ] = None,
     *,

@@ -18,6 +18,9 @@ from rats_video.cli.options import (
     SeedOption,
     check_exclusive,
 )
+from rats_video.errors import UserError
+
+PrivateOption = Annotated[bool, typer.Option("--private", help="Make it a repository that only you see.")]
 
 app = typer.Typer(help="Export videos, or the model, of a finished run.")
 
@@ -67,7 +70,8 @@ def comparison(
 @app.command(epilog="Example: `rats-video export model runs/demo --format diffusers`")
 def model(
     run: Annotated[
-        str, typer.Argument(metavar="RUN|STUDENT", help="Finished run, student folder, or `tiny-wan-student`.")
+        str,
+        typer.Argument(metavar="RUN|STUDENT", help="Finished run, student folder, or USER/NAME on the hub."),
     ],
     *,
     kind: Annotated[
@@ -93,6 +97,11 @@ def model(
         Path | None, typer.Option("--output", metavar="DIR", help="Folder to write. [default: RUN/export/FORMAT]")
     ] = None,
     overwrite: OverwriteOption = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="USER/NAME", help="Then upload it to this repository on the model hub."),
+    ] = None,
+    private: PrivateOption = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Write the student in a form that other programs load, with a model card.
@@ -106,4 +115,27 @@ def model(
         kind=kind, source=run, scale=scale, nfe=nfe, num_clips=num_clips, verify=verify, output=output,
         overwrite=overwrite, base=base,
     )  # fmt: skip
-    typer.echo("\n".join(run_export_model(order, device)))
+    if push_to_hub is None:
+        if private:
+            raise UserError("is of a repository on the hub", where="--private", fix="add --push-to-hub USER/NAME")
+        typer.echo("\n".join(run_export_model(order, device)))
+        return
+    from rats_video.commands.push import export_and_push
+
+    export_and_push(order, device, push_to_hub, private=private, echo=typer.echo)
+
+
+@app.command(epilog="Example: `rats-video export push runs/demo/export/lora somebody/my-student`")
+def push(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `export model` wrote.")],
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the model hub.")],
+    *,
+    private: PrivateOption = False,
+) -> None:
+    """Upload an export to the model hub, its model card with it.
+
+    The token is that of `hf auth login`, or HF_TOKEN. The same command again replaces what an earlier one uploaded.
+    """
+    from rats_video.commands.push import run_push
+
+    typer.echo("\n".join(run_push(folder, repository, private=private)))

@@ -83,7 +83,7 @@ PromptOption = Annotated[
 PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Text file, one prompt a line.")]
 BaseOption = Annotated[
     Path | None,
-    typer.Option("--base", metavar="DIR", help="Where the student's base pipeline is now. [default: where it was]"),
+    typer.Option("--base", metavar="DIR|USER/NAME", help="The student's base pipeline now. [default: where it was]"),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished `distill` or `run`.")]
 

@@ -22,7 +22,11 @@ EXAMPLE = 'Example: `rats-video sample --nfe 4 --prompt "a fast red circle movin
 
 ModelOption = Annotated[
     Path | None,
-    typer.Option("--model", metavar="RUN|DIR", help="Run, student or pipeline. [default: the package's tiny student]"),
+    typer.Option(
+        "--model",
+        metavar="RUN|DIR|USER/NAME",
+        help="A run, student or pipeline. [default: the tiny student]",
+    ),
 ]
 CallsOption = Annotated[
     int | None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
 from rats_video.errors import first_line
 
@@ -15,19 +16,8 @@ def refusal(error: BaseException, repository: str, revision: str | None = None) 
 
     found = None
     match error := _unwrapped(error):
-        case errors.GatedRepoError():
-            what = "its authors give it only to those who ask for it"
-            found = what, f"ask for it on {constants.ENDPOINT}/{repository}, then {_LOG_IN}"
-        case errors.RepositoryNotFoundError():
-            what = "no such repository on the hub, or a private one"
-            found = what, f"check the name; for a private one {_LOG_IN}"
-        case errors.RevisionNotFoundError():
-            found = f"no revision {revision} of it on the hub", "give a branch, a tag or a whole commit behind the @"
         case errors.HfHubHTTPError():
-            said = error.server_message or error.response.reason_phrase
-            found = _of_status(error.response.status_code, " ".join(said.split()))
-        case errors.HFValidationError():
-            found = "not a name that the hub takes", "give USER/NAME: letters, digits, and . - _ between them"
+            found = _answered(error, repository, revision)
         case errors.OfflineModeIsEnabled():
             found = "HF_HUB_OFFLINE is set, and the hub's cache does not have it", "unset it, or give a folder"
         case errors.LocalTokenNotFoundError():
@@ -35,10 +25,33 @@ def refusal(error: BaseException, repository: str, revision: str | None = None) 
         case OSError() if error.filename is not None or error.errno == errno.ENOSPC:
             at = error.filename or constants.HF_HUB_CACHE
             found = f"{at} cannot be written: {error.strerror}", "make room there, or set HF_HOME to another folder"
+        case ValueError():  # a name, or the head of a model card
+            found = f"the hub does not take it: {' '.join(str(error).split())}", "mend that"
         case _ if is_unreachable(error) or isinstance(error, OSError):
             what = f"the hub does not answer at {constants.ENDPOINT}: {first_line(error)}"
             found = what, "check the network; what has come so far is kept"
     return found
+
+
+def _answered(error: Any, repository: str, revision: str | None) -> tuple[str, str]:
+    """The same of an answer other than yes."""
+    from huggingface_hub import constants, errors
+
+    if isinstance(error, errors.GatedRepoError):
+        what = "its authors give it only to those who ask for it"
+        return what, f"ask for it on {constants.ENDPOINT}/{repository}, then {_LOG_IN}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        what = "no such repository on the hub, or a private one"
+        return what, f"check the name; for a private one {_LOG_IN}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"no revision {revision} of it on the hub", "give a branch, a tag or a whole commit behind the @"
+    status, said = error.response.status_code, error.server_message or error.response.reason_phrase
+    match status:
+        case 401:
+            return "the hub does not take the token", f"make a new one in its settings, then {_LOG_IN}"
+        case 403:
+            return f"the hub does not allow it: {' '.join(said.split())}", f"take a token that may, {_LOG_IN}"
+    return f"the hub answers {status}: {' '.join(said.split())}", "try again later"
 
 
 def _unwrapped(error: BaseException) -> BaseException:
@@ -71,12 +84,3 @@ def _transport() -> type[Exception]:
 
     found: type[Exception] = errors.HfHubHTTPError.__mro__[1]
     return found
-
-
-def _of_status(status: int, said: str) -> tuple[str, str]:
-    match status:
-        case 401:
-            return "the hub does not take the token", f"make a new one in its settings, then {_LOG_IN}"
-        case 403:
-            return f"the hub does not allow it: {said}", f"take a token that may, {_LOG_IN}"
-    return f"the hub answers {status}: {said}", "try again later"

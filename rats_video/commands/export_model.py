@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from rats_video.export.card import model_card, read_training
 from rats_video.export.kinds import find_form
 from rats_video.export.quality import loss_table, score
 from rats_video.export.stock import quiet
-from rats_video.export.verify import Difference, sample_export
+from rats_video.export.verify import UNCHECKED, Difference, sample_export
 from rats_video.files import replacing
 from rats_video.inference.student import ITSELF, StudentCard, load_card, write_card
 from rats_video.training.run_folder import RunFolder
@@ -70,7 +70,7 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
     form, card = find_form(order.kind), with_base(load_card(folder), folder, order.base)
     base = folder if card.model == ITSELF else resolve_folder(card.model, where="--base")
     form.check(folder, base, find_family(base, card.backbone), order.scale)
-    output = _output(order, run, folder, base)
+    output = _free_output(order, run, folder, base)
     where = pick_device(device)
     with quiet(), explain_memory(lambda: "try --device cpu, or --no-verify"), replacing(output, "export") as aside:
         aside.mkdir()
@@ -86,10 +86,19 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
     return [f"{form.name}: {output}", *lines, *hints, *form.hints(exported)]
 
 
-def _output(order: ExportRequest, run: Path, folder: Path, base: Path) -> Path:
+def with_output(order: ExportRequest) -> tuple[ExportRequest, Path]:
+    """The same with its output folder, and that folder."""
+    output = order.output or _default_output(order, *locate_student(order.source, where="RUN"))
+    return replace(order, output=output), output
+
+
+def _default_output(order: ExportRequest, run: Path, folder: Path) -> Path:
+    return run / "export" / order.kind if run != folder else Path("exports") / f"{folder.name}-{order.kind}"
+
+
+def _free_output(order: ExportRequest, run: Path, folder: Path, base: Path) -> Path:
     """The folder to appear, which must not hold the student or its base."""
-    of_run = run / "export" / order.kind
-    output = order.output or (of_run if run != folder else Path("exports") / f"{folder.name}-{order.kind}")
+    output = order.output or _default_output(order, run, folder)
     for origin in (run, folder, base):
         if origin.resolve().is_relative_to(output.resolve()):
             raise UserError(f"holds {origin}, which the export is made from", where=str(output), fix="another --output")
@@ -163,7 +172,7 @@ def _verify(
 ) -> list[str]:
     """Compare the clips of what was written with the student's; returns lines for the card."""
     if exported.clips is None:
-        return ["not compared with our sampler (--no-verify)"]
+        return [UNCHECKED]
     theirs = sample_export(form, exported, device, aside)
     _free()
     difference, videos = Difference.of(exported.clips, theirs), theirs.videos

@@ -21,6 +21,7 @@ from rats_video.reading import read_json
 from rats_video.training.guard import finite_mean
 from rats_video.training.run_folder import read_sessions
 
+TAG = "rats-video"
 LIMITS = (
     "What the base cannot draw it cannot draw either, and the base's licence and biases hold for it.",
     "It was trained to please a learned reward: look for what such a reward does not see.",
@@ -77,7 +78,7 @@ def model_card(
 def _front_matter(exported: ExportedStudent, form: Form) -> str:
     fields: dict[str, Any] = {
         "base_model": exported.base_id, "library_name": "diffusers", "pipeline_tag": exported.task,
-        "tags": ["rats-video", "few-step", exported.task, *form.tags],
+        "tags": [TAG, "few-step", exported.task, *form.tags],
         "base_model_relation": form.relation or ("adapter" if exported.is_lora else "finetune"),
     }  # fmt: skip
     fields |= _license(exported)
@@ -89,14 +90,18 @@ def _license(exported: ExportedStudent) -> dict[str, str]:
     if is_embedded(exported.card.model):
         return {"license": "apache-2.0"}
     path = exported.base / "README.md"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    known = read_front_matter(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "")
+    return {key: str(known[key]) for key in ("license", "license_name", "license_link") if key in known}
+
+
+def read_front_matter(text: str) -> dict[str, Any]:
+    """The YAML at the head of a model card; nothing where there is none."""
     head = re.match(r"---\n(.*?)\n---\n", text, re.DOTALL)
     try:
         found = yaml.safe_load(head[1]) if head else None
     except yaml.YAMLError:
         return {}
-    known = found if isinstance(found, dict) else {}
-    return {key: str(known[key]) for key in ("license", "license_name", "license_link") if key in known}
+    return found if isinstance(found, dict) else {}
 
 
 def _noise_levels(exported: ExportedStudent) -> list[str]:

@@ -15,6 +15,7 @@ from rats_video.export.stock import sample_stock
 
 # The latents tell. Rounding moved single ones by 1e-5 in float32 and 0.03 in bfloat16, another frame rate by 0.02,
 # other noise levels by 0.4 and more. Pixels tell of the VAE, which an export only copies, and of eight bits.
+UNCHECKED = "not compared with our sampler (--no-verify)"
 LEAST_PSNR, LEAST_PSNR_QUANTIZED = 25.0, 15.0
 
 
