@@ -41,7 +41,7 @@ def test_untrained_nfe_warns_but_works(command: Command, finished: Path, tmp_pat
     student = finished / "student"  # the student's own folder does as well
     code, _, err = command("sample", "--model", student, "--nfe", 3, "--prompt", PROMPT, "--output", tmp_path)
     assert code == 0
-    assert "warning: --nfe 3: this student was trained for 4; quality may drop" in err
+    assert "warning: --nfe 3: this student was trained for 2, 4; quality may drop" in err
     assert calls == [1, 1, 1]
 
 
@@ -82,7 +82,7 @@ def test_seed_repeats(command: Command, finished: Path, tmp_path: Path, monkeypa
         (["--prompt", PROMPT, "--device", "cuda:99"], "--device: cuda:99 is not here"),
         (
             ["--prompt", PROMPT, "--model", "nowhere"],
-            "--model: no such folder: nowhere (give a run, the folder of a student, or a pipeline)",
+            "--model: no such folder: nowhere (give a run, a student or a pipeline: a folder, or USER/NAME on the hub)",
         ),
         (
             ["--prompt", PROMPT, "--lora", "no.safetensors:0.5"],

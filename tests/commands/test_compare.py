@@ -22,11 +22,11 @@ def tiny() -> CompareConfig:
 
 def test_every_method_gets_the_updates_that_the_budget_pays_for(tiny: CompareConfig) -> None:
     cfg = tiny.model_copy(update={"budget": 50_400})
-    assert list(cfg.methods) == ["rats", "rats_floor", *KINDS[1:]]
+    assert list(cfg.methods) == ["rats", "rats_all", "rats_floor", *KINDS[1:]]
     rats = cfg.arm("rats", 0, "teacher")
-    # 8 clips: 24 guided teacher steps, and 3, 4, 5 and 8 student steps, with gradient three each
-    assert mean_evaluations(rats) == 8 * (48 + 3 * (3 + 4 + 5 + 8) / 4)
-    assert rats.training.steps == 100
+    # 8 clips: 24 guided teacher steps for every fourth, and 2 and 4 student steps, with gradient three each
+    assert mean_evaluations(rats) == 8 * (48 / 4 + 3 * (2 + 4) / 2)
+    assert rats.training.steps == 300
     for kind in KINDS:
         arm = cfg.arm(kind, 1, "teacher")
         assert arm.method.kind == kind
@@ -36,12 +36,12 @@ def test_every_method_gets_the_updates_that_the_budget_pays_for(tiny: CompareCon
 
 
 def test_a_budget_below_one_update_is_refused(tiny: CompareConfig) -> None:
-    with pytest.raises(UserError, match="500 network evaluations are less than one update of rats, which takes 504"):
-        tiny.model_copy(update={"budget": 500}).arm("rats", 0, "teacher")
+    with pytest.raises(UserError, match="100 network evaluations are less than one update of rats, which takes 168"):
+        tiny.model_copy(update={"budget": 100}).arm("rats", 0, "teacher")
 
 
 def test_a_restart_that_the_budget_does_not_reach_is_refused(tiny: CompareConfig) -> None:
-    late = {"budget": 50_400, "overrides": ("training.steps=999", "training.optimizer.restarts=[100]")}
+    late = {"budget": 16_000, "overrides": ("training.steps=999", "training.optimizer.restarts=[100]")}
     with pytest.raises(UserError, match=r"^methods.rats: training.optimizer restarts at step 100, after the last of"):
         tiny.model_copy(update=late).arm("rats", 0, "teacher")
 

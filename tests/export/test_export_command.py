@@ -162,7 +162,7 @@ def test_run_and_its_student_are_the_same(command: Command, run: Path, tmp_path:
 def test_nothing_is_sampled_without_verification(
     command: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("commands.export_model.sample_videos", "export.verify.sample_stock"):
+    for name in ("commands.export_clips.sample_videos", "export.verify.sample_stock"):
         monkeypatch.setattr(f"rats_video.{name}", lambda *_, **__: pytest.fail("sampled"))
     options = ["--format", "diffusers", "--no-verify", "--output", tmp_path / "out"]
     assert command("export", "model", run, *options).code == 0
