@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,16 @@ def test_images_among_videos(prepare: Command, tiny_wan: Path, tmp_path: Path, l
     assert sorted(loader.batch(step).latents.shape[2] for step in range(6)) == [1, 1, 2, 2, 2, 2]
 
 
-def test_model_without_clips_of_one_frame_takes_the_videos_alone(prepare: Command, tmp_path: Path) -> None:
-    code, out, err = prepare("tiny-wan", num_frames=17, height=64, width=64)
+def test_model_without_clips_of_one_frame_takes_the_videos_alone(
+    prepare: Command, tiny_wan: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_wan, tmp_path / "model")
+    config = json.loads((model / "transformer" / "config.json").read_text())
+    (model / "transformer" / "config.json").write_text(json.dumps(config | {"patch_size": [2, 2, 2]}))
+    code, out, err = prepare(model, num_frames=5, height=32, width=32)
     assert code == 0, err
     assert out.splitlines()[1:4] == [
-        "  2 of 17x64x64", "  skipped 1: an image of the name of a video beside it (0.png)",
+        "  2 of 5x32x32", "  skipped 1: an image of the name of a video beside it (0.png)",
         "  skipped 1: an image, and this model takes no clip of one frame (picture.PNG)",
     ]  # fmt: skip
-    assert [record.size for record in ClipCache(tmp_path / "cache").records] == [(17, 64, 64)] * 2
+    assert [record.size for record in ClipCache(tmp_path / "cache").records] == [(5, 32, 32)] * 2
