@@ -123,6 +123,10 @@ def test_names_resolve_only_inside_the_assets(tmp_path: Path) -> None:
 
 
 WAN_1B = "29 GB: hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --local-dir models/Wan2.1-T2V-1.3B-Diffusers"
+DINO = (
+    "0.4 GB: hf download facebook/dino-vitb16 --local-dir models/dino-vitb16 "
+    "&& rats-video rewards convert models/dino-vitb16/pytorch_model.bin models/dino-vitb16"
+)
 LTX = "25 GB: hf download Lightricks/LTX-Video --exclude 'ltx*' --local-dir models/LTX-Video"
 
 
@@ -134,23 +138,16 @@ LTX = "25 GB: hf download Lightricks/LTX-Video --exclude 'ltx*' --local-dir mode
         ("student.init", "nowhere", "no such folder: nowhere (embedded ones: tiny-wan-student)"),
         ("reward.path", "shapes-rewards", "no such folder: shapes-rewards (did you mean shapes-reward?)"),
         ("reward.path", "shapes-rewart", "no such folder: shapes-rewart (did you mean shapes-reward?)"),
-        ("model", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers", f"no such folder: Wan-AI/Wan2.1-T2V-1.3B-Diffusers ({WAN_1B})"),
+        ("reward.path", "facebook/dino-vitb16", f"no such folder: facebook/dino-vitb16 ({DINO})"),
         ("model", "models/LTX-Video", f"no such folder: models/LTX-Video ({LTX})"),
         (
-            "model", "someone/a-fine.tune",
+            "reward.path", "someone/a-fine.tune",
             (
                 "no such folder: someone/a-fine.tune "
                 "(a folder is needed: hf download someone/a-fine.tune --local-dir models/a-fine.tune)"
             ),
         ),
-        (
-            "reward.path", "models/dino-vitb16",
-            (
-                "no such folder: models/dino-vitb16 "
-                "(0.4 GB: hf download facebook/dino-vitb16 --local-dir models/dino-vitb16 "
-                "&& rats-video rewards convert models/dino-vitb16/pytorch_model.bin models/dino-vitb16)"
-            ),
-        ),
+        ("reward.path", "models/dino-vitb16", f"no such folder: models/dino-vitb16 ({DINO})"),
     ],
 )  # fmt: skip
 def test_what_is_missing_says_how_to_get_it(where: str, name: str, message: str) -> None:
@@ -172,10 +169,10 @@ def test_single_file_is_told_from_a_folder(tmp_path: Path) -> None:
 def test_repository_in_the_hubs_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "models--someone--wan" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text("{}")
+    (snapshot / "config.json").write_text("{}")
     (tmp_path / "models--someone--wan" / "refs").mkdir()
     (tmp_path / "models--someone--wan" / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError) as caught:
-        resolve_folder("someone/wan", where="model")
-    assert str(caught.value) == f"model: no such folder: someone/wan (the hub's cache has it: {snapshot})"
+        resolve_folder("someone/wan", where="reward.path")
+    assert str(caught.value) == f"reward.path: no such folder: someone/wan (the hub's cache has it: {snapshot})"
