@@ -72,8 +72,8 @@ def is_repository(name: str) -> bool:
 def fetch(hub: HubId, *, where: str, weights: bool = True) -> Path:
     """The folder in the hub's cache that holds what is needed of a pipeline or a student; its name is the commit.
 
-    What is not there yet is downloaded, its size said before; a download that broke off is gone on with. Where the hub
-    cannot be reached, what the cache has is taken.
+    What is not there yet is downloaded, its size said before. A connection that breaks goes on where it was; a command
+    that ends keeps the files that came whole. Where the hub cannot be reached, what the cache has is taken.
 
     Args:
         hub: the repository.

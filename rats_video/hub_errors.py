@@ -29,7 +29,7 @@ def refusal(error: BaseException, repository: str, revision: str | None = None) 
             found = f"the hub does not take it: {' '.join(str(error).split())}", "mend that"
         case _ if is_unreachable(error) or isinstance(error, OSError):
             what = f"the hub does not answer at {constants.ENDPOINT}: {first_line(error)}"
-            found = what, "check the network; what has come so far is kept"
+            found = what, "check the network; files that came whole are kept"
     return found
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hub_server import serving
 from PIL import Image
 
 from rats_video.assets import ASSETS, resolve_folder
@@ -151,6 +150,10 @@ def test_names_resolve_only_inside_the_assets(tmp_path: Path) -> None:
 
 
 WAN_1B = "29 GB: hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --local-dir models/Wan2.1-T2V-1.3B-Diffusers"
+DINO = (
+    "0.4 GB: hf download facebook/dino-vitb16 --local-dir models/dino-vitb16 "
+    "&& rats-video rewards convert models/dino-vitb16/pytorch_model.bin models/dino-vitb16"
+)
 LTX = "25 GB: hf download Lightricks/LTX-Video --exclude 'ltx*' --local-dir models/LTX-Video"
 
 
@@ -162,15 +165,16 @@ LTX = "25 GB: hf download Lightricks/LTX-Video --exclude 'ltx*' --local-dir mode
         ("student.init", "nowhere", "no such folder: nowhere (embedded ones: tiny-wan-student)"),
         ("reward.path", "shapes-rewards", "no such folder: shapes-rewards (did you mean shapes-reward?)"),
         ("reward.path", "shapes-rewart", "no such folder: shapes-rewart (did you mean shapes-reward?)"),
+        ("reward.path", "facebook/dino-vitb16", f"no such folder: facebook/dino-vitb16 ({DINO})"),
         ("model", "models/LTX-Video", f"no such folder: models/LTX-Video ({LTX})"),
         (
-            "reward.path", "models/dino-vitb16",
+            "reward.path", "someone/a-fine.tune",
             (
-                "no such folder: models/dino-vitb16 "
-                "(0.4 GB: hf download facebook/dino-vitb16 --local-dir models/dino-vitb16 "
-                "&& rats-video rewards convert models/dino-vitb16/pytorch_model.bin models/dino-vitb16)"
+                "no such folder: someone/a-fine.tune "
+                "(a folder is needed: hf download someone/a-fine.tune --local-dir models/a-fine.tune)"
             ),
         ),
+        ("reward.path", "models/dino-vitb16", f"no such folder: models/dino-vitb16 ({DINO})"),
     ],
 )  # fmt: skip
 def test_what_is_missing_says_how_to_get_it(where: str, name: str, message: str) -> None:
@@ -192,18 +196,10 @@ def test_single_file_is_told_from_a_folder(tmp_path: Path) -> None:
 def test_repository_in_the_hubs_cache_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = tmp_path / "models--someone--wan" / "snapshots" / ("a" * 40)
     snapshot.mkdir(parents=True)
-    (snapshot / "model_index.json").write_text("{}")
+    (snapshot / "config.json").write_text("{}")
     (tmp_path / "models--someone--wan" / "refs").mkdir()
     (tmp_path / "models--someone--wan" / "refs" / "main").write_text("a" * 40)
     monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert resolve_folder("someone/wan", where="model") == snapshot
-
-
-def test_repository_that_the_hub_has_not_is_one_line(tmp_path: Path) -> None:
-    with serving(tmp_path), pytest.raises(UserError) as caught:
-        resolve_folder("someone/a-fine.tune", where="model")
-    assert str(caught.value) == (
-        "model: someone/a-fine.tune: no such folder here, and no such repository on the hub, or a private one "
-        "(check the name; for a private one `hf auth login` or set HF_TOKEN)"
-    )
+    with pytest.raises(UserError) as caught:
+        resolve_folder("someone/wan", where="reward.path")
+    assert str(caught.value) == f"reward.path: no such folder: someone/wan (the hub's cache has it: {snapshot})"
