@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
-from rats_video.assets import HUB, PICKLED, download
+from rats_video.assets import ASSETS, HUB, PICKLED, download
 from rats_video.config.load import load_config
+from rats_video.datasets.shapes.render import ATTRIBUTES
 from rats_video.distillation.settings import DistillConfig
 from rats_video.methods.custom import CustomMethodConfig
 from rats_video.methods.kinds import MethodConfig
@@ -53,3 +55,14 @@ def test_conversions_are_the_ones_that_errors_name() -> None:
     text = (DOCS / "rewards.md").read_text() + (DOCS / "evaluation.md").read_text()
     steps = re.findall(r"^curl -LO (\S+)\nrats-video rewards convert (\S+) models/(\S+)$", text, re.MULTILINE)
     assert steps == [(url, url.rpartition("/")[2], folder) for folder, url in PICKLED.items()]
+
+
+def test_the_embedded_model_is_described_as_it_was_measured() -> None:
+    text = (DOCS / "embedded_model.md").read_text(encoding="utf-8")
+    metrics = json.loads((ASSETS / "tiny-wan" / "training.json").read_text())["metrics"]
+    for kind in ("50_steps", "4_steps", "first_frame_given"):
+        cells = [f"{metrics[f'{name}_{kind}']:.3f}" for name in (*ATTRIBUTES, "adherence")]
+        assert f"| {' | '.join(cells)} |" in text
+    for reward in ("shapes-reward", "shapes-reward-heldout"):
+        metrics = json.loads((ASSETS / reward / "training.json").read_text())["metrics"]
+        assert f"| `{reward}` | {' | '.join(f'{metrics[f"auc_{name}"]:.2f}' for name in ATTRIBUTES)} |" in text

@@ -67,7 +67,7 @@ def test_vae_round_trip_keeps_at_least_28_db_and_the_words(backbone: WanBackbone
 def test_teacher_shows_every_word_and_can_be_surpassed() -> None:
     metrics = json.loads((ASSETS / "tiny-wan" / "training.json").read_text())["metrics"]
     for name in ATTRIBUTES:
-        assert metrics[f"{name}_50_steps"] >= 0.9, name
+        assert metrics[f"{name}_50_steps"] >= 0.88, name
         assert metrics[f"{name}_first_frame_given"] >= 0.95, name
     assert metrics["adherence_50_steps"] <= 0.98
     assert metrics["adherence_4_steps"] < metrics["adherence_50_steps"] - 0.02
