@@ -65,4 +65,5 @@ def test_the_embedded_model_is_described_as_it_was_measured() -> None:
         assert f"| {' | '.join(cells)} |" in text
     for reward in ("shapes-reward", "shapes-reward-heldout"):
         metrics = json.loads((ASSETS / reward / "training.json").read_text())["metrics"]
-        assert f"| `{reward}` | {' | '.join(f'{metrics[f"auc_{name}"]:.2f}' for name in ATTRIBUTES)} |" in text
+        cells = [f"{metrics['auc_' + name]:.2f}" for name in ATTRIBUTES]
+        assert f"| `{reward}` | {' | '.join(cells)} |" in text
