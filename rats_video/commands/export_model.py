@@ -144,7 +144,7 @@ def _write(
     )  # fmt: skip
     form.write(student, exported, aside)
     if made.pictures is not None:
-        made.pictures.save(aside)
+        made.pictures.save(f"{aside}/{form.picture_prefix(exported)}")
     return exported
 
 
