@@ -40,7 +40,7 @@ class WanBackbone(PipelineBackbone):
     settings = ("boundary_ratio", "expand_timesteps")
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
     can_share_tokens = True
-    original_names = (
+    original_names: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
         (r"^condition_embedder\.time_embedder\.linear_2\.", "time_embedding.2."),
         (r"^condition_embedder\.text_embedder\.linear_1\.", "text_embedding.0."),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,16 @@ class WanImageBackbone(WanBackbone):
     takes_last_picture = True
     needs_picture = True
     optional_parts = (LOW_NOISE, IMAGE_ENCODER, IMAGE_PROCESSOR)
+    original_names: ClassVar[tuple[tuple[str, str], ...]] = (
+        (r"^condition_embedder\.image_embedder\.norm1\.", "img_emb.proj.0."),
+        (r"^condition_embedder\.image_embedder\.ff\.net\.0\.proj\.", "img_emb.proj.1."),
+        (r"^condition_embedder\.image_embedder\.ff\.net\.2\.", "img_emb.proj.3."),
+        (r"^condition_embedder\.image_embedder\.norm2\.", "img_emb.proj.4."),
+        (r"^condition_embedder\.image_embedder\.pos_embed$", "img_emb.emb_pos"),
+        (r"\.attn2\.add_([kv])_proj\.", r".cross_attn.\1_img."),
+        (r"\.attn2\.norm_added_k\.", ".cross_attn.norm_k_img."),
+        *WanBackbone.original_names,
+    )
 
     def __init__(self, **parts: Any) -> None:
         super().__init__(**parts)

@@ -145,7 +145,7 @@ def _write(
     )  # fmt: skip
     form.write(student, exported, aside)
     if made.pictures is not None:
-        made.pictures.save(aside)
+        made.pictures.save(f"{aside}/{form.picture_prefix(exported)}")
     if own := form.own_card(exported):
         write_card(own, {n: exported.sigmas[n] for n in own.num_steps}, aside)
     return exported

@@ -177,6 +177,10 @@ class Form(ABC):
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """The card's section on how to sample an export called `name`."""
 
+    def picture_prefix(self, exported: ExportedStudent) -> str:  # noqa: ARG002
+        """What stands before the names of the example pictures, in the export's folder."""
+        return ""
+
     @abstractmethod
     def programs(self, exported: ExportedStudent) -> str:
         """The programs that take its files, and those that do not, for the card."""

@@ -116,6 +116,10 @@ class ComfyUI(Form):
         """None: the names are others."""
         return
 
+    def picture_prefix(self, exported: ExportedStudent) -> str:
+        """ComfyUI's folder of pictures, where each export's have names of their own."""
+        return f"input/{exported.file_stem}-"
+
     def install(self, exported: ExportedStudent) -> str:  # noqa: ARG002
         """Nothing."""
         return ""
@@ -124,6 +128,8 @@ class ComfyUI(Form):
         """As they were run on files of this kind."""
         if not exported.is_lora:
             return "This is for ComfyUI. Diffusers takes `--format diffusers` or `merged`."
+        if exported.pictures is not None:
+            return "This is for ComfyUI. Diffusers takes it too; `--format lora` has its own names."
         return f"{model_of(exported).lora_programs}. Diffusers takes it too; `--format lora` has its own names."
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:  # noqa: ARG002

@@ -70,6 +70,8 @@ def _sampler(exported: ExportedStudent, model: ComfyModel) -> str:
             "takes the high-noise model and `high_sigmas`; the second takes the low-noise model, `low_sigmas` and the "
             "first one's `output`, with `add_noise` off."
         )
+    if exported.pictures is not None:
+        text += f" The picture, scaled to the clip with crop `center`, goes into {model.picture_node}."
     if model.takes_frame_rate:
         text += f" Put LTXVConditioning with `frame_rate` {exported.card.clip['fps']:g} behind the prompt."
     if model.guidance_node is not None:

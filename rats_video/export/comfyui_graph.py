@@ -8,6 +8,12 @@ from typing import Any
 
 # The sockets and widgets of each node in turn, and its outputs; a widget has no type. Read from ComfyUI 0.10.0, commit
 # 9d273d3a: nodes.py and comfy_extras/nodes_{custom_sampler,hunyuan,lt,model_advanced,video,wan}.py.
+_SIZE = dict.fromkeys(("width", "height", "length", "batch_size"))
+_CONDITIONED = ("CONDITIONING", "CONDITIONING", "LATENT")
+OPTIONAL = {
+    "start_image", "end_image", "clip_vision_output", "clip_vision_start_image", "clip_vision_end_image",
+}  # fmt: skip
+"""Sockets that may stay empty."""
 NODES: Mapping[str, tuple[Mapping[str, str | None], tuple[str, ...]]] = {
     "UNETLoader": ({"unet_name": None, "weight_dtype": None}, ("MODEL",)),
     "LoraLoaderModelOnly": ({"model": "MODEL", "lora_name": None, "strength_model": None}, ("MODEL",)),
@@ -18,11 +24,37 @@ NODES: Mapping[str, tuple[Mapping[str, str | None], tuple[str, ...]]] = {
     "LTXVConditioning": (
         {"positive": "CONDITIONING", "negative": "CONDITIONING", "frame_rate": None}, ("CONDITIONING", "CONDITIONING"),
     ),
+    "LoadImage": ({"image": None}, ("IMAGE", "MASK")),
+    "ImageScale": (
+        {"image": "IMAGE", "upscale_method": None, "width": None, "height": None, "crop": None}, ("IMAGE",),
+    ),
+    "CLIPVisionLoader": ({"clip_name": None}, ("CLIP_VISION",)),
+    "CLIPVisionEncode": ({"clip_vision": "CLIP_VISION", "image": "IMAGE", "crop": None}, ("CLIP_VISION_OUTPUT",)),
+    "WanImageToVideo": (
+        {
+            "positive": "CONDITIONING", "negative": "CONDITIONING", "vae": "VAE",
+            "clip_vision_output": "CLIP_VISION_OUTPUT", "start_image": "IMAGE", **_SIZE,
+        },
+        _CONDITIONED,
+    ),
+    "WanFirstLastFrameToVideo": (
+        {
+            "positive": "CONDITIONING", "negative": "CONDITIONING", "vae": "VAE",
+            "clip_vision_start_image": "CLIP_VISION_OUTPUT", "clip_vision_end_image": "CLIP_VISION_OUTPUT",
+            "start_image": "IMAGE", "end_image": "IMAGE", **_SIZE,
+        },
+        _CONDITIONED,
+    ),
+    "LTXVImgToVideo": (
+        {
+            "positive": "CONDITIONING", "negative": "CONDITIONING", "vae": "VAE", "image": "IMAGE", **_SIZE,
+            "strength": None,
+        },
+        _CONDITIONED,
+    ),
     "EmptyHunyuanLatentVideo": ({"width": None, "height": None, "length": None, "batch_size": None}, ("LATENT",)),
     "EmptyLTXVLatentVideo": ({"width": None, "height": None, "length": None, "batch_size": None}, ("LATENT",)),
-    "Wan22ImageToVideoLatent": (
-        {"vae": "VAE", "width": None, "height": None, "length": None, "batch_size": None}, ("LATENT",),
-    ),
+    "Wan22ImageToVideoLatent": ({"vae": "VAE", "start_image": "IMAGE", **_SIZE}, ("LATENT",)),
     "KSamplerSelect": ({"sampler_name": None}, ("SAMPLER",)),
     "ManualSigmas": ({"sigmas": None}, ("SIGMAS",)),
     "SplitSigmas": ({"sigmas": "SIGMAS", "step": None}, ("SIGMAS", "SIGMAS")),
@@ -58,7 +90,7 @@ class Graph:
     def add(self, kind: str, **inputs: Any) -> tuple[Output, ...]:
         """Add a node, whose inputs are plain values and outputs of earlier ones; returns its own."""
         sockets, outputs = NODES[kind]
-        assert sockets.keys() == inputs.keys()
+        assert sockets.keys() - OPTIONAL <= inputs.keys() <= sockets.keys()
         self.nodes.append((kind, inputs))
         return tuple(Output(len(self.nodes), slot) for slot in range(len(outputs)))
 
@@ -78,6 +110,8 @@ class Graph:
             taken: list[dict[str, Any]] = []
             widgets: list[Any] = []
             for name, of in sockets.items():
+                if name not in inputs:
+                    continue
                 if of is None:
                     widgets += [inputs[name], "fixed"] if name == SEED else [inputs[name]]
                 else:

@@ -31,6 +31,8 @@ class ComfyModel:
         ruined_by: the node that must not be there.
         guidance_node: that tells its network the guidance scale it was trained with.
         takes_frame_rate: whether its conditioning has a frame rate.
+        picture_node: that takes the picture of image to video, and gives the latent to sample.
+        picture_channels: further channels of its input that a picture may take.
         header: keys that ComfyUI reads from the `config` of the file's header, where there is one.
     """
 
@@ -44,6 +46,8 @@ class ComfyModel:
     ruined_by: str | None = None
     takes_frame_rate: bool = False
     guidance_node: str | None = None
+    picture_channels: int = 0
+    picture_node: str = ""
 
     def refusal(self, config: Mapping[str, Any], *, is_lora: bool) -> str:
         """Why ComfyUI cannot take a student of it, a clause that names each value that differs; or nothing.
@@ -55,8 +59,11 @@ class ComfyModel:
         taken, made = config.get("in_channels"), config.get("out_channels")
         if is_lora and self.lora_refused:
             return f"a LoRA on {self.name} cannot be checked: {self.lora_refused}"
-        if taken != made and None not in (taken, made):
-            return f"its {self.name} takes {taken} channels and makes {made}: only text-to-video has this form"
+        if not is_lora and config.get("pos_embed_seq_len") is not None:
+            return f"a {self.name} of first and last pictures cannot be checked: diffusers' converter knows no emb_pos"
+        if taken is not None and made is not None and taken not in {made, made + self.picture_channels}:
+            other = f" or {made + self.picture_channels}" if self.picture_channels else ""
+            return f"its {self.name} takes {taken} channels and makes {made}: ComfyUI's takes {made}{other}"
         wrong = [
             f"{key} {_plain(config[key])} (not {' or '.join(str(_plain(value)) for value in values)})"
             for key, values in self.fixed.items()
@@ -84,7 +91,11 @@ MODELS: Mapping[str, ComfyModel] = {
         fixed={
             "attention_head_dim": (128,), "patch_size": ((1, 2, 2),), "text_dim": (4096,), "freq_dim": (256,),
             "out_channels": (16, 48), "qk_norm": _RMS, "cross_attn_norm": (True,), "eps": (1e-6,),
+            "image_dim": (None, 1280), "pos_embed_seq_len": (None, 514),
         },
+        picture_channels=20,
+        picture_node="WanImageToVideo, into WanFirstLastFrameToVideo with a last one, or for TI2V-5B into "
+        "Wan22ImageToVideoLatent, which gives the latent to sample",
         lora_programs="This is for ComfyUI, LightX2V and DiffSynth-Studio, which take it as it is. For musubi-tuner "
         "there is the same under its names in `musubi-tuner`",
         for_musubi=True,
@@ -104,6 +115,7 @@ MODELS: Mapping[str, ComfyModel] = {
         lora_programs="This is for ComfyUI and LightX2V, which take it as it is",
         ruined_by="ModelSamplingSD3",
         takes_frame_rate=True,
+        picture_node="LTXVImgToVideo with `strength` 1, which gives the latent to sample",
     ),
     "HunyuanVideoTransformer3DModel": ComfyModel(
         "HunyuanVideo",

@@ -9,13 +9,19 @@ from typing import Any
 from rats_video.export.base import ExportedStudent
 from rats_video.export.comfyui_card import high_noise_calls
 from rats_video.export.comfyui_graph import Graph, Output
+from rats_video.export.pictures import EXAMPLE, LAST_EXAMPLE
 from rats_video.export.usage import sigma_string
 
 API = "workflow_api.json"
+TI2V_LATENT = "Wan22ImageToVideoLatent"
 # The names under which Comfy-Org publishes the bases, by the name of diffusers' folder; high noise before low.
 BASES: Mapping[str, tuple[str, ...]] = {
     "Wan2.1-T2V-1.3B-Diffusers": ("wan2.1_t2v_1.3B_fp16.safetensors",),
     "Wan2.1-T2V-14B-Diffusers": ("wan2.1_t2v_14B_fp16.safetensors",),
+    "Wan2.1-I2V-14B-480P-Diffusers": ("wan2.1_i2v_480p_14B_fp16.safetensors",),
+    "Wan2.2-I2V-A14B-Diffusers": (
+        "wan2.2_i2v_high_noise_14B_fp16.safetensors", "wan2.2_i2v_low_noise_14B_fp16.safetensors",
+    ),
     "Wan2.2-TI2V-5B-Diffusers": ("wan2.2_ti2v_5B_fp16.safetensors",),
     "Wan2.2-T2V-A14B-Diffusers": (
         "wan2.2_t2v_high_noise_14B_fp16.safetensors", "wan2.2_t2v_low_noise_14B_fp16.safetensors",
@@ -34,6 +40,7 @@ class Needs:
         source: repositories on the hub that have them.
         latent: the node that makes an empty clip.
         vae_of_checkpoint: whether the VAE, and the base of a LoRA, come from a checkpoint.
+        clip_vision: in `clip_vision`, for a model that attends to what it sees of the picture; or nothing.
     """
 
     text_encoder: str
@@ -42,12 +49,14 @@ class Needs:
     latent: str
     source: str
     vae_of_checkpoint: bool = False
+    clip_vision: str = ""
 
     def files(self, bases: Sequence[str]) -> list[str]:
         """Their places in ComfyUI's folder, those of a LoRA's base too."""
         vae = f"models/{'checkpoints' if self.vae_of_checkpoint else 'vae'}/{self.vae}"
         diffusion = [] if self.vae_of_checkpoint else [f"models/diffusion_models/{name}" for name in bases]
-        return [f"models/text_encoders/{self.text_encoder}", vae, *diffusion]
+        seen = [f"models/clip_vision/{self.clip_vision}"] if self.clip_vision else []
+        return [f"models/text_encoders/{self.text_encoder}", vae, *seen, *diffusion]
 
 
 _UMT5 = ("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan")
@@ -72,6 +81,8 @@ def needs_of(exported: ExportedStudent, config: Mapping[str, Any]) -> Needs | No
     needs = NEEDS.get((config["_class_name"], config["out_channels"]))
     if needs is not None and exported.pipeline == "LTXConditionPipeline":
         return replace(needs, vae="ltx-video-2b-v0.9.5.safetensors")
+    if needs is not None and config.get("image_dim"):
+        return replace(needs, clip_vision="clip_vision_h.safetensors")
     return needs
 
 
@@ -88,11 +99,12 @@ def page_file(exported: ExportedStudent) -> str:
 def workflow_section(exported: ExportedStudent, needs: Needs) -> str:
     """What to do with the workflow, for the card."""
     others = needs.files(base_files(exported) if exported.is_lora else ())
+    pictures = "" if exported.pictures is None else ", `input`"
     return (
-        f"Copy `models` and `user` over ComfyUI's folder. Its list of workflows then has `{exported.file_stem}`, which "
-        f"makes a clip in {workflow_steps(exported)} calls; `{API}` is the same for its server. It also takes "
-        f"{', '.join(f'`{file}`' for file in others)}, of {needs.source} on the hub; choose other ones in their "
-        "nodes."
+        f"Copy `models`{pictures} and `user` over ComfyUI's folder. Its list of workflows then has "
+        f"`{exported.file_stem}`, which makes a clip in {workflow_steps(exported)} calls; `{API}` is the same "
+        f"for its server. It also takes {', '.join(f'`{file}`' for file in others)}, of {needs.source} on "
+        "the hub; choose other ones in their nodes."
     )
 
 
@@ -104,12 +116,14 @@ def workflow(exported: ExportedStudent, needs: Needs, files: Sequence[str], step
     (positive,) = graph.add("CLIPTextEncode", clip=clip, text=exported.prompts[0])
     (negative,) = graph.add("CLIPTextEncode", clip=clip, text="")
     rate = exported.card.clip["fps"]
+    latent: Output | None = None
+    if exported.pictures is not None:
+        positive, negative, latent = _pictured(graph, exported, needs, vae, positive, negative)
     if needs.text_type == "ltxv":
         positive, negative = graph.add("LTXVConditioning", positive=positive, negative=negative, frame_rate=rate)
-    size = exported.size
-    sizes = {"width": size["width"], "height": size["height"], "length": size["num_frames"], "batch_size": 1}
-    of_vae = {"vae": vae} if needs.latent == "Wan22ImageToVideoLatent" else {}
-    (latent,) = graph.add(needs.latent, **of_vae, **sizes)
+    if latent is None:
+        of_vae = {"vae": vae} if needs.latent == TI2V_LATENT else {}
+        (latent,) = graph.add(needs.latent, **of_vae, **_sizes(exported))
     (sampler,) = graph.add("KSamplerSelect", sampler_name="euler")
     (line,) = graph.add("ManualSigmas", sigmas=sigma_string(exported.sigmas[steps]))
     first = high_noise_calls(exported, steps)
@@ -123,6 +137,45 @@ def workflow(exported: ExportedStudent, needs: Needs, files: Sequence[str], step
     (video,) = graph.add("CreateVideo", images=images, fps=rate)
     graph.add("SaveVideo", video=video, filename_prefix=f"video/{exported.file_stem}", format="auto", codec="auto")
     return graph
+
+
+def _sizes(exported: ExportedStudent) -> dict[str, int]:
+    size = exported.size
+    return {"width": size["width"], "height": size["height"], "length": size["num_frames"], "batch_size": 1}
+
+
+def _pictured(
+    graph: Graph, exported: ExportedStudent, needs: Needs, vae: Output, positive: Output, negative: Output
+) -> tuple[Output, Output, Output]:
+    """The prompts and the latent of a clip that starts from the picture in ComfyUI's folder, fitted as in training."""
+    sizes, has_last = _sizes(exported), exported.pictures is not None and exported.pictures.last is not None
+    pictures: list[Output] = []
+    for name in (EXAMPLE, LAST_EXAMPLE)[: 1 + has_last]:
+        loaded, _ = graph.add("LoadImage", image=f"{exported.file_stem}-{name}")
+        pictures += graph.add(
+            "ImageScale", image=loaded, upscale_method="bicubic", width=sizes["width"], height=sizes["height"],
+            crop="center",
+        )  # fmt: skip
+    if needs.latent == TI2V_LATENT:
+        (latent,) = graph.add(TI2V_LATENT, vae=vae, start_image=pictures[0], **sizes)
+        return positive, negative, latent
+    prompts = {"positive": positive, "negative": negative, "vae": vae}
+    if needs.text_type == "ltxv":
+        made = graph.add("LTXVImgToVideo", **prompts, image=pictures[0], **sizes, strength=1.0)
+        return made[0], made[1], made[2]
+    seen: list[Output] = []
+    if needs.clip_vision:
+        (vision,) = graph.add("CLIPVisionLoader", clip_name=needs.clip_vision)
+        for picture in pictures:
+            seen += graph.add("CLIPVisionEncode", clip_vision=vision, image=picture, crop="center")
+    ends = dict(zip(("start_image", "end_image"), pictures, strict=False))
+    if has_last:
+        ends |= dict(zip(("clip_vision_start_image", "clip_vision_end_image"), seen, strict=False))
+    elif seen:
+        ends |= {"clip_vision_output": seen[0]}
+    node = "WanFirstLastFrameToVideo" if has_last else "WanImageToVideo"
+    made = graph.add(node, **prompts, **ends, **sizes)
+    return made[0], made[1], made[2]
 
 
 def base_files(exported: ExportedStudent) -> tuple[str, ...]:

@@ -36,11 +36,11 @@ class ExportPictures:
         last = {} if self.last is None else {"last_image": to_picture(self.last[index])}
         return {"image": to_picture(self.first[index])} | last
 
-    def save(self, folder: Path) -> None:
-        """Write the pictures that the card's code opens."""
-        write_picture(self.example, folder / EXAMPLE)
+    def save(self, place: str) -> None:
+        """Write the pictures that the card's code opens; `place` stands before their names."""
+        write_picture(self.example, Path(place + EXAMPLE))
         if self.last is not None:
-            write_picture(self.example.flip(-1), folder / LAST_EXAMPLE)
+            write_picture(self.example.flip(-1), Path(place + LAST_EXAMPLE))
 
 
 def starts_from_pictures(student: PipelineBackbone, card: StudentCard) -> bool:

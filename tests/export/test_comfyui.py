@@ -25,6 +25,7 @@ from family import Family
 from hunyuan_family import HUNYUAN
 from safetensors import safe_open
 from safetensors.torch import load_file
+from wan_i2v_family import build_image_pipeline
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
@@ -258,10 +259,32 @@ def test_each_fixed_value_counts(kind: str, key: str, value: object) -> None:
     assert found.startswith(f"ComfyUI cannot load a {model.name} of {key} {value} (not ")
 
 
-def test_a_denoiser_that_takes_a_picture_is_refused() -> None:
-    config = {"_class_name": "WanTransformer3DModel", "in_channels": 36, "out_channels": 16}
-    found = refusal(config, is_lora=True)
-    assert found == "its Wan takes 36 channels and makes 16: only text-to-video has this form"
+def test_channels_that_comfyui_does_not_know_are_refused() -> None:
+    config = {"_class_name": "WanTransformer3DModel", "in_channels": 52, "out_channels": 16}
+    assert refusal(config, is_lora=True) == "its Wan takes 52 channels and makes 16: ComfyUI's takes 16 or 36"
+    first_last = {**config, "in_channels": 36, "image_dim": 1280, "pos_embed_seq_len": 514}
+    assert refusal(first_last, is_lora=True) == refusal({**first_last, "pos_embed_seq_len": None}, is_lora=False) == ""
+    assert refusal(first_last, is_lora=False) == (
+        "a Wan of first and last pictures cannot be checked: diffusers' converter knows no emb_pos"
+    )
+    cogvideox = {"_class_name": "CogVideoXTransformer3DModel", "in_channels": 32, "out_channels": 16}
+    assert refusal(cogvideox, is_lora=True) == (
+        "no names are known here for the weights of a CogVideoXTransformer3DModel but diffusers'"
+    )
+
+
+def test_an_image_to_video_model_has_its_first_names(tmp_path: Path) -> None:
+    """Diffusers' converter gives back each of diffusers' weights, those that let the picture in too."""
+    build_image_pipeline(tmp_path, clip_sees=1, experts=False)
+    backbone = load_backbone(tmp_path)
+    weights = whole_weights(backbone, "transformer")
+    assert {"img_emb.proj.1.weight", "blocks.1.cross_attn.k_img.bias", "blocks.0.cross_attn.norm_k_img.weight"} <= set(
+        weights
+    )
+    back = convert_wan_transformer_to_diffusers(dict(weights))
+    there = backbone.parts["transformer"].state_dict()
+    assert back.keys() == there.keys()
+    assert all(torch.equal(back[name], weight) for name, weight in there.items())
 
 
 def test_hunyuan_video_as_its_authors_published_it(tmp_path: Path) -> None:

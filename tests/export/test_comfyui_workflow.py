@@ -6,27 +6,39 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rats_video.backbones.stock import StockCall
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.export.base import ExportedStudent
 from rats_video.export.comfyui_workflow import needs_of, workflow
+from rats_video.export.pictures import ExportPictures
 from rats_video.inference.student import StudentCard
 
 WAN, LTX = "WanTransformer3DModel", "LTXVideoTransformer3DModel"
 
 
 def graph(
-    base: str, kind: str, channels: int, *, is_lora: bool, experts: int = 1, pipeline: str = "WanPipeline"
+    base: str,
+    kind: str,
+    channels: int,
+    *,
+    is_lora: bool,
+    experts: int = 1,
+    pipeline: str = "WanPipeline",
+    pictures: int = 0,
+    image_dim: int | None = None,
 ) -> Any:
+    rows = torch.zeros(1, 3, 4, 4)
+    picture = ExportPictures(rows, rows if pictures == 2 else None, rows[0])
     card = StudentCard(f"models/{base}", (4,), 3.0, {"num_frames": 81, "height": 480, "width": 832, "fps": 24.0}, 1, 0)
     exported = ExportedStudent(
         card=card, base=Path("models") / base, run="mine", pipeline=pipeline,
         networks=dict.fromkeys(("transformer", "transformer_2")[:experts], kind), stock=StockCall(None, {}),
         sigmas={4: tuple(sigma_grid(4, 3.0).tolist())}, boundary=0.875 if experts > 1 else None, is_lora=is_lora,
-        prompts=("a red kite",), noises=(), clips=None,
+        prompts=("a red kite",), noises=(), clips=None, pictures=picture if pictures else None,
     )  # fmt: skip
-    needs = needs_of(exported, {"_class_name": kind, "out_channels": channels})
+    needs = needs_of(exported, {"_class_name": kind, "out_channels": channels, "image_dim": image_dim})
     assert needs is not None
     return workflow(exported, needs, [f"student-{i}.safetensors" for i in range(experts)], 4)
 
@@ -127,6 +139,49 @@ def test_ltx(pipeline: str, checkpoint: str) -> None:
     (sampler,) = inputs(made, "SamplerCustom")
     assert (sampler["positive"], sampler["negative"]) == (["6", 0], ["6", 1])
     assert len(inputs(made, "EmptyLTXVLatentVideo")) == 1
+
+
+FITTED = {"upscale_method": "bicubic", "width": 832, "height": 480, "crop": "center"}
+SIZE = {"width": 832, "height": 480, "length": 81, "batch_size": 1}
+
+
+def test_wan_from_a_picture_that_its_clip_sees() -> None:
+    made = graph("Wan2.1-I2V-14B-480P-Diffusers", WAN, 16, is_lora=True, pictures=1, image_dim=1280)
+    stem = "Wan2.1-I2V-14B-480P-Diffusers-4steps-mine"
+    assert inputs(made, "LoadImage") == [{"image": f"{stem}-picture.png"}]
+    assert inputs(made, "ImageScale") == [{"image": ["7", 0], **FITTED}]
+    assert inputs(made, "CLIPVisionLoader") == [{"clip_name": "clip_vision_h.safetensors"}]
+    assert inputs(made, "CLIPVisionEncode") == [{"clip_vision": ["9", 0], "image": ["8", 0], "crop": "center"}]
+    assert inputs(made, "WanImageToVideo") == [
+        {
+            "positive": ["5", 0], "negative": ["6", 0], "vae": ["1", 0], "start_image": ["8", 0],
+            "clip_vision_output": ["10", 0], **SIZE,
+        }
+    ]  # fmt: skip
+    (sampler,) = inputs(made, "SamplerCustom")
+    assert (sampler["positive"], sampler["negative"], sampler["latent_image"]) == (["11", 0], ["11", 1], ["11", 2])
+    assert inputs(made, "EmptyHunyuanLatentVideo") == []
+
+
+def test_wan_from_a_first_picture_to_a_last() -> None:
+    made = graph("Wan2.2-I2V-A14B-Diffusers", WAN, 16, is_lora=False, experts=2, pictures=2)
+    assert [each["image"].rpartition("-")[2] for each in inputs(made, "LoadImage")] == [
+        "picture.png", "last_picture.png",
+    ]  # fmt: skip
+    assert inputs(made, "CLIPVisionEncode") == []
+    (node,) = inputs(made, "WanFirstLastFrameToVideo")
+    assert (node["start_image"], node["end_image"]) == (["8", 0], ["10", 0])
+
+
+def test_the_picture_of_models_that_hold_it() -> None:
+    made = graph("Wan2.2-TI2V-5B-Diffusers", WAN, 48, is_lora=True, pictures=1)
+    assert inputs(made, "Wan22ImageToVideoLatent") == [{"vae": ["1", 0], "start_image": ["8", 0], **SIZE}]
+    made = graph("LTX-Video", LTX, 128, is_lora=True, pipeline="LTXImageToVideoPipeline", pictures=1)
+    assert inputs(made, "LTXVImgToVideo") == [
+        {"positive": ["4", 0], "negative": ["5", 0], "vae": ["1", 2], "image": ["7", 0], **SIZE, "strength": 1.0}
+    ]
+    assert inputs(made, "LTXVConditioning") == [{"positive": ["8", 0], "negative": ["8", 1], "frame_rate": 24.0}]
+    assert inputs(made, "SamplerCustom")[0]["latent_image"] == ["8", 2]
 
 
 def test_the_page_shows_the_same_graph() -> None:
