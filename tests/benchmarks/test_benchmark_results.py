@@ -182,3 +182,21 @@ def test_pages_quote_the_committed_comparison_of_methods() -> None:
     assert f"loses {1 - kept['rats']:.0%} of the teacher's diversity" in text
     assert f"loses {1 - kept['rats_floor']:.0%} at no lower adherence" in text
     assert f"which keeps {kept['rtdmd']:.0%}" in text
+
+
+def test_pages_quote_the_students_that_ship() -> None:
+    compared = read_compare_result(RESULTS / "compare.json")
+    assert {row.seed for row in compared.rows} == {None, 0, 1, 2}
+    assert (RESULTS / "compare.md").read_text(encoding="utf-8") == markdown(compared)
+    for nfe in (2, 4):
+        assert summary_table(compared, nfe) in page("results")
+    means = {who: compared.mean_of(who, nfe) for who, nfe in (("teacher", None), ("rats", 4))}
+    for name in ("reward", "heldout_reward", "adherence"):
+        teacher, student = (mean.metrics[name] for mean in means.values() if mean is not None)
+        assert student.mean - student.ci95 > teacher.mean, name
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for who, nfe in (("teacher", None), ("base", 4), ("rats", 4), ("base", 2), ("rats", 2)):
+        mean = compared.mean_of(who, nfe)
+        assert mean is not None
+        cells = [mean.metrics[name] for name in ("adherence", "heldout_reward", "reward", "smoothness")]
+        assert f"| {mean.nfe} | {' | '.join(f'{m.mean:.3f} ± {m.ci95:.3f}' for m in cells)} |" in readme

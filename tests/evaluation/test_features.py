@@ -86,7 +86,7 @@ def flickering(clips: Tensor, strength: float) -> Tensor:
     ("corruption", "strengths"),
     [
         (noisy, (0.05, 0.1, 0.2)),
-        (blurred, (2, 4, 8)),
+        (blurred, (3, 5, 9)),
         (frozen, (6, 11, 16)),
         (shuffled, (4, 8, 64)),
         (faded, (0.3, 0.6, 1.0)),

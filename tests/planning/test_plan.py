@@ -151,7 +151,7 @@ def test_shallow_models_tell_of_deep_ones(make_config: MakeConfig) -> None:
     cfg = make_config("model=tiny-wan", "clip.num_frames=17")
     runs = PlanBuilder(cfg, CPU, 1)
     deep = runs._step(cfg)
-    assert read_depth(cfg) == 5
+    assert read_depth(cfg) == 4
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rats_video.planning.runs.at_full_depth", lambda measure, depths: measure(depths))
         exact = PlanBuilder(cfg, CPU, 1)._step(cfg)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from rats_video.datasets.shapes import corruptions
-from rats_video.datasets.shapes.render import ShapeAttributes, render
+from rats_video.datasets.shapes.render import SPEEDS, ShapeAttributes, render
 from rats_video.errors import UserError
 from rats_video.evaluation.sweep import motion_measure
 from rats_video.rewards.motion import half_motion, shrunk, softened, warped
@@ -33,6 +33,7 @@ from rats_video.types import ClipSpec, Reward, RewardScores
 
 Measure = Callable[[Tensor], RewardScores]
 CPU = torch.device("cpu")
+SLOW, FAST = (sum(SPEEDS[word]) / 2 for word in ("slow", "fast"))  # pixels a frame, to 0.1
 CLIP = ClipSpec(num_frames=9, height=64, width=64, fps=8.0)
 LOOKS = [("red", "circle", "left", "gray"), ("blue", "square", "up", "white"), ("yellow", "triangle", "right", "black")]
 
@@ -72,11 +73,11 @@ def still(videos: Tensor) -> Tensor:
 
 
 def test_motion_is_the_shapes_own(slow: Tensor, fast: Tensor) -> None:
-    assert (pixels_a_frame(slow) - 1.1).abs().max() < 0.25  # 1.0 to 1.2 pixels a frame
-    assert (pixels_a_frame(fast) - 2.1).abs().max() < 0.3  # 2.0 to 2.2
-    assert (pixels_a_frame(fast[:, ::2]) - 4.2).abs().max() < 0.6
+    assert (pixels_a_frame(slow) - SLOW).abs().max() < 0.25
+    assert (pixels_a_frame(fast) - FAST).abs().max() < 0.3
+    assert (pixels_a_frame(fast[:, ::2]) - 2 * FAST).abs().max() < 0.6
     larger = shapes("fast", ClipSpec(4, 160, 192, 8.0))  # lengths scale with the shorter side
-    torch.testing.assert_close(score(dynamic_degree, larger), torch.full((3,), 2.1 / 64), atol=0.3 / 64, rtol=0)
+    torch.testing.assert_close(score(dynamic_degree, larger), torch.full((3,), FAST / 64), atol=0.3 / 64, rtol=0)
 
 
 HEIGHT, WIDTH, ANGLE = 128, 192, 0.6
@@ -140,7 +141,7 @@ def test_a_still_clip_has_no_motion_however_bright_and_little_under_noise(slow: 
     assert max(pixels_a_frame(brighter).max(), pixels_a_frame(dimmed).max()) < 0.02
     assert pixels_a_frame(noisy(frozen, 0.02)).max() < 0.1
     assert pixels_a_frame(noisy(frozen, 0.05)).max() < 0.5
-    assert (pixels_a_frame(noisy(slow, 0.05)) - 1.1).abs().max() < 0.3
+    assert (pixels_a_frame(noisy(slow, 0.05)) - SLOW).abs().max() < 0.3
 
 
 def test_half_motion_brings_both_frames_together() -> None:
@@ -165,7 +166,7 @@ def test_half_motion_brings_both_frames_together() -> None:
 
 def test_even_motion_is_smooth_at_any_speed_and_damage_is_not(slow: Tensor, fast: Tensor) -> None:
     even = min(score(motion_smoothness, clips).min() for clips in (slow, fast, fast[:, ::2]))
-    assert even > 0.999
+    assert even > 0.998
     index = torch.arange(9)
     damaged = {
         "every second frame twice": fast[:, index // 2 * 2],
@@ -295,11 +296,11 @@ def test_limits_bend_softly() -> None:
 
 
 def test_more_motion_than_wanted_is_no_better(slow: Tensor, fast: Tensor) -> None:
-    reward = reward_of(kind="dynamic_degree", at_most=1.0 / 64)
+    reward = reward_of(kind="dynamic_degree", at_most=0.7 / 64)
     frozen, one, two = (reward(clips, ["a"] * 3).clip * 64 for clips in (still(fast), slow, fast))
     assert frozen.abs().max() < 1e-3
-    assert one.min() > 0.9
-    assert two.max() <= 1.0
+    assert one.min() > 0.6
+    assert two.max() <= 0.7
     assert (two - one).max() < 0.1
 
 
