@@ -46,7 +46,7 @@ def test_run_records_what_it_did(finished: Path) -> None:
     assert training_pace(RunFolder(finished)).seconds(
         round(sum(row["evaluations"] for row in rows)), 5
     ) == pytest.approx(sum(row["seconds"] for row in rows))
-    assert all(row["seconds"] > 0 and row["reward/teacher"] < 0 for row in rows)
+    assert all(row["seconds"] > 0 and row["reward/student"] < 0 for row in rows)  # not each asks the teacher
     card = json.loads((finished / "student" / "rats.json").read_text())
     assert (card["num_steps"], card["steps"], card["seed"]) == ([2, 4], 2, 0)
     (session,) = json.loads((finished / "environment.json").read_text())
