@@ -31,10 +31,7 @@ def test_run_keeps_its_commit(command: Command, config_file: Path, hub: Hub, tin
     assert "somebody/wan: downloading " in begun.err
     hub.add("somebody/wan", tiny_wan, {"vae/config.json": b"{"})  # which would not load
     gone_on = command(*distill, "--set", "training.steps=2", "--resume")
-    assert gone_on.code == 2  # the rate decays to zero at the first run's end: nothing about the model
-    assert "training.steps differs" in gone_on.err
-    again = command(*distill, "--set", "training.steps=1", "--resume")
-    assert again.code == 0, again.err
+    assert gone_on.code == 0, gone_on.err
     assert yaml.safe_load((run / "config.resolved.yaml").read_text())["model"] == f"somebody/wan@{first}"
     assert load_card(run / "student").model == f"somebody/wan@{first}"
     sampled = command("sample", "--model", run, "--prompt", "a fast red circle", "--output", tmp_path / "clips")
