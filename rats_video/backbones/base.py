@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from rats_video.backbones.compute import DecodeConfig, LoraConfig
 from rats_video.backbones.family import DENOISER, Family
 from rats_video.backbones.folder import load_parts, read_configs, read_index
-from rats_video.backbones.lora import LORA_FILE, Adapters, read_lora
+from rats_video.backbones.lora import LORA_FILE, Adapters, has_adapter, read_adapter
 from rats_video.backbones.sizes import divide_clip
 from rats_video.backbones.small_decoder import SmallDecoder
 from rats_video.backbones.text_cache import TextCache
@@ -173,9 +173,9 @@ class PipelineBackbone(Family):
         Raises:
             UserError: it is not there, is damaged, or was trained on another base.
         """
-        if not (folder / LORA_FILE).is_file():
+        if not has_adapter(folder):
             return self.load_denoiser(folder)
-        cfg, tensors = read_lora(folder / LORA_FILE)
+        cfg, tensors = read_adapter(folder, self.denoiser_parts)
         role = self.with_adapter(name, cfg)
         assert role.adapters is not None
         role.adapters.load(name, tensors, where=folder / LORA_FILE)

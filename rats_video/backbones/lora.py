@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rats_video.backbones.compute import LoraConfig
+from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
 from rats_video.errors import UserError, first_line
 from rats_video.hub import LORAS
 from rats_video.reading import DAMAGED, check_finite, check_plain_file
 
 LORA_FILE = f"{LORAS}.safetensors"  # the name diffusers gives it
+NOISE = {HIGH_NOISE: "high-noise", LOW_NOISE: "low-noise"}
 METADATA_KEY = "lora_adapter_metadata"
 
 
@@ -170,6 +172,33 @@ class Adapters:
             return module(*inputs)
 
         return checkpoint(run, *args, use_reentrant=False)
+
+
+def adapter_files(parts: Sequence[str]) -> dict[str, str]:
+    """The LoRA file of each denoising part: programs load each of two experts from a file of its own."""
+    if len(parts) == 1:
+        return {parts[0]: LORA_FILE}
+    return {part: LORA_FILE.replace(".", f"-{NOISE[part]}.") for part in parts}
+
+
+def has_adapter(folder: Path) -> bool:
+    """True for the folder of a student that is a LoRA, in one file or one an expert."""
+    return any(folder.glob(f"{LORAS}*.safetensors"))
+
+
+def read_adapter(folder: Path, parts: Sequence[str]) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """A student's LoRA, from one file or, as `export` writes it for two experts, from one for each of the parts.
+
+    Raises:
+        UserError: as `read_lora`.
+    """
+    if (folder / LORA_FILE).is_file():
+        return read_lora(folder / LORA_FILE)
+    tensors: dict[str, Tensor] = {}
+    for part, file in adapter_files(parts).items():
+        cfg, own = read_lora(folder / file)  # each calls its own the first part
+        tensors |= {f"{part}.{key.partition('.')[2]}": tensor for key, tensor in own.items()}
+    return cfg, tensors
 
 
 def read_lora(path: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

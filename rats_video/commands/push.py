@@ -8,6 +8,7 @@ from pathlib import Path
 from rats_video.commands.export_model import ExportRequest, run_export_model, with_output
 from rats_video.errors import UserError
 from rats_video.export.push import check_export, check_name, push
+from rats_video.hub import CARD
 
 
 def run_push(folder: Path, repository: str, *, private: bool) -> list[str]:
@@ -18,7 +19,7 @@ def run_push(folder: Path, repository: str, *, private: bool) -> list[str]:
     """
     check_name(repository, where="USER/NAME")
     check_export(folder)
-    return _lines(push(folder, repository, private=private), repository)
+    return _push(folder, repository, private=private)
 
 
 def export_and_push(
@@ -35,9 +36,11 @@ def export_and_push(
     order, folder = with_output(order)
     for line in run_export_model(order, device):
         echo(line)
-    for line in _lines(push(folder, repository, private=private), repository):
+    for line in _push(folder, repository, private=private):
         echo(line)
 
 
-def _lines(address: str, repository: str) -> list[str]:
-    return [f"on the hub: {address}", f"anybody's command for it: rats-video sample --model {repository}"]
+def _push(folder: Path, repository: str, *, private: bool) -> list[str]:
+    address = push(folder, repository, private=private)
+    command = f"to sample it: rats-video sample --model {repository}"
+    return [f"on the hub: {address}", *([command] if (folder / CARD).is_file() else [])]

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from rats_video.assets import ASSETS, find_hub_id, is_embedded, pinned, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import BackboneConfig, load_backbone
-from rats_video.backbones.lora import LORA_FILE
+from rats_video.backbones.lora import has_adapter
 from rats_video.config.fields import ClipConfig
 from rats_video.config.load import load_config
 from rats_video.datasets.prompts.split import check_prompt
@@ -179,7 +179,7 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
         warn(f"this student was trained at {before}; quality may drop", where=_options(choices.size))
     if is_plain:
         card = replace(card, shift=own_shift(folder, loaded, clip_of(card)))
-    is_lora = (folder / LORA_FILE).is_file()
+    is_lora = has_adapter(folder)
     student = loaded if is_whole or is_lora else loaded.load_role(folder)
     for style in choices.styles:
         add_style(student, style)

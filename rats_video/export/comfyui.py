@@ -18,7 +18,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import LOW_NOISE
 from rats_video.backbones.family import DENOISER
 from rats_video.backbones.folder import read_configs
-from rats_video.backbones.lora import LORA_FILE
+from rats_video.backbones.lora import NOISE, has_adapter
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_card import levels_label, sampling_section
@@ -31,7 +31,7 @@ from rats_video.export.comfyui_workflow import (
     workflow_section,
     workflow_steps,
 )
-from rats_video.export.lora import NOISE, check_unscaled, header
+from rats_video.export.lora import check_unscaled, header
 from rats_video.export.stock import class_in, open_base
 from rats_video.export.usage import sigma_string
 from rats_video.files import write_json
@@ -52,7 +52,7 @@ class ComfyUI(Form):
     def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:
         """Refuse a scaled LoRA, what we know no original names for, and sizes that ComfyUI does not build."""
         check_unscaled(student, scale)
-        is_lora = (student / LORA_FILE).is_file()
+        is_lora = has_adapter(student)
         reason = refusal(read_configs(base, family.family).get(DENOISER, {}), is_lora=is_lora)
         if not family.original_names:  # a family of the user's own
             reason = reason or f"{family.__name__} declares no original_names"

@@ -7,7 +7,7 @@ rewrite a file lose: B holds alpha / rank.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 import rats_video
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
-from rats_video.backbones.lora import LORA_FILE
+from rats_video.backbones.lora import adapter_files, has_adapter
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_models import only_diffusers
@@ -25,7 +25,6 @@ from rats_video.export.parts import bring_base
 from rats_video.export.stock import open_base
 from rats_video.export.usage import base_snippet
 
-NOISE = {HIGH_NOISE: "high-noise", LOW_NOISE: "low-noise"}
 _SECOND: Mapping[str, dict[str, bool]] = {HIGH_NOISE: {}, LOW_NOISE: {"load_into_transformer_2": True}}
 REMARKS = "rats_video"  # the header's key
 
@@ -40,7 +39,7 @@ class Lora(Form):
 
     def check(self, student: Path, base: Path, family: type[PipelineBackbone], scale: float) -> None:  # noqa: ARG002
         """Refuse a student that is no LoRA, and any scale."""
-        if not (student / LORA_FILE).is_file():
+        if not has_adapter(student):
             raise UserError(
                 "this student is no LoRA: all of its weights were trained", where="--format lora",
                 fix="take merged or diffusers, or train with student.weights.kind=lora",
@@ -52,7 +51,7 @@ class Lora(Form):
         assert student.adapters is not None
         assert student.role is not None
         student.adapters.fold_alpha(student.role)
-        for part, file in files(student.denoiser_parts).items():
+        for part, file in adapter_files(student.denoiser_parts).items():
             student.adapters.write(student.role, folder / file, {part: HIGH_NOISE}, header(student, exported))
         exported.stock.scheduler.save_pretrained(folder / SCHEDULER)
         bring_base(exported, folder)
@@ -60,7 +59,7 @@ class Lora(Form):
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the adapter."""
         pipeline = open_base(exported, device, **load_scheduler(folder))
-        for part, file in files(tuple(exported.networks)).items():
+        for part, file in adapter_files(tuple(exported.networks)).items():
             pipeline.load_lora_weights(folder, weight_name=file, **_SECOND[part])
         return pipeline
 
@@ -73,21 +72,14 @@ class Lora(Form):
         lines = [
             f"pipe.load_lora_weights(folder, weight_name={file!r}{', ' if _SECOND[part] else ''}"
             f"{', '.join(f'{key}={value}' for key, value in _SECOND[part].items())})"
-            for part, file in files(tuple(exported.networks)).items()
+            for part, file in adapter_files(tuple(exported.networks)).items()
         ]
         return base_snippet(exported, name, then=lines)
 
 
-def files(parts: Sequence[str]) -> dict[str, str]:
-    """The LoRA file of each denoising part: programs load each of two experts from a file of its own."""
-    if len(parts) == 1:
-        return {parts[0]: LORA_FILE}
-    return {part: LORA_FILE.replace(".", f"-{NOISE[part]}.") for part in parts}
-
-
 def check_unscaled(student: Path, scale: float) -> None:
     """Raise UserError for a LoRA that is to be taken other than whole."""
-    if scale != 1 and (student / LORA_FILE).is_file():
+    if scale != 1 and has_adapter(student):
         raise UserError("a LoRA is scaled where it is loaded", where="--scale", fix="take it out, or --format merged")
 
 

@@ -13,7 +13,7 @@ _SNIPPET = """\
 import torch
 from diffusers import {classes}
 {imports}
-folder = {name!r}  # this folder, from where you are
+folder = {name!r}  # this folder, from where you are; of the hub: hf download USER/NAME --local-dir {name!r}
 dtype = {{"default": torch.{dtype}, "vae": torch.float32}}
 {setup}{opening}
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -130,6 +130,16 @@ def test_stock_pipeline_samples_the_folder(case: Case, exported: Any, weights: s
     assert (theirs - base.videos).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("kind", ["diffusers", "lora", "merged"])
+@torch.no_grad()
+def test_our_own_sampler_takes_an_export_back(case: Case, exported: Any, kind: str) -> None:
+    videos, _, _ = ours(case, "lora")
+    again = load_student(exported(kind, "lora"), CPU, None if kind == "diffusers" else case.base)
+    assert (again.card.num_steps, again.card.shift) == ((2, 4), SHIFT)
+    (samples,) = sample_videos(again.student, [PROMPT], again.clip, again.spec(4), seed=SEED)
+    torch.testing.assert_close(samples.videos, videos, atol=1e-5, rtol=0)
+
+
 def test_tokenizer_that_the_base_names_wrongly_is_named_rightly(case: Case, exported: Any) -> None:
     index = json.loads((exported("diffusers", "lora") / "model_index.json").read_text())
     listed = json.loads((case.base / "model_index.json").read_text())["tokenizer"]

@@ -71,7 +71,7 @@ def test_export_goes_to_the_hub_after_its_check(command: Command, student: Path,
     assert (done.code, done.err) == (0, ""), done.err
     assert done.out.splitlines()[0] == f"lora: {tmp_path / 'out'}"
     assert done.out.splitlines()[-2:] == [
-        f"on the hub: {hub.url}/me/student", "anybody's command for it: rats-video sample --model me/student"
+        f"on the hub: {hub.url}/me/student", "to sample it: rats-video sample --model me/student"
     ]  # fmt: skip
     assert hub.repositories["me/student"].private
     head = yaml.safe_load(hub.files("me/student")["README.md"].decode().split("---")[1])
