@@ -146,7 +146,7 @@ def _write(
     form.write(student, exported, aside)
     if made.pictures is not None:
         made.pictures.save(f"{aside}/{form.picture_prefix(exported)}")
-    if own := form.own_card(exported):
+    if own := form.own_card(exported, aside):
         write_card(own, {n: exported.sigmas[n] for n in own.num_steps}, aside)
     return exported
 

@@ -185,8 +185,8 @@ class Form(ABC):
     def programs(self, exported: ExportedStudent) -> str:
         """The programs that take its files, and those that do not, for the card."""
 
-    def own_card(self, exported: ExportedStudent) -> StudentCard | None:
-        """The card by which rats-video samples the export; None where it cannot."""
+    def own_card(self, exported: ExportedStudent, folder: Path) -> StudentCard | None:  # noqa: ARG002
+        """The card by which rats-video samples the export in `folder`; None where it cannot."""
         return replace(exported.card, model=exported.base_for_us)
 
     def install(self, exported: ExportedStudent) -> str:

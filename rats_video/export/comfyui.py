@@ -112,7 +112,7 @@ class ComfyUI(Form):
         }
         return open_base(exported, device, **networks, scheduler=scheduler)
 
-    def own_card(self, exported: ExportedStudent) -> None:  # noqa: ARG002
+    def own_card(self, exported: ExportedStudent, folder: Path) -> None:  # noqa: ARG002
         """None: the names are others."""
         return
 

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.folder import read_configs, read_index
+from rats_video.backbones.kinds import find_family
+from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent, Form
 from rats_video.export.comfyui_models import only_diffusers
 from rats_video.export.merged import SCHEDULER, write_networks
@@ -37,8 +40,13 @@ class Diffusers(Form):
             | {"_class_name": exported.pipeline, SCHEDULER: ["diffusers", type(exported.stock.scheduler).__name__]},
         )
 
-    def own_card(self, exported: ExportedStudent) -> StudentCard | None:
-        """It needs no base."""
+    def own_card(self, exported: ExportedStudent, folder: Path) -> StudentCard | None:
+        """It needs no base, but for CogVideoX, whose noise levels we read from the base's scheduler."""
+        family = find_family(folder, exported.card.backbone)
+        try:
+            family.check(read_index(folder), read_configs(folder, family.family), str(folder))
+        except UserError:
+            return super().own_card(exported, folder)
         return replace(exported.card, model=ITSELF)
 
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:

@@ -37,7 +37,7 @@ class Quantized(Diffusers):
                 "quantising needs torchao", where="--format", fix="pip install 'rats-video[quant]', or another format"
             )
 
-    def own_card(self, exported: ExportedStudent) -> None:  # noqa: ARG002
+    def own_card(self, exported: ExportedStudent, folder: Path) -> None:  # noqa: ARG002
         """None: we read no quantised weights."""
         return
 

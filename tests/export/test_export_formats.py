@@ -134,7 +134,8 @@ def test_stock_pipeline_samples_the_folder(case: Case, exported: Any, weights: s
 @torch.no_grad()
 def test_our_own_sampler_takes_an_export_back(case: Case, exported: Any, kind: str) -> None:
     videos, _, _ = ours(case, "lora")
-    again = load_student(exported(kind, "lora"), CPU, None if kind == "diffusers" else case.base)
+    is_whole = kind == "diffusers" and "cogvideox" not in case.family.name  # which is told its levels by the base
+    again = load_student(exported(kind, "lora"), CPU, None if is_whole else case.base)
     assert (again.card.num_steps, again.card.shift) == ((2, 4), SHIFT)
     (samples,) = sample_videos(again.student, [PROMPT], again.clip, again.spec(4), seed=SEED)
     torch.testing.assert_close(samples.videos, videos, atol=1e-5, rtol=0)
