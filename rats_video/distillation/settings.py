@@ -28,7 +28,7 @@ class StudentConfig(StepsConfig):
     weights: WeightsConfig = FullWeightsConfig()
     init: str | None = Field(
         None,
-        description="an earlier student to start from: a run, a student's folder or a LoRA file; null = the base",
+        description="an earlier student to start from: a run, a student's folder or hub id, a LoRA file; null = the base",
     )
 
 
@@ -42,7 +42,9 @@ class DistillConfig(Config):
     """Root of `distill` and `run`."""
 
     seed: Seed = 0
-    model: str = Field(description="pipeline folder as diffusers saves it, or the name of an embedded one")
+    model: str = Field(
+        description="pipeline folder as diffusers saves it, an embedded one's name, or USER/NAME@REVISION on the hub"
+    )
     architecture: str | None = Field(
         None, description="for `plan`, while the model folder is not there: a preset, e.g. wan21_1b"
     )
