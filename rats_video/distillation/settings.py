@@ -28,7 +28,7 @@ class StudentConfig(StepsConfig):
     weights: WeightsConfig = FullWeightsConfig()
     init: str | None = Field(
         None,
-        description="an earlier student to start from: a run, a student's folder or hub id, a LoRA file; null = the base",
+        description="an earlier student to start from: a run, its student, a LoRA file, or a hub id; null = the base",
     )
 
 
