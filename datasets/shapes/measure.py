@@ -24,6 +24,7 @@ from rats_video.datasets.shapes.render import (
     DIRECTIONS,
     SHAPES,
     SHAPES_CLIP,
+    SPEEDS,
     WORDS,
     parse_prompt,
 )
@@ -102,6 +103,24 @@ def measure_shapes(videos: Tensor, prompts: Sequence[str]) -> ShapeMeasures:
     return ShapeMeasures(attributes, adherence, readings.smoothness, readings.constancy)
 
 
+@torch.no_grad()
+def measure_displacement(videos: Tensor, prompts: Sequence[str]) -> Tensor:
+    """The object's displacement along the prompt's direction over the mean one of the prompt's speed, `[B]`.
+
+    1 is as asked, 0 stands still, below 0 goes back; 0 as well where no object is seen twice.
+
+    Raises:
+        UserError: a prompt is not a caption of the shapes data.
+    """
+    prompted = [parse_prompt(prompt) for prompt in prompts]
+    parts = [segment(part.float(), border_pixels(part.float())) for part in videos.split(_CHUNK)]
+    velocity = torch.cat([_velocity(scene) for scene in parts])
+    velocity = velocity.masked_fill(~velocity.isfinite(), 0.0)
+    direction = velocity.new_tensor([DIRECTIONS[each.direction] for each in prompted])
+    usual = velocity.new_tensor([sum(SPEEDS[each.speed]) / 2 for each in prompted])
+    return (velocity * direction).sum(-1) / usual
+
+
 def read_words(videos: Tensor) -> list[dict[str, str | None]]:
     """The words that each of the clips `[B, T, 3, height, width]` shows; None where no word holds."""
     indices = {name: words.tolist() for name, words in read_shapes(videos).words.items()}
@@ -152,10 +171,7 @@ def _read_chunk(videos: Tensor) -> ShapeReadings:
 def _read_motion(scene: Scene) -> tuple[Tensor, Tensor]:
     """Word indices (direction `[B]`, speed `[B]`) of the line through the centroids (Theil-Sen: median of slopes)."""
     centroid, present = scene.centroid, scene.present[..., None]
-    frame = torch.arange(centroid.shape[1], device=centroid.device)
-    early, late = torch.triu_indices(len(frame), len(frame), offset=1, device=centroid.device)
-    slopes = (centroid[:, late] - centroid[:, early]) / (late - early)[:, None]
-    velocity = median(slopes, dim=1, valid=present[:, late] & present[:, early])  # [B, 2]
+    frame, velocity = torch.arange(centroid.shape[1], device=centroid.device), _velocity(scene)
     path = centroid - velocity[:, None] * frame[:, None]
     off_path = (path - median(path, dim=1, valid=present)[:, None]).norm(dim=-1)  # [B, T]
     on_path = scene.present & (off_path < MAX_OFF_PATH)
@@ -167,6 +183,15 @@ def _read_motion(scene: Scene) -> tuple[Tensor, Tensor]:
     speed = torch.bucketize(pace, pace.new_tensor(SPEED_EDGES)) - 1  # -1 below the edges, 2 above them
     paced = straight & (speed >= 0) & (speed < len(WORDS["speed"]))
     return direction.masked_fill(~aimed, UNREADABLE), speed.masked_fill(~paced, UNREADABLE)
+
+
+def _velocity(scene: Scene) -> Tensor:
+    """Pixels a frame of the line through the centroids, `[B, 2]`; infinite where no object is seen twice."""
+    centroid, present = scene.centroid, scene.present[..., None]
+    frames = centroid.shape[1]
+    early, late = torch.triu_indices(frames, frames, offset=1, device=centroid.device)
+    slopes = (centroid[:, late] - centroid[:, early]) / (late - early)[:, None]
+    return median(slopes, dim=1, valid=present[:, late] & present[:, early])
 
 
 def _smoothness(videos: Tensor, scene: Scene) -> Tensor:

@@ -13,10 +13,10 @@ from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
 from rats_video.distillation.pictures import give_pictures
 from rats_video.distillation.settings import DistillConfig
-from rats_video.evaluation.sweep import EvaluatedModel
+from rats_video.evaluation.sweep import EvaluatedModel, measure_samples
 from rats_video.files import write_json
 from rats_video.inference.sampler import SamplerSpec, sample_videos
-from rats_video.inference.side_by_side import Panel, compose_comparison, panel_boxes
+from rats_video.inference.side_by_side import GIVEN, Panel, compose_comparison, panel_boxes
 from rats_video.inference.video import slugify, write_mp4
 from rats_video.progress import ClipBar, Pace
 from rats_video.runtime import Runtime
@@ -61,6 +61,8 @@ def compare_files(
 ) -> list[str]:
     """Sample the three columns from the same noise, measure them as `evaluate` does and write one mp4 a prompt.
 
+    Where clips start from pictures, these come first.
+
     `index.json` has, for each file, the place of every panel in the picture, its cost and its scores.
     """
     make_folder(output)
@@ -73,24 +75,28 @@ def compare_files(
     ]
     share = runtime.shard(len(prompts))
     columns: list[list[Panel]] = []
+    given: list[Panel] = []
     scores: dict[str, dict[str, list[float]]] = {}
     calls = sum(arm.spec.nfe for arm in arms) * len(share)
     with ClipBar("comparison", calls, len(arms) * len(share), pace) as progress:
         for arm in arms:
             panels: list[Panel] = []
             for samples in sample_videos(arm.backbone, prompts, loaded.clip, arm.spec, seed=seed, share=share):
-                for measure in measures:
-                    for metric, values in measure(samples.videos, samples.prompts).items():
-                        scores.setdefault(metric, {}).setdefault(arm.name, []).extend(values.tolist())
+                for metric, values in measure_samples(samples, measures).items():
+                    scores.setdefault(metric, {}).setdefault(arm.name, []).extend(values.tolist())
                 cost = (arm.spec.num_steps, arm.spec.nfe, samples.seconds_per_clip)
                 rewards = scores["reward"][arm.name][-len(samples.videos) :]
                 panels += [
                     Panel(arm.name, frames.cpu(), *cost, score)
                     for frames, score in zip(samples.videos, rewards, strict=True)
                 ]
+                if arm is arms[0] and samples.first is not None:
+                    frames = samples.first[:, None].expand_as(samples.videos).cpu()
+                    given += [Panel(GIVEN, picture) for picture in frames]
                 made = len(samples.prompts)
                 progress.made(arm.spec.nfe * made, made, samples.seconds_in_calls)
             columns.append(panels)
+    columns = [given, *columns] if given else columns
     mine: list[dict[str, object]] = []
     for place, (index, *panels) in enumerate(zip(share, *columns, strict=True)):
         prompt = prompts[index]
@@ -98,11 +104,17 @@ def compare_files(
         write_mp4(compose_comparison(panels, prompt=prompt), output / name, fps=loaded.clip.fps)
         measured = {metric: {arm: values[place] for arm, values in arms.items()} for metric, arms in scores.items()}
         shown = [
-            {"title": panel.title, "num_steps": panel.num_steps, "nfe": panel.nfe, "seconds": panel.seconds, "box": box}
+            {"title": panel.title, **_cost(panel), "box": box}
             for panel, box in zip(panels, panel_boxes(panels), strict=True)
         ]
         mine.append({"file": name, "prompt": prompt, "seed": seed, **measured, "panels": shown})
     rows = runtime.gather_shards(mine)
     if runtime.is_main:
         write_json(output / "index.json", rows)
-    return [f"{len(prompts)} comparisons (teacher | base | student, same noise): {output}"]
+    names = " | ".join((*([GIVEN] if given else []), *(arm.name for arm in arms)))
+    return [f"{len(prompts)} comparisons ({names}, same noise): {output}"]
+
+
+def _cost(panel: Panel) -> dict[str, float]:
+    """What a clip cost; nothing of a picture that was given."""
+    return {"num_steps": panel.num_steps, "nfe": panel.nfe, "seconds": panel.seconds} if panel.nfe else {}

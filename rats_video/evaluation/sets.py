@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from rats_video.evaluation.frechet import Gaussian, frechet_distance, jackknife, kernel_distance
+from rats_video.evaluation.pictures import PSNR
 from rats_video.evaluation.stats import Estimate, mean_ci95
 from rats_video.evaluation.sweep import ArmScores
 from rats_video.evaluation.tables import TEACHER, MetricValue
 
 _KERNEL_UNITS = 1000.0  # the usual unit of KID
+MOTION = "dynamic_degree"
 _DIVERSITIES = {"features": "diversity", "pixels": "pixel_diversity"}
 
 
@@ -115,6 +117,22 @@ def fill_sets(scores: Sequence[ArmScores], reference: Reference | None) -> None:
     if teacher is not None:
         for arm in scores:
             fill_shares(arm, teacher)
+            if PSNR in arm.metrics and (share := motion_share(arm, teacher)):
+                arm.sets["dynamic_degree_share"] = MetricValue.of(share)
+
+
+def motion_share(arm: ArmScores, teacher: ArmScores) -> Estimate | None:
+    """An arm's mean dynamic degree as a share of the teacher's on the same prompts; None where nothing was measured."""
+
+    def by_prompt(scores: ArmScores) -> dict[str, float]:
+        found = defaultdict(list)
+        for prompt, value in zip(scores.prompts, scores.metrics[MOTION], strict=True):
+            found[prompt].append(value)
+        return {prompt: math.fsum(values) / len(values) for prompt, values in found.items()}
+
+    if MOTION not in arm.metrics or MOTION not in teacher.metrics:
+        return None
+    return diversity(by_prompt(arm), by_prompt(teacher))
 
 
 def fill_shares(arm: ArmScores, teacher: ArmScores) -> None:

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from rats_video.evaluation.pictures import picture_measure
 from rats_video.evaluation.stats import mean_ci95
 from rats_video.evaluation.tables import ArmRow, MetricValue
 from rats_video.inference.sampler import SamplerSpec, Samples, sample_videos
@@ -171,8 +172,16 @@ def _measure(
     """Add a batch's scores."""
     scores.prompts += samples.prompts
     scores.seconds += [samples.seconds_per_clip] * len(samples.prompts)
-    seen = [*((measure, samples.videos) for measure in measures),
-            *((measure, samples.latents) for measure in latent_measures)]  # fmt: skip
-    for measure, clips in seen:
-        for name, values in measure(clips, samples.prompts).items():
-            scores.metrics.setdefault(name, []).extend(values.tolist())
+    found = measure_samples(samples, measures)
+    for measure in latent_measures:
+        found |= measure(samples.latents, samples.prompts)
+    for name, values in found.items():
+        scores.metrics.setdefault(name, []).extend(values.tolist())
+
+
+def measure_samples(samples: Samples, measures: Sequence[Measure]) -> dict[str, Tensor]:
+    """All measures of clips' pixels, and how they keep to the pictures that they start from."""
+    found = {name: values for m in measures for name, values in m(samples.videos, samples.prompts).items()}
+    if samples.first is None:
+        return found
+    return found | picture_measure(samples.videos, samples.first, samples.prompts)

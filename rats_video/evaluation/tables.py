@@ -31,11 +31,15 @@ METRIC_TITLES: dict[str, str] = {
     "kvd": "KVD x 1000",
     "diversity_share": "diversity / teacher's",
     "pixel_diversity_share": "diversity of pixels / teacher's",
+    "first_frame_psnr": "first frame, dB",
+    "picture_likeness": "likeness to the picture",
+    "dynamic_degree_share": "dynamic degree / teacher's",
+    "displacement": "displacement / the prompt's",
 }
 _HEADLINE = 4  # metrics that fit a page
 BESIDE = (
     "fvd", "kvd", "diversity_share", "pixel_diversity_share", "flicker", "motion_smoothness", "dynamic_degree",
-    "saturation",
+    "saturation", "first_frame_psnr", "picture_likeness", "dynamic_degree_share", "displacement",
 )  # fmt: skip
 """Metrics of a second table: no reward, and nothing that a reward is trained for."""
 Direction = Literal["higher", "lower", "near teacher"]
@@ -45,7 +49,7 @@ _DIRECTIONS: dict[str, Direction] = {
     **dict.fromkeys(
         (
             "diversity", "diversity_share", "pixel_diversity", "pixel_diversity_share", "dynamic_degree", "saturation",
-            "contrast", "clipped",
+            "contrast", "clipped", "picture_likeness", "dynamic_degree_share", "displacement",
         ),
         "near teacher",
     ),

@@ -59,8 +59,6 @@ class ComfyModel:
         taken, made = config.get("in_channels"), config.get("out_channels")
         if is_lora and self.lora_refused:
             return f"a LoRA on {self.name} cannot be checked: {self.lora_refused}"
-        if not is_lora and config.get("pos_embed_seq_len") is not None:
-            return f"a {self.name} of first and last pictures cannot be checked: diffusers' converter knows no emb_pos"
         if taken is not None and made is not None and taken not in {made, made + self.picture_channels}:
             other = f" or {made + self.picture_channels}" if self.picture_channels else ""
             return f"its {self.name} takes {taken} channels and makes {made}: ComfyUI's takes {made}{other}"
@@ -69,7 +67,11 @@ class ComfyModel:
             for key, values in self.fixed.items()
             if key in config and _plain(config[key]) not in map(_plain, values)
         ]
-        return f"ComfyUI cannot load a {self.name} of {', '.join(wrong)}" if wrong else ""
+        if wrong:
+            return f"ComfyUI cannot load a {self.name} of {', '.join(wrong)}"
+        if not is_lora and config.get("pos_embed_seq_len") is not None:
+            return f"a {self.name} of first and last pictures cannot be checked: diffusers' converter knows no emb_pos"
+        return ""
 
     def config(self, config: Mapping[str, Any], *, is_causal: bool) -> dict[str, str]:
         """The header's `config`, a JSON object as a string, or nothing where ComfyUI reads none.

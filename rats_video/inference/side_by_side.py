@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
     from torch import Tensor
 
+GIVEN = "given"
+"""Title of the picture that clips start from."""
 _BACKGROUND = (15, 18, 23)
 _LABEL_BAR = (27, 32, 40)
 _TITLE_INK = (245, 247, 250)
@@ -34,7 +36,7 @@ _LOOKALIKES = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "→
 
 @dataclass(frozen=True)
 class Panel:
-    """One sampler's clip and what it cost.
+    """One sampler's clip and what it cost; or, without a cost, the picture that all of them start from.
 
     Args:
         title: the sampler's name, e.g. "teacher".
@@ -47,14 +49,16 @@ class Panel:
 
     title: str
     frames: Tensor
-    num_steps: int
-    nfe: int
-    seconds: float
-    reward: float | None
+    num_steps: int = 0
+    nfe: int = 0
+    seconds: float = 0.0
+    reward: float | None = None
 
     @property
     def stats(self) -> str:
         """E.g. "50 steps · 100 NFE · 1.52 s · reward -0.16"."""
+        if not self.nfe:
+            return "first frame"
         parts = [
             f"{self.num_steps} step{'s' if self.num_steps != 1 else ''}",
             f"{self.nfe} NFE",

@@ -12,6 +12,7 @@ from torch import Tensor
 from rats_video.errors import UserError, warn
 from rats_video.evaluation.compare_result import BASE
 from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, metric_title
+from rats_video.inference.side_by_side import GIVEN
 from rats_video.inference.video import read_mp4
 from rats_video.reporting.clips import WebClip, crop, encode_clip
 from rats_video.reporting.markup import cut, details, short, tag
@@ -128,7 +129,7 @@ def _add_cells(card: PromptGroup, run: Run, clip: ComparisonClip, look: str, *, 
     taken = {(cell.title, cell.cost) for cell in card.cells}
     whole = PanelBox(title=" | ".join(clip.metrics.get(REWARD, {})) or "comparison", box=(0, 0, 0, 0))
     for panel in clip.panels or [whole]:
-        is_student = panel.title not in {TEACHER, BASE}
+        is_student = panel.title not in {GIVEN, TEACHER, BASE}
         title = panel.title if alone or not is_student else run.name
         if not is_student and (panel.title, _cost(panel)) in taken:
             continue
@@ -141,7 +142,7 @@ def _add_cells(card: PromptGroup, run: Run, clip: ComparisonClip, look: str, *, 
         card.cells.append(
             GalleryClip(title, look if is_student else panel.title, _cost(panel), encoded, trouble, facts)
         )
-    card.cells.sort(key=lambda cell: {TEACHER: 0, BASE: 1}.get(cell.look, 2))
+    card.cells.sort(key=lambda cell: {GIVEN: 0, TEACHER: 1, BASE: 2}.get(cell.look, 3))
 
 
 def _cost(panel: PanelBox) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from rats_video.config.fields import Config, NonNegativeFloat, NumClips, PositiveInt
 from rats_video.errors import warn
+from rats_video.evaluation.pictures import DISPLACEMENT, PSNR
 from rats_video.evaluation.stats import Estimate, finite, paired_difference
 from rats_video.evaluation.sweep import EvaluatedModel, Measure, score_arm
 from rats_video.files import remove, write_json
@@ -231,7 +232,7 @@ class Guard:
         evaluation, best, teacher = self.evaluations[-1], self.best, self._teacher
         shown = [
             f"{name.replace('_', ' ')} {evaluation.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
-            for name in (REWARD, IMITATED, HELDOUT, MOTION, SATURATION)
+            for name in (REWARD, IMITATED, HELDOUT, MOTION, SATURATION, PSNR, DISPLACEMENT)
             if name in teacher
         ]
         line = f"guard at step {evaluation.step} (teacher): {', '.join(shown)}, drift {evaluation.drift:.3g}"

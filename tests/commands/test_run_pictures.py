@@ -21,6 +21,8 @@ from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.datasets.video.pictures import read_picture
 from rats_video.datasets.video.settings import PrepareConfig
 from rats_video.datasets.video.shape_clips import list_shapes, render_shape
+from rats_video.inference.video import read_mp4
+from rats_video.reporting.clips import crop
 from rats_video.types import ClipSpec
 
 Command = Callable[..., Any]
@@ -90,8 +92,22 @@ def test_a_run_from_a_list_of_pictures(
         expected = read_picture(pictures / name, CLIP, where="")
         assert torch.equal(read_picture(written / f"000-{kind}.png", CLIP, where=""), expected)
     assert {"image", "last_image"} <= clip.keys()
-    arms = [row["arm"] for row in json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())["rows"]]
-    assert arms == ["teacher", "base", "student"]
+    [pair] = json.loads((tmp_path / "run/comparison/index.json").read_text())
+    assert [panel["title"] for panel in pair["panels"]] == ["given", "teacher", "base", "student"]
+    assert "nfe" not in pair["panels"][0]
+    frames, _ = read_mp4(tmp_path / "run/comparison" / pair["file"])
+    scale = pair["panels"][0]["box"][3] // CLIP.height
+    expected = read_picture(pictures / "3.png", CLIP, where="").repeat_interleave(scale, 1).repeat_interleave(scale, 2)
+    shown = crop(frames, pair["panels"][0]["box"])
+    assert shown is not None
+    assert (shown - expected).abs().mean() < 0.05  # of a video
+    rows = json.loads((tmp_path / "run/evaluation/evaluation.json").read_text())["rows"]
+    assert [row["arm"] for row in rows] == ["teacher", "base", "student"]
+    for row in rows:
+        assert {"first_frame_psnr", "picture_likeness", "dynamic_degree_share", "displacement"} <= row["metrics"].keys()
+    assert rows[0]["metrics"]["dynamic_degree_share"]["mean"] == pytest.approx(1)
+    guard = json.loads((tmp_path / "run/guard.json").read_text())
+    assert len(guard["teacher"]["first_frame_psnr"]) == 1
 
 
 def test_videos_are_prepared_with_their_first_frames_and_trained_from_them(
