@@ -17,6 +17,7 @@ from rats_video.assets import is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.folder import read_configs, read_index
 from rats_video.backbones.kinds import AUTO, BackboneConfig, family_of
+from rats_video.backbones.low_bit import stored_bits
 from rats_video.errors import AsUserError, UserError
 from rats_video.meta import LongPrompts, empty_model
 
@@ -54,6 +55,11 @@ class Architecture:
         """Repetitions of the denoiser's blocks by key; experts are alike."""
         denoiser = self.parts[self.denoiser_parts[0]]
         return {key: int(denoiser[key]) for key in self.family.depth_keys if denoiser.get(key)}
+
+    @property
+    def quantization(self) -> str:
+        """The bits that its denoiser's matrices are stored in; `none` in full."""
+        return stored_bits(self.parts[self.denoiser_parts[0]])
 
     def cut(self, depths: Mapping[str, int]) -> Architecture:
         """The same with other numbers of blocks."""

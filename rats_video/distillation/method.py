@@ -141,6 +141,7 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         "embedded_guidance": cfg.embedded_guidance,
         "shift": cfg.shift,
         "dtype": cfg.compute.dtype,
+        **({} if cfg.compute.quantization == "none" else {"quantization": cfg.compute.quantization}),
         "clip": cfg.clip.model_dump(),
         # The excluded keys are in the weights' hash, or change nothing that a teacher does.
         "decode": cfg.compute.decode.model_dump(exclude={"checkpoint", "offload", "window", "small"}),
