@@ -45,6 +45,9 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
         cfg.embedded_guidance,
         cfg.compute.dtype,
         backbone=cfg.backbone,
+        base_loras=tuple(
+            lora.model_copy(update={"path": str(Path(lora.path).expanduser().resolve())}) for lora in cfg.base_loras
+        ),
     )
     plot_training(read_metrics(run.metrics), run.curves)
     if run.guard.is_file():

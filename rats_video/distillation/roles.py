@@ -23,6 +23,7 @@ from rats_video.distillation.initial_student import start_from
 from rats_video.distillation.pictures import check_family, first_frames
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
+from rats_video.inference.style import add_style, base_styles
 from rats_video.methods.teacher import EmaTeacherConfig
 from rats_video.optim import ema_update_
 
@@ -38,10 +39,13 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     check_compute(cfg, device)
     check_family(cfg, find_family(folder, cfg.backbone))
+    styles = base_styles(cfg.base_loras, where="base_loras")
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
     backbone = load_backbone(
         folder, first, dtype, cfg.backbone, with_text=text is None, quantization=cfg.compute.quantization
     )
+    for style in styles:
+        add_style(backbone, style, where="base_loras")
     prepare_base(cfg, backbone, device)
     warn_of_differences(cfg, backbone)
     move_to_device(cfg, backbone, device)

@@ -13,10 +13,12 @@ from rats_video.backbones.kinds import AUTO, BackboneConfig
 from rats_video.config.fields import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
+from rats_video.inference.style import BaseLoraConfig
 from rats_video.reading import DAMAGED, read_json
 
 CARD = "rats.json"
 ITSELF = "."  # as a card's model
+_RARE = {"backbone", "base_loras"}
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class StudentCard:
         dtype: the base's precision in training.
         guidance_scale: with which it is sampled; 1 = off, as all but teachers are.
         backbone: the family that loads the base; written only if it is the user's own.
+        base_loras: LoRAs that are part of the base; written only if there are any.
     """
 
     model: str
@@ -46,11 +49,16 @@ class StudentCard:
     dtype: Literal["float32", "bfloat16"] = "float32"
     guidance_scale: PositiveFloat = 1.0
     backbone: BackboneConfig = AUTO
+    base_loras: tuple[BaseLoraConfig, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The card as `rats.json` holds it."""
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "backbone"}
-        return content if self.backbone == AUTO else content | {"backbone": self.backbone.model_dump(mode="json")}
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _RARE}
+        if self.backbone != AUTO:
+            content["backbone"] = self.backbone.model_dump(mode="json")
+        if self.base_loras:
+            content["base_loras"] = [lora.model_dump(mode="json") for lora in self.base_loras]
+        return content
 
 
 _CARD = TypeAdapter(StudentCard)
