@@ -155,7 +155,9 @@ def test_a_folder_of_torchao_is_taken_as_it_is(folder: Path, quantization: str) 
     config = TorchAoConfig(FqnToConfig({r"re:.*blocks\.\d+\..*": kind(), "proj_out": kind()}))
     plain = load_backbone(folder)
     quantise(plain.denoiser, quantization)
-    network = WanTransformer3DModel.from_pretrained(folder / "transformer", quantization_config=config)
+    network = WanTransformer3DModel.from_pretrained(
+        folder / "transformer", torch_dtype=torch.float32, quantization_config=config
+    )
     network.save_pretrained(folder / "transformer")
     stored = load_backbone(folder)
     assert bits_of(stored.denoiser) == quantization
@@ -252,16 +254,15 @@ def test_the_base_is_never_there_in_full(folder: Path) -> None:
     wide = WanTransformer3DModel.from_config(config | shape)
     wide.save_pretrained(folder / "transformer")
     in_full = sum(weight.nbytes for weight in wide.parameters())
-    for stored in (folder / "transformer").glob("*.safetensors"):
-        assert stored.stat().st_size > 0.9 * in_full  # the newest files alone
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         base = load_backbone(folder, with_text=False, quantization="nf4")
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    (mapped,) = (file.stat().st_size for file in (folder / "transformer").glob("*.safetensors"))
     live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
+    for event in sorted((each for each in events if each.nbytes() != mapped), key=lambda event: event.start_ns()):
         live += event.nbytes()
         peak = max(peak, live)
     held = sum(weight.nbytes for weight in (*base.denoiser.parameters(), *base.vae.parameters()))
     largest = max(weight.nbytes for weight in wide.parameters())
     assert held < 0.4 * in_full
-    assert peak < held + 5 * largest < 0.8 * in_full
+    assert peak < held + 3 * largest < 0.75 * in_full
