@@ -10,7 +10,6 @@ import torch
 from rats_video.backbones.architecture import build_on_meta, find_architecture, with_depths
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import ComputeConfig
-from rats_video.backbones.low_bit import quantise
 from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.settings import ShapesPromptsConfig
 from rats_video.datasets.prompts.split import load_prompts
@@ -163,8 +162,7 @@ class PlanBuilder:
         key = f"step {cfg.student!r} {compute!r} {self._clips(cfg)}"
 
         def at(depths: Mapping[str, int]) -> Counts:
-            base = with_depths(self._base(cfg), self._architecture, depths)
-            quantise(base.denoiser, self._quantization(cfg))
+            base = with_depths(self._base(cfg), self._architecture, depths, self._quantization(cfg))
             prepare_base(cfg, base, META)
             base.text_cache = self._once(f"text {compute.dtype}", lambda: self._text_cache(cfg))
             with META:  # adapters too
