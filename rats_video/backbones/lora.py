@@ -82,7 +82,7 @@ class Adapters:
             if name in layer.scaling:
                 layer.set_scale(name, scale)
         for weight in self.weights(name).values():
-            weight.requires_grad_(requires_grad=False)
+            weight.requires_grad = False
         self.kept += (name,)
         self._use(self.active)
 

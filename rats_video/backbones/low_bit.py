@@ -40,7 +40,7 @@ class LowBitLinear(nn.Linear):
         self.out_features, self.in_features = shape
         self.weight = nn.Parameter(codes, requires_grad=False)
         self.scale = nn.Parameter(scale, requires_grad=False)  # no buffer: what moves weights moves it along
-        self.bias = None if bias is None else bias.requires_grad_(requires_grad=False)
+        self.register_parameter("bias", None if bias is None else nn.Parameter(bias, requires_grad=False))
 
     @classmethod
     def of(cls, matrix: Tensor, bits: str, bias: nn.Parameter | None = None) -> Self:
@@ -65,7 +65,7 @@ class LowBitLinear(nn.Linear):
     def forward(self, inputs: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`; the gradient reaches the inputs alone."""
         shape = (self.out_features, self.in_features)
-        out: Tensor = _Product.apply(inputs, self.weight, self.scale, self.bias, shape)
+        out: Tensor = _Product.apply(inputs, self.weight, self.scale, self.bias, shape)  # type: ignore[no-untyped-call]
         return out
 
 

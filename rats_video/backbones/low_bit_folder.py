@@ -98,7 +98,7 @@ def _read(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtyp
             in_block = isinstance(module, nn.Linear) and name == "weight" and re.fullmatch(BLOCKS, path)
             if in_block and (stored is not None or quantization != "none"):
                 layer = LowBitLinear.of(value, quantization) if stored is None else stored.to(device)
-                layer.bias = module.bias
+                layer.register_parameter("bias", module.bias)
                 network.set_submodule(path, layer)
             else:
                 setattr(module, name, nn.Parameter(value) if isinstance(wanted[key], nn.Parameter) else value)
@@ -174,7 +174,8 @@ def _from_torchao(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             module.weight = nn.Parameter(layer.matrix(dtype))
         else:
             network.set_submodule(path, layer)
-    return network.eval()
+    network.eval()
+    return network
 
 
 def _is_shifted(weight: Any) -> bool:
