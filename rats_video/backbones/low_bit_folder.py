@@ -95,8 +95,8 @@ def _read(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtyp
             value = tensors.get(key).to(device, precision) if stored is None else stored.to(device).matrix(precision)
             if value.shape != wanted[key].shape:
                 raise ValueError(f"{key} is {list(value.shape)}, not {list(wanted[key].shape)}")
-            in_block = isinstance(module, nn.Linear) and name == "weight" and re.fullmatch(BLOCKS, path)
-            if in_block and (stored is not None or quantization != "none"):
+            is_low_bit = name == "weight" and re.fullmatch(BLOCKS, path) and (stored or quantization != "none")
+            if isinstance(module, nn.Linear) and is_low_bit:
                 layer = LowBitLinear.of(value, quantization) if stored is None else stored.to(device)
                 layer.register_parameter("bias", module.bias)
                 network.set_submodule(path, layer)
