@@ -157,6 +157,7 @@ def _from_torchao(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
     from torchao.quantization import Float8Tensor, Int8Tensor
     from torchao.utils import TorchAOBaseTensor
 
+    network: nn.Module
     network, info = kind.from_pretrained(
         folder, torch_dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True
     )
@@ -174,8 +175,7 @@ def _from_torchao(kind: Any, folder: Path, dtype: torch.dtype) -> nn.Module:
             module.weight = nn.Parameter(layer.matrix(dtype))
         else:
             network.set_submodule(path, layer)
-    network.eval()
-    return network
+    return network.eval()
 
 
 def _is_shifted(weight: Any) -> bool:

@@ -63,6 +63,7 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
     backbone.first_frames = first_frames(cfg, backbone)
+    backbone.small_decoder = None  # a plan prepares one base for many settings
     if cfg.compute.decode.small is not None:
         folder = Path(cfg.compute.decode.small)
         names = ("latent_channels", "spatial_stride", "temporal_stride")

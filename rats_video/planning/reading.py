@@ -36,7 +36,9 @@ class Reading:
         return sum(self.disk.values()) / READ_RATE
 
 
-def plan_reading(cfg: DistillConfig, architecture: Architecture, quantization: str, *, is_cpu: bool) -> Reading:
+def plan_reading(
+    cfg: DistillConfig, architecture: Architecture, quantization: str = "none", *, is_cpu: bool
+) -> Reading:
     """The needs of reading this model into these bits; the folder's files are counted, not read."""
     base = build_on_meta(architecture, getattr(torch, cfg.compute.dtype))
     quantise(base.denoiser, quantization)

@@ -116,9 +116,10 @@ class PlanBuilder:
         return self._architecture.family.exact_window
 
     def can_be_small(self, cfg: DistillConfig) -> bool:
-        """True if there may be a small decoder for the model's latents."""
+        """True if there may be a small decoder for the model's latents, and it is smaller than the VAE."""
         base = self._base(cfg)
-        return base.has_small_decoder and base.spatial_stride in {8, 16} and base.temporal_stride in {4, 8}
+        is_large = sum(weight.numel() for weight in base.vae.parameters()) > 2e7  # twice a TAEHV's
+        return base.has_small_decoder and is_large and base.spatial_stride in {8, 16} and base.temporal_stride in {4, 8}
 
     def _base(self, cfg: DistillConfig) -> PipelineBackbone:
         """The model with a denoiser of one block, for all that does not depend on its depth."""

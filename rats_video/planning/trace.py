@@ -186,7 +186,8 @@ def count_weights(
                 found["weights", part] += tensor.nbytes
                 numel = tensor.numel() if isinstance(tensor, nn.Parameter) else 0
                 found["parameters", part] += counts.get(id(tensor), numel)
-    found["low bit", TRAFFIC] = sum(counts[id(layer.weight)] * layer.traffic for layer in layers)
+    if layers:
+        found["low bit", TRAFFIC] = sum(counts[id(layer.weight)] * layer.traffic for layer in layers)
     return dict(found)
 
 

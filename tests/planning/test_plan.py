@@ -330,6 +330,14 @@ def test_levers_that_are_pulled_or_idle_are_not_offered(make_config: MakeConfig)
     assert {"student.grad_steps=1", "parallel.shard=true", "compute.offload=block"} <= set(left)
 
 
+def test_one_builder_plans_each_setting_as_a_fresh_one_does(make_config: MakeConfig) -> None:
+    settings = ("compute.decode.small=models/taehv", "compute.decode.dtype=bfloat16", "seed=1")
+    one = PlanBuilder(make_config(), CPU, 1)
+    for setting in settings:  # a search tries many: nothing of one may stay for the next
+        cfg = make_config(setting)
+        assert one.plan(cfg, CPU).memory == planned(cfg).memory
+
+
 def test_levers_that_need_another_wait_for_it(make_config: MakeConfig) -> None:
     few, fewer = lever("compute.quantization=int8"), lever("compute.quantization=nf4")
     assert without_conflicts([few, fewer], make_config()) == []
