@@ -31,6 +31,9 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
         if isinstance(cfg.student.weights, FullWeightsConfig):
             raise UserError("keeps a frozen base in few bits, but all weights train", where="compute.quantization",
                             fix="set student.weights.kind=lora")  # fmt: skip
+        if cfg.parallel.shard:
+            raise UserError("does not go with parallel.shard, which splits a base in full", where="compute.quantization",
+                            fix="set one of them to its default")  # fmt: skip
         check_quantiser(compute.quantization)
     if compute.offload == "none":
         return

@@ -81,7 +81,7 @@ def useful_options(
 def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> list[MemoryOption]:
     """The options among these that work together.
 
-    Offload and few bits need a frozen base, offload one that is not split over GPUs; decode.offload needs a
+    Offload and few bits need a frozen base that is not split over GPUs; decode.offload needs a
     checkpointed decode, activation_offload checkpointed blocks. Of two values of one setting the dearer one stays.
     """
     settings = {option.setting for option in options}
@@ -91,8 +91,8 @@ def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> li
     keeps_inputs = cfg.compute.activation_checkpointing or "compute.activation_checkpointing=true" in settings
     idle = {
         "compute.offload=block": is_full or is_split,
-        "compute.quantization=int8": is_full or "compute.quantization=nf4" in settings,
-        "compute.quantization=nf4": is_full,
+        "compute.quantization=int8": is_full or is_split or "compute.quantization=nf4" in settings,
+        "compute.quantization=nf4": is_full or is_split,
         "compute.decode.offload=true": is_whole,
         "compute.activation_offload=true": not keeps_inputs,
         "student.grad_steps=2": "student.grad_steps=1" in settings,

@@ -240,6 +240,14 @@ def test_masked_text_and_flash_do_not_go_together(backbone: WanBackbone) -> None
 # --------------------------------------------------------------------------------------------------------- compile
 
 
+def test_a_base_in_few_bits_compiles(make_config: Make, batch: PromptBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = partial(apply_compute.compile_blocks, backend="eager")
+    monkeypatch.setattr(apply_compute, "compile_blocks", backend)
+    levers = (*ROLES["lora"], "compute.quantization=nf4", "compute.activation_checkpointing=true")
+    plain, compiled = (build(make_config, *levers, f"compute.compile={on}") for on in ("false", "true"))
+    assert_same(take_step(plain, batch), take_step(compiled, batch), 1e-6)
+
+
 def test_compiled_step_is_the_same_and_switching_roles_compiles_each_once(
     make_config: Make, plain: Callable[[str, PromptBatch], Step], batch: PromptBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
