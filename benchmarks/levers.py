@@ -51,6 +51,9 @@ LEVERS: dict[str, tuple[str, ...]] = {
     "decode checkpoint": ("compute.decode.checkpoint=true",),
     "decode window 2": ("compute.decode.window=2",),
     "bfloat16 base": ("compute.dtype=bfloat16",),
+    "int8 base": ("compute.quantization=int8",),
+    "nf4 base": ("compute.quantization=nf4",),
+    "block inputs on the host": ("compute.activation_checkpointing=true", "compute.activation_offload=true"),
     "cached text": ("compute.cache_text=true",),
     "8-bit AdamW": ("training.optimizer.kind=adamw8bit",),
     "offload by block": ("compute.offload=block",),
@@ -67,7 +70,9 @@ TINY = (
     "student.weights.rank=16", "student.weights.alpha=16", "training.batch_size=2",
 )  # fmt: skip
 SLOW_ON_CPU = {"compile"}
-WAN_LEVERS = ["offload by block", "8-bit AdamW", "xformers attention", "flash attention", "compile"]
+WAN_LEVERS = [
+    "int8 base", "nf4 base", "offload by block", "8-bit AdamW", "xformers attention", "flash attention", "compile",
+]  # fmt: skip
 Build = Callable[[DistillConfig], tuple[Rats, Sequence[str]]]
 
 

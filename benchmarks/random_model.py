@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rats_video.backbones.architecture import build_on_meta, find_architecture
 from rats_video.backbones.base import TEXT_ENCODERS, PipelineBackbone
+from rats_video.backbones.low_bit import quantise
 from rats_video.backbones.text_cache import TextCache
 from rats_video.distillation.roles import build_roles, prepare_base
 from rats_video.distillation.settings import DistillConfig
@@ -44,6 +45,7 @@ def random_model(cfg: DistillConfig, device: torch.device) -> PipelineBackbone:
     with MemoryTracker():
         encoded = hollow.encode_text([PROMPTS[0]])
     backbone = type(hollow)(**{**hollow.parts, **random_parts(hollow, device)})
+    quantise(backbone.denoiser, cfg.compute.quantization)
     prepare_base(cfg, backbone, device)
     backbone.cache_text(TextCache({prompt: encoded.map(_random) for prompt in prompts}))
     return backbone

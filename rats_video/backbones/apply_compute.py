@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
+from torch.autograd.graph import save_on_cpu
+from torch.utils.checkpoint import checkpoint
 
 from rats_video.backbones.attention import use_attention
 from rats_video.backbones.base import PipelineBackbone
@@ -31,10 +35,25 @@ def apply_compute(cfg: DenoiserConfig, *roles: PipelineBackbone) -> None:
             done.add(id(network))
             use_attention(network, cfg.attention, has_mask=has_mask)
             if cfg.activation_checkpointing:
-                recompute = None if role.adapters is None else role.adapters.checkpointing
-                network.enable_gradient_checkpointing(recompute)
+                recompute = recompute_block if role.adapters is None else role.adapters.checkpointing
+                network.enable_gradient_checkpointing(in_host(recompute) if cfg.activation_offload else recompute)
             if cfg.compile:
                 compile_blocks(network)
+
+
+def recompute_block(block: nn.Module, *inputs: Any) -> Any:
+    """The output of a block, of which backward finds the inputs alone."""
+    return checkpoint(block, *inputs, use_reentrant=False)
+
+
+def in_host(recompute: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, with the inputs in (pinned) host memory until backward comes to the block."""
+
+    def run(block: nn.Module, *inputs: Any) -> Any:
+        with save_on_cpu(pin_memory=True):
+            return recompute(block, *inputs)
+
+    return run
 
 
 def use_decode_dtype(backbone: PipelineBackbone, dtype: torch.dtype) -> None:

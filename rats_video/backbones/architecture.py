@@ -17,6 +17,7 @@ from rats_video.assets import find_hub_id, is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.folder import read_configs, read_index
 from rats_video.backbones.kinds import AUTO, BackboneConfig, family_of
+from rats_video.backbones.low_bit import quantise, stored_bits
 from rats_video.errors import AsUserError, UserError
 from rats_video.hub import cached, fetch
 from rats_video.meta import LongPrompts, empty_model
@@ -55,6 +56,11 @@ class Architecture:
         """Repetitions of the denoiser's blocks by key; experts are alike."""
         denoiser = self.parts[self.denoiser_parts[0]]
         return {key: int(denoiser[key]) for key in self.family.depth_keys if denoiser.get(key)}
+
+    @property
+    def quantization(self) -> str:
+        """The bits that its denoiser's matrices are stored in; `none` in full."""
+        return stored_bits(self.parts[self.denoiser_parts[0]])
 
     def cut(self, depths: Mapping[str, int]) -> Architecture:
         """The same with other numbers of blocks."""
@@ -127,10 +133,14 @@ def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBac
     return family(**parts)
 
 
-def with_depths(base: PipelineBackbone, architecture: Architecture, depths: Mapping[str, int]) -> PipelineBackbone:
-    """The same model with denoisers of that many blocks; all else is shared."""
+def with_depths(
+    base: PipelineBackbone, architecture: Architecture, depths: Mapping[str, int], quantization: str = "none"
+) -> PipelineBackbone:
+    """The same model with denoisers of that many blocks, in these bits; all else is shared."""
     cut, classes = architecture.cut(depths), base.component_classes()
     networks = {name: _part(cut, name, classes[name], base.dtype) for name in architecture.denoiser_parts}
+    for network in networks.values():
+        quantise(network, quantization)
     return type(base)(**{**base.parts, **networks})
 
 

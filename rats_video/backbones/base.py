@@ -65,8 +65,11 @@ class PipelineBackbone(Family):
         *,
         with_text: bool = True,
         with_denoiser: bool = True,
+        quantization: str = "none",
     ) -> Self:
         """Load a pipeline folder, its VAE in float32; without its denoiser it has the shapes, on `meta`.
+
+        With `quantization`, `int8` or `nf4`, the matrices of the denoiser's blocks are in few bits (`low_bit.py`).
 
         Raises:
             UserError: a component is missing, is not of this family, or its weights do not fit.
@@ -84,15 +87,12 @@ class PipelineBackbone(Family):
         }
         shapes = set() if with_denoiser else {DENOISER, *cls.optional_parts} & classes.keys()
         fix = f"give a folder that diffusers.{cls.pipelines[0]} loads"
-        loaded = load_parts(folder, classes, device, dtype, family=cls.family, fix=fix, shapes=shapes)
+        bits = dict.fromkeys(cls.denoiser_parts, quantization)
+        loaded = load_parts(folder, classes, device, dtype, family=cls.family, fix=fix, shapes=shapes, bits=bits)
         return cls(**loaded, **{name: index[name] for name in cls.settings if name in index}, **cls.options)
 
     def load_denoiser(self, folder: Path) -> Self:
-        """The same model with the denoiser of another folder, e.g. a student's.
-
-        Raises:
-            UserError: it is not there or does not fit.
-        """
+        """The same model with the denoiser of another folder, e.g. a student's; raises UserError if it does not fit."""
         classes = {name: kind for name, kind in self.component_classes().items() if name in self.denoiser_parts}
         fix = "give the folder of a student"
         return self._with_denoisers(load_parts(folder, classes, self.device, self.dtype, family=self.family, fix=fix))

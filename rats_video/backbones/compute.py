@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from rats_video.config.fields import Config, NonNegativeInt, PositiveInt
 
+Quantization = Literal["none", "int8", "nf4"]
 AttentionBackend = Literal["native", "xformers", "flash", "_flash_3", "sage", "flex", "_native_math"]
 
 
@@ -64,12 +65,24 @@ class DenoiserConfig(Config):
     """Precision, memory and speed of the denoiser."""
 
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of the frozen base and the text encoder")
+    quantization: Quantization = Field(
+        "none", description="bits of the frozen base's matrices, on which adapters train: int8 (torchao) or nf4"
+    )
     attention: AttentionBackend = Field("native", description="diffusers' name of the attention kernel")
     activation_checkpointing: bool = Field(default=False, description="recompute the denoiser's blocks in backward")
+    activation_offload: bool = Field(
+        default=False, description="with activation_checkpointing: keep what blocks start from in host memory"
+    )
     compile: bool = Field(default=False, description="torch.compile of the denoiser's repeated blocks")
     offload: Literal["none", "block", "leaf"] = Field(
         "none", description="keep the frozen base in host memory and bring in one group of layers at a time"
     )
+
+    @model_validator(mode="after")
+    def _activation_offload_needs_checkpointing(self) -> Self:
+        if self.activation_offload and not self.activation_checkpointing:
+            raise ValueError("activation_offload keeps what activation_checkpointing saves: turn that on as well")
+        return self
 
 
 class ComputeConfig(DenoiserConfig):

@@ -38,6 +38,8 @@ class Family(ABC):
     """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
     exact_window: ClassVar[bool] = True
     """True if decoding a window of latent frames with gradient keeps all pixel values: no later frame counts."""
+    has_small_decoder: ClassVar[bool] = True
+    """False if no TAEHV is published for its latents (`small_decoder.py`)."""
     can_share_tokens: ClassVar[bool] = False
     """True if diffusers can spread the tokens of one clip over processes (`parallel.context`)."""
     depth_keys: ClassVar[tuple[str, ...]] = ("num_layers",)

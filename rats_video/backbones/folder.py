@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
 from rats_video.backbones.layout import refuse_layout, weights_variant
+from rats_video.backbones.low_bit_folder import load_low_bit
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import AsUserError, UserError
 from rats_video.hub import INDEX
@@ -51,6 +53,7 @@ def load_parts(
     family: str,
     fix: str,
     shapes: Collection[str] = (),
+    bits: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """The parts of a pipeline folder by name, in `dtype` but for the VAE, which stays in float32.
 
@@ -62,6 +65,7 @@ def load_parts(
         family: for messages.
         fix: what to give instead where a part is missing.
         shapes: parts that are wanted without their weights, on the meta device.
+        bits: of parts that may be in few: `int8`, `nf4`, or `none` for a quantised folder as it is.
 
     Raises:
         UserError: one is missing, is of another kind, is damaged, lacks weights, or has some that are not finite.
@@ -75,10 +79,11 @@ def load_parts(
     for library in (logging, diffusers_logging):
         library.disable_progress_bar()
         library.set_verbosity_error()  # they warn of published folders as they are
+    precision = {name: torch.float32 if name == "vae" else dtype for name in classes}
     return {
         name: _load_shapes(kind, folder / name, dtype, family=family)
         if name in shapes
-        else _load_part(kind, folder / name, device, torch.float32 if name == "vae" else dtype, family=family)
+        else _load_part(kind, folder / name, device, precision[name], bits.get(name), family=family)
         for name, kind in classes.items()
     }
 
@@ -91,11 +96,18 @@ def _load_shapes(kind: Any, folder: Path, dtype: torch.dtype, *, family: str) ->
             return torch.nn.Module.to(kind.from_config(config), dtype).eval()  # diffusers' own warns of rounding
 
 
-def _load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, *, family: str) -> Any:
+def _load_part(
+    kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype, quantization: str | None, *, family: str
+) -> Any:
     """A model of class `kind`, ready to be called, or a tokenizer."""
     # Without these a model without safetensors is unpickled, and a tokenizer asks on the terminal to run its own code.
     options: dict[str, Any] = {"trust_remote_code": False}
     with AsUserError(f"cannot load it as a {family} pipeline: {folder.name}/", where=str(folder.parent)):
+        if quantization is not None:
+            network = load_low_bit(kind, folder, device, dtype, quantization)
+            if network is not None:
+                check_finite(network.state_dict().items(), where=folder)
+                return network
         if is_model := hasattr(kind, "forward"):
             read_sizes(folder / "config.json")
             options = {"torch_dtype": dtype, "output_loading_info": True, "use_safetensors": True}

@@ -83,6 +83,7 @@ def load_backbone(
     *,
     with_text: bool = True,
     with_denoiser: bool = True,
+    quantization: str = "none",
 ) -> PipelineBackbone:
     """Load a pipeline folder of any family; see `from_pretrained`.
 
@@ -90,4 +91,6 @@ def load_backbone(
         UserError: it is no pipeline, of no family we know, or damaged.
     """
     family = find_family(folder, backbone)
-    return family.from_pretrained(folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser)
+    return family.from_pretrained(
+        folder, device, dtype, with_text=with_text, with_denoiser=with_denoiser, quantization=quantization
+    )

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from rats_video.backbones.compute import LoraConfig
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE
+from rats_video.backbones.low_bit import bits_of
 from rats_video.errors import UserError, first_line
 from rats_video.hub import LORAS
 from rats_video.reading import DAMAGED, check_finite, check_plain_file
@@ -40,6 +41,7 @@ class Adapters:
     def __init__(self, networks: Mapping[str, Any]) -> None:
         self.networks = dict(networks)
         self.configs: dict[str, LoraConfig] = {}
+        self.kept: tuple[str, ...] = ()
         self.active: str | None = None
         self._layers: list[Any] = []
         for network in self.networks.values():
@@ -52,7 +54,6 @@ class Adapters:
             UserError: no layer of the denoiser is called as `cfg.targets` says.
         """
         from peft import LoraConfig
-        from peft.tuners.lora import LoraLayer
 
         assert name not in self.configs, f"there is an adapter {name!r}"
         targets = list(cfg.targets or default_targets)
@@ -69,7 +70,7 @@ class Adapters:
                 ) from error  # fmt: skip
         self.configs[name] = cfg
         device = next(next(iter(self.networks.values())).parameters()).device  # an offloaded block's own is the host
-        self._layers = [m for net in self.networks.values() for m in net.modules() if isinstance(m, LoraLayer)]
+        self._find_layers()
         for each in self.configs:
             for parameter in self.weights(each).values():
                 parameter.requires_grad_()
@@ -77,15 +78,34 @@ class Adapters:
             parameter.data = parameter.data.to(device, getattr(torch, cfg.dtype))
         self.use(name)
 
-    def use(self, name: str | None) -> None:
-        """Make `name` the adapter of the calls to come; None calls the bare base."""
-        if name == self.active:
-            return
-        self.active = name
+    def keep(self, name: str, scale: float) -> None:
+        """Make an adapter that is on the networks already, `scale` times, a part of the base: every call uses it."""
+        self._find_layers()
         for layer in self._layers:
-            layer._disable_adapters = name is None  # noqa: SLF001  # what peft's own setters write, without their walk
-            if name is not None:
-                layer._active_adapter = name  # noqa: SLF001
+            if name in layer.scaling:
+                layer.set_scale(name, scale)
+        for weight in self.weights(name).values():
+            weight.requires_grad = False
+        self.kept += (name,)
+        self._use(self.active)
+
+    def _find_layers(self) -> None:
+        from peft.tuners.lora import LoraLayer
+
+        self._layers = [m for net in self.networks.values() for m in net.modules() if isinstance(m, LoraLayer)]
+
+    def use(self, name: str | None) -> None:
+        """Make `name` the adapter of the calls to come; None calls the base alone."""
+        if name != self.active:
+            self._use(name)
+
+    def _use(self, name: str | None) -> None:
+        self.active = name
+        used = [*self.kept, *([] if name is None else [name])]
+        for layer in self._layers:
+            layer._disable_adapters = not used  # noqa: SLF001  # what peft's own setters write, without their walk
+            if used:
+                layer._active_adapter = used if self.kept else name  # noqa: SLF001
 
     def weights(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's parameters, named as diffusers does: `transformer.blocks.0.attn1.to_q.lora_A.weight`."""
@@ -102,8 +122,15 @@ class Adapters:
             layer.set_scale(name, scale)
 
     def merge(self, name: str) -> None:
-        """Add an adapter to the weights it adapts, for good: the networks are plain again, this is of no more use."""
+        """Add an adapter to the weights it adapts, for good: the networks are plain again, this is of no more use.
+
+        Raises:
+            UserError: they are in few bits.
+        """
         for network in self.networks.values():
+            if (bits := bits_of(network)) != "none":
+                raise UserError(f"its matrices are in {bits}, to which nothing can be added", where="the base",
+                                fix="give it unquantised: --base DIR, or another model")  # fmt: skip
             network.fuse_lora(adapter_names=[name])
             network.unload_lora()
 

@@ -39,6 +39,7 @@ class LTXBackbone(PipelineBackbone):
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     exact_window = False
     can_share_tokens = True
+    has_small_decoder = False
     lora_alpha_tensors = False
     original_names = (
         (r"^proj_in\.", "patchify_proj."),

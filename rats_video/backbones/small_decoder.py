@@ -127,6 +127,11 @@ def _conv(width: int, after: int, **options: Any) -> nn.Conv2d:
     return nn.Conv2d(width, after, 3, padding=1, **options)
 
 
+def as_published(*, latent_channels: int, spatial_stride: int, temporal_stride: int) -> SmallDecoder:
+    """A TAEHV of random weights for a model's latents: the shapes of the published ones, for a plan."""
+    return SmallDecoder(latent_channels, (256, 128, 64, 64), spatial_stride // 8, temporal_stride)
+
+
 def load_small_decoder(
     folder: Path, *, latent_channels: int, spatial_stride: int, temporal_stride: int, where: str
 ) -> SmallDecoder:

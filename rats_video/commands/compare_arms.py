@@ -91,8 +91,9 @@ def _backbone(
         return loaded.student
     base, model = layout.base, resolve_folder(layout.base.model, where="model")
     backbone = load_base(
-        model, runtime.device, base.compute.dtype, base.clip.fps, base.embedded_guidance, base.backbone
-    )
+        model, runtime.device, base.compute.dtype, base.clip.fps, base.embedded_guidance, base.backbone,
+        base.base_loras,
+    )  # fmt: skip
     if arm.cfg is None or step is None:
         return backbone
     student, _ = build_roles(arm.cfg.model_copy(update={"compute": ComputeConfig(dtype=base.compute.dtype)}), backbone)

@@ -48,6 +48,9 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
         cfg.compute.dtype,
         backbone=cfg.backbone,
         first_frame=cfg.prompts.first_frame,
+        base_loras=tuple(
+            lora.model_copy(update={"path": str(Path(lora.path).expanduser().resolve())}) for lora in cfg.base_loras
+        ),
     )
     plot_training(read_metrics(run.metrics), run.curves)
     if run.guard.is_file():

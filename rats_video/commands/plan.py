@@ -58,7 +58,8 @@ def run_plan(
         def plan_with(options: Sequence[MemoryOption]) -> Plan:
             return runs.plan(configured(without_conflicts(options, cfg)), device)
 
-        found, best = _search(useful_options(cfg, gpus, can_window=runs.can_window), plan_with, budget)
+        useful = useful_options(cfg, gpus, can_window=runs.can_window, can_be_small=runs.can_be_small(cfg))
+        found, best = _search(useful, plan_with, budget)
         options = None if found is None else without_conflicts(found, cfg)
         lines += ["", *advice_lines(plan, budget, options, best)]
         record["gpu_memory_gib"], record["fits"] = budget, options == []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from rats_video.inference.plain import plain_card
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.small_gpu import offload
 from rats_video.inference.student import ITSELF, StudentCard, load_card
-from rats_video.inference.style import Style, add_style
+from rats_video.inference.style import BaseLoraConfig, Style, add_style, base_styles
 from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
@@ -171,7 +171,10 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
     is_whole = card.model == ITSELF
     model = folder if is_whole else resolve_folder(card.model, where="--base")
     first = torch.device("cpu") if choices.offload else device
-    loaded = load_base(model, first, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone)
+    under = base_styles(card.base_loras, where=f"{folder / CARD}: base_loras")
+    loaded = load_base(
+        model, first, card.dtype, card.clip["fps"], card.embedded_guidance, card.backbone, card.base_loras
+    )
     check_size(loaded, clip_of(card))
     check_guidance(loaded, card)
     if clip_of(card) != clip_of(trained) and not is_plain:
@@ -188,7 +191,7 @@ def load_chosen(folder: Path, device: torch.device, choices: SampleChoices) -> L
         student.use_tiles()
     if choices.offload:
         offload(student, device)
-    beside = (*(style.identity for style in choices.styles), *(["tiles"] if choices.tiles else []))
+    beside = (*(style.identity for style in (*under, *choices.styles)), *(["tiles"] if choices.tiles else []))
     if choices.negative_prompt:
         check_prompt(choices.negative_prompt, loaded, where="--negative-prompt")
         beside = (*beside, f"negative prompt: {choices.negative_prompt}")
@@ -264,11 +267,20 @@ def with_base(card: StudentCard, folder: Path, base: Path | None) -> StudentCard
 
 
 def load_base(
-    model: Path, device: torch.device, dtype: str, fps: float, embedded_guidance: float, kind: BackboneConfig
+    model: Path,
+    device: torch.device,
+    dtype: str,
+    fps: float,
+    embedded_guidance: float,
+    kind: BackboneConfig,
+    loras: Sequence[BaseLoraConfig] = (),
 ) -> PipelineBackbone:
-    """A base model that is told the frames a second of its clips, and its guidance if it takes that as an input."""
+    """A base model with its LoRAs, told the frames a second of its clips, and its guidance if that is an input."""
+    styles = base_styles(loras, where="base_loras")
     base = load_backbone(model, device, getattr(torch, dtype), kind)
     base.fps, base.embedded_guidance = fps, embedded_guidance
+    for style in styles:
+        add_style(base, style, where="base_loras")
     return base
 
 

@@ -6,6 +6,7 @@ import torch
 
 from rats_video.backbones.attention import check_attention
 from rats_video.backbones.compute import FullWeightsConfig
+from rats_video.backbones.low_bit_folder import check_quantiser
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.optim import adamw8bit
@@ -26,6 +27,14 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
                 fix="use adamw, whose state is split as well",
             )  # fmt: skip
         adamw8bit()  # raises if it is not installed
+    if compute.quantization != "none":
+        if isinstance(cfg.student.weights, FullWeightsConfig):
+            raise UserError("keeps a frozen base in few bits, but all weights train", where="compute.quantization",
+                            fix="set student.weights.kind=lora")  # fmt: skip
+        if cfg.parallel.shard:
+            raise UserError("does not go with parallel.shard, which splits a base in full",
+                            where="compute.quantization", fix="set one of them to its default")  # fmt: skip
+        check_quantiser(compute.quantization)
     if compute.offload == "none":
         return
     if cfg.parallel.shard:

@@ -13,6 +13,7 @@ from rats_video.backbones.attention import used_attention
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import FullWeightsConfig, LoraConfig
 from rats_video.backbones.kinds import load_backbone
+from rats_video.backbones.low_bit import bits_of
 from rats_video.backbones.offload import OffloadedWeights
 from rats_video.backbones.text_cache import TextCache, text_identity
 from rats_video.datasets.prepared.cache import ClipCache
@@ -87,10 +88,11 @@ def _text_identity(cfg: DistillConfig) -> str:
 def describe(cfg: DistillConfig, student: PipelineBackbone) -> dict[str, str]:
     """The settings that are in force, read from the objects: for the record and for a run's first line."""
     weights = cfg.student.weights
+    bits = bits_of(student.denoiser).removesuffix("none")
     trained = sum(weight.numel() for weight in student.weights.values())
     return {
         "student": f"{'LoRA' if isinstance(weights, LoraConfig) else 'full'}, {trained:,} weights train",
-        "precision": str(student.autocast or student.dtype).removeprefix("torch."),
+        "precision": str(student.autocast or student.dtype).removeprefix("torch.") + (bits and f", base in {bits}"),
         "attention": "+".join(dict.fromkeys(used_attention(network) for network in student.denoisers.values())),
     }
 
@@ -108,9 +110,11 @@ def memory_advice(cfg: DistillConfig) -> str:
         "student.grad_steps=1": len(cfg.student.gradient_steps(max(cfg.student.num_steps))) > 1,
         "compute.dtype=bfloat16": compute.dtype == "float32",
         "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
+        "compute.quantization=nf4": compute.quantization == "none" and not is_full,
         "compute.cache_text=true": not compute.cache_text,
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
         "compute.offload=block": compute.offload == "none" and not is_full and not compute.compile,
+        "compute.activation_offload=true": compute.activation_checkpointing and not compute.activation_offload,
         "compute.decode.offload=true": in_chunks and compute.decode.checkpoint and not compute.decode.offload,
     }
     unused = [setting for setting, helps in options.items() if helps]

@@ -16,6 +16,7 @@ from rats_video.distillation.run_rewards import loss_reward
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
+from rats_video.inference.style import base_styles
 from rats_video.methods.base import Method, MethodInputs
 from rats_video.methods.rats import Rats, RatsConfig
 from rats_video.methods.real_data import RealDataConfig, RealSource
@@ -127,6 +128,7 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         *reward_folders(cfg.reward, where="reward"),
         *cfg.backbone.sources(),
     ]
+    styles = base_styles(cfg.base_loras, where="base_loras")
     if cfg.compute.decode.small is not None:  # what the reward saw
         folders.append(Path(cfg.compute.decode.small))
     return {
@@ -140,6 +142,8 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         "embedded_guidance": cfg.embedded_guidance,
         "shift": cfg.shift,
         "dtype": cfg.compute.dtype,
+        **({"base_loras": [style.identity for style in styles]} if styles else {}),
+        **({} if cfg.compute.quantization == "none" else {"quantization": cfg.compute.quantization}),
         "clip": cfg.clip.model_dump(),
         # The excluded keys are in the weights' hash, or change nothing that a teacher does.
         "decode": cfg.compute.decode.model_dump(exclude={"checkpoint", "offload", "window", "small"}),

@@ -13,8 +13,8 @@ FREE = {
     "architecture", "parallel", "validation", "tracking", "comparison", "evaluation", "heldout_reward",
     "training.checkpoint_every", "training.keep_checkpoints", "training.max_skipped", "training.faults",
     # memory and time: but for rounding the same weights, and a run that died of memory must be able to go on
-    "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.compile",
-    "compute.offload", "compute.cache_text", "compute.decode.checkpoint", "compute.decode.offload",
+    "training.micro_batch_size", "compute.attention", "compute.activation_checkpointing", "compute.activation_offload",
+    "compute.compile", "compute.offload", "compute.cache_text", "compute.decode.checkpoint", "compute.decode.offload",
     "reward.chunk", "reward.terms.*.reward.chunk", "teacher.cache",
 }  # fmt: skip
 """Dotted keys, each with all below it; `*` is any name. A key that is not named here decides the weights."""

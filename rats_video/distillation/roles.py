@@ -12,7 +12,8 @@ from rats_video.backbones.apply_compute import apply_compute, use_decode_dtype
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import FullWeightsConfig, LoraConfig
 from rats_video.backbones.kinds import find_family, load_backbone
-from rats_video.backbones.small_decoder import load_small_decoder
+from rats_video.backbones.low_bit_folder import refuse_low_bit
+from rats_video.backbones.small_decoder import as_published, load_small_decoder
 from rats_video.backbones.text_cache import TextCache
 from rats_video.datasets.prompts.split import PromptSplit, check_prompt, load_prompts, prompt_files
 from rats_video.diffusion.guidance import scale_of
@@ -23,6 +24,7 @@ from rats_video.distillation.initial_student import start_from
 from rats_video.distillation.pictures import check_family, give_pictures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
+from rats_video.inference.style import add_style, base_styles
 from rats_video.methods.teacher import EmaTeacherConfig
 from rats_video.optim import ema_update_
 
@@ -38,8 +40,13 @@ def build_backbone(cfg: DistillConfig, device: torch.device, *, text: TextCache 
     folder, dtype = resolve_folder(cfg.model, where="model"), getattr(torch, cfg.compute.dtype)
     check_compute(cfg, device)
     check_family(cfg, find_family(folder, cfg.backbone))
+    styles = base_styles(cfg.base_loras, where="base_loras")
     first = device if cfg.compute.offload == "none" and not cfg.parallel.shard else "cpu"
-    backbone = load_backbone(folder, first, dtype, cfg.backbone, with_text=text is None)
+    backbone = load_backbone(
+        folder, first, dtype, cfg.backbone, with_text=text is None, quantization=cfg.compute.quantization
+    )
+    for style in styles:
+        add_style(backbone, style, where="base_loras")
     prepare_base(cfg, backbone, device)
     give_pictures(cfg, backbone)
     warn_of_differences(cfg, backbone)
@@ -57,13 +64,16 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
     """
     backbone.decoding, backbone.fps = cfg.compute.decode, cfg.clip.fps
     backbone.embedded_guidance = cfg.embedded_guidance
+    backbone.small_decoder = None  # a plan prepares one base for many settings
     if cfg.compute.decode.small is not None:
-        backbone.small_decoder = load_small_decoder(
-            Path(cfg.compute.decode.small),
-            latent_channels=backbone.latent_channels,
-            spatial_stride=backbone.spatial_stride,
-            temporal_stride=backbone.temporal_stride,
-            where="compute.decode.small",
+        folder = Path(cfg.compute.decode.small)
+        names = ("latent_channels", "spatial_stride", "temporal_stride")
+        for_latents = {name: getattr(backbone, name) for name in names}
+        is_plan = device.type == "meta" and not folder.exists()
+        backbone.small_decoder = (
+            as_published(**for_latents)
+            if is_plan
+            else load_small_decoder(folder, **for_latents, where="compute.decode.small")
         ).to(device)
     use_decode_dtype(backbone, getattr(torch, cfg.compute.decode.dtype))
     backbone.latent_shape(cfg.clip.spec)
@@ -112,6 +122,7 @@ def build_roles(cfg: DistillConfig, backbone: PipelineBackbone) -> tuple[Pipelin
     has_average = isinstance(cfg.teacher, EmaTeacherConfig)
     match cfg.student.weights:
         case FullWeightsConfig():
+            refuse_low_bit(backbone.denoiser, where="student.weights.kind")
             student, teacher = backbone.with_own_denoiser(), backbone.with_own_denoiser() if has_average else backbone
             _initialise(cfg, student)
         case LoraConfig() as lora:

@@ -12,6 +12,7 @@ from rats_video.config.fields import ClipConfig, Config, NumClips, PositiveFloat
 from rats_video.datasets.prompts.settings import PromptsConfig, ShapesPromptsConfig
 from rats_video.evaluation.settings import EvaluationConfig
 from rats_video.inference.sampler import SamplerSpec
+from rats_video.inference.style import BaseLoraConfig
 from rats_video.methods.base import WITH_GRADIENT, StepsConfig
 from rats_video.methods.kinds import MethodConfig
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherConfig
@@ -52,6 +53,9 @@ class DistillConfig(Config):
         AUTO,
         exclude_if=lambda backbone: backbone == AUTO,
         description="the family that loads `model`, if none here knows it",
+    )
+    base_loras: tuple[BaseLoraConfig, ...] = Field(
+        (), description="LoRAs under teacher and student, such as a style of yours: they are distilled with the model"
     )
     clip: ClipConfig = ClipConfig()
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, of teacher and student")

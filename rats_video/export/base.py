@@ -102,6 +102,12 @@ class ExportedStudent:
         return self.card.model if find_hub_id(self.card.model) else self.base_id
 
     @property
+    def base_lora_note(self) -> str:
+        """What the user of a LoRA alone must load under it; or nothing."""
+        under = ", ".join(f"{Path(lora.path).name} at scale {lora.scale:g}" for lora in self.card.base_loras)
+        return f"it was trained over {under}, which belongs under it" if under and self.is_lora else ""
+
+    @property
     def file_stem(self) -> str:
         """A name for its files among those of other students: "Wan2.1-T2V-1.3B-Diffusers-2-4steps-mine"."""
         steps = "-".join(map(str, self.card.num_steps))

@@ -119,6 +119,7 @@ def _training(exported: ExportedStudent, training: Training) -> list[str]:
     card, config = exported.card, _portable(training.config)
     weights = "a LoRA" if exported.is_lora else "all weights"
     lines = [f"- {card.steps} optimizer steps, seed {card.seed}, base in {card.dtype}; {weights} of the denoiser"]
+    lines += [f"- over {escape(Path(lora.path).name)}, a LoRA, at scale {lora.scale:g}" for lora in card.base_loras]
     for key in ("reward", "heldout_reward", "teacher"):
         if isinstance(settings := config.get(key), dict):
             shown = ", ".join(

@@ -31,7 +31,7 @@ from rats_video.export.comfyui_workflow import (
     workflow_section,
     workflow_steps,
 )
-from rats_video.export.lora import check_unscaled, header
+from rats_video.export.lora import check_unscaled, fuse_base_loras, header
 from rats_video.export.stock import class_in, open_base
 from rats_video.export.usage import sigma_string
 from rats_video.files import write_json
@@ -100,6 +100,7 @@ class ComfyUI(Form):
         parts = {part: folder / placed(exported) / file for part, file in file_names(exported).items()}
         if exported.is_lora:
             pipeline = open_base(exported, device, scheduler=scheduler)
+            fuse_base_loras(pipeline, exported)
             for part, file in parts.items():
                 second = {"load_into_transformer_2": True} if part == LOW_NOISE else {}
                 pipeline.load_lora_weights(file.parent, weight_name=file.name, **second)
@@ -140,9 +141,9 @@ class ComfyUI(Form):
         ready = alone if needs is None else workflow_section(exported, needs)
         return "\n\n".join([ready, sampling_section(exported, model_of(exported), files)])
 
-    def note(self, exported: ExportedStudent) -> str:  # noqa: ARG002
-        """Nothing beside the nodes: what the stock pipeline must be told is no concern of ComfyUI's."""
-        return ""
+    def note(self, exported: ExportedStudent) -> str:
+        """The base's LoRAs: what the stock pipeline must be told is no concern of ComfyUI's."""
+        return exported.base_lora_note
 
     def hints(self, exported: ExportedStudent) -> list[str]:
         """Noise levels to paste."""

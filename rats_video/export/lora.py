@@ -24,6 +24,7 @@ from rats_video.export.merged import SCHEDULER, load_scheduler
 from rats_video.export.parts import bring_base
 from rats_video.export.stock import open_base
 from rats_video.export.usage import base_snippet
+from rats_video.inference.style import experts_of
 
 _SECOND: Mapping[str, dict[str, bool]] = {HIGH_NOISE: {}, LOW_NOISE: {"load_into_transformer_2": True}}
 REMARKS = "rats_video"  # the header's key
@@ -59,6 +60,7 @@ class Lora(Form):
     def load(self, exported: ExportedStudent, device: torch.device, folder: Path) -> Any:
         """The base's pipeline with the adapter."""
         pipeline = open_base(exported, device, **load_scheduler(folder))
+        fuse_base_loras(pipeline, exported)
         for part, file in adapter_files(tuple(exported.networks)).items():
             pipeline.load_lora_weights(folder, weight_name=file, **_SECOND[part])
         return pipeline
@@ -69,12 +71,40 @@ class Lora(Form):
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:
         """Code that loads the adapter into the base's pipeline."""
-        lines = [
+        lines = _base_lora_lines(exported) + [
             f"pipe.load_lora_weights(folder, weight_name={file!r}{', ' if _SECOND[part] else ''}"
             f"{', '.join(f'{key}={value}' for key, value in _SECOND[part].items())})"
             for part, file in adapter_files(tuple(exported.networks)).items()
         ]
         return base_snippet(exported, name, then=lines)
+
+    def note(self, exported: ExportedStudent) -> str:
+        """The base's LoRAs too."""
+        return "; ".join(filter(None, (exported.stock.note, exported.base_lora_note)))
+
+
+def fuse_base_loras(pipeline: Any, exported: ExportedStudent) -> None:
+    """Put the base's LoRAs under a student's, as diffusers does."""
+    parts = tuple(exported.networks)
+    for lora in exported.card.base_loras:
+        file = Path(lora.path)
+        for part in experts_of(file.name, parts, {}):
+            pipeline.load_lora_weights(file.parent, weight_name=file.name, **_SECOND[part])
+        pipeline.fuse_lora(components=list(parts), lora_scale=lora.scale)
+        pipeline.unload_lora_weights()
+
+
+def _base_lora_lines(exported: ExportedStudent) -> list[str]:
+    """The same as code for a card."""
+    lines, parts = [], tuple(exported.networks)
+    for lora in exported.card.base_loras:
+        name = Path(lora.path).name
+        for part in experts_of(name, parts, {}):
+            second = "".join(f", {key}={value}" for key, value in _SECOND[part].items())
+            lines.append(f"pipe.load_lora_weights({name!r}{second})  # the LoRA that it was trained over")
+        lines.append(f"pipe.fuse_lora(components={list(parts)}, lora_scale={lora.scale})")
+        lines.append("pipe.unload_lora_weights()")
+    return lines
 
 
 def check_unscaled(student: Path, scale: float) -> None:
@@ -86,6 +116,7 @@ def check_unscaled(student: Path, scale: float) -> None:
 def header(student: PipelineBackbone, exported: ExportedStudent) -> dict[str, str]:
     """A student's description in a safetensors header, which holds strings alone: one JSON object, `rats_video`."""
     card = exported.card
+    under = [{"name": Path(lora.path).name, "scale": lora.scale} for lora in card.base_loras]
     about = {
         "version": rats_video.__version__,
         "base_model": exported.base_id,
@@ -95,6 +126,7 @@ def header(student: PipelineBackbone, exported: ExportedStudent) -> dict[str, st
         "clip": card.clip,
         "training_steps": card.steps,
         "seed": card.seed,
+        **({"base_loras": under} if under else {}),
         **({} if exported.boundary is None else {"boundary_ratio": exported.boundary}),
     }
     return {REMARKS: json.dumps(about)}

@@ -15,9 +15,12 @@ from rats_video.config.fields import ClipConfig, NonNegativeInt, PositiveFloat, 
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
 from rats_video.hub import CARD
+from rats_video.inference.style import BaseLoraConfig
 from rats_video.reading import DAMAGED, read_json
 
 ITSELF = "."  # as a card's model
+_RARE = ("guidance_scale_2", "first_frame")
+_KINDS = ("backbone", "base_loras")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class StudentCard:
         backbone: the family that loads the base; written only if it is the user's own.
         guidance_scale_2: of the second expert, where it has a scale of its own; written only then.
         first_frame: True if it was trained on clips that start from pictures; written only then.
+        base_loras: LoRAs that are part of the base; written only if there are any.
     """
 
     model: str
@@ -51,14 +55,19 @@ class StudentCard:
     backbone: BackboneConfig = AUTO
     guidance_scale_2: PositiveFloat | None = None
     first_frame: bool = False
+    base_loras: tuple[BaseLoraConfig, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The card as `rats.json` holds it."""
-        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "backbone"}
-        for name in ("guidance_scale_2", "first_frame"):
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _KINDS}
+        for name in _RARE:
             if not content[name]:
                 del content[name]
-        return content if self.backbone == AUTO else content | {"backbone": self.backbone.model_dump(mode="json")}
+        if self.backbone != AUTO:
+            content["backbone"] = self.backbone.model_dump(mode="json")
+        if self.base_loras:
+            content["base_loras"] = [lora.model_dump(mode="json") for lora in self.base_loras]
+        return content
 
 
 _CARD = TypeAdapter(StudentCard)

@@ -10,8 +10,9 @@ from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.distillation.settings import DistillConfig
 from rats_video.planning.devices import Device
 from rats_video.planning.reading import Reading
-from rats_video.planning.trace import AVERAGE, DENOISER, FLOPS, HELD, PICTURES, TEXT, TRAINED, Counts
+from rats_video.planning.trace import AVERAGE, DENOISER, FLOPS, HELD, PICTURES, TEXT, TRAFFIC, TRAINED, Counts
 
+UNPACKING = "unpacking the base"
 GIB = 2**30
 FRAGMENTED, CONTEXT = 1.05, 0.75 * GIB  # what a GPU must hold beyond live tensors: rounding and holes; CUDA itself
 
@@ -190,6 +191,18 @@ def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: De
     return {name: count / (rates.get(name, device.conv) * device.utilisation) for name, count in tflops.items()}
 
 
+def unpacking_seconds(cfg: DistillConfig, counted: TracedCosts, device: Device) -> float:
+    """Seconds of a step in which a base in few bits is written out, once a call whatever its batch; 0 for one in full.
+
+    Its operators wait for the device's memory alone. A backward writes it out again, and so does a recomputed block.
+    """
+    teacher = cfg.teacher.num_steps * rollouts_per_clip(cfg)
+    again = 2 if cfg.compute.activation_checkpointing else 1
+    steps = [num_steps + again * len(cfg.student.gradient_steps(num_steps)) for num_steps in cfg.student.num_steps]
+    calls = counted.micro_batches * (teacher + sum(steps) / len(steps))
+    return calls * counted.step.get(("low bit", TRAFFIC), 0.0) / (device.bandwidth * 1e9)
+
+
 def guard_seconds(cfg: DistillConfig, seconds: Mapping[str, float], clips: int, gpus: int) -> float:
     """Seconds that the guard's evaluations take: one of the teacher, the others of the student.
 
@@ -271,6 +284,8 @@ def make_plan(cfg: DistillConfig, counted: TracedCosts, device: Device, *, gpus:
     """Put the estimates together."""
     tflops = estimate_tflops(cfg, counted)
     seconds = estimate_seconds(cfg, tflops, device)
+    if (unpacking := unpacking_seconds(cfg, counted, device)) > 0:
+        seconds[UNPACKING] = unpacking
     return Plan(
         source=source, device=device, gpus=gpus, clips=clips,
         parameters={part: round(count) for (phase, part), count in counted.step.items() if phase == "parameters"},

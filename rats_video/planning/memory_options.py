@@ -29,10 +29,14 @@ MEMORY_OPTIONS = (
     MemoryOption("training.micro_batch_size=1", "exact; a GPU is used less well by one clip at a time"),
     MemoryOption("parallel.shard=true", "exact; weights travel between the GPUs"),
     MemoryOption("compute.decode.offload=true", "exact; decode caches travel to the host and back"),
+    MemoryOption("compute.activation_offload=true", "exact; block inputs travel to the host and back"),
     MemoryOption("compute.dtype=bfloat16", "rounds the frozen weights; faster on a GPU"),
     MemoryOption("compute.decode.dtype=bfloat16", "rounds the decode; twice as fast on a GPU"),
     MemoryOption("training.optimizer.kind=adamw8bit", "rounds the optimizer's state; needs bitsandbytes"),
     MemoryOption("student.weights.kind=lora", "the student learns in adapters of limited rank"),
+    MemoryOption("compute.quantization=int8", "rounds the frozen base to 8 bits; each call unpacks it"),
+    MemoryOption("compute.quantization=nf4", "rounds the frozen base to 4 bits; each call unpacks it"),
+    MemoryOption("compute.decode.small=models/taehv", "another decoder while training: github.com/madebyollin/taehv"),
     MemoryOption("compute.offload=block", "exact, but every call waits for the base's weights from the host"),
     MemoryOption("student.grad_steps=2", "gradient through the last two student steps only"),
     MemoryOption("student.grad_steps=1", "gradient through the last student step only"),
@@ -41,8 +45,13 @@ MEMORY_OPTIONS = (
 """By price, the cheapest first."""
 
 
-def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> list[MemoryOption]:
-    """The options that are not on yet and can save something here; not every VAE can decode a window."""
+def useful_options(
+    cfg: DistillConfig, gpus: int, *, can_window: bool = True, can_be_small: bool = True
+) -> list[MemoryOption]:
+    """The options that are not on yet and can save something here.
+
+    Not every VAE can decode a window, and not every one has a small decoder to stand in for it.
+    """
     compute, steps = cfg.compute, max(cfg.student.num_steps)
     gradient = len(cfg.student.gradient_steps(steps))
     is_full = isinstance(cfg.student.weights, FullWeightsConfig)
@@ -53,11 +62,15 @@ def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) ->
         "training.micro_batch_size=1": cfg.training.batch_size > gpus and cfg.training.micro_batch_size != 1,
         "parallel.shard=true": gpus > 1 and not cfg.parallel.shard,
         "compute.decode.offload=true": can_window and not compute.decode.offload,
+        "compute.activation_offload=true": not compute.activation_offload,
         "compute.dtype=bfloat16": compute.dtype == "float32",
         "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
         "student.weights.kind=lora": is_full,
+        "compute.quantization=int8": compute.quantization == "none" and not compute.compile,
+        "compute.quantization=nf4": compute.quantization != "nf4" and not compute.compile,
         "compute.offload=block": compute.offload == "none" and not compute.compile,
+        "compute.decode.small=models/taehv": can_be_small and compute.decode.small is None,
         "student.grad_steps=2": gradient > 2,
         "student.grad_steps=1": gradient > 1,
         "compute.decode.window=4": can_window and compute.decode.window is None,
@@ -68,14 +81,22 @@ def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) ->
 def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> list[MemoryOption]:
     """The options among these that work together.
 
-    Offload needs a frozen base that is not split over GPUs, decode.offload a checkpointed decode.
+    Offload and few bits need a frozen base that is not split over GPUs; decode.offload needs a
+    checkpointed decode, activation_offload checkpointed blocks. Of two values of one setting the dearer one stays.
     """
     settings = {option.setting for option in options}
     is_full = isinstance(cfg.student.weights, FullWeightsConfig) and "student.weights.kind=lora" not in settings
     is_whole = not cfg.compute.decode.checkpoint and "compute.decode.checkpoint=true" not in settings
     is_split = cfg.parallel.shard or "parallel.shard=true" in settings
-    idle = {"compute.offload=block": is_full or is_split, "compute.decode.offload=true": is_whole,
-            "student.grad_steps=2": "student.grad_steps=1" in settings}  # fmt: skip
+    keeps_inputs = cfg.compute.activation_checkpointing or "compute.activation_checkpointing=true" in settings
+    idle = {
+        "compute.offload=block": is_full or is_split,
+        "compute.quantization=int8": is_full or is_split or "compute.quantization=nf4" in settings,
+        "compute.quantization=nf4": is_full or is_split,
+        "compute.decode.offload=true": is_whole,
+        "compute.activation_offload=true": not keeps_inputs,
+        "student.grad_steps=2": "student.grad_steps=1" in settings,
+    }
     return [option for option in options if not idle.get(option.setting, False)]
 
 

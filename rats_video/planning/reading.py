@@ -12,6 +12,7 @@ from torch import nn
 from rats_video.assets import MODELS, model_name
 from rats_video.backbones.architecture import Architecture, build_on_meta
 from rats_video.backbones.layout import weight_files
+from rats_video.backbones.low_bit import quantise
 from rats_video.distillation.settings import DistillConfig
 
 READ_RATE = 1e9  # bytes a second that are assumed: a local disk may give several times as much, a shared one less
@@ -35,9 +36,12 @@ class Reading:
         return sum(self.disk.values()) / READ_RATE
 
 
-def plan_reading(cfg: DistillConfig, architecture: Architecture, *, is_cpu: bool) -> Reading:
-    """The needs of reading this model; the folder's files are counted, not read."""
+def plan_reading(
+    cfg: DistillConfig, architecture: Architecture, quantization: str = "none", *, is_cpu: bool
+) -> Reading:
+    """The needs of reading this model into these bits; the folder's files are counted, not read."""
     base = build_on_meta(architecture, getattr(torch, cfg.compute.dtype))
+    quantise(base.denoiser, quantization)
     networks = {name: part for name, part in base.parts.items() if isinstance(part, nn.Module)}
     sizes = [sum(weight.nbytes for weight in network.parameters()) for network in networks.values()]
     stays = is_cpu or cfg.compute.offload != "none" or cfg.parallel.shard  # or each part goes on before the next

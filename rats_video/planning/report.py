@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rats_video.planning.estimate import CONTEXT, FRAGMENTED, GIB, Plan
+from rats_video.planning.estimate import CONTEXT, FRAGMENTED, GIB, UNPACKING, Plan
 from rats_video.planning.memory_options import MemoryOption
 from rats_video.planning.reading import READ_RATE, Reading
 
@@ -42,6 +42,7 @@ def plan_lines(plan: Plan) -> list[str]:
         "",
         *_table("compute of a step", "TFLOPs", list(plan.tflops.items()), "{:.2f}", total="a step"),
         f"  expected: {plan.seconds_per_step:.3g} s a step, {plan.hours:.3g} h for {plan.steps} steps ({share})",
+        *_unpacking(plan),
         *([f"  and the guard's looks: {plan.guard / 3600:.2g} h"] if plan.guard else []),
         "",
         "matched noise levels (student: teacher)",
@@ -87,6 +88,14 @@ def _table(title: str, unit: str, rows: Iterable[tuple[str, float]], form: str, 
         f"{title}{f', {unit}' if unit else ''}",
         *(f"  {name:<52}{form.format(value):>14}" for name, value in [*shown, (total, whole)]),
     ]
+
+
+def _unpacking(plan: Plan) -> list[str]:
+    seconds = plan.seconds.get(UNPACKING, 0.0)
+    if seconds == 0.0:
+        return []
+    share = seconds / plan.seconds_per_step
+    return [f"  of these {seconds:.3g} s ({share:.1%}) unpack the base's matrices, for each call and in backward"]
 
 
 def _reading(reading: Reading, unit: str, scale: int) -> list[str]:

@@ -40,6 +40,9 @@ from rats_video.rewards.reward import reward_on_meta
 from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, Reward
 
+OF_THE_DENOISER = ("dtype", "quantization", "activation_checkpointing", "activation_offload")
+"""Settings of `compute` that decide what a trace of the denoiser counts."""
+
 
 def can_plan(cfg: DistillConfig) -> bool:
     """True if the plan knows the method's step."""
@@ -117,6 +120,12 @@ class PlanBuilder:
         """True if the family's VAE can decode some latent frames with gradient and the others without."""
         return self._architecture.family.exact_window
 
+    def can_be_small(self, cfg: DistillConfig) -> bool:
+        """True if there may be a small decoder for the model's latents, and it is smaller than the VAE."""
+        base = self._base(cfg)
+        is_large = sum(weight.numel() for weight in base.vae.parameters()) > 2e7  # twice a TAEHV's
+        return base.has_small_decoder and is_large and base.spatial_stride in {8, 16} and base.temporal_stride in {4, 8}
+
     def _base(self, cfg: DistillConfig) -> PipelineBackbone:
         """The model with a denoiser of one block, for all that does not depend on its depth."""
         dtype = cfg.compute.dtype
@@ -125,9 +134,15 @@ class PlanBuilder:
         prepare_base(cfg, base, META)
         return base
 
+    def _quantization(self, cfg: DistillConfig) -> str:
+        """The base's bits: the run's, or those it is stored in."""
+        asked = cfg.compute.quantization
+        return self._architecture.quantization if asked == "none" else asked
+
     def _reading(self, cfg: DistillConfig) -> Reading:
-        key = f"reading {cfg.compute.dtype} {cfg.compute.offload} {cfg.parallel.shard}"
-        reading: Reading = self._once(key, lambda: plan_reading(cfg, self._architecture, is_cpu=self._cpu))
+        compute, bits = cfg.compute, self._quantization(cfg)
+        key = f"reading {compute.dtype} {bits} {compute.offload} {cfg.parallel.shard}"
+        reading: Reading = self._once(key, lambda: plan_reading(cfg, self._architecture, bits, is_cpu=self._cpu))
         return reading
 
     def _text(self, cfg: DistillConfig) -> Counts:
@@ -157,13 +172,13 @@ class PlanBuilder:
 
     def _step(self, cfg: DistillConfig) -> Counts:
         """The share of the denoiser: its weights and its calls."""
-        compute = ComputeConfig(dtype=cfg.compute.dtype, activation_checkpointing=cfg.compute.activation_checkpointing)
+        compute = ComputeConfig(**{name: getattr(cfg.compute, name) for name in OF_THE_DENOISER})
         cfg = cfg.model_copy(update={"compute": compute})
         micro_batches, is_gpu = self._micro_batches(cfg), not self._cpu
         key = f"step {cfg.student!r} {compute!r} {self._clips(cfg)}"
 
         def at(depths: Mapping[str, int]) -> Counts:
-            base = with_depths(self._base(cfg), self._architecture, depths)
+            base = with_depths(self._base(cfg), self._architecture, depths, self._quantization(cfg))
             prepare_base(cfg, base, META)
             base.text_cache = self._once(f"text {compute.dtype}", lambda: self._text_cache(cfg))
             with META:  # adapters too

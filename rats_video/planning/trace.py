@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.low_bit import low_bit_layers
 from rats_video.condition import GivenFrames
 from rats_video.distillation.settings import DistillConfig
 from rats_video.meta import META
@@ -23,9 +24,10 @@ from rats_video.types import Backbone, ClipSpec, LatentScorer, PromptBatch, Rewa
 
 Counts = dict[tuple[str, str], float]
 """`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began,
-`(phase, "flops") -> FLOPs`, and `("weights" or "parameters", part) -> bytes or count`."""
+`(phase, "flops") -> FLOPs`, `("weights" or "parameters", part) -> bytes or count`, and `("low bit", "traffic") ->` the
+bytes that are read and written to unpack all of a base in few bits."""
 
-HELD, FLOPS, RESIDENT = "held:", "flops", "resident"
+HELD, FLOPS, RESIDENT, TRAFFIC = "held:", "flops", "resident", "traffic"
 TRAINED, AVERAGE, DENOISER, TEXT = "student (trained)", "EMA teacher", "denoiser (base)", "text encoder"
 PICTURES = "pictures"
 PART_NAMES = {"vae": "VAE", "image_encoder": "image encoder"}
@@ -193,14 +195,20 @@ def count_weights(
 ) -> Counts:
     """Bytes and counts of weights by part; weights that several parts share count for the first."""
     seen: set[int] = set()
-    found: Counter[tuple[str, str]] = Counter()
+    layers = list(low_bit_layers(base.denoiser))
+    counts = {id(layer.weight): layer.in_features * layer.out_features for layer in layers}  # not of bytes of codes
+    counts |= {id(layer.scale): 0 for layer in layers}
+    found: dict[tuple[str, str], float] = defaultdict(float)
     for part, tensors in _weights(cfg, base, student, teacher, reward):
         for tensor in tensors:
             if id(tensor) not in seen:
                 seen.add(id(tensor))
                 found["weights", part] += tensor.nbytes
-                found["parameters", part] += tensor.numel() if isinstance(tensor, nn.Parameter) else 0
-    return {key: float(value) for key, value in found.items()}
+                numel = tensor.numel() if isinstance(tensor, nn.Parameter) else 0
+                found["parameters", part] += counts.get(id(tensor), numel)
+    if layers:
+        found["low bit", TRAFFIC] = sum(counts[id(layer.weight)] * layer.traffic for layer in layers)
+    return dict(found)
 
 
 def _weights(

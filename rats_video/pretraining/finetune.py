@@ -69,9 +69,11 @@ class FinetuneConfig(TrainStepsConfig):
     validation: HeldoutConfig = HeldoutConfig()
 
     @model_validator(mode="after")
-    def _frozen_base_alone_is_offloaded(self) -> Self:
+    def _frozen_base_alone_is_offloaded_or_quantised(self) -> Self:
         if self.compute.offload != "none" and isinstance(self.weights, FullWeightsConfig):
             raise ValueError("compute.offload keeps a frozen base in host memory, but all weights train: use lora")
+        if self.compute.quantization != "none" and isinstance(self.weights, FullWeightsConfig):
+            raise ValueError("compute.quantization keeps a frozen base in few bits, but all weights train: use lora")
         return self
 
 

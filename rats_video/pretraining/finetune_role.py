@@ -10,6 +10,7 @@ from rats_video.backbones.apply_compute import apply_compute
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import FullWeightsConfig, LoraConfig
 from rats_video.backbones.kinds import load_backbone
+from rats_video.backbones.low_bit_folder import check_quantiser, refuse_low_bit
 from rats_video.backbones.offload import OffloadedWeights
 from rats_video.datasets.prepared.cache import ClipCache
 from rats_video.export.diffusers import write_denoiser
@@ -31,7 +32,12 @@ def load_role(cfg: FinetuneConfig, folder: Path, cache: ClipCache, runtime: Runt
     """
     is_full = isinstance(cfg.weights, FullWeightsConfig)
     dtype = getattr(torch, cfg.compute.dtype)
-    base = load_backbone(folder, "cpu", torch.float32 if is_full else dtype, with_text=False)
+    check_quantiser(cfg.compute.quantization)
+    base = load_backbone(
+        folder, "cpu", torch.float32 if is_full else dtype, with_text=False, quantization=cfg.compute.quantization
+    )
+    if is_full:
+        refuse_low_bit(base.denoiser, where="weights.kind")
     base.fps, base.embedded_guidance = cache.manifest.fps, cfg.embedded_guidance
     for record in {record.size: record for record in cache.records}.values():
         base.latent_shape(cache.spec(record))

@@ -16,7 +16,7 @@ ALL_ON = (
     "compute.activation_checkpointing=true", "compute.decode.window=2", "compute.decode.checkpoint=true",
     "compute.decode.offload=true", "student.weights.kind=lora", "student.grad_steps=1", "compute.dtype=bfloat16",
     "compute.cache_text=true", "training.optimizer.kind=adamw8bit", "compute.offload=block",
-    "training.micro_batch_size=1", "compute.decode.dtype=bfloat16",
+    "training.micro_batch_size=1", "compute.decode.dtype=bfloat16", "compute.quantization=nf4",
 )  # fmt: skip
 
 
@@ -33,7 +33,9 @@ def test_only_what_is_off_and_what_saves_most_first(make_config: Callable[..., D
     )
     for setting in ALL_ON:
         assert setting not in memory_advice(make_config("compute.decode.checkpoint=true", setting))
-    assert memory_advice(make_config(*ALL_ON)).startswith("all levers are on")
+    inputs = "compute.activation_offload=true"  # which needs another
+    assert memory_advice(make_config(*ALL_ON)) == f"--set, the first saves most: {inputs}"
+    assert memory_advice(make_config(*ALL_ON, inputs)).startswith("all levers are on")
 
 
 def test_what_is_advised_is_accepted(make_config: Callable[..., DistillConfig]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
 from rats_video.backbones import apply_compute
 from rats_video.backbones.attention import check_attention, use_attention, used_attention
@@ -105,6 +106,43 @@ def test_offload_and_checkpointing_together(
 ) -> None:
     rats = build(make_config, *LORA, "compute.offload=block", "compute.activation_checkpointing=true")
     assert_same(plain("lora", batch), take_step(rats, batch))
+
+
+def test_inputs_of_checkpointed_blocks_wait_on_the_host(
+    make_config: Make, plain: Callable[[str, PromptBatch], Step], batch: PromptBatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Tensor] = []
+
+    class Watched(saved_tensors_hooks):
+        def __init__(self, *, pin_memory: bool) -> None:
+            assert pin_memory
+            super().__init__(lambda tensor: kept.append(tensor) or tensor.clone(), lambda tensor: tensor)
+
+    monkeypatch.setattr(apply_compute, "save_on_cpu", Watched)
+    levers = ("compute.activation_checkpointing=true", "compute.activation_offload=true")
+    for roles in ("full", "lora-ema"):
+        assert_same(plain(roles, batch), take_step(build(make_config, *ROLES[roles], *levers), batch))
+        tokens = [tensor for tensor in kept if tensor.ndim == 3 and len(tensor) == len(batch.noise)]
+        assert len(tokens) >= 2 * 4 * 2  # two blocks, four steps: hidden states and text
+        kept.clear()
+
+
+CHECKPOINT = "activation_checkpointing"
+
+
+@pytest.mark.parametrize("levers", [CHECKPOINT, f"{CHECKPOINT} activation_offload", "offload"])
+@pytest.mark.parametrize("quantization", ["int8", "nf4"])
+def test_a_base_in_few_bits_trains_alike_under_every_lever(
+    make_config: Make, plain: Callable[[str, PromptBatch], Step], batch: PromptBatch, quantization: str, levers: str
+) -> None:
+    bits = f"compute.quantization={quantization}"
+    on = [f"compute.{lever}={'block' if lever == 'offload' else 'true'}" for lever in levers.split()]
+    step = take_step(build(make_config, *ROLES["lora-ema"], bits), batch)
+    assert_same(step, take_step(build(make_config, *ROLES["lora-ema"], bits, *on), batch))
+    exact = plain("lora-ema", batch)
+    ours, theirs = (torch.cat([grad.flatten() for grad in each.grads.values()]) for each in (step, exact))
+    assert not torch.equal(ours, theirs)
+    assert torch.nn.functional.cosine_similarity(ours, theirs, dim=0) > 0.9
 
 
 @pytest.mark.parametrize("between", ["teacher", "base"])
@@ -202,6 +240,14 @@ def test_masked_text_and_flash_do_not_go_together(backbone: WanBackbone) -> None
 # --------------------------------------------------------------------------------------------------------- compile
 
 
+def test_a_base_in_few_bits_compiles(make_config: Make, batch: PromptBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = partial(apply_compute.compile_blocks, backend="eager")
+    monkeypatch.setattr(apply_compute, "compile_blocks", backend)
+    levers = (*ROLES["lora"], "compute.quantization=nf4", "compute.activation_checkpointing=true")
+    plain, compiled = (build(make_config, *levers, f"compute.compile={on}") for on in ("false", "true"))
+    assert_same(take_step(plain, batch), take_step(compiled, batch), 1e-6)
+
+
 def test_compiled_step_is_the_same_and_switching_roles_compiles_each_once(
     make_config: Make, plain: Callable[[str, PromptBatch], Step], batch: PromptBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +312,7 @@ def test_no_more_than_a_group_is_fetched_at_a_time(
     [
         (("compute.offload=block",), "compute.offload: keeps a frozen base in host memory, but all weights train"),
         ((*LORA, "compute.offload=leaf", "compute.compile=true"), "compute.offload: compiled blocks cannot be"),
+        (("compute.quantization=nf4",), "compute.quantization: keeps a frozen base in few bits, but all weights train"),
     ],
 )
 def test_levers_that_exclude_each_other_are_one_line(

@@ -84,8 +84,9 @@ CHECKPOINTS = ("compute.activation_checkpointing=true", "compute.decode.checkpoi
         LORA,
         (*LORA, *CHECKPOINTS),
         (*LORA, "teacher.kind=ema", "training.batch_size=1"),
+        (*LORA, *CHECKPOINTS, "compute.quantization=nf4"),
     ],
-    ids=["full", "full checkpointed", "lora", "lora checkpointed", "one clip, ema"],
+    ids=["full", "full checkpointed", "lora", "lora checkpointed", "one clip, ema", "nf4"],
 )
 def test_the_peak_is_what_the_allocator_counts(
     make_config: MakeConfig, tmp_path: Path, overrides: tuple[str, ...]
@@ -354,7 +355,21 @@ def test_levers_that_are_pulled_or_idle_are_not_offered(make_config: MakeConfig)
     assert {"student.grad_steps=1", "parallel.shard=true", "compute.offload=block"} <= set(left)
 
 
+def test_one_builder_plans_each_setting_as_a_fresh_one_does(make_config: MakeConfig) -> None:
+    settings = ("compute.decode.small=models/taehv", "compute.decode.dtype=bfloat16", "seed=1")
+    one = PlanBuilder(make_config(), CPU, 1)
+    for setting in settings:  # a search tries many: nothing of one may stay for the next
+        cfg = make_config(setting)
+        assert one.plan(cfg, CPU).memory == planned(cfg).memory
+
+
 def test_levers_that_need_another_wait_for_it(make_config: MakeConfig) -> None:
+    few, fewer = lever("compute.quantization=int8"), lever("compute.quantization=nf4")
+    assert without_conflicts([few, fewer], make_config()) == []
+    assert without_conflicts([few, fewer], make_config(*LORA)) == [fewer]
+    inputs, blocks = lever("compute.activation_offload=true"), lever("compute.activation_checkpointing=true")
+    assert without_conflicts([inputs], make_config()) == []
+    assert without_conflicts([blocks, inputs], make_config()) == [blocks, inputs]
     offload, lora = lever("compute.offload=block"), lever("student.weights.kind=lora")
     host, again = lever("compute.decode.offload=true"), lever("compute.decode.checkpoint=true")
     assert without_conflicts([offload, host], make_config()) == []

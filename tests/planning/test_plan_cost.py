@@ -16,8 +16,9 @@ from rats_video.commands.plan import run_plan
 from rats_video.planning import operators, runs
 from rats_video.planning.memory_tracker import MemoryTracker
 
-STEP_OPTIONS = 6  # micro_batch_size, activation_checkpointing, dtype, weights.kind, grad_steps twice
-DECODE_OPTIONS = 5  # micro_batch_size, decode.checkpoint, decode.offload, decode.dtype, decode.window
+STEP_OPTIONS = 9  # micro_batch_size, activation_checkpointing and _offload, dtype, weights.kind, two each of
+# quantization and grad_steps
+DECODE_OPTIONS = 6  # micro_batch_size, decode.checkpoint, decode.offload, decode.dtype, decode.small, decode.window
 
 
 def test_a_search_makes_few_dry_runs(config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
