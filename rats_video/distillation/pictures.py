@@ -41,7 +41,9 @@ def first_frames(cfg: DistillConfig, backbone: PipelineBackbone) -> FirstFrames 
     if not starts_from_pictures(cfg):
         return None
     if backbone.pictures == "none":
-        raise UserError(f"this {backbone.family} makes videos from text alone", where=WHERE, fix="set it to false")
+        raise UserError(
+            f"this {backbone.family} makes {backbone.makes}s from text alone", where=WHERE, fix="set it to false"
+        )
     clip = cfg.clip.spec
 
     def draw(prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:

@@ -110,6 +110,7 @@ def timed_batch(
         text,
         negative=negative,
         guidance_scale=spec.guidance_scale,
+        guide=backbone.guide,
     )
     lap()
     videos = backbone.decode(path.x0)

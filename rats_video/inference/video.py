@@ -1,4 +1,4 @@
-"""Clips to mp4 files and back, and prompts to file names. Tensors are `[T, 3, H, W]` in [0, 1]."""
+"""Clips to mp4 and PNG files, mp4 back, and prompts to file names. Tensors are `[T, 3, H, W]` in [0, 1]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rats_video.files import replacing
 from rats_video.reading import check_plain_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -54,6 +54,42 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
     _check_clip(frames, fps, where=str(path))
     with replacing(path, "video") as partial:
         _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001))
+
+
+def write_png(frame: Tensor, path: Path, remarks: Mapping[str, str]) -> None:
+    """Write a clip of one frame as a picture, complete or not at all.
+
+    Args:
+        frame: pixels `[3, H, W]`, floating point in [0, 1], on any device.
+        path: the file to write, replaced if it exists; missing parent folders are made.
+        remarks: texts that the file carries, by key.
+
+    Raises:
+        ValueError: `frame` is not such a tensor.
+        UserError: `frame` holds NaN or infinity, or the file cannot be written.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    frame = frame.detach()
+    _check_clip(frame[None], 1.0, where=str(path))
+    about = PngInfo()
+    for key, text in remarks.items():
+        about.add_itxt(key, text.encode("utf-8", "replace").decode())
+    with replacing(path, "image") as partial:
+        Image.fromarray(_bytes(frame).permute(1, 2, 0).contiguous().numpy()).save(partial, "PNG", pnginfo=about)
+
+
+def is_whole_png(path: Path) -> bool:
+    """True if a PNG file is there with all its pixels."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError):  # SyntaxError: a damaged chunk
+        return False
+    return True
 
 
 def read_mp4(path: Path) -> tuple[Tensor, float]:
@@ -171,7 +207,12 @@ def _rgb_images(frames: Tensor) -> Iterator[NDArray[np.uint8]]:
     """Frames `[T, 3, H, W]` one by one as `[even H, even W, 3]` bytes: a long clip is never held twice."""
     height, width = frames.shape[-2:]
     for frame in frames:
-        image = frame.float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+        image = _bytes(frame)
         rows = torch.arange(height + height % 2).clamp(max=height - 1)
         columns = torch.arange(width + width % 2).clamp(max=width - 1)
         yield image[:, rows][:, :, columns].permute(1, 2, 0).contiguous().numpy()
+
+
+def _bytes(frame: Tensor) -> Tensor:
+    """A frame of [0, 1] as bytes, on the CPU."""
+    return frame.float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
