@@ -36,6 +36,7 @@ HUB = MODELS | {
     "google-bert/bert-base-uncased": 0.001,
     "OpenGVLab/ViCLIP-L-14-hf": 1.8,
     "MCG-NJU/videomae-base": 0.8,
+    "facebook/dinov2-large": 1.2,
 }
 """All repositories that configurations name, found again by a folder's name."""
 _SOME_FILES = {

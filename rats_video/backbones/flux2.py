@@ -97,7 +97,7 @@ class Flux2KleinBackbone(ImageBackbone):
         transformer = self.parts["transformer"]
         rows, columns = latents.shape[3:]
         velocity: Tensor = transformer(
-            rearrange(latents, "b c 1 h w -> b (h w) c").to(transformer.dtype), condition.embeds.to(transformer.dtype),
+            _as_tokens(latents).to(transformer.dtype), condition.embeds.to(transformer.dtype),
             sigma, _places((1, rows, columns, 1), latents), _places((1, 1, 1, condition.embeds.shape[1]), latents),
             return_dict=False,
         )[0]  # fmt: skip
@@ -118,7 +118,12 @@ class Flux2KleinBackbone(ImageBackbone):
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; it takes latents as pictures, and packs them itself."""
-        return replace(super().stock_call(num_steps, shift), latents=lambda noise: noise.squeeze(2))
+        stock = super().stock_call(num_steps, shift)
+        return replace(stock, latents=lambda noise: noise.squeeze(2), seen=_as_tokens)
+
+
+def _as_tokens(latents: Tensor) -> Tensor:
+    return rearrange(latents, "b c 1 h w -> b (h w) c")
 
 
 def _places(sizes: tuple[int, int, int, int], like: Tensor) -> Tensor:

@@ -137,10 +137,11 @@ def _write(
     stock, clips = student.stock_call(nfe, card.shift), None
     if order.verify:
         samples = list(sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1))
-        latents = torch.cat([stock.latents(each.latents).cpu() for each in samples])
+        lay_out = stock.seen or stock.latents
+        latents = torch.cat([lay_out(each.latents).cpu() for each in samples])
         clips = Clips(torch.cat([each.videos.cpu() for each in samples]), latents)
     exported = ExportedStudent(
-        card=card, base=base, run=run, pipeline=student.pipelines[0],
+        card=card, base=base, run=run, pipeline=student.pipelines[0], makes=student.makes,
         networks={name: type(network).__name__ for name, network in student.denoisers.items()},
         stock=stock,
         sigmas={n: tuple(student.sigmas(n, card.shift).tolist()) for n in sorted({nfe, *card.num_steps})},

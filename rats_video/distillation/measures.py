@@ -20,6 +20,8 @@ from rats_video.distillation.real_data import check_cache
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import warn
 from rats_video.evaluation.features import (
+    Dino,
+    DinoFeaturesConfig,
     FeaturesConfig,
     ShapesFeaturesConfig,
     VideoMae,
@@ -67,6 +69,8 @@ def build_features(cfg: FeaturesConfig, device: torch.device) -> FeatureFn:
             return I3D.load(folder, device, eps)
         case VideoMaeFeaturesConfig():
             return VideoMae.load(folder, device)
+        case DinoFeaturesConfig():
+            return Dino.load(folder, device)
 
 
 def build_feature_fns(cfg: DistillConfig, device: torch.device) -> dict[str, FeatureFn]:

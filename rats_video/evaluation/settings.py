@@ -24,7 +24,7 @@ class EvaluationConfig(Config):
     teacher_steps: SolverSteps = 50
     guidance_scale: PositiveFloat = 3.0
     features: FeaturesConfig | None = Field(
-        None, description="in what Frechet video distance is taken; null leaves it out"
+        None, description="in what Frechet distances are taken; null leaves them out"
     )
     diversity: DiversityConfig | None = Field(DiversityConfig(), description="null leaves it out")
     latency_clips: int = Field(3, ge=0, le=1000, description="clips sampled alone to time each arm; 0 leaves it out")

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class ExportedStudent:
         prompts: N prompts of the clips that follow.
         noises: `[1, C, F, H, W]` each, on the CPU.
         clips: our sampler's, the latents as the stock pipeline lays them out; None where nothing is checked.
+        makes: what its clips are.
     """
 
     card: StudentCard
@@ -66,6 +67,7 @@ class ExportedStudent:
     prompts: tuple[str, ...]
     noises: tuple[Tensor, ...]
     clips: Clips | None
+    makes: Literal["video", "image"] = "video"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -77,6 +79,11 @@ class ExportedStudent:
     def size(self) -> dict[str, int]:
         """`num_frames`, `height` and `width` of the training clips."""
         return {name: int(self.card.clip[name]) for name in ("num_frames", "height", "width")}
+
+    @property
+    def asked_size(self) -> dict[str, int]:
+        """The same as the pipeline is asked for it: of an image without the number of frames."""
+        return {name: size for name, size in self.size.items() if self.makes == "video" or name != "num_frames"}
 
     @property
     def base_id(self) -> str:

@@ -73,9 +73,10 @@ def model_card(
 
 
 def _front_matter(exported: ExportedStudent, form: Form) -> str:
+    kind = f"text-to-{exported.makes}"
     fields: dict[str, Any] = {
-        "base_model": exported.base_id, "library_name": "diffusers", "pipeline_tag": "text-to-video",
-        "tags": ["rats-video", "few-step", "text-to-video", *form.tags],
+        "base_model": exported.base_id, "library_name": "diffusers", "pipeline_tag": kind,
+        "tags": ["rats-video", "few-step", kind, *form.tags],
         "base_model_relation": form.relation or ("adapter" if exported.is_lora else "finetune"),
     }  # fmt: skip
     fields |= _license(exported)
@@ -100,9 +101,10 @@ def _license(exported: ExportedStudent) -> dict[str, str]:
 def _noise_levels(exported: ExportedStudent) -> list[str]:
     card, size = exported.card, exported.size
     rows = [[str(steps), sigma_string(levels)] for steps, levels in exported.sigmas.items()]
+    pixels, rate = f"{size['height']} x {size['width']} pixels", f"{card.clip['fps']:g} frames a second"
+    clips = f"{size['num_frames']} frames of {pixels}, {rate}" if exported.makes == "video" else f"images of {pixels}"
     trained = (
-        f"It was trained at {size['num_frames']} frames of {size['height']} x {size['width']} pixels, "
-        f"{card.clip['fps']:g} frames a second, without guidance, at these noise levels (shift {card.shift:g}). "
+        f"It was trained at {clips}, without guidance, at these noise levels (shift {card.shift:g}). "
         "At others it is another model."
     )
     return [trained, "\n".join(aligned([["calls", "noise levels"], *rows]))]

@@ -85,10 +85,11 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
             latents, generator = stock.latents(noise.to(pipeline.device)), seeded(stock.seed)
             with _drawing(pipeline, latents, generator) if stock.draws_noise else contextlib.nullcontext():
                 kept.append(latents)
-                clip: Tensor = pipeline(
+                made = pipeline(
                     prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
-                    **exported.size, **stock.call,
-                ).frames  # fmt: skip
+                    **exported.asked_size, **stock.call,
+                )  # fmt: skip
+            clip: Tensor = made.frames if exported.makes == "video" else made.images[:, None]
         videos.append(clip.float().cpu())
     return Clips(torch.cat(videos), torch.cat(kept))
 
