@@ -46,7 +46,7 @@ def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
     if cfg.heldout_reward is not None:
         heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
         measures.append(reward_measure("heldout_reward", heldout))
-    if isinstance(cfg.prompts, ShapesPromptsConfig):
+    if isinstance(cfg.prompts, ShapesPromptsConfig) and cfg.clip.num_frames > 1:  # whose words are of motion too
         measures += [shapes_measure, path_measure] if cfg.prompts.paths else [shapes_measure]
     if cfg.clip.num_frames > 2:
         measures.append(motion_measure)
