@@ -34,7 +34,7 @@ class Flux2KleinBackbone(ImageBackbone):
     text_limit = TEXT_LENGTH
     depth_keys = ("num_layers", "num_single_layers")
     can_share_tokens = True
-    lora_targets = (
+    lora_targets: tuple[str, ...] = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
         "ff.linear_in", "ff.linear_out", "ff_context.linear_in", "ff_context.linear_out",  # dual stream
         "to_qkv_mlp_proj",  # single stream, and its output, whose name the dual stream's list of layers has too:

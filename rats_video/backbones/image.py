@@ -68,11 +68,11 @@ class ImageBackbone(PipelineBackbone):
 
     def _to_vae(self, latents: Tensor) -> Tensor:
         config = self.vae.config
-        return latents / config.scaling_factor + config.shift_factor
+        return latents / float(config.scaling_factor) + float(config.shift_factor)
 
     def _from_vae(self, latents: Tensor) -> Tensor:
         config = self.vae.config
-        return (latents - config.shift_factor) * config.scaling_factor
+        return (latents - float(config.shift_factor)) * float(config.scaling_factor)
 
     def _posterior_mean(self, pixels: Tensor) -> Tensor:
         return super()._posterior_mean(pixels.squeeze(2)).unsqueeze(2)

@@ -17,7 +17,8 @@ def plain_guidance(cond: Tensor, uncond: Tensor, scale: float) -> Tensor:
 def norm_preserving(cond: Tensor, uncond: Tensor, scale: float, dim: int) -> Tensor:
     """The plain formula's direction at the length of `cond`, taken along `dim` (`QwenImagePipeline`)."""
     plain = plain_guidance(cond, uncond, scale)
-    return plain * (cond.norm(dim=dim, keepdim=True) / plain.norm(dim=dim, keepdim=True))
+    lengths: Tensor = cond.norm(dim=dim, keepdim=True) / plain.norm(dim=dim, keepdim=True)
+    return plain * lengths
 
 
 def guided(

@@ -120,7 +120,8 @@ class Dino(nn.Module):
         frames = videos.float().flatten(0, 1)
         frames = F.interpolate(frames, (_DINO_SIZE,) * 2, mode="bicubic", align_corners=False, antialias=True)
         tokens: Tensor = self.model(pixel_values=normalize(frames.clamp(0, 1), IMAGENET_MEAN, IMAGENET_STD))[0]
-        return tokens[:, 0].unflatten(0, videos.shape[:2]).mean(dim=1)
+        by_frame: Tensor = tokens[:, 0].unflatten(0, videos.shape[:2])
+        return by_frame.mean(dim=1)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device) -> Dino:

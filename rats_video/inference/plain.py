@@ -30,7 +30,7 @@ def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCa
     family = family_of(index, FAMILIES, where=str(folder))
     kind = getattr(diffusers, index["_class_name"], None) or getattr(diffusers, family.pipelines[0])
     defaults = {name: option.default for name, option in inspect.signature(kind.__call__).parameters.items()}
-    size = {key: defaults.get(key) for key in ("num_frames", "height", "width")}
+    size: dict[str, Any] = {key: defaults.get(key) for key in ("num_frames", "height", "width")}
     configs = read_configs(folder, family.family)
     clip = {**size, **family.native_clip(index, configs)}
     if None in clip.values():
