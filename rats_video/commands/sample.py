@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from rats_video.assets import ASSETS, is_embedded
 from rats_video.commands.device import explain_memory, start_runtime
@@ -28,7 +27,7 @@ from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole,
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
 from rats_video.inference.style import Style
-from rats_video.inference.video import slugify, write_mp4, write_png
+from rats_video.inference.video import slugify, write_clip
 from rats_video.progress import ProgressBar
 from rats_video.runtime import Runtime
 
@@ -104,24 +103,18 @@ class ClipFolder:
             seconds = (time.perf_counter() - began) / len(batch)
             for request, frames in zip(batch, videos, strict=True):
                 made = self._describe(request, round(seconds, 4))
-                self._write(frames.cpu(), made)
+                path = self._output / made.file
+                write_clip(frames.cpu(), path, fps=clip.fps, remarks=self._remarks(made))
                 self._journal.add(made)
                 self.clips[made.index] = made
                 yield made
 
-    def _write(self, frames: Tensor, made: SampledClip) -> None:
-        """Write a clip `[T, 3, height, width]`; one frame is a picture that says how it was made."""
-        path, clip = self._output / made.file, self._loaded.clip
-        if clip.num_frames > 1:
-            write_mp4(frames, path, fps=clip.fps)
-            return
-        spec = self.spec(made.nfe)
-        sigmas = self._loaded.student.sigmas(spec.num_steps, spec.shift).tolist()
-        about = {
-            "prompt": made.prompt, "seed": str(made.seed), "model": f"{self._loaded.model.name} ({made.student})",
-            "sigmas": ", ".join(f"{sigma:.6g}" for sigma in sigmas), "guidance_scale": f"{spec.guidance_scale:g}",
-        }  # fmt: skip
-        write_png(frames[0], path, about)
+    def _remarks(self, made: SampledClip) -> dict[str, str]:
+        """How a clip was made, for a picture to carry."""
+        spec, student = self.spec(made.nfe), self._loaded.student
+        sigmas = ", ".join(f"{sigma:.6g}" for sigma in student.sigmas(spec.num_steps, spec.shift).tolist())
+        about = {"prompt": made.prompt, "seed": str(made.seed), "model": f"{self._loaded.model.name} ({made.student})"}
+        return {**about, "sigmas": sigmas, "guidance_scale": f"{spec.guidance_scale:g}"}
 
     def _describe(self, request: Request, seconds: float) -> SampledClip:
         name = f"{request.index:03d}-{slugify(request.id or request.prompt)}-nfe{request.nfe}-seed{request.seed}"
@@ -163,10 +156,7 @@ def run_sample(
     overwrite: bool,
     echo: Callable[[str], None],
 ) -> None:
-    """Write one mp4 a prompt, or a PNG of one frame.
-
-    `echo` gets what was made, or each file once it is there if prompts come from a pipe.
-    """
+    """Write one clip a prompt; `echo` gets what was made, or each file once it is there if prompts come from a pipe."""
     piped = prompts_file == PIPE
     runtime = start_runtime(device)
     if piped and (num_videos or runtime.trainers > 1):

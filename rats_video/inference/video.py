@@ -80,6 +80,14 @@ def write_png(frame: Tensor, path: Path, remarks: Mapping[str, str]) -> None:
         Image.fromarray(_bytes(frame).permute(1, 2, 0).contiguous().numpy()).save(partial, "PNG", pnginfo=about)
 
 
+def write_clip(frames: Tensor, path: Path, *, fps: float, remarks: Mapping[str, str]) -> None:
+    """Write a clip `[T, 3, H, W]` as `write_mp4` does; one frame, of a file called `.png`, as `write_png` does."""
+    if path.suffix == ".png":
+        write_png(frames[0], path, remarks)
+    else:
+        write_mp4(frames, path, fps=fps)
+
+
 def is_whole_png(path: Path) -> bool:
     """True if a PNG file is there with all its pixels."""
     from PIL import Image
