@@ -22,6 +22,10 @@ MODELS = {
     "hunyuanvideo-community/HunyuanVideo": 43.0,
     "THUDM/CogVideoX-5b": 21.0,
     "THUDM/CogVideoX1.5-5B": 31.0,
+    "black-forest-labs/FLUX.1-dev": 34.0,
+    "stabilityai/stable-diffusion-3.5-medium": 17.0,
+    "Qwen/Qwen-Image": 58.0,
+    "black-forest-labs/FLUX.2-klein-base-4B": 16.0,
 }
 """Pipelines on the model hub that configurations name, and about how many GB (10^9 bytes) their download takes."""
 HUB = MODELS | {
@@ -35,10 +39,16 @@ HUB = MODELS | {
     "google-bert/bert-base-uncased": 0.001,
     "OpenGVLab/ViCLIP-L-14-hf": 1.8,
     "MCG-NJU/videomae-base": 0.8,
+    "facebook/dinov2-large": 1.2,
 }
 """All repositories that configurations name, found again by a folder's name."""
 _SOME_FILES = {
     "Lightricks/LTX-Video": "--exclude 'ltx*' ",  # single files of every version, 230 GB beside the folders
+    # single files of the same weights, or copies of them in another precision
+    "black-forest-labs/FLUX.1-dev": "--exclude 'flux1-dev.safetensors' --exclude 'ae.safetensors' ",
+    "stabilityai/stable-diffusion-3.5-medium": "--exclude 'sd3.5_medium*' --exclude 'text_encoders/*' "
+    "--exclude '*fp16*' ",
+    "black-forest-labs/FLUX.2-klein-base-4B": "--exclude 'flux-2-klein*' ",
     "Qwen/Qwen2-VL-7B-Instruct": "--include '*.json' --include '*.txt' ",  # the tokenizer
     "google-bert/bert-base-uncased": "--include '*.json' --include '*.txt' ",
 }

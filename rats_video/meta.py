@@ -45,6 +45,10 @@ class LongPrompts:
         ids = torch.ones(rows, max_length, dtype=torch.long)
         return BatchEncoding({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]], **_: Any) -> str:
+        """The last message alone."""
+        return messages[-1]["content"]
+
 
 class CountedTokens:
     """In place of a tokenizer that is not there: special tokens are known, other text has a token for four letters."""

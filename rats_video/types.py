@@ -131,6 +131,10 @@ class PromptBatch:
 VelocityFn = Callable[[Tensor, Tensor, Condition], Tensor]
 """`(latents [B, C, F, H, W], sigma [B], text) -> velocity [B, C, F, H, W]`: one call is one network evaluation."""
 
+GuideFn = Callable[[Tensor, Tensor, float | Tensor], Tensor]
+"""`(with the prompt, with the negative prompt, scale) -> velocity`, all `[B, C, F, H, W]`: the guided one.
+The scale may be `[B, 1, 1, 1, 1]`."""
+
 FirstFrames = Callable[[Sequence[str], Sequence[int]], tuple[Tensor, Tensor | None]]
 """`(B prompts, B seeds) -> pictures [B, 3, height, width]` in [0, 1] that clips of these prompts start from, and those
 that they end at, if they do."""
@@ -218,6 +222,10 @@ class Backbone(Protocol):
 
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Predicted `noise - x0`, `[B, C, F, H, W]`, at noise levels `sigma` `[B]`."""
+        ...
+
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+        """The guided velocity of two, `[B, C, F, H, W]` each: with the prompt and with the negative one."""
         ...
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:

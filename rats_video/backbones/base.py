@@ -227,19 +227,19 @@ class PipelineBackbone(Family):
             UserError: the model makes videos from text alone, or takes no last frame.
         """
         fix = "leave the picture out, or use an image-to-video model"
-        raise UserError(f"{self.family} makes a video from text alone", where="image", fix=fix)
+        raise UserError(f"{self.family} makes {self.makes}s from text alone", where="image", fix=fix)
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Words of the prompt that a tokenizer of whole words does not know; a subword one spells them (`misread`)."""
-        return unknown_words(self.parts["tokenizer"], prompt)
+        return unknown_words(self.parts[self.main_tokenizer], prompt)
 
     def known_words(self) -> list[str]:
         """All words that a tokenizer of whole words knows."""
-        return known_words(self.parts["tokenizer"])
+        return known_words(self.parts[self.main_tokenizer])
 
     def truncation_note(self, prompt: str) -> str:
         """The part of a prompt that the text encoder never sees, as a clause for a message; or nothing."""
-        return truncation_note(self.parts["tokenizer"], prompt, self.text_limit)
+        return truncation_note(self.parts[self.main_tokenizer], prompt, self.text_limit)
 
     @torch.no_grad()
     def encode_text(self, prompts: Sequence[str]) -> Condition:
@@ -276,7 +276,7 @@ class PipelineBackbone(Family):
         _, frames, _, height, width = videos.shape
         self.latent_shape(ClipSpec(frames, height, width, self.fps))
         pixels = videos.to(self.device, next(self.vae.parameters()).dtype).transpose(1, 2) * 2 - 1
-        return self._from_vae(self.vae.encode(pixels).latent_dist.mode().float())
+        return self._from_vae(self._posterior_mean(pixels).float())
 
     def use_tiles(self) -> None:
         """Decode in tiles from now on, as diffusers does: less memory, blended seams, no gradient."""

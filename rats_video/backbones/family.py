@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition
+from rats_video.diffusion.guidance import plain_guidance
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec
 
@@ -32,10 +34,16 @@ class Family(ABC):
     """Plain values of `model_index.json` that the constructor gets beside the parts, where they are there."""
     options: ClassVar[Mapping[str, Any]] = {}
     """Further arguments of the constructor, for a family of the user's own."""
-    lora_targets: ClassVar[tuple[str, ...]]
+    lora_targets: tuple[str, ...]
     """Names of the linear layers that LoRA adapts unless the configuration names others."""
+    main_tokenizer: ClassVar[str] = "tokenizer"
+    """The part that reads the whole prompt, where there are several."""
     text_limit: int
     """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
+    makes: ClassVar[Literal["video", "image"]] = "video"
+    """What its clips are, for messages: an image is a clip of one frame."""
+    text_first: ClassVar[bool] = False
+    """True if the denoiser's blocks give the text's features before the latents'."""
     exact_window: ClassVar[bool] = True
     """True if decoding a window of latent frames with gradient keeps all pixel values: no later frame counts."""
     has_small_decoder: ClassVar[bool] = True
@@ -107,7 +115,7 @@ class Family(ABC):
             fix = "give an image-to-video model"
             raise UserError(f"{takes}: it has none for a picture", where=where, fix=fix)
         if not cls.needs_picture and taken != made:
-            fix = "give a text-to-video model"
+            fix = f"give a text-to-{cls.makes} model"
             raise UserError(f"{takes}: it needs an image or a video to start from", where=where, fix=fix)
 
     @classmethod
@@ -149,9 +157,18 @@ class Family(ABC):
     def _from_vae(self, latents: Tensor) -> Tensor:
         """The inverse of `_to_vae`."""
 
+    def _posterior_mean(self, pixels: Tensor) -> Tensor:
+        """The VAE's own latents of pixels `[B, 3, T, height, width]` in [-1, 1]."""
+        mean: Tensor = self.vae.encode(pixels).latent_dist.mode()  # type: ignore[attr-defined]  # the subclass's
+        return mean
+
     @abstractmethod
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """Pixels `[B, 3, T, height, width]`, about [-1, 1] and not clamped, of the VAE's own latents."""
+
+    def guide(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+        """The guided velocity of two, `[B, C, F, H, W]` each: with the prompt and with the negative one."""
+        return plain_guidance(cond, uncond, scale)
 
     def _decode_tiles(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002  # no gradient
         """As `_decode`, by the VAE's own tiles."""
@@ -205,6 +222,13 @@ def refuse_last(last: Tensor | None, model: str) -> None:
     """Refuse a picture that a video would end at; raises UserError."""
     if last is not None:
         raise UserError(f"{model} takes a first frame alone", where="last_image", fix="leave it out")
+
+
+def dynamic_shift(scheduler: Mapping[str, Any], tokens: int) -> dict[str, float]:
+    """`exp(mu)`, mu running from `base_shift` at `base_image_seq_len` tokens to `max_shift` at `max_image_seq_len`."""
+    first, last = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
+    share = (tokens - first) / (last - first)
+    return {"shift": math.exp(scheduler["base_shift"] + share * (scheduler["max_shift"] - scheduler["base_shift"]))}
 
 
 def token_timesteps(levels: Tensor, tokens: int) -> Tensor:

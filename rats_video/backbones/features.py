@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,8 +38,13 @@ def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
             velocity = role.velocity(latents, sigma, condition)
         finally:
             hook.remove()
-        features = seen[0][0] if isinstance(seen[0], tuple) else seen[0]  # beside the text's, in some families
-        return velocity, features.to(latents.dtype)
+        beside_text = isinstance(seen[0], tuple)
+        features = seen[0][1 if role.text_first else 0] if beside_text else seen[0]
+        return velocity, features[:, -_tokens(role, latents) :].to(latents.dtype)  # some have the text before them
 
     config = networks[0].config
     return call, int(config.num_attention_heads * config.attention_head_dim)
+
+
+def _tokens(role: PipelineBackbone, latents: Tensor) -> int:
+    return math.prod(size // patch for size, patch in zip(latents.shape[2:], role.patch_size, strict=True))

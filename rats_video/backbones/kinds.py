@@ -13,9 +13,13 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.cogvideox import CogVideoXBackbone
 from rats_video.backbones.cogvideox_i2v import CogVideoXImageBackbone
 from rats_video.backbones.custom import CustomBackboneConfig
+from rats_video.backbones.flux import FluxBackbone
+from rats_video.backbones.flux2 import Flux2KleinBackbone
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.ltx import LTXBackbone
+from rats_video.backbones.qwen_image import QwenImageBackbone
+from rats_video.backbones.sd3 import StableDiffusion3Backbone
 from rats_video.backbones.wan import WanBackbone
 from rats_video.backbones.wan_i2v import WanImageBackbone
 from rats_video.backbones.wan_paths import PathWanBackbone
@@ -30,6 +34,10 @@ FAMILIES: tuple[type[PipelineBackbone], ...] = (
     HunyuanVideoBackbone,
     CogVideoXImageBackbone,
     CogVideoXBackbone,
+    FluxBackbone,
+    StableDiffusion3Backbone,
+    QwenImageBackbone,
+    Flux2KleinBackbone,
 )
 
 

@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS, refuse_last, token_timesteps
+from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS, dynamic_shift, refuse_last, token_timesteps
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.flow import add_noise
@@ -140,9 +140,7 @@ class LTXBackbone(PipelineBackbone):
         """Where shifting is dynamic, the shift for as many tokens as the clip has: see the class."""
         if not scheduler.get("use_dynamic_shifting"):
             return super().stated(scheduler, clip)
-        first, last = scheduler["base_image_seq_len"], scheduler["max_image_seq_len"]
-        share = (math.prod(self.latent_shape(clip)[1:]) - first) / (last - first)
-        return {"shift": math.exp(scheduler["base_shift"] + share * (scheduler["max_shift"] - scheduler["base_shift"]))}
+        return dynamic_shift(scheduler, math.prod(self.latent_shape(clip)[1:]))
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; without dynamic shifting the scheduler ignores LTX's `mu`."""

@@ -17,6 +17,7 @@ class StockCall:
         scheduler: of diffusers; in the family's own pipeline it makes Euler steps along our grid.
         call: arguments of the pipeline's call beside prompt and size; plain values.
         latents: turns our noise `[B, C, F, H, W]` into the pipeline's.
+        seen: turns our latents into those that the pipeline's callback shows, where these are laid out otherwise.
         note: what the caller must pass, because no folder can carry it; or nothing.
         seed: of the global generator, for VAEs that draw noise from it.
         draws_noise: True if the pipeline passes the `latents` it is given by, and draws its own.
@@ -25,6 +26,7 @@ class StockCall:
     scheduler: Any
     call: Mapping[str, Any]
     latents: Callable[[Tensor], Tensor] = lambda noise: noise
+    seen: Callable[[Tensor], Tensor] | None = None
     note: str = ""
     seed: int = 0
     draws_noise: bool = False

@@ -19,7 +19,9 @@ def decode_unclamped(
 
     `decode_chunks` says what `decoding` and `grad_frames` do to memory and gradients.
     """
-    recompute_blocks(vae.decoder, on=decoding is not None and decoding.checkpoint)
+    from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
+
+    recompute_blocks(vae.decoder, WanResidualBlock, on=decoding is not None and decoding.checkpoint)
     return decode_chunks(wan_step(vae), vae.post_quant_conv(latents), decoding=decoding, grad_frames=grad_frames)
 
 
@@ -67,13 +69,11 @@ class RecomputedBlock(nn.Module):
         return self._block[0](hidden, feat_cache=after, feat_idx=[0]), after
 
 
-def recompute_blocks(decoder: nn.Module, *, on: bool) -> None:
-    """The same decoder; while it is on, one residual block's activations are alive at a time in its backward."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import WanResidualBlock
-
+def recompute_blocks(decoder: nn.Module, kind: type[nn.Module], *, on: bool) -> None:
+    """The same decoder; while it is on, one block of that kind has its activations alive at a time in its backward."""
     for parent in list(decoder.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, WanResidualBlock) and on:
+            if isinstance(child, kind) and on:
                 setattr(parent, name, RecomputedBlock(child))
             elif isinstance(child, RecomputedBlock):
                 child.on = on

@@ -101,7 +101,7 @@ def _write(rows: Sequence[ArmRow], notes: Sequence[str], output: Path, summary: 
     tables += latency_table(rows)
     text = "\n\n".join([*tables, "\n".join(f"- {note}" for note in [summary, *notes])])
     (output / "evaluation.md").write_text(text + "\n", encoding="utf-8")
-    panels = (*shown[0].metrics, "fvd", "diversity_share", "pixel_diversity_share")
+    panels = (*shown[0].metrics, "fvd", "fid", "diversity_share", "pixel_diversity_share")
     plot_nfe_curve(rows, output / "nfe.png", metrics=list(dict.fromkeys(panels)))
     return ["\n\n".join(tables), "", *notes, f"{summary}: {output}"]
 
@@ -147,5 +147,5 @@ def score_arms(
     scores = [ArmScores.together(runtime.gather(arm)) for arm in scores]
     if runtime.is_main:
         real = "features" in looks and build_reference(cfg, looks["features"], backbone, clip, prompts, reference)
-        fill_sets(scores, real or None)
+        fill_sets(scores, real or None, of_images=clip.num_frames == 1)
     return scores

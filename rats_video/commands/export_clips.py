@@ -55,7 +55,8 @@ def make_clips(
     clips = None
     if verify:
         samples = list(sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1))
-        latents = torch.cat([stock.latents(each.latents).cpu() for each in samples])
+        lay_out = stock.seen or stock.latents
+        latents = torch.cat([lay_out(each.latents).cpu() for each in samples])
         videos = torch.cat([each.videos.cpu() for each in samples])
         clips = Clips(videos, latents if free is None else latents * free)
     return ComparedClips(stock, pipeline, noises.cpu().split(1), clips, pictures, free)

@@ -136,7 +136,7 @@ def _write(
     prompts = tuple(map(student.stock_prompt, _prompts(cfg, order.num_clips if form.loses else 1)))
     made = make_clips(loaded, cfg, prompts, spec, verify=order.verify)
     exported = ExportedStudent(
-        card=card, base=base, run=run, pipeline=made.pipeline,
+        card=card, base=base, run=run, pipeline=made.pipeline, makes=student.makes,
         networks={name: type(network).__name__ for name, network in student.denoisers.items()},
         stock=made.stock,
         sigmas={n: tuple(student.sigmas(n, card.shift).tolist()) for n in sorted({nfe, *card.num_steps})},

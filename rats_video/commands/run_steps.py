@@ -21,7 +21,7 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.tables import read_rows
 from rats_video.inference.requests import Request, list_requests
 from rats_video.inference.sampler import draw_pictures
-from rats_video.inference.video import write_picture
+from rats_video.inference.video import write_png
 from rats_video.progress import Pace, format_seconds
 from rats_video.runtime import Runtime
 from rats_video.training.metrics import read_metrics
@@ -96,7 +96,7 @@ def _pictured(
     def written(pictures: Tensor | None, place: int, name: str) -> str | None:
         path = run.samples / "pictures" / name
         if pictures is not None and runtime.is_main:
-            write_picture(pictures[place], path)
+            write_png(pictures[place], path)
         return None if pictures is None else str(path)
 
     pictured = [

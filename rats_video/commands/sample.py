@@ -1,4 +1,4 @@
-"""`sample`: one mp4 a prompt, from a list or a pipe; clips that exist already are kept."""
+"""`sample`: one mp4 a prompt, or a PNG of one frame, from a list or a pipe; clips that exist already are kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole,
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
 from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
 from rats_video.inference.style import Style
-from rats_video.inference.video import slugify, write_mp4
+from rats_video.inference.video import slugify, write_clip
 from rats_video.progress import ProgressBar
 from rats_video.runtime import Runtime
 
@@ -103,13 +103,22 @@ class ClipFolder:
             seconds = (time.perf_counter() - began) / len(batch)
             for request, frames in zip(batch, videos, strict=True):
                 made = self._describe(request, round(seconds, 4))
-                write_mp4(frames.cpu(), self._output / made.file, fps=clip.fps)
+                path = self._output / made.file
+                write_clip(frames.cpu(), path, fps=clip.fps, remarks=self._remarks(made))
                 self._journal.add(made)
                 self.clips[made.index] = made
                 yield made
 
+    def _remarks(self, made: SampledClip) -> dict[str, str]:
+        """How a clip was made, for a picture to carry."""
+        spec, student = self.spec(made.nfe), self._loaded.student
+        sigmas = ", ".join(f"{sigma:.6g}" for sigma in student.sigmas(spec.num_steps, spec.shift).tolist())
+        about = {"prompt": made.prompt, "seed": str(made.seed), "model": f"{self._loaded.model.name} ({made.student})"}
+        return {**about, "sigmas": sigmas, "guidance_scale": f"{spec.guidance_scale:g}"}
+
     def _describe(self, request: Request, seconds: float) -> SampledClip:
-        name = f"{request.index:03d}-{slugify(request.id or request.prompt)}-nfe{request.nfe}-seed{request.seed}.mp4"
+        name = f"{request.index:03d}-{slugify(request.id or request.prompt)}-nfe{request.nfe}-seed{request.seed}"
+        name += ".png" if self._loaded.clip.num_frames == 1 else ".mp4"
         num_steps = self.spec(request.nfe).num_steps
         row = {**asdict(request), **self._pictures.digests(request), "file": name, "num_steps": num_steps}
         return SampledClip(**row, student=self._student, seconds=seconds)
@@ -149,7 +158,7 @@ def run_sample(
     overwrite: bool,
     echo: Callable[[str], None],
 ) -> None:
-    """Write one mp4 a prompt; `echo` gets what was made, or each file once it is there if prompts come from a pipe."""
+    """Write one clip a prompt; `echo` gets what was made, or each file once it is there if prompts come from a pipe."""
     piped = prompts_file == PIPE
     runtime = start_runtime(device)
     if piped and (num_videos or runtime.trainers > 1):

@@ -44,7 +44,10 @@ class Pictures:
         found = []
         model = self._loaded.student
         if self._list is not None and model.pictures == "none" and any(request.image for request in requests):
-            warn(f"this {model.family} makes videos from text alone, so no picture is used", where=str(self._list))
+            warn(
+                f"this {model.family} makes {model.makes}s from text alone, so no picture is used",
+                where=str(self._list),
+            )
             requests = [replace(request, image=None, last_image=None) for request in requests]
         for request in requests:
             try:
@@ -68,7 +71,7 @@ class Pictures:
                 raise UserError(what, where=self._where(request, "image"), fix="name a picture")
             return
         if model.pictures == "none":
-            what = f"this {family} makes videos from text alone"
+            what = f"this {family} makes {model.makes}s from text alone"
             raise UserError(what, where=self._where(request, "image"), fix="leave the picture out")
         if request.last_image is not None and not model.takes_last_picture:
             what = f"this {family} takes a first picture alone"

@@ -1,4 +1,4 @@
-"""Classifier-free guidance (Ho & Salimans, 2022), written once."""
+"""Classifier-free guidance (Ho & Salimans, 2022), written once; the formula that joins its branches is the family's."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition
-from rats_video.types import Backbone, VelocityFn
+from rats_video.types import Backbone, GuideFn, VelocityFn
 
 GuidanceScale = float | Callable[[Tensor], Tensor]
 """One scale, or `noise levels [B] -> scales [B]`."""
@@ -28,8 +28,22 @@ def scale_of(backbone: Backbone, guidance_scale: float, guidance_scale_2: float 
     return 1.0 if guidance_scale == 1.0 else by_level
 
 
-def guided(velocity: VelocityFn, negative: Condition, guidance_scale: GuidanceScale) -> VelocityFn:
-    """`uncond + scale * (cond - uncond)`, both branches in one batched call (still two evaluations a clip).
+def plain_guidance(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
+    """`uncond + scale * (cond - uncond)`."""
+    return uncond + scale * (cond - uncond)
+
+
+def norm_preserving(cond: Tensor, uncond: Tensor, scale: float | Tensor, dim: int) -> Tensor:
+    """The plain formula's direction at the length of `cond`, taken along `dim` (`QwenImagePipeline`)."""
+    plain = plain_guidance(cond, uncond, scale)
+    lengths: Tensor = cond.norm(dim=dim, keepdim=True) / plain.norm(dim=dim, keepdim=True)
+    return plain * lengths
+
+
+def guided(
+    velocity: VelocityFn, negative: Condition, guidance_scale: GuidanceScale, guide: GuideFn = plain_guidance
+) -> VelocityFn:
+    """Both branches in one batched call (still two evaluations a clip), put together by `guide`.
 
     `negative` is one encoded prompt, `[1, L, D]`, shared by the whole batch; frames are given in both branches.
     """
@@ -39,6 +53,6 @@ def guided(velocity: VelocityFn, negative: Condition, guidance_scale: GuidanceSc
         both = velocity(torch.cat([latents, latents]), torch.cat([sigma, sigma]), Condition.cat([condition, negatives]))
         cond, uncond = both.chunk(2)
         scale = guidance_scale(sigma).view(-1, 1, 1, 1, 1) if callable(guidance_scale) else guidance_scale
-        return uncond + scale * (cond - uncond)
+        return guide(cond, uncond, scale)
 
     return guided_velocity

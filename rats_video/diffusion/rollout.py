@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rats_video.condition import Condition
 from rats_video.diffusion.flow import euler_step
-from rats_video.diffusion.guidance import GuidanceScale, guided
-from rats_video.types import Trajectory, VelocityFn
+from rats_video.diffusion.guidance import GuidanceScale, guided, plain_guidance
+from rats_video.types import GuideFn, Trajectory, VelocityFn
 
 
 def rollout(
@@ -21,6 +21,7 @@ def rollout(
     *,
     negative: Condition | None = None,
     guidance_scale: GuidanceScale = 1.0,
+    guide: GuideFn = plain_guidance,
     keep: Collection[int] | None = None,
     grad_steps: Collection[int] = (),
     predict: Collection[int] = (),
@@ -34,6 +35,7 @@ def rollout(
         condition: B encoded prompts, and the frames that are given: these stay as they are on the whole way.
         negative: one encoded negative prompt; needed when `guidance_scale` is not 1.
         guidance_scale: 1 = off, one evaluation a step instead of two; or a function of the noise levels (`scale_of`).
+        guide: puts the two together, as the family does.
         keep: indices into `sigmas` whose latents are kept (the last one always is); default only the last.
         grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
             gradient straight from their output to their input, as truncated backpropagation does.
@@ -47,7 +49,7 @@ def rollout(
     if use_guidance:
         if negative is None:
             raise ValueError("guidance_scale != 1 needs a negative prompt")
-        velocity = guided(velocity, negative, guidance_scale)
+        velocity = guided(velocity, negative, guidance_scale, guide)
     kept = {num_steps, *(keep or ())}
     levels = sigmas.tolist()  # read here, where the grid was made: no read waits for the GPU
     sigmas = sigmas.to(noise.device)

@@ -20,6 +20,8 @@ from rats_video.distillation.real_data import check_cache
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import warn
 from rats_video.evaluation.features import (
+    Dino,
+    DinoFeaturesConfig,
     FeaturesConfig,
     ShapesFeaturesConfig,
     VideoMae,
@@ -44,7 +46,7 @@ def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
     if cfg.heldout_reward is not None:
         heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
         measures.append(reward_measure("heldout_reward", heldout))
-    if isinstance(cfg.prompts, ShapesPromptsConfig):
+    if isinstance(cfg.prompts, ShapesPromptsConfig) and cfg.clip.num_frames > 1:  # whose words are of motion too
         measures += [shapes_measure, path_measure] if cfg.prompts.paths else [shapes_measure]
     if cfg.clip.num_frames > 2:
         measures.append(motion_measure)
@@ -67,6 +69,8 @@ def build_features(cfg: FeaturesConfig, device: torch.device) -> FeatureFn:
             return I3D.load(folder, device, eps)
         case VideoMaeFeaturesConfig():
             return VideoMae.load(folder, device)
+        case DinoFeaturesConfig():
+            return Dino.load(folder, device)
 
 
 def build_feature_fns(cfg: DistillConfig, device: torch.device) -> dict[str, FeatureFn]:

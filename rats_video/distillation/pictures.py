@@ -53,7 +53,9 @@ def first_frames(cfg: DistillConfig, backbone: PipelineBackbone) -> FirstFrames 
     if not cfg.prompts.first_frame:
         return None
     if backbone.pictures == "none":
-        raise UserError(f"this {backbone.family} makes videos from text alone", where=WHERE, fix="set it to false")
+        raise UserError(
+            f"this {backbone.family} makes {backbone.makes}s from text alone", where=WHERE, fix="set it to false"
+        )
     clip = cfg.clip.spec
     match cfg.prompts:
         case ShapesPromptsConfig():

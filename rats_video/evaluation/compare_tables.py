@@ -21,7 +21,7 @@ from rats_video.runtime import GIB
 
 FIRST = ("heldout_reward", "adherence", "reward")
 """Headline metrics; those that no method was trained on come first."""
-_UNSEEN = ("fvd", "diversity_share", "pixel_diversity_share")
+_UNSEEN = ("fvd", "fid", "diversity_share", "pixel_diversity_share")
 """Metrics that no reward is trained for."""
 
 _INTERVALS = (

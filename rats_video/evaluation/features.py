@@ -32,12 +32,20 @@ class VideoMaeFeaturesConfig(Config):
     path: str = Field("models/videomae-base", description="folder of a hub download")
 
 
+class DinoFeaturesConfig(Config):
+    """Class token of a DINOv2 (1024 numbers for the large model), for images (arXiv 2306.04675)."""
+
+    kind: Literal["dinov2"]
+    path: str = Field("models/dinov2-large", description="folder of a hub download")
+
+
 FeaturesConfig = Annotated[
-    ShapesFeaturesConfig | I3dFeaturesConfig | VideoMaeFeaturesConfig, Field(discriminator="kind")
+    ShapesFeaturesConfig | I3dFeaturesConfig | VideoMaeFeaturesConfig | DinoFeaturesConfig, Field(discriminator="kind")
 ]
 
 
 _LOG_ODDS = 10.0  # those of a clear clip are about as large: features of order 1 suit the kernel
+_DINO_SIZE = 224
 _CELLS = (8, 16, 16)  # frames, height and width that pixels are averaged to
 
 
@@ -91,6 +99,36 @@ class VideoMae(nn.Module):
         from transformers import VideoMAEModel
 
         return cls(load_transformers_model(VideoMAEModel, folder, "videomae", torch.float32).to(device))
+
+
+class Dino(nn.Module):
+    """DINOv2's class token, a mean over frames: D = 1024 for the large model.
+
+    Frechet distances in it follow what people call real, where those in Inception's do not (arXiv 2306.04675, whose
+    code resizes as here: bicubic to 224 x 224).
+
+    Args:
+        model: transformers' `Dinov2Model`.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(requires_grad=False).eval()
+
+    def forward(self, videos: Tensor) -> Tensor:
+        """Encode every frame."""
+        frames = videos.float().flatten(0, 1)
+        frames = F.interpolate(frames, (_DINO_SIZE,) * 2, mode="bicubic", align_corners=False, antialias=True)
+        tokens: Tensor = self.model(pixel_values=normalize(frames.clamp(0, 1), IMAGENET_MEAN, IMAGENET_STD))[0]
+        by_frame: Tensor = tokens[:, 0].unflatten(0, videos.shape[:2])
+        return by_frame.mean(dim=1)
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device) -> Dino:
+        """Load frozen; raises UserError if the folder does not hold a DINOv2, whole and in safetensors."""
+        from transformers import Dinov2Model
+
+        return cls(load_transformers_model(Dinov2Model, folder, "dinov2", torch.float32).to(device))
 
 
 def pixel_features(videos: Tensor) -> Tensor:

@@ -36,7 +36,9 @@ class Reference:
     name: str
 
 
-def distances(features: Tensor, prompts: Sequence[str], reference: Reference) -> dict[str, Estimate]:
+def distances(
+    features: Tensor, prompts: Sequence[str], reference: Reference, *, of_images: bool = False
+) -> dict[str, Estimate]:
     """Frechet (`fvd`) and kernel distance (`kvd`, times 1000) to a reference, with intervals over prompts.
 
     The reference counts as given: it is the same for every arm. With fewer than two prompts on either side there is no
@@ -46,6 +48,7 @@ def distances(features: Tensor, prompts: Sequence[str], reference: Reference) ->
         features: `[N, D]`.
         prompts: N.
         reference: the set to be near.
+        of_images: calls them `fid` and `kid`.
     """
     if min(len(set(prompts)), len(set(reference.prompts))) < 2:
         return {}
@@ -61,7 +64,8 @@ def distances(features: Tensor, prompts: Sequence[str], reference: Reference) ->
     def kernel(index: Tensor) -> float:
         return _KERNEL_UNITS * kernel_distance(rows[index], real, [prompts[i] for i in index], reference.prompts)
 
-    return {"fvd": jackknife(frechet, prompts), "kvd": jackknife(kernel, prompts)}
+    first, second = ("fid", "kid") if of_images else ("fvd", "kvd")
+    return {first: jackknife(frechet, prompts), second: jackknife(kernel, prompts)}
 
 
 def prompt_distances(features: Tensor, prompts: Sequence[str]) -> dict[str, float]:
@@ -91,7 +95,7 @@ def diversity(ours: dict[str, float], theirs: dict[str, float]) -> Estimate | No
     return Estimate(ratio, rest.ci95, rest.num)
 
 
-def fill_sets(scores: Sequence[ArmScores], reference: Reference | None) -> None:
+def fill_sets(scores: Sequence[ArmScores], reference: Reference | None, *, of_images: bool = False) -> None:
     """Give every arm its metrics of sets, in place.
 
     Without a reference the teacher's clips are used, if it is among the arms; it is then not compared with itself.
@@ -108,12 +112,13 @@ def fill_sets(scores: Sequence[ArmScores], reference: Reference | None) -> None:
     for arm in compared:
         if reference is not None and "features" in arm.features:
             rows, arm.reference = arm.features["features"][: len(arm.prompts)], reference.name
-            arm.sets |= {name: MetricValue.of(value) for name, value in distances(rows, arm.prompts, reference).items()}
+            found = distances(rows, arm.prompts, reference, of_images=of_images)
+            arm.sets |= {name: MetricValue.of(value) for name, value in found.items()}
     for arm in scores:
         for kind, name in _DIVERSITIES.items():
-            if kind in arm.features and (found := prompt_distances(arm.features[kind], [*arm.prompts, *arm.again])):
-                arm.spreads[name] = found
-                arm.sets[name] = MetricValue.of(mean_ci95(list(found.values())))
+            if kind in arm.features and (apart := prompt_distances(arm.features[kind], [*arm.prompts, *arm.again])):
+                arm.spreads[name] = apart
+                arm.sets[name] = MetricValue.of(mean_ci95(list(apart.values())))
     if teacher is not None:
         for arm in scores:
             fill_shares(arm, teacher)
@@ -145,14 +150,17 @@ def fill_shares(arm: ArmScores, teacher: ArmScores) -> None:
 def set_notes(scores: Sequence[ArmScores]) -> list[str]:
     """Notes on the metrics of sets of these arms."""
     arm, notes = scores[-1], []
-    if "fvd" in arm.sets:
+    for frechet, kernel in (("FVD", "KVD"), ("FID", "KID")):
+        if frechet.lower() not in arm.sets:
+            continue
         num, width = len(arm.prompts), arm.features["features"].shape[1]
         notes.append(
-            f"FVD and KVD: distance to {arm.reference}, in {width} features a clip, N = {num} clips an arm;"
-            " FVD of few clips is too high by an amount that depends on N, KVD is not"
+            f"{frechet} and {kernel}: distance to {arm.reference}, in {width} features a clip, N = {num} clips an arm;"
+            f" {frechet} of few clips is too high by an amount that depends on N, {kernel} is not"
         )
         if num <= 2 * width:
-            notes.append(f"N = {num} is too few for a covariance of {width} features: trust KVD, or take more clips")
+            few = f"N = {num} is too few for a covariance of {width} features"
+            notes.append(f"{few}: trust {kernel}, or take more clips")
     if "pixel_diversity" in arm.sets:
         count = len(arm.spreads["pixel_diversity"])
         notes.append(

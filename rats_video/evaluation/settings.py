@@ -26,7 +26,7 @@ class EvaluationConfig(Config):
     guidance_scale: PositiveFloat = 3.0
     guidance_scale_2: GuidanceScale2 = None
     features: FeaturesConfig | None = Field(
-        None, description="in what Frechet video distance is taken; null leaves it out"
+        None, description="in what Frechet distances are taken; null leaves them out"
     )
     diversity: DiversityConfig | None = Field(DiversityConfig(), description="null leaves it out")
     latency_clips: int = Field(3, ge=0, le=1000, description="clips sampled alone to time each arm; 0 leaves it out")

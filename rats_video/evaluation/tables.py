@@ -29,6 +29,8 @@ METRIC_TITLES: dict[str, str] = {
     "dynamic_degree": "dynamic degree",
     "fvd": "FVD",
     "kvd": "KVD x 1000",
+    "fid": "FID",
+    "kid": "KID x 1000",
     "diversity_share": "diversity / teacher's",
     "pixel_diversity_share": "diversity of pixels / teacher's",
     "first_frame_psnr": "first frame, dB",
@@ -38,14 +40,13 @@ METRIC_TITLES: dict[str, str] = {
 }
 _HEADLINE = 4  # metrics that fit a page
 BESIDE = (
-    "fvd", "kvd", "diversity_share", "pixel_diversity_share", "flicker", "motion_smoothness", "dynamic_degree",
-    "saturation", "first_frame_psnr", "picture_likeness", "dynamic_degree_share", "displacement",
+    "fvd", "kvd", "fid", "kid", "diversity_share", "pixel_diversity_share", "flicker", "motion_smoothness",
+    "dynamic_degree", "saturation", "first_frame_psnr", "picture_likeness", "dynamic_degree_share", "displacement",
 )  # fmt: skip
 """Metrics of a second table: no reward, and nothing that a reward is trained for."""
 Direction = Literal["higher", "lower", "near teacher"]
 _DIRECTIONS: dict[str, Direction] = {
-    "fvd": "lower",
-    "kvd": "lower",
+    **dict.fromkeys(("fvd", "kvd", "fid", "kid"), "lower"),
     **dict.fromkeys(
         (
             "diversity", "diversity_share", "pixel_diversity", "pixel_diversity_share", "dynamic_degree", "saturation",

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class ExportedStudent:
         prompts: N prompts of the clips that follow.
         noises: `[1, C, F, H, W]` each, on the CPU.
         clips: our sampler's, the latents as the stock pipeline lays them out; None where nothing is checked.
+        makes: what its clips are.
         pictures: that the clips start from; None for text to video.
         free: 1 where latents are sampled and 0 where a frame is given, laid out so; None where all are sampled.
     """
@@ -69,13 +70,14 @@ class ExportedStudent:
     prompts: tuple[str, ...]
     noises: tuple[Tensor, ...]
     clips: Clips | None
+    makes: Literal["video", "image"] = "video"
     pictures: ExportPictures | None = None
     free: Tensor | None = None
 
     @property
     def task(self) -> str:
         """As the hub calls it."""
-        return "text-to-video" if self.pictures is None else "image-to-video"
+        return f"text-to-{self.makes}" if self.pictures is None else f"image-to-{self.makes}"
 
     @property
     def dtype(self) -> torch.dtype:
@@ -87,6 +89,11 @@ class ExportedStudent:
     def size(self) -> dict[str, int]:
         """`num_frames`, `height` and `width` of the training clips."""
         return {name: int(self.card.clip[name]) for name in ("num_frames", "height", "width")}
+
+    @property
+    def asked_size(self) -> dict[str, int]:
+        """The same as the pipeline is asked for it: of an image without the number of frames."""
+        return {name: size for name, size in self.size.items() if self.makes == "video" or name != "num_frames"}
 
     @property
     def base_id(self) -> str:

@@ -107,9 +107,10 @@ def read_front_matter(text: str) -> dict[str, Any]:
 def _noise_levels(exported: ExportedStudent) -> list[str]:
     card, size = exported.card, exported.size
     rows = [[str(steps), sigma_string(levels)] for steps, levels in exported.sigmas.items()]
+    pixels, rate = f"{size['height']} x {size['width']} pixels", f"{card.clip['fps']:g} frames a second"
+    clips = f"{size['num_frames']} frames of {pixels}, {rate}" if exported.makes == "video" else f"images of {pixels}"
     trained = (
-        f"It was trained at {size['num_frames']} frames of {size['height']} x {size['width']} pixels, "
-        f"{card.clip['fps']:g} frames a second, without guidance, at these noise levels (shift {card.shift:g}). "
+        f"It was trained at {clips}, without guidance, at these noise levels (shift {card.shift:g}). "
         "At others it is another model."
     )
     return [trained, "\n".join(aligned([["calls", "noise levels"], *rows]))]

@@ -132,9 +132,16 @@ MODELS: Mapping[str, ComfyModel] = {
 }  # fmt: skip
 
 
+TAKEN_AS_THEY_ARE = ("FluxTransformer2DModel", "SD3Transformer2DModel", "QwenImageTransformer2DModel")
+"""Denoisers that ComfyUI takes under diffusers' names: `convert_diffusers_mmdit` in comfy/model_detection.py, and
+`model_lora_keys_unet` in comfy/lora.py; Qwen-Image's names are its own."""
+
+
 def refusal(config: Mapping[str, Any], *, is_lora: bool) -> str:
     """Why ComfyUI cannot take a student whose denoiser has this configuration of diffusers; or nothing."""
     kind = str(config.get("_class_name"))
+    if kind in TAKEN_AS_THEY_ARE:
+        return f"ComfyUI takes a {kind} under diffusers' names, so it has no file of its own"
     if (model := MODELS.get(kind)) is None:
         return f"no names are known here for the weights of a {kind} but diffusers'"
     return model.refusal(config, is_lora=is_lora)
@@ -147,12 +154,16 @@ def denoiser_config(exported: ExportedStudent) -> dict[str, Any]:
 
 def only_diffusers(exported: ExportedStudent) -> str:
     """The programs that take weights under diffusers' names, as they were run: none but diffusers."""
+    config = denoiser_config(exported)
+    if config["_class_name"] in TAKEN_AS_THEY_ARE:
+        joined = "" if exported.is_lora else "; weights in several files have to be joined for it"
+        return f"This is for diffusers. ComfyUI's loaders map its names too (read in its code, not run){joined}."
     if exported.is_lora:
         others = "ComfyUI, LightX2V, DiffSynth-Studio and musubi-tuner would apply nothing of a LoRA under them, "
         others += "DiffSynth-Studio without a word"
     else:
         others = "ComfyUI cannot tell what model it is (`Could not detect model type`)"
-    offer = "" if refusal(denoiser_config(exported), is_lora=exported.is_lora) else "; take `--format comfyui` there"
+    offer = "" if refusal(config, is_lora=exported.is_lora) else "; take `--format comfyui` there"
     return f"This is for diffusers alone, whose names its weights have. {others}{offer}."
 
 

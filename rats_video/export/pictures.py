@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.inference.student import StudentCard
-from rats_video.inference.video import to_picture, write_picture
+from rats_video.inference.video import to_picture, write_png
 from rats_video.types import ClipSpec, FirstFrames
 
 EXAMPLE, LAST_EXAMPLE = "picture.png", "last_picture.png"  # beside the card
@@ -38,9 +38,9 @@ class ExportPictures:
 
     def save(self, place: str) -> None:
         """Write the pictures that the card's code opens; `place` stands before their names."""
-        write_picture(self.example, Path(place + EXAMPLE))
+        write_png(self.example, Path(place + EXAMPLE))
         if self.last is not None:
-            write_picture(self.example.flip(-1), Path(place + LAST_EXAMPLE))
+            write_png(self.example.flip(-1), Path(place + LAST_EXAMPLE))
 
 
 def starts_from_pictures(student: PipelineBackbone, card: StudentCard) -> bool:

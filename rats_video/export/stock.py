@@ -94,10 +94,11 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
             drawing = _drawing(pipeline, latents, generator) if stock.draws_noise else contextlib.nullcontext()
             with drawing, _by_the_mean(pipeline):
                 kept.append(latents)
-                clip: Tensor = pipeline(
+                made = pipeline(
                     prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
-                    **exported.size, **stock.call, **pictures,
-                ).frames  # fmt: skip
+                    **exported.asked_size, **stock.call, **pictures,
+                )  # fmt: skip
+            clip: Tensor = made.frames if exported.makes == "video" else made.images[:, None]
         videos.append(clip.float().cpu())
     latents = torch.cat(kept)
     return Clips(torch.cat(videos), latents if exported.free is None else latents * exported.free)

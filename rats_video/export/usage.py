@@ -17,13 +17,13 @@ folder = {name!r}  # this folder, from where you are; of the hub: hf download US
 dtype = {{"default": torch.{dtype}, "vae": torch.float32}}
 {setup}{opening}
 pipe.to("cuda" if torch.cuda.is_available() else "cpu")
-frames = pipe(
+{made} = pipe(
     prompt={prompt},{pictures}
     {call},
     {size},
     generator=torch.Generator().manual_seed(0), output_type="pil",
-).frames[0]
-frames[0].save("clip.webp", save_all=True, append_images=frames[1:], duration={duration}, loop=0)
+).{made}[0]
+{save}
 """
 
 
@@ -56,13 +56,16 @@ def base_snippet(
 
 def _snippet(exported: ExportedStudent, name: str, setup: str, classes: Sequence[str] = (), imports: str = "") -> str:
     imports = ("" if exported.pictures is None else "from PIL import Image, ImageOps\n") + imports
+    duration = round(1000 / exported.card.clip["fps"])
+    save = f'frames[0].save("clip.webp", save_all=True, append_images=frames[1:], duration={duration}, loop=0)'
+    is_video = exported.makes == "video"
     text = _SNIPPET.format(
+        made="frames" if is_video else "images", save=save if is_video else 'images.save("image.png")',
         classes=", ".join(sorted([exported.pipeline, *classes])), imports=imports, name=name, setup=setup,
         dtype=exported.card.dtype, prompt=repr(exported.prompts[0]),
         opening="".join(f"\n{line}" for line in _opening(exported)), pictures=_pictures(exported),
         call=", ".join(f"{key}={value!r}" for key, value in exported.stock.call.items()),
-        size=", ".join(f"{key}={value!r}" for key, value in exported.size.items()),
-        duration=round(1000 / exported.card.clip["fps"]),
+        size=", ".join(f"{key}={value!r}" for key, value in exported.asked_size.items()),
     )  # fmt: skip
     return fenced(text, "python")
 

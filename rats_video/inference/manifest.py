@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter
 from rats_video.config.fields import Config, NonNegativeInt, PositiveInt
 from rats_video.errors import UserError
 from rats_video.files import write_json
+from rats_video.inference.video import is_whole_png
 
 MANIFEST = "manifest.json"
 _JOURNALS = "manifest.part-*.jsonl"
@@ -24,7 +25,7 @@ _FIX = "add --overwrite, or give another --output"
 class SampledClip(Config):
     """One clip of a folder: how it was made, with everything its pixels depend on."""
 
-    file: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*\.mp4$")
+    file: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*\.(mp4|png)$")
     prompt: str
     nfe: PositiveInt
     num_steps: PositiveInt
@@ -63,9 +64,11 @@ def read_clips(folder: Path) -> dict[int, SampledClip]:
 
 
 def is_whole(path: Path, num_frames: int) -> bool:
-    """True if an mp4 file is there with all its frames; told from its index and packets, without decoding."""
+    """True if a clip's file is there with all its frames; of an mp4 told from its packets, without decoding."""
     import av
 
+    if path.suffix == ".png":
+        return is_whole_png(path)
     try:
         with av.open(str(path)) as container:
             packets = [packet.size for packet in container.demux(video=0) if packet.size and not packet.is_corrupt]

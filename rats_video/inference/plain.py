@@ -30,19 +30,19 @@ def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCa
     family = family_of(index, FAMILIES, where=str(folder))
     kind = getattr(diffusers, index["_class_name"], None) or getattr(diffusers, family.pipelines[0])
     defaults = {name: option.default for name, option in inspect.signature(kind.__call__).parameters.items()}
-    size = {key: defaults[key] for key in ("num_frames", "height", "width")}
+    size: dict[str, Any] = {key: defaults.get(key) for key in ("num_frames", "height", "width")}
     configs = read_configs(folder, family.family)
     clip = {**size, **family.native_clip(index, configs)}
     if None in clip.values():
         clip |= _own_size(configs, folder)
     trained = _training(folder)
     clip |= trained.get("clip", {})
-    defaults["guidance_scale"] = trained.get("guidance_scale", defaults["guidance_scale"])
+    told = trained.get("guidance_scale", defaults["guidance_scale"])
+    # Where guidance is an input of the network, guidance by two calls has another name; few-step models take none.
+    scale = 1.0 if index.get("is_distilled") else defaults.get("true_cfg_scale", told)
     return StudentCard(
         ITSELF, (defaults["num_inference_steps"],), 1.0, clip, steps=0, seed=0,
-        # Where guidance is an input of the network, guidance by two calls has another name.
-        embedded_guidance=defaults["guidance_scale"], dtype=dtype,
-        guidance_scale=defaults.get("true_cfg_scale", defaults["guidance_scale"]),
+        embedded_guidance=told or scale, dtype=dtype, guidance_scale=scale,
     )  # fmt: skip
 
 

@@ -126,6 +126,7 @@ def timed_batch(
         text,
         negative=negative,
         guidance_scale=scale_of(backbone, spec.guidance_scale, spec.guidance_scale_2),
+        guide=backbone.guide,
     )
     lap()
     videos = backbone.decode(path.x0)

@@ -1,4 +1,4 @@
-"""Clips to mp4 files and back, and prompts to file names. Tensors are `[T, 3, H, W]` in [0, 1]."""
+"""Clips to mp4 and PNG files, mp4 back, and prompts to file names. Tensors are `[T, 3, H, W]` in [0, 1]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rats_video.files import replacing
 from rats_video.reading import check_plain_file
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     import numpy as np
@@ -57,18 +57,54 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
         _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001))
 
 
-def write_picture(picture: Tensor, path: Path) -> None:
-    """Write a picture `[3, H, W]` in [0, 1] as a PNG of eight bits; raises UserError where it cannot be written."""
-    with replacing(path, "picture") as partial:
-        to_picture(picture).save(partial, format="png")
+def write_png(frame: Tensor, path: Path, remarks: Mapping[str, str] | None = None) -> None:
+    """Write a frame as a picture of eight bits, complete or not at all.
+
+    Args:
+        frame: pixels `[3, H, W]`, floating point in [0, 1], on any device.
+        path: the file to write, replaced if it exists; missing parent folders are made.
+        remarks: texts that the file carries, by key.
+
+    Raises:
+        ValueError: `frame` is not such a tensor.
+        UserError: `frame` holds NaN or infinity, or the file cannot be written.
+    """
+    from PIL.PngImagePlugin import PngInfo
+
+    frame = frame.detach()
+    _check_clip(frame[None], 1.0, where=str(path))
+    about = PngInfo()
+    for key, text in (remarks or {}).items():
+        about.add_itxt(key, text.encode("utf-8", "replace").decode())
+    with replacing(path, "image") as partial:
+        to_picture(frame).save(partial, "PNG", pnginfo=about)
 
 
-def to_picture(picture: Tensor) -> Image.Image:
-    """A picture `[3, H, W]` in [0, 1] in eight bits."""
+def to_picture(frame: Tensor) -> Image.Image:
+    """A frame `[3, H, W]` of [0, 1] in eight bits."""
     from PIL import Image
 
-    pixels = (picture.detach().cpu().clamp(0, 1) * 255).round().to(torch.uint8).movedim(0, -1)
-    return Image.fromarray(pixels.contiguous().numpy())
+    return Image.fromarray(_bytes(frame.detach()).permute(1, 2, 0).contiguous().numpy())
+
+
+def write_clip(frames: Tensor, path: Path, *, fps: float, remarks: Mapping[str, str]) -> None:
+    """Write a clip `[T, 3, H, W]` as `write_mp4` does; one frame, of a file called `.png`, as `write_png` does."""
+    if path.suffix == ".png":
+        write_png(frames[0], path, remarks)
+    else:
+        write_mp4(frames, path, fps=fps)
+
+
+def is_whole_png(path: Path) -> bool:
+    """True if a PNG file is there with all its pixels."""
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=("PNG",)) as image:
+            image.verify()  # every chunk's checksum
+    except (OSError, ValueError, SyntaxError):  # Pillow raises the last for a damaged chunk
+        return False
+    return True
 
 
 def read_mp4(path: Path) -> tuple[Tensor, float]:
@@ -186,7 +222,12 @@ def _rgb_images(frames: Tensor) -> Iterator[NDArray[np.uint8]]:
     """Frames `[T, 3, H, W]` one by one as `[even H, even W, 3]` bytes: a long clip is never held twice."""
     height, width = frames.shape[-2:]
     for frame in frames:
-        image = frame.float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
+        image = _bytes(frame)
         rows = torch.arange(height + height % 2).clamp(max=height - 1)
         columns = torch.arange(width + width % 2).clamp(max=width - 1)
         yield image[:, rows][:, :, columns].permute(1, 2, 0).contiguous().numpy()
+
+
+def _bytes(frame: Tensor) -> Tensor:
+    """A frame of [0, 1] as bytes, on the CPU."""
+    return frame.float().clamp(0, 1).mul(255).round().to(torch.uint8).cpu()

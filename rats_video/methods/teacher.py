@@ -207,7 +207,8 @@ class TeacherSampler:
         """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
         if self.guidance_scale == 1.0:
             return self.backbone.velocity(latents, sigma, condition)
-        return guided(self.backbone.velocity, self._negative, self.guidance_scale)(latents, sigma, condition)
+        guiding = guided(self.backbone.velocity, self._negative, self.guidance_scale, self.backbone.guide)
+        return guiding(latents, sigma, condition)
 
     def _scored_rollout(self, batch: PromptBatch) -> TeacherRollout:
         sigmas = self.backbone.sigmas(self.cfg.num_steps, self._shift)
@@ -231,6 +232,7 @@ class TeacherSampler:
             batch.condition(self.backbone),
             negative=self._negative,
             guidance_scale=self.guidance_scale,
+            guide=self.backbone.guide,
             keep=keep,
             predict=predict,
         )

@@ -110,7 +110,9 @@ def sampled_twice(backbone: WanBackbone, cfg: FlowTrainConfig, prompts: Sequence
     noise = backbone.sample_noise(len(prompts), cfg.clip.spec, seeded(cfg.seed, 3))
     for num_steps, scale in ((cfg.eval_steps, cfg.guidance_scale), (4, 1.0)):
         sigmas = sigma_grid(num_steps, cfg.shift)
-        clips = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale)
+        clips = rollout(
+            backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale, guide=backbone.guide
+        )
         yield num_steps, decoded(backbone, clips.x0)
 
 

@@ -176,7 +176,9 @@ class LatentSampler:
             steps, scale = settings[turn % len(settings)]
             noise = role.sample_noise(len(places), self.cfg.clip.spec, generator)
             grid, text = role.sigmas(steps, self.cfg.shift), role.encode_text(self.own_prompts(places))
-            return rollout(role.velocity, noise, grid, text, negative=negative, guidance_scale=scale).x0
+            return rollout(
+                role.velocity, noise, grid, text, negative=negative, guidance_scale=scale, guide=role.guide
+            ).x0
 
         return self._scored("sample clips", count, stream, make)
 

@@ -135,7 +135,9 @@ def sample_pool(
             steps, scale = settings[start // batch % len(settings)]
             noise = backbone.sample_noise(batch, cfg.clip.spec, generator)
             sigmas, text = sigma_grid(steps, cfg.shift), backbone.encode_text(prompts)
-            clips = rollout(backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale)
+            clips = rollout(
+                backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale, guide=backbone.guide
+            )
             pools.append(_pool(backbone.decode(clips.x0), prompts))
             progress.advance(batch)
     return _concatenate(pools)

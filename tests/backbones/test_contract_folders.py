@@ -70,8 +70,9 @@ def test_weights_that_are_not_finite(case: Case, tmp_path: Path, odd: float) -> 
         broken = whole[name].clone()
         broken.view(-1)[-1] = odd
         save_file({**whole, name: broken}, path, {"format": "pt"})
-        line = f"{folder / part}: {name} holds NaN or infinity (1 of its {broken.numel()} numbers) (download, convert"
-        assert error_of(folder).startswith(line)
+        found, line = error_of(folder), f"{name} holds NaN or infinity (1 of its {broken.numel()} numbers) (download, "
+        assert found.startswith(f"{folder / part}: ")
+        assert line in found  # transformers puts `model.` before some of Qwen's names
         save_file(whole, path, {"format": "pt"})
 
 

@@ -164,7 +164,7 @@ def test_a_model_that_needs_a_picture_says_so(case: Case) -> None:
 
 def test_a_text_model_takes_no_picture(tiny_wan: Path) -> None:
     backbone = load_backbone(tiny_wan)
-    with pytest.raises(UserError, match=r"^image: Wan makes a video from text alone"):
+    with pytest.raises(UserError, match=r"^image: Wan makes videos from text alone"):
         backbone.given_frames(CLIP, picture(0)[1])
 
 

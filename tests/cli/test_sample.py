@@ -58,7 +58,7 @@ def test_prompts_from_a_file_are_taken_in_turn(command: Command, finished: Path,
 
 def test_seed_repeats(command: Command, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clips: list[Tensor] = []  # not the files: x264 itself, given equal frames, writes other bytes one time in forty
-    monkeypatch.setattr("rats_video.commands.sample.write_mp4", lambda frames, *_, **__: clips.append(frames))
+    monkeypatch.setattr("rats_video.inference.video.write_mp4", lambda frames, *_, **__: clips.append(frames))
     for folder, seed in (("one", 1), ("again", 1), ("other", 2)):
         options = ["--prompt", PROMPT, "--seed", seed, "--output", tmp_path / folder]
         assert command("sample", "--model", finished, *options).code == 0

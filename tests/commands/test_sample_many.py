@@ -101,7 +101,7 @@ def test_stopped_list_goes_on_and_ends_as_if_it_had_not(
         write_mp4(frames, path, fps=fps)
 
     with monkeypatch.context() as patch:
-        patch.setattr("rats_video.commands.sample.write_mp4", stopping)
+        patch.setattr("rats_video.inference.video.write_mp4", stopping)
         with pytest.raises(Interrupted, match="the same command makes the rest"):
             sample_files(model, requests, ALONE, output=tmp_path, batch_size=2)
     assert MANIFEST not in names(tmp_path)
@@ -144,7 +144,7 @@ def test_batch_size_and_resume_change_no_noise(
     for size in (1, 2, 5):
         made = clips.setdefault(size, {})
         monkeypatch.setattr(
-            "rats_video.commands.sample.write_mp4",
+            "rats_video.inference.video.write_mp4",
             lambda frames, path, made=made, **_: made.update({path.name: frames}),
         )
         requests = list_requests(prompts, nfe=2, seed=3)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from rats_video.assets import ASSETS
 from rats_video.datasets.shapes.render import SHAPES_CLIP, parse_prompt, render, split_combinations
 from rats_video.errors import UserError
-from rats_video.evaluation.features import VideoMae, WordFeatures, pixel_features
+from rats_video.evaluation.features import Dino, VideoMae, WordFeatures, pixel_features
 from rats_video.evaluation.i3d import I3D
 from rats_video.evaluation.sets import Reference, distances
 from rats_video.rewards.convert import convert_checkpoint
@@ -264,3 +264,24 @@ def test_videomae_loads_from_a_hub_folder_and_encodes(videomae_folder: Path) -> 
 def test_videomae_refuses_another_model(reward_folders: tuple[Path, Path]) -> None:
     with pytest.raises(UserError, match="not a VideoMAEModel"):
         VideoMae.load(reward_folders[0], CPU)
+
+
+# ---------------------------------------------------------------------------------------------------------- DINOv2
+
+
+def test_dino_gives_the_class_token_of_each_frame(tmp_path: Path) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    size = {"image_size": 28, "patch_size": 14, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Dinov2Model(Dinov2Config(**size, mlp_ratio=1)).save_pretrained(tmp_path)
+    network = Dino.load(tmp_path, CPU)
+    videos = torch.rand(2, 2, 3, 224, 224, generator=seeded(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    pixels = (videos - mean[:, None, None]) / std[:, None, None]
+    with torch.no_grad():
+        expected = network.model(pixels.flatten(0, 1)).pooler_output.unflatten(0, (2, 2)).mean(1)
+        torch.testing.assert_close(network(videos), expected)
+        torch.testing.assert_close(network(videos[:, :1]), network.model(pixels[:, 0]).pooler_output)
+    with pytest.raises(UserError, match="not a VideoMAEModel"):
+        VideoMae.load(tmp_path, CPU)

@@ -136,3 +136,14 @@ def test_one_prompt_has_no_distance() -> None:
     scores = arm("student", torch.zeros(2, 2), ["a", "a"])
     fill_sets([scores], Reference(torch.ones(4, 2), ("a", "b", "c", "d"), "real clips"))
     assert set(scores.sets) == {"diversity"}
+
+
+def test_sets_of_images_have_their_own_names() -> None:
+    features = torch.randn(8, 2, generator=seeded(0))
+    prompts = [f"prompt {i}" for i in range(8)]
+    student = arm("student", features, prompts)
+    fill_sets([student], Reference(features + 1, tuple(prompts), "real images"), of_images=True)
+    assert student.sets["fid"].mean == pytest.approx(2, abs=1e-6)
+    assert math.isfinite(student.sets["kid"].mean)
+    assert set_notes([student])[0].startswith("FID and KID: distance to real images, in 2 features a clip, N = 8 clips")
+    assert not {"fvd", "kvd"} & student.sets.keys()

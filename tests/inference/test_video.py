@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rats_video.errors import UserError
-from rats_video.inference.video import read_mp4, slugify, write_mp4
+from rats_video.inference.video import is_whole_png, read_mp4, slugify, write_mp4, write_png
 
 
 def smooth_clip(num_frames: int = 9, height: int = 64, width: int = 96) -> Tensor:
@@ -203,3 +205,21 @@ def test_slug_length_bounds() -> None:
     assert slugify("a red circle", max_length=16).startswith("a-red-")
     with pytest.raises(ValueError, match="at least 10"):
         slugify("a red circle", max_length=9)
+
+
+def test_a_picture_round_trips_with_its_remarks(tmp_path: Path) -> None:
+    frame = torch.rand(3, 5, 7, generator=torch.Generator().manual_seed(0))
+    write_png(frame, tmp_path / "new" / "a.png", {"prompt": "a réd cat", "seed": "3"})
+    with Image.open(tmp_path / "new" / "a.png") as image:
+        assert image.text == {"prompt": "a réd cat", "seed": "3"}
+        pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1)
+    assert torch.equal(pixels, (frame * 255).round().byte())
+    assert is_whole_png(tmp_path / "new" / "a.png")
+    data = (tmp_path / "new" / "a.png").read_bytes()
+    for damage in (data[:-30], data[:60] + bytes(8) + data[68:], b"", b"GIF89a"):
+        (tmp_path / "b.png").write_bytes(damage)
+        assert not is_whole_png(tmp_path / "b.png")
+    assert not is_whole_png(tmp_path / "none.png")
+    with pytest.raises(UserError, match="NaN or infinity"):
+        write_png(torch.full_like(frame, float("nan")), tmp_path / "c.png", {})
+    assert not (tmp_path / "c.png").exists()
