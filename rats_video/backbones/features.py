@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.condition import Condition
 from rats_video.errors import UserError
+from rats_video.runtime import is_split
 from rats_video.types import VelocityAndFeatures
 
 
@@ -38,6 +39,9 @@ def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
         finally:
             hook.remove()
         features = seen[0][0] if isinstance(seen[0], tuple) else seen[0]  # beside the text's, in some families
+        if features.requires_grad and is_split(next(networks[0].parameters())):
+            # FSDP2 gathers the weights outside the blocks when gradient reaches the network's output; here it need not.
+            features.register_hook(lambda _gradient: networks[0].unshard())
         return velocity, features.to(latents.dtype)
 
     config = networks[0].config

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from rats_video.backbones.attention import check_attention
 from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.optim import adamw8bit
+from rats_video.optim import OptimizerConfig, adamw8bit
+
+OPTIMIZERS: dict[str, Callable[[DistillConfig], OptimizerConfig | None]] = {
+    "training.optimizer": lambda cfg: cfg.training.optimizer,
+    "method.fake_score.optimizer": lambda cfg: cfg.method.critic_optimizer,
+}
 
 
 def check_compute(cfg: DistillConfig, device: torch.device) -> None:
@@ -19,13 +26,16 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
     """
     compute = cfg.compute
     check_attention(compute.attention, device, compute.dtype)
-    if cfg.training.optimizer.kind == "adamw8bit":
+    for where, optimizer in OPTIMIZERS.items():
+        chosen = optimizer(cfg)
+        if chosen is None or chosen.kind != "adamw8bit":
+            continue
         if cfg.parallel.shard:
             raise UserError(
-                "does not go with parallel.shard: its kernels take whole tensors", where="training.optimizer.kind",
+                "does not go with parallel.shard: its kernels take whole tensors", where=f"{where}.kind",
                 fix="use adamw, whose state is split as well",
             )  # fmt: skip
-        adamw8bit()  # raises if it is not installed
+        adamw8bit(where)  # raises if it is not installed
     if compute.offload == "none":
         return
     if cfg.parallel.shard:
