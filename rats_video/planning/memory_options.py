@@ -32,6 +32,7 @@ MEMORY_OPTIONS = (
     MemoryOption("compute.dtype=bfloat16", "rounds the frozen weights; faster on a GPU"),
     MemoryOption("compute.decode.dtype=bfloat16", "rounds the decode; twice as fast on a GPU"),
     MemoryOption("training.optimizer.kind=adamw8bit", "rounds the optimizer's state; needs bitsandbytes"),
+    MemoryOption("method.fake_score.optimizer.kind=adamw8bit", "the same of the fake score's"),
     MemoryOption("student.weights.kind=lora", "the student learns in adapters of limited rank"),
     MemoryOption("compute.offload=block", "exact, but every call waits for the base's weights from the host"),
     MemoryOption("student.grad_steps=2", "gradient through the last two student steps only"),
@@ -44,6 +45,7 @@ MEMORY_OPTIONS = (
 def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) -> list[MemoryOption]:
     """The options that are not on yet and can save something here; not every VAE can decode a window."""
     compute, steps = cfg.compute, max(cfg.student.num_steps)
+    critic = cfg.method.critic_optimizer
     gradient = len(cfg.student.gradient_steps(steps))
     is_full = isinstance(cfg.student.weights, FullWeightsConfig)
     useful = {
@@ -56,6 +58,7 @@ def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) ->
         "compute.dtype=bfloat16": compute.dtype == "float32",
         "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
+        "method.fake_score.optimizer.kind=adamw8bit": critic is not None and critic.kind == "adamw",
         "student.weights.kind=lora": is_full,
         "compute.offload=block": compute.offload == "none" and not compute.compile,
         "student.grad_steps=2": gradient > 2,
@@ -68,7 +71,8 @@ def useful_options(cfg: DistillConfig, gpus: int, *, can_window: bool = True) ->
 def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> list[MemoryOption]:
     """The options among these that work together.
 
-    Offload needs a frozen base that is not split over GPUs, decode.offload a checkpointed decode.
+    Offload needs a frozen base that is not split over GPUs, as the 8-bit optimizer does, decode.offload a checkpointed
+    decode.
     """
     settings = {option.setting for option in options}
     is_full = isinstance(cfg.student.weights, FullWeightsConfig) and "student.weights.kind=lora" not in settings
@@ -76,7 +80,8 @@ def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> li
     is_split = cfg.parallel.shard or "parallel.shard=true" in settings
     idle = {"compute.offload=block": is_full or is_split, "compute.decode.offload=true": is_whole,
             "student.grad_steps=2": "student.grad_steps=1" in settings}  # fmt: skip
-    return [option for option in options if not idle.get(option.setting, False)]
+    whole = [option for option in options if not (is_split and option.setting.endswith("adamw8bit"))]
+    return [option for option in whole if not idle.get(option.setting, False)]
 
 
 def cheapest(

@@ -24,7 +24,7 @@ from rats_video.methods.real_data import RealDataConfig, RealSource
 from rats_video.methods.teacher import TeacherSampler
 from rats_video.planning.memory_tracker import MemoryTracker
 from rats_video.rewards.base import free_reward
-from rats_video.types import PromptBatch, VelocityAndFeatures
+from rats_video.types import PromptBatch, Trajectory, VelocityAndFeatures
 
 TEACHER, STUDENT, SCORES = "teacher rollout", "student rollout", "scores"
 SAMPLES, CRITIC = "critic samples", "critic forward"
@@ -44,13 +44,13 @@ class Watch:
     Args:
         tracker: it books what is computed.
         in_critic: true while a critic's round is at work.
-        in_scores: true while the loss asks the teacher at one noise level.
+        in_rollout: true while the teacher is rolled out, not asked by the loss at one noise level.
         clips: network evaluations by phase, and clips that are decoded, summed over the batch.
     """
 
     tracker: MemoryTracker
     in_critic: bool = False
-    in_scores: bool = False
+    in_rollout: bool = False
     clips: Counter[str] = field(default_factory=Counter)
 
     def enter(self, phase: str, clips: int) -> None:
@@ -80,7 +80,7 @@ class WatchedRole:
     def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The role's own, or zeros where calls are only counted."""
         phases = {
-            "teacher": SCORES if self.watch.in_scores else TEACHER,
+            "teacher": TEACHER if self.watch.in_rollout else SCORES,
             "student": SAMPLES if self.watch.in_critic else STUDENT,
             "critic": CRITIC if self.watch.in_critic else SCORES,
         }
@@ -94,16 +94,15 @@ class WatchedRole:
 
 
 class WatchedTeacher(TeacherSampler):
-    """A teacher whose calls for the loss are told from its rollouts'."""
+    """A teacher whose rollouts are told from the loss's calls of it."""
 
-    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """The teacher's own, in the phase of the scores."""
+    def _rollout(self, *args: Any, **kwargs: Any) -> Trajectory:
         watch: Watch = self.backbone.watch  # type: ignore[attr-defined]  # a watched role
-        watch.in_scores = True
+        watch.in_rollout = True
         try:
-            return super().velocity(latents, sigma, condition)
+            return super()._rollout(*args, **kwargs)
         finally:
-            watch.in_scores = False
+            watch.in_rollout = False
 
 
 @dataclass

@@ -242,7 +242,6 @@ def test_forced_rollout_begins_at_the_noised_real_clip(make: Make, draw: Callabl
     ("options", "overrides", "expected"),
     [
         ("", ["teacher.kind=ema"], "teacher.kind: is the student's own average"),
-        ("", ["parallel.shard=true"], "dmd2 trains networks beside the student: set parallel.shard=false"),
         (", data_forcing: 0.5", [], "data_forcing needs real_data"),
         (f", {POLICY}", [], "it needs gan"),
         (", fake_score: {levels: [0.5, 0.2]}", [], "must rise within"),

@@ -274,7 +274,9 @@ def test_levers_that_need_another_wait_for_it(make_config: MakeConfig) -> None:
     host, again = lever("compute.decode.offload=true"), lever("compute.decode.checkpoint=true")
     assert without_conflicts([offload, host], make_config()) == []
     assert without_conflicts([offload], make_config(*LORA, "parallel.shard=true")) == []
-    split = lever("parallel.shard=true")
+    split, rounded = lever("parallel.shard=true"), lever("method.fake_score.optimizer.kind=adamw8bit")
+    assert without_conflicts([rounded], make_config("method.kind=dmd2")) == [rounded]
+    assert without_conflicts([split, rounded], make_config("method.kind=dmd2")) == [split]
     assert without_conflicts([split, lora, offload], make_config()) == [split, lora]
     assert without_conflicts([offload, lora, host, again], make_config()) == [offload, lora, host, again]
 

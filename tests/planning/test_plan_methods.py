@@ -129,6 +129,8 @@ def test_network_calls_of_the_rivals_by_hand(calls: Calls) -> None:
         "teacher": 20, "student": 7, "scores": 3, "critic": 4,
     }  # fmt: skip
     assert calls("method={kind: grpo, policy: {samples: 3}}", both) == {"student": 9}
-    found = calls("method={kind: consistency, pairs: {count: 2}}", "teacher.num_steps=10")
+    found = calls("method={kind: grpo, policy: {samples: 3}, kl_weight: 0.1}", both)
+    assert found == {"student": 9, "scores": 6}  # the base's, at each noisy step
+    found = calls("method={kind: consistency, pairs: {count: 2}, reward_weight: 1}", "teacher.num_steps=10")
     assert found == {"teacher": 20, "student": 8}  # two for each pair, and a rollout for the reward
     assert calls("method.kind=refl", both) == {"student": 3}
