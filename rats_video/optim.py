@@ -120,8 +120,8 @@ def build_optimizer(cfg: OptimizerConfig, weights: Iterable[nn.Parameter]) -> to
             return optimizer
 
 
-def adamw8bit() -> Any:
-    """The class of the 8-bit optimizer.
+def adamw8bit(where: str = "training.optimizer") -> Any:
+    """The class of the 8-bit optimizer, which the settings there ask for.
 
     Raises:
         UserError: it is not installed.
@@ -130,7 +130,7 @@ def adamw8bit() -> Any:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UserError(
-            "adamw8bit needs bitsandbytes, which is not installed", where="training.optimizer.kind",
+            "adamw8bit needs bitsandbytes, which is not installed", where=f"{where}.kind",
             fix="pip install 'rats-video[gpu]', or adamw",
         ) from error  # fmt: skip
     return AdamW8bit

@@ -88,10 +88,6 @@ class DistillConfig(Config):
     def _fits_the_method(self) -> Self:
         if self.guard is not None and self.guard.on_alarm == "shape" and not self.method.can_strengthen_shaping:
             raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
-        if self.method.trains_critic and (self.parallel.shard or self.parallel.context > 1):
-            raise ValueError(
-                f"{self.method.kind} trains networks beside the student: set parallel.shard=false, parallel.context=1"
-            )
         if self.teacher.asked < 1:
             if needs := self.method.needs_every_teacher:
                 raise ValueError(f"{needs} of {self.method.kind} needs the teacher of every clip: set teacher.asked=1")

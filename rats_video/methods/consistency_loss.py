@@ -52,6 +52,7 @@ class PairsConfig(Config):
 class BaseConsistencyConfig(BaseMethodConfig):
     """Keys of methods that send points of the teacher's path to one place, and may raise a reward beside it."""
 
+    draws_levels: ClassVar[bool] = True
     uses_trajectory: ClassVar[bool] = True
 
     pairs: PairsConfig = PairsConfig()

@@ -40,7 +40,6 @@ class RatsConfig(BaseMethodConfig):
     )
 
     can_strengthen_shaping: ClassVar[bool] = True
-    plannable: ClassVar[bool] = True
 
     @property
     def uses_gradient(self) -> bool:
