@@ -35,7 +35,7 @@ class DollarConfig(BaseConsistencyConfig):
     kind: Literal["dollar"]
     fake_score: FakeScoreConfig = FakeScoreConfig(rounds=2)
     score_weight: NonNegativeFloat = Field(1.0, description="of distribution matching")
-    consistency_weight: NonNegativeFloat = 1.0
+    consistency_weight: NonNegativeFloat = Field(1.0, description="of consistency")
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
         """The student's rollout, for matching and the reward; the fake score's own; the pairs."""
