@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import typer
+from markdown_table import table
 
 from rats_video.cli.app import app
 
@@ -36,10 +37,9 @@ def _section(words: str, command: Any) -> str:
         (" ".join(f"`{flag}`" for flag in (*each.opts, *each.secondary_opts)), _value(each), _default(each), each.help)
         for each in options(command)
     ]
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
     return (
         f"## {words}\n\n```\nrats-video {f'{words} {usage}'.strip()} [OPTIONS]\n```\n\n{command.help}\n\n"
-        f"| option | value | default | meaning |\n|---|---|---|---|\n{table}\n\n"
+        f"{table(['option', 'value', 'default', 'meaning'], rows)}\n\n"
         + (f"{command.epilog}\n\n" if command.epilog else "")
     )
 

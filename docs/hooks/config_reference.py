@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
+from markdown_table import table
 from pydantic import AfterValidator, JsonValue
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -124,8 +125,7 @@ def _section(cls: type[Config], path: str, page: str, places: Places) -> str:
     title = (
         f"`{kind}`" if _is_shared(page, path) else (f"`{path}`" if path else "Keys") + (f", `{kind}`" if kind else "")
     )
-    table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
-    body = f"| key | type | default | meaning |\n|---|---|---|---|\n{table}" if rows else "No further keys."
+    body = table(["key", "type", "default", "meaning"], rows) if rows else "No further keys."
     return f"## {title} {{#{cls.__name__}}}\n\n" + (f"{_text(cls)}\n\n" if path else "") + f"{body}\n\n"
 
 
