@@ -54,4 +54,4 @@ def _value(option: Any) -> str:
 def _default(option: Any) -> str:
     if option.required:
         return "required"
-    return "" if option.default is None or option.default is False else f"`{option.default}`"
+    return "" if option.default in {None, False, ""} else f"`{option.default}`"

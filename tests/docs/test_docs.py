@@ -106,3 +106,8 @@ def test_settings_that_save_memory_go_on_with_resume_as_the_page_says() -> None:
             for overrides in (base, [*base, setting])
         )
         assert (changed_keys(before, after) == []) == (answer == "yes"), setting
+
+
+def test_tutorial_shows_the_reward_that_ships_as_an_example() -> None:
+    example = (DOCS.parent / "examples" / "redness.py").read_text()
+    assert example[example.index("class Redness") :] in (DOCS / "tutorials" / "own_reward.md").read_text()
