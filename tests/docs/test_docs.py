@@ -111,3 +111,24 @@ def test_settings_that_save_memory_go_on_with_resume_as_the_page_says() -> None:
 def test_tutorial_shows_the_reward_that_ships_as_an_example() -> None:
     example = (DOCS.parent / "examples" / "redness.py").read_text()
     assert example[example.index("class Redness") :] in (DOCS / "tutorials" / "own_reward.md").read_text()
+
+
+NEEDS = {
+    "teacher.guidance_end": "tiny-ema",
+    "teacher.guidance_fade_steps": "tiny-ema",
+    "student.weights.dtype": "wan21_1b",
+}
+
+
+def test_settings_that_mend_are_ones_that_there_are() -> None:
+    text = (DOCS / "troubleshooting.md").read_text()
+    settings = set(re.findall(r"`((?:\w+\.)+\w+=[^`]+)`", text))
+    assert len(settings) > 25
+    for setting in settings:
+        config = NEEDS.get(setting.partition("=")[0], "tiny")
+        load_config(DistillConfig, config, group="distill", overrides=["teacher.asked=1", setting])
+    terms = re.findall(r"`((?:motion|colour): {.*})`", text)
+    assert [term.partition(":")[0] for term in terms] == ["motion", "colour"]
+    for term in terms:
+        changes = [f"reward={{kind: sum, terms: {{words: {{reward: {{kind: word, path: shapes-reward}}}}, {term}}}}}"]
+        load_config(DistillConfig, "tiny", group="distill", overrides=changes)
