@@ -26,7 +26,7 @@ from rats_video.training.settings import TrackingConfig, TrainingConfig, Validat
 class StudentConfig(StepsConfig):
     """The few-step sampler that is trained."""
 
-    weights: WeightsConfig = FullWeightsConfig()
+    weights: WeightsConfig = Field(FullWeightsConfig(), description="what of the denoiser is trained")
     init: str | None = Field(
         None,
         description="an earlier student to start from: a run, its student, a LoRA file, or a hub id; null = the base",
@@ -36,7 +36,7 @@ class StudentConfig(StepsConfig):
 class ComparisonConfig(Config):
     """`export comparison`."""
 
-    num_videos: NumClips = 6
+    num_videos: NumClips = Field(6, description="held-out prompts that are shown")
 
 
 class DistillConfig(Config):
@@ -62,11 +62,11 @@ class DistillConfig(Config):
     embedded_guidance: PositiveFloat = Field(
         6.0, description="scale told to a model that takes its guidance as an input (HunyuanVideo); others ignore it"
     )
-    prompts: PromptsConfig = ShapesPromptsConfig()
-    reward: RewardConfig
+    prompts: PromptsConfig = Field(ShapesPromptsConfig(), description="what clips are made of")
+    reward: RewardConfig = Field(description="what the student is raised on")
     heldout_reward: RewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
-    method: MethodConfig
-    teacher: TeacherConfig
+    method: MethodConfig = Field(description="what the student is trained on; its kind is rats unless named")
+    teacher: TeacherConfig = Field(description="the many-step sampler that the student follows")
     student: StudentConfig = StudentConfig()
     guard: GuardConfig | None = GuardConfig()
     training: TrainingConfig

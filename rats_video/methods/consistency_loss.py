@@ -37,7 +37,7 @@ class PairsConfig(Config):
     updates; `noised` noises the rollout's clip anew and follows the guided teacher for one step.
     """
 
-    source: Literal["path", "noised"] = "path"
+    source: Literal["path", "noised"] = Field("path", description="where they come from, as above")
     count: PositiveInt = Field(4, description="pairs a clip and update")
     skip: PositiveInt = Field(1, description="steps of the teacher's grid between the two, inside their segment")
     huber: PositiveFloat | None = Field(

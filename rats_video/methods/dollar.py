@@ -36,7 +36,7 @@ class DollarConfig(BaseConsistencyConfig):
     kind: Literal["dollar"]
     fake_score: FakeScoreConfig = FakeScoreConfig(rounds=2)
     score_weight: NonNegativeFloat = Field(1.0, description="of distribution matching")
-    consistency_weight: NonNegativeFloat = 1.0
+    consistency_weight: NonNegativeFloat = Field(1.0, description="of consistency")
 
     @property
     def critic_rounds(self) -> int:
