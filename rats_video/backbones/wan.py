@@ -174,6 +174,18 @@ class WanBackbone(PipelineBackbone):
         """The one of TI2V-5B has a class of its own for each use."""
         return "WanImageToVideoPipeline"
 
+    def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
+        """As all, and no more tokens along an axis than there are rotary positions."""
+        shape = super().latent_shape(clip)
+        known, spatial, temporal = self.denoiser.config.rope_max_seq_len, self.spatial_stride, self.temporal_stride
+        most = [known * patch for patch in self.patch_size]
+        pixels = 1 + (most[0] - 1) * temporal, most[1] * spatial, most[2] * spatial
+        for name, size, limit, fix in zip(("num_frames", "height", "width"), shape[1:], most, pixels, strict=True):
+            if size > limit:
+                what = f"{getattr(clip, name)} is more than the positions that the model has"
+                raise UserError(what, where=f"clip.{name}", fix=f"at most {fix}")
+        return shape
+
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""
         if not self.expand_timesteps:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.condition import Condition
+from rats_video.diffusion.guidance import plain_guidance
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.settings import DistillConfig
 from rats_video.methods.consistency_loss import PairsConfig, SegmentGrid, draw_pairs, trajectory_consistency_loss
@@ -24,6 +25,8 @@ MakeConfig = Callable[..., DistillConfig]
 
 class Field(nn.Module):
     """A velocity field in place of a model: `rate * latents + drift`, both trained."""
+
+    guide = staticmethod(plain_guidance)
 
     def __init__(self, rate: float, drift: Tensor) -> None:
         super().__init__()
