@@ -177,9 +177,9 @@ class WanBackbone(PipelineBackbone):
     def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
         """As all, and no more tokens along an axis than there are rotary positions."""
         shape = super().latent_shape(clip)
-        known, spatial, temporal = self.denoiser.config.rope_max_seq_len, self.spatial_stride, self.temporal_stride
+        known, spatial = self.parts["transformer"].config.rope_max_seq_len, self.spatial_stride
         most = [known * patch for patch in self.patch_size]
-        pixels = 1 + (most[0] - 1) * temporal, most[1] * spatial, most[2] * spatial
+        pixels = 1 + (most[0] - 1) * self.temporal_stride, most[1] * spatial, most[2] * spatial
         for name, size, limit, fix in zip(("num_frames", "height", "width"), shape[1:], most, pixels, strict=True):
             if size > limit:
                 what = f"{getattr(clip, name)} is more than the positions that the model has"
