@@ -56,7 +56,7 @@ def run_demo(
             studio.make("student", studio.accept(examples[0], studio.trained[0], 0), lambda: None)
         parameters = sum(weight.numel() for weight in studio.base.denoiser.parameters())
         page = build_page(studio, examples, name=(model or Path(DEFAULT_STUDENT)).name, teacher=parameters < _SMALL)
-        launch_page(page, port)
+        launch_page(page, port, takes_pictures=studio.takes_pictures)
         try:
             echo(f"http://127.0.0.1:{port} (this machine only; Ctrl-C ends it)")
             signal.pause()
