@@ -35,8 +35,8 @@ _WINS = (
     "base model at the same NFE. Other NFE and metrics: wins.png and compare.json."
 )
 _DIFFERENCES = (
-    "{method} minus the other, on the same prompts, noise and seed, with 95% intervals over prompts and seeds. What they "
-    "share cancels, so these are narrower than the intervals above. A difference larger than its interval is clear."
+    "{method} minus the other, on the same prompts, noise and seed, with 95% intervals over prompts and seeds. What "
+    "they share cancels, so these are narrower than the intervals above. A difference larger than its interval is clear."
 )
 
 

@@ -62,12 +62,9 @@ def test_an_arm_wins_half_against_itself() -> None:
 
 
 def scored(method: str, seed: int | None, rewards: tuple[float, ...], nfe: int = 4) -> StudentScores:
-    spec = SamplerSpec(nfe, 3.0)
-    return StudentScores(
-        method,
-        seed,
-        ArmScores(method, spec, ("a", "b", "c"), (1.0,) * 3, {"reward": list(rewards), "flicker": [0.0] * 3}),
-    )
+    metrics = {"reward": list(rewards), "flicker": [0.0] * 3}
+    scores = ArmScores(method, SamplerSpec(nfe, 3.0), prompts=["a", "b", "c"], seconds=[1.0] * 3, metrics=metrics)
+    return StudentScores(method, seed, scores)
 
 
 def test_the_first_methods_lead_is_taken_clip_by_clip_and_seed_by_seed() -> None:
