@@ -36,7 +36,7 @@ _WINS = (
 )
 _DIFFERENCES = (
     "{method} minus the other, on the same prompts, noise and seed, with 95% intervals over prompts and seeds. What "
-    "they share cancels, so these are narrower than the intervals above. A difference larger than its interval is clear."
+    "they share cancels, so these are narrower than the intervals above. One larger than its interval is clear."
 )
 
 
