@@ -27,7 +27,7 @@ def tiny() -> CompareConfig:
 
 def test_every_method_gets_the_updates_that_the_budget_pays_for(tiny: CompareConfig) -> None:
     cfg = tiny.model_copy(update={"budget": 50_400})
-    assert list(cfg.methods) == ["rats", "rats_all", "rats_floor", *KINDS[1:]]
+    assert list(cfg.methods) == ["rats", "rats_all", "rats_no_floor", *KINDS[1:]]
     rats = cfg.arm("rats", 0, "teacher")
     # 8 clips: 24 guided teacher steps for every fourth, and 2 and 4 student steps, with gradient three each
     assert mean_evaluations(rats) == 8 * (48 / 4 + 3 * (2 + 4) / 2)
