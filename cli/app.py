@@ -21,6 +21,7 @@ from rats_video.cli import (
     export,
     plan,
     prepare,
+    rate,
     report,
     rewards,
     run,
@@ -49,6 +50,7 @@ app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("rate", epilog=rate.EXAMPLE)(rate.rate)
 app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("prepare", epilog=prepare.EXAMPLE)(prepare.prepare)
 app.add_typer(train.app, name="train")

@@ -18,7 +18,7 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 LAYERS = (
     {"cli"},
     {"commands"},
-    {"planning", "pretraining", "preparation", "reporting"},
+    {"planning", "pretraining", "preparation", "rating", "reporting"},
     {"distillation", "export"},
     {"training"},
     {"evaluation"},
