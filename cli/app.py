@@ -17,6 +17,7 @@ from rats_video.cli import (
     compare,
     demo,
     distill,
+    doctor,
     evaluate,
     export,
     plan,
@@ -40,7 +41,7 @@ TALKATIVE = (
     "transformers.utils.import_utils",
 )
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
 app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
@@ -55,6 +56,7 @@ app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("prepare", epilog=prepare.EXAMPLE)(prepare.prepare)
 app.add_typer(train.app, name="train")
 app.add_typer(rewards.app, name="rewards")
+app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)

@@ -23,7 +23,7 @@ def rate(
         typer.Argument(
             metavar="RUN",
             help="Runs, students, pipelines or folders of `sample`. One run alone meets its teacher; none goes on with "
-            "the rating in --output.",
+            "the rating of the --output folder.",
         ),
     ] = None,
     *,
@@ -59,8 +59,8 @@ def rate(
 ) -> None:
     """Let people compare clips of the same prompt and noise, two at a time, without knowing whose they are.
 
-    Opens a page on this machine: keys 1, 2, 0 (no difference), U (undo). Ctrl-C shows win rates and writes preferences
-    for `train reward --data`; the same command goes on. Every vote is on the disk before the next pair shows.
+    Opens a page on this machine: keys 1, 2, 0 (no difference), U (undo). Ctrl-C shows win rates and writes preferences,
+    as `train reward --data` reads them. The same command goes on. Each vote is on the disk before the next pair shows.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
     from rats_video.commands.rate import run_rate

@@ -41,6 +41,8 @@ OPTIONS = {
     "sample": [*VIDEOS, *SHARED, *CHOICES, "--model", "--batch-size", "--overwrite"],
     "demo": ["--port", "--device", "--base"],
     "export comparison": [*VIDEOS, *SHARED, "RUN"],
+    "doctor": [],
+    "rate": [*VIDEOS[:-1], "--batch-size", "--port", "--results", "--reward", "--min-attention", "--overwrite"],
     "plan": ["--config", "--set", "--gpu-memory", "--gpus", "--device-name", "--utilisation", "--json"],
     "evaluate": [
         "--base",
@@ -67,7 +69,21 @@ OPTIONS = {
     "train reward": [*TRAIN, "--latent", "--data", "--preferences"],
 }
 SUBCOMMANDS = {
-    "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "prepare", "train", "rewards", "calibrate"],
+    "": [
+        "run",
+        "distill",
+        "plan",
+        "sample",
+        "demo",
+        "export",
+        "evaluate",
+        "prepare",
+        "train",
+        "rewards",
+        "calibrate",
+        "rate",
+        "doctor",
+    ],
     "export": ["comparison"],
     "train": ["vae", "teacher", "paths", "reward"],
     "rewards": ["list", "check", "convert"],
