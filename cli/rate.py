@@ -60,7 +60,7 @@ def rate(
     """Let people compare clips of the same prompt and noise, two at a time, without knowing whose they are.
 
     Opens a page on this machine: keys 1, 2, 0 (no difference), U (undo). Ctrl-C shows win rates and writes preferences,
-    as `train reward --data` reads them. The same command goes on. Each vote is on the disk before the next pair shows.
+    as `train reward` reads them. The same command goes on. Each vote is on the disk before the next pair shows.
     """
     check_exclusive(("--prompt", prompt), ("--prompts", prompts))
     from rats_video.commands.rate import run_rate
