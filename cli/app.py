@@ -17,10 +17,12 @@ from rats_video.cli import (
     compare,
     demo,
     distill,
+    doctor,
     evaluate,
     export,
     plan,
     prepare,
+    rate,
     report,
     rewards,
     run,
@@ -39,7 +41,7 @@ TALKATIVE = (
     "transformers.utils.import_utils",
 )
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
 app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
@@ -49,10 +51,12 @@ app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("rate", epilog=rate.EXAMPLE)(rate.rate)
 app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("prepare", epilog=prepare.EXAMPLE)(prepare.prepare)
 app.add_typer(train.app, name="train")
 app.add_typer(rewards.app, name="rewards")
+app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
