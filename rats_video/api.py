@@ -6,6 +6,7 @@ mistake raises `UserError`, whose text is one line.
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +17,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from rats_video.arguments import check_count, in_python
+from rats_video.assets import ASSETS, is_embedded
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.distill import run_distill
 from rats_video.commands.evaluate import run_evaluate
-from rats_video.commands.sample import BATCH_SIZE
+from rats_video.commands.sample import BATCH_SIZE, make_frames
 from rats_video.commands.sample_pictures import Pictures
 from rats_video.commands.students import DEFAULT_STUDENT, LoadedStudent, SampleChoices, find_student, load_chosen
 from rats_video.config.explain import KIND, explain
@@ -27,8 +30,7 @@ from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import ArmRow, read_rows
 from rats_video.inference.requests import list_requests
-from rats_video.inference.sampler import clip_noise, sample_batch
-from rats_video.inference.video import write_mp4
+from rats_video.inference.video import write_clip
 from rats_video.rewards.reward import build_reward, reward_kinds
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -47,9 +49,10 @@ class Student:
     loaded: LoadedStudent
 
     @classmethod
+    @in_python()
     def load(
         cls,
-        source: PathLike = DEFAULT_STUDENT,
+        model: PathLike = DEFAULT_STUDENT,
         *,
         device: str = "auto",
         base: PathLike | None = None,
@@ -60,7 +63,7 @@ class Student:
         """Load a student as `rats-video sample --model` does.
 
         Args:
-            source: a run, a student or a pipeline: a folder, USER/NAME on the model hub, or the name of an embedded
+            model: a run, a student or a pipeline: a folder, USER/NAME on the model hub, or the name of an embedded
                 one.
             device: `auto` (the GPU if there is one), `cpu`, `cuda` or `cuda:N`.
             base: where the student's base pipeline is now; None = where it was.
@@ -71,17 +74,19 @@ class Student:
         Raises:
             UserError: there is none, or it cannot make clips of this size.
         """
-        size = {"num_frames": num_frames, "height": height, "width": width}
-        choices = SampleChoices(
-            None if base is None else Path(base), {key: value for key, value in size.items() if value is not None}
-        )
-        return cls(load_chosen(find_student(source, where="Student.load"), pick_device(device), choices))
+        asked = {"num_frames": num_frames, "height": height, "width": width}
+        for name, value in asked.items():
+            check_count(name, value)
+        size = {name: value for name, value in asked.items() if value is not None}
+        choices = SampleChoices(None if base is None else Path(base), size)
+        return cls(load_chosen(find_student(model), pick_device(device), choices))
 
     @property
     def clip(self) -> ClipSpec:
         """The size of its clips: `num_frames`, `height` and `width` in pixels, `fps` frames a second."""
         return self.loaded.clip
 
+    @in_python()
     def sample(
         self,
         prompt: str | Sequence[str],
@@ -108,35 +113,47 @@ class Student:
         Raises:
             UserError: the model cannot follow the prompt, or take the picture.
         """
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = list(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
         if not prompts:
-            raise UserError("no prompt", where="sample", fix="give what the clip is to show")
-        spec = self.loaded.spec(self.loaded.default_nfe if nfe is None else nfe)
-        first, last = (None if path is None else str(path) for path in (image, last_image))
-        requests = [
-            replace(request, image=first, last_image=last)
-            for request in list_requests(prompts, nfe=spec.nfe, seed=seed)
-        ]
+            raise UserError("no prompt", where="prompt", fix="say what the clip shows")
+        check_count("nfe", nfe)
+        check_count("seed", seed, 0)
+        check_count("batch_size", batch_size)
+        nfe = nfe or self.loaded.default_nfe
+        spec = self.loaded.spec(nfe)
         for text in prompts:
+            if not isinstance(text, str):
+                raise UserError(f"must be text, got {text!r}", where="prompt")
             check_prompt(text, self.loaded.student, where="prompt")
-        pictures, clips = Pictures(self.loaded, None), []
-        pictures.usable(requests)
+        first, last = (None if path is None else str(path) for path in (image, last_image))
+        pictures = Pictures(self.loaded, None)
+        requests = pictures.usable(
+            [replace(request, image=first, last_image=last) for request in list_requests(prompts, nfe=nfe, seed=seed)]
+        )
         with explain_memory(lambda: f"use a batch_size below {batch_size}"):
-            for start in range(0, len(requests), batch_size):
-                batch = requests[start : start + batch_size]
-                noise = torch.cat([clip_noise(self.loaded.student, self.clip, r.seed, r.noise) for r in batch])
-                given = pictures.give(batch)
-                videos, _ = sample_batch(
-                    self.loaded.student, [request.prompt for request in batch], noise, spec, given=given
-                )  # fmt: skip
-                clips.append(videos.float().cpu())
-        return clips[0][0] if isinstance(prompt, str) else torch.cat(clips)
+            batches = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
+            clips = torch.cat([make_frames(self.loaded, batch, spec, pictures).float().cpu() for batch in batches])
+        return clips[0] if isinstance(prompt, str) else clips
 
+    @in_python()
     def save(self, frames: Tensor, path: PathLike) -> None:
-        """Write frames `[T, 3, H, W]` in [0, 1] as an mp4 (H.264) at the student's frames a second."""
-        write_mp4(frames, Path(path), fps=self.clip.fps)
+        """Write frames `[T, 3, H, W]` in [0, 1] as an mp4 (H.264) at the student's frames a second; one as a PNG, too.
+
+        Raises:
+            UserError: the name ends in neither `.mp4` nor, for one frame, `.png`; or `frames` are no such tensor.
+        """
+        path = Path(path)
+        endings = [".mp4", ".png"] if len(frames) == 1 else [".mp4"]
+        if path.suffix not in endings:
+            what = f"{len(frames)} frames are written as {' or '.join(endings)}"
+            raise UserError(what, where=str(path), fix=f"name it {path.with_suffix(endings[-1]).name}")
+        try:
+            write_clip(frames, path, fps=self.clip.fps, remarks={})
+        except ValueError as error:
+            raise UserError(str(error), where="frames") from error
 
 
+@in_python()
 def load_reward(name: PathLike, *, device: str = "auto", clip: ClipSpec | None = None, **settings: Any) -> Reward:
     """Load a reward, frozen: `reward(videos, prompts)` gives `RewardScores`.
 
@@ -154,9 +171,14 @@ def load_reward(name: PathLike, *, device: str = "auto", clip: ClipSpec | None =
     Raises:
         UserError: there is no such reward, its weights are not at hand, or a setting is wrong.
     """
-    kinds = reward_kinds()
-    tree = {KIND: str(name), **settings} if str(name) in kinds else {KIND: "word", "path": str(name), **settings}
-    member, where = kinds[tree[KIND]], "load_reward"
+    kinds, text = reward_kinds(), str(name)
+    if text not in kinds and "/" not in text and not is_embedded(text) and not Path(text).exists():
+        names = [*kinds, *sorted(folder.name for folder in ASSETS.glob("*-reward*"))]
+        near = difflib.get_close_matches(text, names, n=1)
+        fix = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names)}; or give a folder"
+        raise UserError(f"no such reward: {text}", where="load_reward", fix=fix)
+    tree = {KIND: text, **settings} if text in kinds else {KIND: "word", "path": text, **settings}
+    member, where = kinds[str(tree[KIND])], "load_reward"
     try:
         cfg: Any = member.model_validate(tree)
     except ValidationError as error:
@@ -173,13 +195,17 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """What was logged of each step, as `metrics.jsonl` holds it: `step`, `loss`, `student_reward` and others."""
-        return read_metrics(RunFolder(self.folder).metrics)
+        path = RunFolder(self.folder).metrics
+        if not path.is_file():
+            raise UserError("not a run: it has no metrics.jsonl", where=str(self.folder))
+        return read_metrics(path)
 
     def student(self, *, device: str = "auto") -> Student:
         """Load the student that it ended with."""
         return Student.load(self.folder, device=device)
 
 
+@in_python()
 def distill(
     config: PathLike = "tiny",
     output: PathLike = "runs/tiny",
@@ -208,6 +234,11 @@ def distill(
         UserError: the configuration is wrong, or `output` holds something.
         Interrupted: by Ctrl-C, after the step that it came in, with a checkpoint.
     """
+    check_count("seed", seed, 0)
+    if settings is not None and not isinstance(settings, Mapping):
+        raise UserError(
+            f"must be keys and values, got {settings!r}", where="settings", fix='as {"training.steps": 100}'
+        )
     changes = [f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()]
     if resume and overwrite:
         raise UserError("cannot be used with overwrite", where="resume", fix="give one of them")
@@ -218,6 +249,7 @@ def distill(
     return Run(Path(output))
 
 
+@in_python()
 def evaluate(
     run: Run | PathLike,
     *,
@@ -245,7 +277,11 @@ def evaluate(
         UserError: there is no finished run.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
-    counts = None if nfe is None else (nfe,) if isinstance(nfe, int) else tuple(nfe)
+    counts = (nfe,) if isinstance(nfe, int) else None if nfe is None else tuple(nfe)
+    for count in counts or ():
+        check_count("nfe", count)
+    check_count("num_clips", num_clips)
+    check_count("seed", seed, 0)
     written = RunFolder(folder).evaluation if output is None else Path(output)
     run_evaluate(run=folder, base=None, nfe=counts, num_clips=num_clips, seed=seed, output=written, device=device)
     return read_rows(written / "evaluation.json")

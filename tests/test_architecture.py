@@ -29,7 +29,18 @@ LAYERS = (
     {"diffusion", "config"},
     {"assets"},
     {"hub"},
-    {"files", "hub_errors", "motion_path", "reading", "runtime", "seeds", "timing", "user_code", "web"},  # small tools
+    {
+        "arguments",
+        "files",
+        "hub_errors",
+        "motion_path",
+        "reading",
+        "runtime",
+        "seeds",
+        "timing",
+        "user_code",
+        "web",
+    },  # small tools
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
     {"condition"},
 )
