@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 1
 # Set, as images of CI like it, each process of a test would compile all modules anew: ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo check test test-lowest lint typecheck proof assets
+.PHONY: help install demo check test test-lowest lint typecheck docs proof assets
 
 help:
 	@echo 'make install    .venv with the tested versions'
@@ -14,6 +14,7 @@ help:
 	@echo 'make check      ruff, mypy and the tests that load no model (about a minute)'
 	@echo 'make test       ruff, mypy and all tests, on two cores'
 	@echo 'make test-lowest  tests with the lowest versions that pyproject.toml allows (downloads some GB)'
+	@echo 'make docs       the documentation as a site, into build/site'
 	@echo 'make proof      distill and judge every arm of the README table (about an hour)'
 	@echo 'make assets     train the embedded models again, into runs/'
 
@@ -60,6 +61,12 @@ typecheck: install
 	mkdir -p build/mypy/rats_video
 	cd build/mypy/rats_video && ln -s ../../../rats_video/* ../../../cli ../../../configs ../../../datasets .
 	cd build/mypy && ../../$(BIN)/mypy --config-file ../../pyproject.toml
+
+# Strict, by mkdocs.yml: a broken link or anchor, or a page outside the navigation, is an error. -P: our datasets/ stays off
+# sys.path. Not --quiet: it would silence the warnings that strict counts.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -P -m mkdocs build
+	@echo 'build/site/index.html'
 
 proof: install
 	$(BIN)/python benchmarks/proof.py

@@ -30,7 +30,7 @@ from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
 from rats_video.methods.rats import Rats
 from rats_video.optim import build_optimizer
 from rats_video.planning.devices import detect_device
-from rats_video.planning.estimate import GIB
+from rats_video.planning.memory import GIB
 from rats_video.planning.runs import PlanBuilder
 from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, Reward

@@ -17,7 +17,8 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from rats_video.commands.students import load_run, load_student
+from rats_video.commands.runs import load_run
+from rats_video.commands.students import load_student
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.datasets.shapes.render import WORDS
 from rats_video.inference.sampler import SamplerSpec, sample_videos

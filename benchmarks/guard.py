@@ -82,7 +82,8 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[st
     """The teacher's means, and a row for each run's best and last student; what is measured already is read again."""
     from rats_video.commands.device import pick_device
     from rats_video.commands.evaluate import score_arms
-    from rats_video.commands.students import load_run, load_student
+    from rats_video.commands.runs import load_run
+    from rats_video.commands.students import load_student
     from rats_video.datasets.prompts.split import load_prompts
     from rats_video.evaluation.sweep import EvaluatedModel
     from rats_video.inference.sampler import SamplerSpec

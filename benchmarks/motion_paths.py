@@ -26,7 +26,8 @@ from measure import write_result
 from torch import Tensor
 
 from rats_video.commands.device import pick_device
-from rats_video.commands.students import LoadedStudent, load_run, load_student
+from rats_video.commands.runs import load_run
+from rats_video.commands.students import LoadedStudent, load_student
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.datasets.shapes.measure import read_paths
 from rats_video.datasets.shapes.paths import measure_paths

@@ -17,7 +17,7 @@ from typing import Any
 from rats_video.commands.plan import run_plan
 from rats_video.config.load import load_config
 from rats_video.distillation.settings import DistillConfig
-from rats_video.planning.estimate import GIB
+from rats_video.planning.memory import GIB
 
 RESULTS = Path(__file__).parent / "results"
 BUDGET, DEVICE = 80.0, "h100"

@@ -92,7 +92,8 @@ def judge(options: argparse.Namespace) -> None:
     """Score teacher, base and all students on the same prompts and noise; write the table and the raw rows."""
     from rats_video.commands.device import pick_device
     from rats_video.commands.evaluate import score_arms
-    from rats_video.commands.students import load_run, load_student
+    from rats_video.commands.runs import load_run
+    from rats_video.commands.students import load_student
     from rats_video.datasets.prompts.split import load_prompts
     from rats_video.evaluation.stats import paired_difference
     from rats_video.evaluation.sweep import EvaluatedModel

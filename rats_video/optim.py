@@ -19,15 +19,15 @@ class OptimizerConfig(Config):
 
     kind: Literal["adamw", "adamw8bit"] = Field("adamw", description="adamw8bit keeps its state in 8 bits")
     lr: PositiveFloat = Field(description="peak learning rate")
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: NonNegativeFloat = 0.0
-    warmup_steps: NonNegativeInt = 0
+    betas: tuple[float, float] = Field((0.9, 0.99), description="decay of the averages of gradient and of its square")
+    weight_decay: NonNegativeFloat = Field(0.0, description="pull of the weights to zero (decoupled, times lr)")
+    warmup_steps: NonNegativeInt = Field(0, description="first steps, in which the rate rises linearly to lr")
     decay: bool = Field(default=False, description="cosine decay to zero at the last step; otherwise constant")
     restarts: tuple[PositiveInt, ...] = Field(
         (),
         description="steps at which warm-up and decay begin anew; each piece before them decays to zero",
     )
-    max_grad_norm: PositiveFloat = 1.0
+    max_grad_norm: PositiveFloat = Field(1.0, description="norm to which a larger gradient is clipped")
 
     @field_validator("restarts")
     @classmethod
@@ -120,8 +120,8 @@ def build_optimizer(cfg: OptimizerConfig, weights: Iterable[nn.Parameter]) -> to
             return optimizer
 
 
-def adamw8bit() -> Any:
-    """The class of the 8-bit optimizer.
+def adamw8bit(where: str = "training.optimizer") -> Any:
+    """The class of the 8-bit optimizer, which the settings there ask for.
 
     Raises:
         UserError: it is not installed.
@@ -130,7 +130,7 @@ def adamw8bit() -> Any:
         from bitsandbytes.optim import AdamW8bit
     except ImportError as error:
         raise UserError(
-            "adamw8bit needs bitsandbytes, which is not installed", where="training.optimizer.kind",
+            "adamw8bit needs bitsandbytes, which is not installed", where=f"{where}.kind",
             fix="pip install 'rats-video[gpu]', or adamw",
         ) from error  # fmt: skip
     return AdamW8bit

@@ -172,6 +172,19 @@ class Runtime:
         dist.all_reduce(values, group=self._group)
         return dict(zip(row, (values / self.trainers).tolist(), strict=True))
 
+    def mean_over_context(self, part: Tensor) -> Tensor:
+        """The mean over the processes that share a clip, on each of them.
+
+        Each passes gradient on to its own part alone, so that the sum over processes is the gradient, as
+        `average_gradients` has it.
+        """
+        if self.context == 1:
+            return part
+        assert self.mesh is not None
+        total = part.detach().clone()
+        dist.all_reduce(total, group=self.mesh["ulysses"].get_group())
+        return (part + (total - part).detach()) / self.context
+
     def average_gradients(self, weights: Iterable[nn.Parameter]) -> None:
         """Turn every rank's gradient into that of the global batch's mean loss, in place.
 

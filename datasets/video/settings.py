@@ -58,7 +58,7 @@ class PrepareConfig(Config):
     seed: Seed = 0
     model: str = Field(description="pipeline folder or embedded name, whose VAE and text encoder are used")
     fps: PositiveFloat = Field(8.0, description="frames a second of the clips")
-    buckets: tuple[BucketConfig, ...] = Field(min_length=1)
+    buckets: tuple[BucketConfig, ...] = Field(min_length=1, description="the sizes that clips are brought to")
     fit: Literal["crop", "pad", "stretch"] = Field(
         "crop", description="how another aspect becomes the bucket's: centre crop, black bars, or distortion"
     )

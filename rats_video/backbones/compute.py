@@ -22,7 +22,7 @@ class LoraConfig(Config):
     """Student and EMA teacher are LoRA adapters on one frozen denoiser."""
 
     kind: Literal["lora"]
-    rank: PositiveInt = 64
+    rank: PositiveInt = Field(64, description="of the two factors: more can learn more, and weighs more")
     alpha: PositiveInt = Field(64, description="the adapter is scaled by alpha / rank")
     targets: tuple[str, ...] | None = Field(
         None, min_length=1, description="names of linear layers; null takes the family's own list"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.condition import Condition
 from rats_video.errors import UserError
+from rats_video.runtime import is_split
 from rats_video.types import VelocityAndFeatures
 
 
@@ -40,6 +41,9 @@ def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
             hook.remove()
         beside_text = isinstance(seen[0], tuple)
         features = seen[0][1 if role.text_first else 0] if beside_text else seen[0]
+        if features.requires_grad and is_split(next(networks[0].parameters())):
+            # FSDP2 gathers the weights outside the blocks when gradient reaches the network's output; here it need not.
+            features.register_hook(lambda _gradient: networks[0].unshard())
         return velocity, features[:, -_tokens(role, latents) :].to(latents.dtype)  # some have the text before them
 
     config = networks[0].config

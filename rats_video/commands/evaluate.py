@@ -9,7 +9,8 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import make_folder
 from rats_video.commands.prompts import cycle
-from rats_video.commands.students import LoadedStudent, load_run, load_student
+from rats_video.commands.runs import load_run
+from rats_video.commands.students import LoadedStudent, load_student
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_feature_fns, build_measures, build_reference, once_more
 from rats_video.distillation.pictures import give_pictures

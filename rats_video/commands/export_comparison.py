@@ -8,7 +8,8 @@ from pathlib import Path
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import make_folder
 from rats_video.commands.prompts import checked_prompts, cycle
-from rats_video.commands.students import LoadedStudent, load_run, load_student
+from rats_video.commands.runs import load_run
+from rats_video.commands.students import LoadedStudent, load_student
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
 from rats_video.distillation.pictures import give_pictures

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-from rats_video.assets import is_embedded, resolve_folder
+from rats_video.assets import resolve_folder
 from rats_video.backbones.kinds import find_family
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.export_clips import make_clips
 from rats_video.commands.folders import check_free
-from rats_video.commands.students import load_run, load_student, locate_student, with_base
-from rats_video.config.load import load_config
+from rats_video.commands.runs import config_of
+from rats_video.commands.students import load_student, locate_student, with_base
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
 from rats_video.distillation.settings import DistillConfig
@@ -26,8 +26,7 @@ from rats_video.export.quality import loss_table, score
 from rats_video.export.stock import quiet
 from rats_video.export.verify import UNCHECKED, Difference, sample_export
 from rats_video.files import replacing
-from rats_video.inference.student import ITSELF, StudentCard, load_card, write_card
-from rats_video.training.run_folder import RunFolder
+from rats_video.inference.student import ITSELF, load_card, write_card
 
 _PROMPT = "a fast red circle moving left on a gray background"  # where no run says what its model is for
 
@@ -74,7 +73,7 @@ def run_export_model(order: ExportRequest, device: str) -> list[str]:
     where = pick_device(device)
     with quiet(), explain_memory(lambda: "try --device cpu, or --no-verify"), replacing(output, "export") as aside:
         aside.mkdir()
-        cfg = _configuration(run, card)
+        cfg = config_of([run], card.model)
         exported = _write(order, form, run.resolve().name, folder, base, cfg, where, aside)
         _free()
         lines = form.finish(exported, aside) + _verify(form, exported, cfg, where, aside)
@@ -104,13 +103,6 @@ def _free_output(order: ExportRequest, run: Path, folder: Path, base: Path) -> P
             raise UserError(f"holds {origin}, which the export is made from", where=str(output), fix="another --output")
     check_free(output, overwrite=order.overwrite)
     return output
-
-
-def _configuration(run: Path, card: StudentCard) -> DistillConfig | None:
-    """The run's configuration, the default of an embedded model, or None for a student without its run."""
-    if RunFolder(run).config.is_file():
-        return load_run(run)[1]
-    return load_config(DistillConfig, "tiny", group="distill") if is_embedded(card.model) else None
 
 
 # ------------------------------------------------------------------------------------------------- writing and checking

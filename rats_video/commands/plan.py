@@ -11,7 +11,8 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.files import write_json
 from rats_video.planning.devices import find_device
-from rats_video.planning.estimate import GIB, Plan
+from rats_video.planning.estimate import Plan
+from rats_video.planning.memory import GIB
 from rats_video.planning.memory_options import MemoryOption, cheapest, useful_options, without_conflicts
 from rats_video.planning.report import advice_lines, plan_lines
 from rats_video.planning.runs import PlanBuilder

@@ -14,7 +14,7 @@ from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import aligned
-from rats_video.planning.estimate import GIB
+from rats_video.planning.memory import GIB
 from rats_video.rewards.base import RewardKindConfig
 from rats_video.rewards.reward import (
     OneRewardConfig,

@@ -14,11 +14,9 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import BackboneConfig, load_backbone
 from rats_video.backbones.lora import has_adapter
 from rats_video.config.fields import ClipConfig
-from rats_video.config.load import load_config
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.diffusion.guidance import scale_of
 from rats_video.distillation.folder_settings import folder_settings
-from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
 from rats_video.hub import CARD, INDEX, fetch
 from rats_video.inference.plain import plain_card
@@ -26,7 +24,6 @@ from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.small_gpu import offload
 from rats_video.inference.student import ITSELF, StudentCard, load_card
 from rats_video.inference.style import BaseLoraConfig, Style, add_style, base_styles
-from rats_video.training.checkpoint import list_checkpoints, steps_done
 from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
@@ -282,27 +279,3 @@ def load_base(
     for style in styles:
         add_style(base, style, where="base_loras")
     return base
-
-
-def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
-    """A finished run and its configuration; raises UserError if the folder is none.
-
-    Warns where the run has gone on since its student was written, and is not finished.
-    """
-    run = RunFolder(folder)
-    if not run.config.is_file():
-        if find_hub_id(str(folder)):
-            raise UserError("a student on the hub has no run beside it", where=str(folder),
-                            fix="give the folder of a `rats-video distill`, or `sample --model` this")  # fmt: skip
-        raise UserError(
-            "not a run: it has no config.resolved.yaml",
-            where=str(folder),
-            fix="give the folder of a `rats-video distill`",
-        )
-    run.check_entries()
-    cfg = load_config(DistillConfig, str(run.config.resolve()), group="distill")
-    end = cfg.training.steps
-    step = max(map(steps_done, list_checkpoints(run.checkpoints)), default=end)
-    if step < end and (run.student / CARD).is_file():
-        warn(f"is at step {step} of {end}; its student is the one from before it went on", where=str(folder))
-    return run, cfg

@@ -11,7 +11,7 @@ from rats_video.distillation.checks import check_horizons
 from rats_video.distillation.compute import cached_text, save_text
 from rats_video.distillation.guard import build_guard
 from rats_video.distillation.method import build_method
-from rats_video.distillation.parallel import serve_rewards, split_roles
+from rats_video.distillation.parallel import serve_rewards
 from rats_video.distillation.roles import build_backbone, build_roles, checked_prompts
 from rats_video.distillation.run_rewards import check_rewards, load_run_rewards
 from rats_video.distillation.settings import DistillConfig
@@ -58,7 +58,6 @@ def train_student(
     text = cached_text(cfg, run.text)
     student, teacher = build_roles(cfg, build_backbone(cfg, runtime.device, text=text))
     prompts = checked_prompts(cfg, student)
-    split_roles(cfg, student, teacher, runtime)
     method = build_method(cfg, student, teacher, runtime)
     try:
         rewards = None

@@ -11,8 +11,9 @@ import torch
 
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, locked_output, make_folder
+from rats_video.commands.runs import load_run
 from rats_video.commands.sample import identity
-from rats_video.commands.students import LoadedStudent, load_run, load_student
+from rats_video.commands.students import LoadedStudent, load_student
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
 from rats_video.evaluation.sweep import EvaluatedModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -13,15 +14,21 @@ MOST_FRAMES = 10_000  # of a clip
 MOST_PIXELS = 2**28  # of a clip, all frames together: 291 frames in 720p, 3 GB in float32
 
 
-def _within(limit: int) -> AfterValidator:
-    """Bounds what a program would otherwise count, or make room, up to."""
+@dataclass(frozen=True)
+class Below:
+    """A bound on what a program would otherwise count, or make room, up to."""
 
-    def check(number: int) -> int:
-        if abs(number) >= limit:
-            raise ValueError(f"must be below {limit}")
+    limit: int
+
+    def __call__(self, number: int) -> int:
+        """The number, if it and its negative are below the limit."""
+        if abs(number) >= self.limit:
+            raise ValueError(f"must be below {self.limit}")
         return number
 
-    return AfterValidator(check)
+
+def _within(limit: int) -> AfterValidator:
+    return AfterValidator(Below(limit))
 
 
 PositiveInt = Annotated[int, Field(ge=1), _within(2**31)]
@@ -29,7 +36,7 @@ NonNegativeInt = Annotated[int, Field(ge=0), _within(2**31)]
 SolverSteps = Annotated[int, Field(ge=1), _within(10_000)]
 NumClips = Annotated[int, Field(ge=1), _within(10**6)]
 NumFrames = Annotated[int, Field(ge=1), _within(MOST_FRAMES)]
-Seed = Annotated[int, _within(2**63)]
+Seed = Annotated[int, _within(2**63), Field(description="seed of all randomness")]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from rats_video.backbones.attention import check_attention
@@ -9,7 +11,12 @@ from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.backbones.low_bit_folder import check_quantiser
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.optim import adamw8bit
+from rats_video.optim import OptimizerConfig, adamw8bit
+
+OPTIMIZERS: dict[str, Callable[[DistillConfig], OptimizerConfig | None]] = {
+    "training.optimizer": lambda cfg: cfg.training.optimizer,
+    "method.fake_score.optimizer": lambda cfg: cfg.method.critic_optimizer,
+}
 
 
 def check_compute(cfg: DistillConfig, device: torch.device) -> None:
@@ -20,21 +27,18 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
     """
     compute = cfg.compute
     check_attention(compute.attention, device, compute.dtype)
-    if cfg.training.optimizer.kind == "adamw8bit":
+    for where, optimizer in OPTIMIZERS.items():
+        chosen = optimizer(cfg)
+        if chosen is None or chosen.kind != "adamw8bit":
+            continue
         if cfg.parallel.shard:
             raise UserError(
-                "does not go with parallel.shard: its kernels take whole tensors", where="training.optimizer.kind",
+                "does not go with parallel.shard: its kernels take whole tensors", where=f"{where}.kind",
                 fix="use adamw, whose state is split as well",
             )  # fmt: skip
-        adamw8bit()  # raises if it is not installed
+        adamw8bit(where)  # raises if it is not installed
     if compute.quantization != "none":
-        if isinstance(cfg.student.weights, FullWeightsConfig):
-            raise UserError("keeps a frozen base in few bits, but all weights train", where="compute.quantization",
-                            fix="set student.weights.kind=lora")  # fmt: skip
-        if cfg.parallel.shard:
-            raise UserError("does not go with parallel.shard, which splits a base in full",
-                            where="compute.quantization", fix="set one of them to its default")  # fmt: skip
-        check_quantiser(compute.quantization)
+        _check_bits(cfg)
     if compute.offload == "none":
         return
     if cfg.parallel.shard:
@@ -46,6 +50,17 @@ def check_compute(cfg: DistillConfig, device: torch.device) -> None:
                         fix="set student.weights.kind=lora")  # fmt: skip
     if compute.compile:
         raise UserError("compiled blocks cannot be offloaded", where="compute.offload", fix="set compute.compile=false")
+
+
+def _check_bits(cfg: DistillConfig) -> None:
+    """Raise UserError unless the base is frozen and whole on each device."""
+    if isinstance(cfg.student.weights, FullWeightsConfig):
+        raise UserError("keeps a frozen base in few bits, but all weights train", where="compute.quantization",
+                        fix="set student.weights.kind=lora")  # fmt: skip
+    if cfg.parallel.shard:
+        raise UserError("does not go with parallel.shard, which splits a base in full", where="compute.quantization",
+                        fix="set one of them to its default")  # fmt: skip
+    check_quantiser(cfg.compute.quantization)
 
 
 def check_horizons(cfg: DistillConfig, student_steps: int) -> None:

@@ -99,7 +99,7 @@ def describe(cfg: DistillConfig, student: PipelineBackbone) -> dict[str, str]:
 
 def memory_advice(cfg: DistillConfig) -> str:
     """The settings that would save memory and are off, roughly the one that saves most first."""
-    compute, weights = cfg.compute, cfg.student.weights
+    compute, weights, critic = cfg.compute, cfg.student.weights, cfg.method.critic_optimizer
     is_full, in_chunks = isinstance(weights, FullWeightsConfig), _decodes_in_chunks(cfg)
     options = {
         "training.micro_batch_size=1": cfg.training.batch_size > 1 and cfg.training.micro_batch_size != 1,
@@ -113,6 +113,7 @@ def memory_advice(cfg: DistillConfig) -> str:
         "compute.quantization=nf4": compute.quantization == "none" and not is_full,
         "compute.cache_text=true": not compute.cache_text,
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
+        "method.fake_score.optimizer.kind=adamw8bit": critic is not None and critic.kind == "adamw",
         "compute.offload=block": compute.offload == "none" and not is_full and not compute.compile,
         "compute.activation_offload=true": compute.activation_checkpointing and not compute.activation_offload,
         "compute.decode.offload=true": in_chunks and compute.decode.checkpoint and not compute.decode.offload,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
+
+from torch import Tensor, nn
 
 from rats_video.assets import resolve_folder
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.features import middle_features
+from rats_video.distillation.parallel import split_roles
 from rats_video.distillation.real_data import build_real_data, open_real_data
 from rats_video.distillation.roles import build_fake_score
 from rats_video.distillation.run_rewards import loss_reward
@@ -34,14 +38,27 @@ DECIDES = {".safetensors", ".json", ".txt", ".model"}
 """Files of a model's or a reward's folder that decide what it computes: weights, configuration, tokenizer."""
 
 
+Built = TypeVar("Built", bound=Method)
+Network = TypeVar("Network", bound=nn.Module)
+
+
 @dataclass(frozen=True)
 class RunContext:
-    """The run, as its method sees it while it is built; see `MethodContext`."""
+    """The run, as its method sees it while it is built; see `MethodContext`.
+
+    Args:
+        cfg: its settings.
+        student: whole, as all roles are until the method is built.
+        teacher: likewise.
+        runtime: the processes.
+        others: networks of the method's own.
+    """
 
     cfg: DistillConfig
     student: PipelineBackbone
     teacher: PipelineBackbone
     runtime: Runtime = ALONE
+    others: list[nn.Module] = field(default_factory=list)
 
     @property
     def seed(self) -> int:
@@ -91,6 +108,15 @@ class RunContext:
         """Calls of the critic that also give its middle block's output, and the width of that."""
         return middle_features(self.critic)
 
+    def place(self, network: Network) -> Network:
+        """A network of the method's own that trains beside the roles: put where they are, and split as they are."""
+        self.others.append(network.to(self.student.device))
+        return network
+
+    def mean_of_tokens(self, found: Tensor) -> Tensor:
+        """Of means `[B]` over the tokens that this process has of each clip, those over all its tokens."""
+        return self.runtime.mean_over_context(found)
+
     def clips(self, real: RealDataConfig) -> RealSource:
         """Real clips of a prepared cache."""
         return open_real_data(self.cfg, real, self.student, self.runtime).source
@@ -99,19 +125,28 @@ class RunContext:
 def build_method(
     cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
 ) -> Method:
-    """The objective, on roles that are there already.
+    """The objective, on roles that are there already; what computes is then split over the processes.
 
     Raises:
-        UserError: its reward or its real clips cannot be loaded.
+        UserError: its reward or its real clips cannot be loaded, or the roles not be split.
     """
-    return cfg.method.build(RunContext(cfg, student, teacher, runtime))
+    return _split(context := RunContext(cfg, student, teacher, runtime), cfg.method.build(context))
 
 
 def build_rats(
     cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime = ALONE
 ) -> Rats:
     """The same for RATS; raises UserError for another method."""
-    return rats_of(cfg).build(RunContext(cfg, student, teacher, runtime))
+    return _split(context := RunContext(cfg, student, teacher, runtime), rats_of(cfg).build(context))
+
+
+def _split(context: RunContext, method: Built) -> Built:
+    """The method, built on this context, with its roles split over the processes: only now are all of them there."""
+    roles = [context.student, context.teacher]
+    if "critic" in vars(context):  # the method has asked for it
+        roles.append(context.critic)
+    split_roles(context.cfg, roles, context.others, context.runtime)
+    return method
 
 
 def rats_of(cfg: DistillConfig) -> RatsConfig:

@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
+
+from torch import nn
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.split import split_tokens, split_weights
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.run_rewards import check_rewards
 from rats_video.distillation.settings import DistillConfig
+from rats_video.errors import UserError
 from rats_video.rewards.remote import serve_reward
 from rats_video.rewards.reward import build_reward
 from rats_video.runtime import Runtime
 from rats_video.training.interrupt import StopRequest
 
 
-def split_roles(cfg: DistillConfig, student: PipelineBackbone, teacher: PipelineBackbone, runtime: Runtime) -> None:
-    """Split the roles' denoisers over processes if the configuration says so.
+def split_roles(
+    cfg: DistillConfig, roles: Collection[PipelineBackbone], others: Collection[nn.Module], runtime: Runtime
+) -> None:
+    """Split what computes over processes, if the configuration says so: once all roles are there, before any call.
+
+    Args:
+        cfg: of the run.
+        roles: whose denoisers are split; those that share one are split with it.
+        others: networks that train beside them, of which only the weights are split.
+        runtime: the processes.
 
     Raises:
-        UserError: this model's clips cannot be shared.
+        UserError: this model's clips cannot be shared, or its experts not be called together.
     """
-    networks = {id(network): network for role in (student, teacher) for network in role.denoisers.values()}.values()
+    networks = {id(network): network for role in roles for network in role.denoisers.values()}.values()
+    role = next(iter(roles))
     if runtime.context > 1:
-        _, *latents = student.latent_shape(cfg.clip.spec)
-        tokens = math.prod(size // patch for size, patch in zip(latents, student.patch_size, strict=True))
+        _, *latents = role.latent_shape(cfg.clip.spec)
+        tokens = math.prod(size // patch for size, patch in zip(latents, role.patch_size, strict=True))
         split_tokens(networks, tokens, runtime)
-    if cfg.parallel.shard:
-        split_weights(networks, runtime)
+    if not cfg.parallel.shard:
+        return
+    if len(role.denoisers) > 1 and cfg.method.draws_levels:
+        raise UserError(
+            f"gathers an expert on all processes at once, and {cfg.method.kind} draws a noise level a clip, which "
+            f"only one of {role.family}'s two experts takes", where="parallel.shard",
+            fix="set it to false, with compute.offload=block if the weights do not fit",
+        )  # fmt: skip
+    split_weights([*networks, *others], runtime)
 
 
 def serve_rewards(cfg: DistillConfig, runtime: Runtime) -> None:

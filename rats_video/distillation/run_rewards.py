@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
 from rats_video.rewards.latent import LatentReward, LatentRewardConfig, LatentSpace
-from rats_video.rewards.reward import RewardConfig, build_reward, check_reward_prompts
+from rats_video.rewards.reward import RewardConfig, build_reward, check_reward_prompts, reward_on_meta
 from rats_video.rewards.self_test import self_test
 from rats_video.rewards.sum import SumReward, Term, terms_of
 from rats_video.types import ClipSpec, LatentScorer, Reward
@@ -29,12 +29,8 @@ def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
         UserError: it cannot be loaded, or was trained for other latents than this run's.
     """
     if not isinstance(cfg.reward, LatentRewardConfig):
-        reward = build_reward(cfg.reward, backbone.device, where="reward", clip=cfg.clip.spec)
-        further = {
-            name: Term(build_reward(settings, backbone.device, where=VIDEO_REWARD, clip=cfg.clip.spec), weight)
-            for name, (settings, weight) in cfg.method.further_rewards.items()
-        }
-        return SumReward({"image": Term(reward), **further}) if further else reward
+        device = backbone.device
+        return _pixel_reward(cfg, lambda one, where: build_reward(one, device, where=where, clip=cfg.clip.spec))
     if cfg.method.further_rewards:
         raise UserError(
             "judges pixels, which a latent reward does not see", where=VIDEO_REWARD,
@@ -47,6 +43,21 @@ def loss_reward(cfg: DistillConfig, backbone: PipelineBackbone) -> Reward:
         return build_reward(imitated, backbone.device, where=str(folder / "config.json"), clip=cfg.clip.spec)
 
     return LatentReward.load(folder, backbone.device, build, here)
+
+
+def loss_reward_on_meta(cfg: DistillConfig) -> Reward:
+    """The same without weights, with the sizes of the rewards' folders, or the published ones where there are none."""
+    return _pixel_reward(cfg, lambda one, where: reward_on_meta(one, where=where, clip=cfg.clip.spec))
+
+
+def _pixel_reward(cfg: DistillConfig, build: Callable[[RewardConfig, str], Reward]) -> Reward:
+    """A run's reward, with the method's further ones; `build` makes one of its settings and its key."""
+    reward = build(cfg.reward, "reward")
+    further = {
+        name: Term(build(settings, VIDEO_REWARD), weight)
+        for name, (settings, weight) in cfg.method.further_rewards.items()
+    }
+    return SumReward({"image": Term(reward), **further}) if further else reward
 
 
 def latent_space(model: Path, backbone: PipelineBackbone, clip: ClipSpec) -> LatentSpace:

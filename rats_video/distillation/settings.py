@@ -26,7 +26,7 @@ from rats_video.training.settings import TrackingConfig, TrainingConfig, Validat
 class StudentConfig(StepsConfig):
     """The few-step sampler that is trained."""
 
-    weights: WeightsConfig = FullWeightsConfig()
+    weights: WeightsConfig = Field(FullWeightsConfig(), description="what of the denoiser is trained")
     init: str | None = Field(
         None,
         description="an earlier student to start from: a run, its student, a LoRA file, or a hub id; null = the base",
@@ -36,7 +36,7 @@ class StudentConfig(StepsConfig):
 class ComparisonConfig(Config):
     """`export comparison`."""
 
-    num_videos: NumClips = 6
+    num_videos: NumClips = Field(6, description="held-out prompts that are shown")
 
 
 class DistillConfig(Config):
@@ -62,11 +62,11 @@ class DistillConfig(Config):
     embedded_guidance: PositiveFloat = Field(
         6.0, description="scale told to a model that takes its guidance as an input (HunyuanVideo); others ignore it"
     )
-    prompts: PromptsConfig = ShapesPromptsConfig()
-    reward: RewardConfig
+    prompts: PromptsConfig = Field(ShapesPromptsConfig(), description="what clips are made of")
+    reward: RewardConfig = Field(description="what the student is raised on")
     heldout_reward: RewardConfig | None = Field(None, description="never in the loss; reported beside the reward")
-    method: MethodConfig
-    teacher: TeacherConfig
+    method: MethodConfig = Field(description="what the student is trained on; its kind is rats unless named")
+    teacher: TeacherConfig = Field(description="the many-step sampler that the student follows")
     student: StudentConfig = StudentConfig()
     guard: GuardConfig | None = GuardConfig()
     training: TrainingConfig
@@ -88,10 +88,6 @@ class DistillConfig(Config):
     def _fits_the_method(self) -> Self:
         if self.guard is not None and self.guard.on_alarm == "shape" and not self.method.can_strengthen_shaping:
             raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
-        if self.method.trains_critic and (self.parallel.shard or self.parallel.context > 1):
-            raise ValueError(
-                f"{self.method.kind} trains networks beside the student: set parallel.shard=false, parallel.context=1"
-            )
         if self.teacher.asked < 1:
             if needs := self.method.needs_every_teacher:
                 raise ValueError(f"{needs} of {self.method.kind} needs the teacher of every clip: set teacher.asked=1")

@@ -24,7 +24,7 @@ class _Frozen(BaseModel):
 class Cost(_Frozen):
     """The cost of a training.
 
-    Args:
+    Attributes:
         updates: of the student.
         evaluations: network evaluations of all updates and clips; one with gradient counts three.
         seconds: wall time of all updates, on the machine and under the load of that time; a cached teacher rollout

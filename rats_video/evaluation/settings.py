@@ -19,11 +19,13 @@ class DiversityConfig(Config):
 class EvaluationConfig(Config):
     """`evaluate`."""
 
-    nfe: tuple[SolverSteps, ...] = (3, 4, 5, 8)
-    num_clips: NumClips = 64
-    batch_size: NumClips = 32
-    teacher_steps: SolverSteps = 50
-    guidance_scale: PositiveFloat = 3.0
+    nfe: tuple[SolverSteps, ...] = Field(
+        (3, 4, 5, 8), description="network evaluations a clip of the student and the base, one arm each"
+    )
+    num_clips: NumClips = Field(64, description="clips of each arm, of the held-out prompts in turns")
+    batch_size: NumClips = Field(32, description="clips sampled at a time")
+    teacher_steps: SolverSteps = Field(50, description="solver steps of the teacher, as it is judged and shown")
+    guidance_scale: PositiveFloat = Field(3.0, description="of that teacher; 1 is off")
     guidance_scale_2: GuidanceScale2 = None
     features: FeaturesConfig | None = Field(
         None, description="in what Frechet distances are taken; null leaves them out"

@@ -81,7 +81,7 @@ class MetricValue(BaseModel):
 class Latency(BaseModel):
     """The time and memory of one clip on its own: medians of wall seconds, and the peak of device memory.
 
-    Args:
+    Attributes:
         seconds: from prompt to pixels.
         text: the share of encoding the prompt, and with guidance the empty prompt.
         denoiser: the share of all network evaluations.

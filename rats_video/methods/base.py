@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, TypedDict
+from typing import Any, ClassVar, Protocol, Self, TypedDict, TypeVar
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -52,8 +52,8 @@ WITH_GRADIENT = 3
 class BaseMethodConfig(Config):
     """Keys of every method, and questions that the run asks of it."""
 
-    trains_critic: ClassVar[bool] = False
-    """True if other networks learn beside the student."""
+    draws_levels: ClassVar[bool] = False
+    """True if the model is called at noise levels that each clip draws for itself."""
 
     least_steps: ClassVar[int] = 1
     """Solver steps without which nothing would be learned."""
@@ -64,13 +64,20 @@ class BaseMethodConfig(Config):
     can_strengthen_shaping: ClassVar[bool] = False
     """True if the guard may strengthen the loss's shaping."""
 
-    plannable: ClassVar[bool] = False
-    """True if `plan` can count the step."""
-
     drift_weight: NonNegativeFloat = Field(
         0.0, description="pull of the weights towards where they started: half this times the squared distance"
     )
     real_data: RealDataConfig | None = Field(None, description="flow matching on real clips beside it; null = none")
+
+    @property
+    def critic_rounds(self) -> int:
+        """Updates of that role before each one of the student."""
+        return 0
+
+    @property
+    def critic_optimizer(self) -> OptimizerConfig | None:
+        """Of the role that learns beside the student; None where there is none."""
+        return None
 
     @property
     def uses_gradient(self) -> bool:
@@ -116,6 +123,8 @@ class BaseMethodConfig(Config):
             guided: evaluations of one call of the guided teacher.
         """
 
+
+Network = TypeVar("Network", bound=nn.Module)
 
 LogRow = dict[str, float]
 """Numbers logged of a batch: `loss` and `reward/skipped` always, the rest by `group/name`."""
@@ -232,7 +241,18 @@ class MethodContext(Protocol):
         ...
 
     def critic_features(self) -> tuple[VelocityAndFeatures, int]:
-        """Calls of the critic that also give its middle block's output, and the width D of that."""
+        """Calls of the critic that also give its middle block's output, and the width D of that.
+
+        With `parallel.context` each process has the features of its own tokens.
+        """
+        ...
+
+    def place(self, network: Network) -> Network:
+        """A network of the method's own that trains beside the roles: put where they are, and split as they are."""
+        ...
+
+    def mean_of_tokens(self, found: Tensor) -> Tensor:
+        """Of means `[B]` over the tokens that this process has of each clip, those over all its tokens."""
         ...
 
     def clips(self, real: RealDataConfig) -> RealSource:

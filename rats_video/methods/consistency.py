@@ -54,7 +54,7 @@ class Consistency(BaseMethod):
     """Loss = mean over pairs of how far apart their points are sent - reward_weight * R_student.
 
     Args:
-        method: its settings.
+        config: its settings.
         num_batches: of the run, which the stages share equally.
     """
 

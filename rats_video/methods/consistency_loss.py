@@ -37,7 +37,7 @@ class PairsConfig(Config):
     updates; `noised` noises the rollout's clip anew and follows the guided teacher for one step.
     """
 
-    source: Literal["path", "noised"] = "path"
+    source: Literal["path", "noised"] = Field("path", description="where they come from, as above")
     count: PositiveInt = Field(4, description="pairs a clip and update")
     skip: PositiveInt = Field(1, description="steps of the teacher's grid between the two, inside their segment")
     huber: PositiveFloat | None = Field(
@@ -52,6 +52,7 @@ class PairsConfig(Config):
 class BaseConsistencyConfig(BaseMethodConfig):
     """Keys of methods that send points of the teacher's path to one place, and may raise a reward beside it."""
 
+    draws_levels: ClassVar[bool] = True
     uses_trajectory: ClassVar[bool] = True
 
     pairs: PairsConfig = PairsConfig()

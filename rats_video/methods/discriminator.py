@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -45,16 +46,18 @@ class Discriminator:
         features: one call of the fake score that gives its velocity and its features.
         head: what learns here; the features learn along, as part of the fake score.
         cfg: weights of the losses.
+        mean_of_tokens: of the logits that processes which share each clip find for their tokens.
     """
 
     features: VelocityAndFeatures
     head: DiscriminatorHead
     cfg: GanConfig
+    mean_of_tokens: Callable[[Tensor], Tensor]
 
     def __call__(self, latents: Tensor, sigma: Tensor, condition: Condition) -> tuple[Tensor, Tensor]:
         """The fake score's velocity `[B, C, F, H, W]` and the logit `[B]`, of one evaluation a clip."""
         velocity, features = self.features(latents, sigma, condition)
-        return velocity, self.head(features)
+        return velocity, self.mean_of_tokens(self.head(features))
 
     @staticmethod
     def discriminator_loss(student: Tensor, real: Tensor) -> Tensor:

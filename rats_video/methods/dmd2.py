@@ -29,7 +29,7 @@ from rats_video.methods.finite import SKIPPED
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_rollouts
 from rats_video.methods.real_data import RealSource
 from rats_video.methods.student import score_student_clip
-from rats_video.optim import ema_update_
+from rats_video.optim import OptimizerConfig, ema_update_
 from rats_video.seeds import seeded
 from rats_video.types import PromptBatch, RewardScores
 
@@ -51,7 +51,7 @@ class Dmd2Config(BaseMethodConfig):
     With `adversarial_reward` a policy gradient joins them.
     """
 
-    trains_critic: ClassVar[bool] = True
+    draws_levels: ClassVar[bool] = True
 
     kind: Literal["dmd2"]
     fake_score: FakeScoreConfig = FakeScoreConfig()
@@ -76,6 +76,16 @@ class Dmd2Config(BaseMethodConfig):
         if self.adversarial_reward is not None and self.gan is None:
             raise ValueError("adversarial_reward is the logit of a discriminator: it needs gan")
         return self
+
+    @property
+    def critic_rounds(self) -> int:
+        """The fake score's."""
+        return self.fake_score.rounds
+
+    @property
+    def critic_optimizer(self) -> OptimizerConfig:
+        """The fake score's."""
+        return self.fake_score.optimizer
 
     @property
     def uses_gradient(self) -> bool:
@@ -105,7 +115,8 @@ class Dmd2Config(BaseMethodConfig):
         matching = build_matching(self.fake_score, inputs, critic)
         if self.gan is not None:
             features, width = context.critic_features()
-            gan = Discriminator(features, build_head(width, context.seed + 2).to(critic.device), self.gan)
+            head = context.place(build_head(width, context.seed + 2))
+            gan = Discriminator(features, head, self.gan, context.mean_of_tokens)
         if self.ida is not None:  # adapters start alike, or their factors' mean would be no adapter between the two
             ema_update_(critic.weights, inputs["student"].weights, decay=0.0)
         if self.real_data is not None and (self.data_forcing or self.gan):

@@ -21,6 +21,7 @@ from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajector
 from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
 from rats_video.methods.draws import FAKE_SCORE, draw_noise
 from rats_video.methods.student import score_student_clip, student_rollout
+from rats_video.optim import OptimizerConfig
 from rats_video.types import PromptBatch
 
 
@@ -30,12 +31,22 @@ class DollarConfig(BaseConsistencyConfig):
     In the paper the reward is a latent one (`reward.kind=latent`), which needs no decoder; any other works as well.
     """
 
-    trains_critic: ClassVar[bool] = True
+    draws_levels: ClassVar[bool] = True
 
     kind: Literal["dollar"]
     fake_score: FakeScoreConfig = FakeScoreConfig(rounds=2)
     score_weight: NonNegativeFloat = Field(1.0, description="of distribution matching")
-    consistency_weight: NonNegativeFloat = 1.0
+    consistency_weight: NonNegativeFloat = Field(1.0, description="of consistency")
+
+    @property
+    def critic_rounds(self) -> int:
+        """The fake score's."""
+        return self.fake_score.rounds
+
+    @property
+    def critic_optimizer(self) -> OptimizerConfig:
+        """The fake score's."""
+        return self.fake_score.optimizer
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
         """The student's rollout, for matching and the reward; the fake score's own; the pairs."""

@@ -38,7 +38,7 @@ class ConstantGateConfig(Config):
     """The same shaping weight whatever the rewards say."""
 
     kind: Literal["constant"]
-    weight: float = Field(1.0, ge=0, le=1)
+    weight: float = Field(1.0, ge=0, le=1, description="of shaping, for all clips")
 
     def build(self, temporal_stride: int) -> GateFn:  # noqa: ARG002  # the same for all frames
         """The gate as a function of scores."""

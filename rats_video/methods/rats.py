@@ -28,9 +28,9 @@ class RatsConfig(BaseMethodConfig):
     """Loss = -reward_weight * R_student + alpha * gate * shaping (+ real_data.weight * real_data)."""
 
     kind: Literal["rats"] = "rats"
-    reward_weight: NonNegativeFloat = 1.0
-    alpha: NonNegativeFloat = 1.0
-    gate: GateConfig
+    reward_weight: NonNegativeFloat = Field(1.0, description="of the reward in the loss; 0 leaves it out")
+    alpha: NonNegativeFloat = Field(1.0, description="of shaping in the loss, before the gate")
+    gate: GateConfig = Field(description="how the weight of shaping follows the rewards")
     shaping: ShapingConfig = ShapingConfig()
     reward_margin: NonNegativeFloat | None = Field(
         None, description="cap the student's reward at the teacher's plus this; null leaves it uncapped, as published"
@@ -40,7 +40,6 @@ class RatsConfig(BaseMethodConfig):
     )
 
     can_strengthen_shaping: ClassVar[bool] = True
-    plannable: ClassVar[bool] = True
 
     @property
     def uses_gradient(self) -> bool:

@@ -23,7 +23,7 @@ class ReflConfig(BaseMethodConfig):
 
     kind: Literal["refl"]
     last_steps: PositiveInt = Field(1, description="K: steps of the rollout, the last ones, that carry gradient")
-    reward_weight: PositiveFloat = 1.0
+    reward_weight: PositiveFloat = Field(1.0, description="of the reward in the loss")
 
     @property
     def uses_gradient(self) -> bool:

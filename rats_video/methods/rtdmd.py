@@ -29,7 +29,7 @@ from rats_video.types import PromptBatch
 class RtdmdConfig(BaseMethodConfig):
     """Loss = policy_weight * policy - reward_weight * R through the last step + distribution_weight * matching."""
 
-    trains_critic: ClassVar[bool] = True
+    draws_levels: ClassVar[bool] = True
 
     kind: Literal["rtdmd"]
     policy: PolicyConfig = PolicyConfig()
@@ -39,6 +39,16 @@ class RtdmdConfig(BaseMethodConfig):
     )
     distribution_weight: PositiveFloat = Field(0.001, description="of distribution matching, through the last step")
     fake_score: FakeScoreConfig = FakeScoreConfig(rounds=1, optimizer=OptimizerConfig(lr=3e-4))
+
+    @property
+    def critic_rounds(self) -> int:
+        """The fake score's."""
+        return self.fake_score.rounds
+
+    @property
+    def critic_optimizer(self) -> OptimizerConfig:
+        """The fake score's."""
+        return self.fake_score.optimizer
 
     @property
     def uses_gradient(self) -> bool:

@@ -48,7 +48,7 @@ class FrozenTeacherConfig(Config):
 
     kind: Literal["frozen"]
     num_steps: SolverSteps = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
-    guidance_scale: PositiveFloat = 3.0
+    guidance_scale: PositiveFloat = Field(3.0, description="of classifier-free guidance; 1 is off and halves its calls")
     guidance_scale_2: GuidanceScale2 = None
     negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
@@ -70,14 +70,14 @@ class EmaTeacherConfig(Config):
     """The running average of the student's weights, sampled with many steps (as published)."""
 
     kind: Literal["ema"]
-    decay: float = Field(0.99, ge=0, lt=1)
-    num_steps: SolverSteps = 48
+    decay: float = Field(0.99, ge=0, lt=1, description="share of the average that an update keeps")
+    num_steps: SolverSteps = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
     guidance_scale: PositiveFloat = Field(1.0, description="at the start")
     guidance_scale_2: GuidanceScale2 = None
     guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
-    guidance_fade_steps: NonNegativeInt = 0
+    guidance_fade_steps: NonNegativeInt = Field(0, description="updates from guidance_scale to guidance_end")
     negative_prompt: NegativePrompt = ""
-    reuse: PositiveInt = 1
+    reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     asked: Asked = 1.0
     asked_by: AskedBy = "clip"
 

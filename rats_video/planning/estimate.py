@@ -1,4 +1,4 @@
-"""The needs of a run from the counts of its traces: memory by part, network calls, TFLOPs, seconds."""
+"""The needs of a run from the counts of its traces: network calls, TFLOPs, seconds, with its memory."""
 
 from __future__ import annotations
 
@@ -9,182 +9,90 @@ from typing import Any
 from rats_video.backbones.compute import FullWeightsConfig
 from rats_video.distillation.settings import DistillConfig
 from rats_video.planning.devices import Device
+from rats_video.planning.memory import Memory, TracedCosts, estimate_memory
 from rats_video.planning.reading import Reading
-from rats_video.planning.trace import AVERAGE, DENOISER, FLOPS, HELD, PICTURES, TEXT, TRAFFIC, TRAINED, Counts
+from rats_video.planning.trace import FLOPS, PICTURES, TRAFFIC
+from rats_video.planning.watched import CRITIC, PIXELS, SAMPLES, SCORES, STUDENT, TEACHER, TEACHER_PIXELS
 
 UNPACKING = "unpacking the base"
-GIB = 2**30
-FRAGMENTED, CONTEXT = 1.05, 0.75 * GIB  # what a GPU must hold beyond live tensors: rounding and holes; CUDA itself
 
 
-@dataclass(frozen=True)
-class TracedCosts:
-    """Counts of the traces of a configuration.
+def network_calls(cfg: DistillConfig, calls: Mapping[str, float], rounds: int) -> dict[str, float]:
+    """Network evaluations a clip and a step, averaged over the run; guidance makes two of one.
 
     Args:
-        step: the denoiser's share of a step, and the weights.
-        decode: of the latents.
-        reward: of the clips.
-        text: encoding the prompts of a batch.
-        pictures: encoding the picture of one clip; nothing where clips are made from text alone.
-        blocks: how many blocks the denoiser has.
-        num_steps: student steps that were run.
-        micro_batches: how many traced steps make an update of a process.
-        clips: of a traced step.
+        cfg: of the run.
+        calls: by phase, of one teacher rollout and one critic's round.
+        rounds: of the critic.
     """
-
-    step: Counts
-    decode: Counts
-    reward: Counts
-    text: Counts
-    pictures: Counts
-    blocks: int
-    num_steps: int
-    micro_batches: int
-    clips: int
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one device.
-
-    Args:
-        held: always there, by part.
-        phases: beside that, at each phase's fullest moment: bytes by the phase that allocated them.
-    """
-
-    held: Mapping[str, float]
-    phases: Mapping[str, Mapping[str, float]]
-
-    @property
-    def fullest(self) -> str:
-        """The phase with the peak."""
-        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
-
-    @property
-    def peak(self) -> float:
-        """Bytes of live tensors, as `torch.cuda.max_memory_allocated` shows them."""
-        return sum(self.held.values()) + sum(self.phases[self.fullest].values())
-
-    @property
-    def needed(self) -> float:
-        """Bytes of a GPU, with the allocator's holes and the CUDA context."""
-        return self.peak * FRAGMENTED + CONTEXT
+    teacher, found = cfg.teacher, {}
+    if TEACHER in calls:
+        share = 1 + teacher.guided_share(cfg.training.steps)
+        found["teacher"] = teacher.num_steps * share * rollouts_per_clip(cfg, calls)
+    policy = cfg.method.policy_samples * sum(cfg.student.num_steps) / len(cfg.student.num_steps)
+    found["student"] = calls[STUDENT] - policy
+    others = {"policy": policy, "scores": calls.get(SCORES, 0.0)}
+    others["critic"] = rounds * (calls.get(SAMPLES, 0.0) + calls.get(CRITIC, 0.0))
+    return found | {name: count for name, count in others.items() if count}
 
 
-def estimate_memory(cfg: DistillConfig, counted: TracedCosts, gpus: int = 1) -> Memory:
-    """Live bytes of the second and later steps (the first has no optimizer state yet), on each of `gpus` devices."""
-    weights = {part: size for (phase, part), size in counted.step.items() if phase == "weights"}
-    trained = counted.step["parameters", TRAINED]
-    eight_bit = cfg.training.optimizer.kind == "adamw8bit"
-    held = {**weights, "optimizer": trained * 2.004 if eight_bit else 2 * weights[TRAINED]}  # 8 bytes a block of 2048
-    phases = _phases(counted)
-    if cfg.compute.cache_text:
-        held[TEXT] = 0.0
-        phases.pop("text", None)
-    two_blocks = min(1.0, 2 / counted.blocks)  # the one at work and the one on its way
-    if cfg.compute.offload != "none":
-        held[DENOISER] *= two_blocks
-    if cfg.parallel.shard and gpus > 1:
-        gathered = two_blocks * max(held[DENOISER], held[TRAINED])
-        held |= {part: held[part] / gpus for part in (DENOISER, TRAINED, AVERAGE, "optimizer") if part in held}
-        held["gathered blocks"] = gathered
-        spared = weights[TRAINED] * (1 - 1 / gpus)
-        for phase in phases.values():
-            for owner in ("gradients", "student backward"):
-                phase[owner] = max(0.0, phase.get(owner, 0.0) - spared)
-    return Memory(
-        {part: size for part, size in held.items() if size > 0},
-        {name: {owner: size for owner, size in parts.items() if size > 0} for name, parts in phases.items()},
-    )
-
-
-def _phases(counted: TracedCosts) -> dict[str, dict[str, float]]:
-    """The step in order, decode and reward on top of what the denoiser holds when they come."""
-    step, decode = counted.step, counted.decode
-    phases = {
-        name: _parts(step, name) for name in ("teacher rollout", "student rollout", "student backward", "optimizer")
-    }
-    for role in ("teacher", "student"):
-        before = _held(step, f"{role} pixels")
-        phases[f"{role} decode"] = _add(before, _parts(decode, f"{role} decode"))
-        decoded = _add(before, _held(decode, f"{role} reward"))
-        phases[f"{role} reward"] = _add(decoded, _parts(counted.reward, f"{role} reward"))
-    before = _held(step, "student pixels")
-    decoded = _add(before, _held(decode, "student reward"))
-    phases["reward backward"] = _add(decoded, _parts(counted.reward, "reward backward"))
-    phases["decode backward"] = _add(before, _parts(decode, "decode backward"))
-    if counted.pictures:
-        phases[PICTURES] = _add(_held(step, "optimizer"), _parts(counted.pictures, PICTURES))
-    phases["text"] = _add(_held(step, "teacher rollout"), _parts(counted.text, "text"))
-    return phases
-
-
-def _parts(numbers: Counts, phase: str) -> dict[str, float]:
-    return {
-        owner: size for (name, owner), size in numbers.items()
-        if name == phase and owner != FLOPS and not owner.startswith(HELD)
-    }  # fmt: skip
-
-
-def _held(numbers: Counts, phase: str) -> dict[str, float]:
-    return {
-        owner.removeprefix(HELD): size
-        for (name, owner), size in numbers.items()
-        if name == phase and owner.startswith(HELD)
-    }
-
-
-def _add(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
-    return {
-        name: one.get(name, 0.0) + other.get(name, 0.0) for name in [*one, *(key for key in other if key not in one)]
-    }
-
-
-def network_calls(cfg: DistillConfig) -> dict[str, float]:
-    """Network evaluations a clip and a step, averaged over the run; guidance makes two of one."""
-    teacher = cfg.teacher
-    student = sum(cfg.student.num_steps) / len(cfg.student.num_steps)
-    calls = {
-        "teacher": teacher.num_steps * (1 + teacher.guided_share(cfg.training.steps)) * rollouts_per_clip(cfg),
-        "student": student,
-    }
-    return calls | ({"policy": cfg.method.policy_samples * student} if cfg.method.policy_samples else {})
-
-
-def rollouts_per_clip(cfg: DistillConfig) -> float:
-    """Teacher rollouts a clip and a step: some serve several updates, and some clips do without."""
-    return cfg.teacher.asked / cfg.teacher.reuse
+def rollouts_per_clip(cfg: DistillConfig, calls: Mapping[str, float]) -> float:
+    """Teacher rollouts a clip and a step: some serve several updates, some clips do without, and some methods."""
+    return cfg.teacher.asked / cfg.teacher.reuse if TEACHER in calls else 0.0
 
 
 def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float]:
     """TFLOPs of one step by phase, averaged over the run."""
-    step, decode, reward, rollouts = counted.step, counted.decode, counted.reward, rollouts_per_clip(cfg)
-    scored = 1 + cfg.method.policy_samples  # student clips; the traced step itself calls the network for all of them
-    student = network_calls(cfg)["student"] / counted.num_steps
+    step, decode, reward, calls = counted.step, counted.decode, counted.reward, counted.calls
+    rollouts, scored = rollouts_per_clip(cfg, calls), calls.get(PIXELS, 0.0)
+    judged = rollouts * (TEACHER_PIXELS in calls)  # a teacher that is only followed is not decoded
+    in_graph = scored * cfg.method.uses_gradient
     is_guided = cfg.teacher.guided_share(cfg.training.steps) > 0  # the traced call is two evaluations then
-    teacher = network_calls(cfg)["teacher"] / (2 if is_guided else 1)
+    teacher = network_calls(cfg, calls, counted.rounds).get("teacher", 0.0) / (2 if is_guided else 1)
+    if cfg.method.uses_trajectory:  # all of it was traced
+        teacher /= cfg.teacher.num_steps
+
+    def of_step(phase: str, calling: str) -> float:
+        """What a phase of the traced step computes, for as many calls as there are on average."""
+        flops, rounds = step.get((phase, FLOPS), 0.0), counted.rounds if phase.startswith("critic") else 1
+        return flops * rounds * calls[calling] / counted.traced[calling] if flops else 0.0
+
     found = {
         PICTURES: counted.pictures.get((PICTURES, FLOPS), 0.0) * counted.clips,
-        "text": 0.0 if cfg.compute.cache_text else counted.text.get(("text", FLOPS), 0.0) * (1 + rollouts),
-        "teacher rollout": step["teacher rollout", FLOPS] * teacher,
-        "teacher decode": decode["teacher decode", FLOPS] * rollouts,
-        "teacher reward": reward["teacher reward", FLOPS] * rollouts,
-        "student rollout": step["student rollout", FLOPS] * student,
+        "text": 0.0 if cfg.compute.cache_text else
+                counted.text.get(("text", FLOPS), 0.0) * (1 + rollouts + counted.rounds),
+        "critic samples": of_step("critic samples", SAMPLES),
+        "critic forward": of_step("critic forward", CRITIC),
+        "critic backward": of_step("critic backward", CRITIC),
+        "teacher rollout": step.get((TEACHER, FLOPS), 0.0) * teacher,
+        "teacher decode": decode["teacher decode", FLOPS] * judged,
+        "teacher reward": reward["teacher reward", FLOPS] * judged,
+        "student rollout": of_step("student rollout", STUDENT),
+        "scores": of_step("scores", SCORES),
         "student decode": decode["student decode", FLOPS] * scored,
         "student reward": reward["student reward", FLOPS] * scored,
-        "reward backward": reward.get(("reward backward", FLOPS), 0.0),
-        "decode backward": decode.get(("decode backward", FLOPS), 0.0),
-        "student backward": step["student backward", FLOPS] * student,
-    }
+        "reward backward": reward.get(("reward backward", FLOPS), 0.0) * in_graph,
+        "decode backward": decode.get(("decode backward", FLOPS), 0.0) * in_graph,
+        "student backward": of_step("student backward", STUDENT),
+    }  # fmt: skip
     return {name: flops * counted.micro_batches / 1e12 for name, flops in found.items()}
+
+
+def _of_one_clip(counted: TracedCosts, clips: int) -> dict[str, float]:
+    """TFLOPs of one network evaluation, one decode and one reward, of a clip."""
+    traced = 1e12 * clips / counted.micro_batches
+    return {
+        STUDENT: counted.step[STUDENT, FLOPS] / (counted.traced[STUDENT] * traced),
+        "teacher decode": counted.decode["teacher decode", FLOPS] / traced,
+        "teacher reward": counted.reward["teacher reward", FLOPS] / traced,
+    }
 
 
 def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: Device) -> dict[str, float]:
     """Seconds of one step by phase: TFLOPs over the device's peak in that precision and its utilisation."""
     denoising = device.half if cfg.compute.dtype == "bfloat16" else device.single
-    rates = {"text": denoising, "teacher rollout": denoising, "student rollout": denoising}
-    rates |= {"student backward": denoising}
+    ours = ("text", TEACHER, STUDENT, SCORES, SAMPLES, CRITIC, "critic backward", "student backward")
+    rates = dict.fromkeys(ours, denoising)
     if cfg.compute.decode.dtype == "bfloat16":
         rates |= dict.fromkeys(("teacher decode", "student decode", "decode backward"), device.half)
     rates |= dict.fromkeys(("teacher reward", "student reward", "reward backward"), device.single)
@@ -196,29 +104,27 @@ def unpacking_seconds(cfg: DistillConfig, counted: TracedCosts, device: Device) 
 
     Its operators wait for the device's memory alone. A backward writes it out again, and so does a recomputed block.
     """
-    teacher = cfg.teacher.num_steps * rollouts_per_clip(cfg)
+    calls, numbers = counted.calls, cfg.student.num_steps
     again = 2 if cfg.compute.activation_checkpointing else 1
-    steps = [num_steps + again * len(cfg.student.gradient_steps(num_steps)) for num_steps in cfg.student.num_steps]
-    calls = counted.micro_batches * (teacher + sum(steps) / len(steps))
-    return calls * counted.step.get(("low bit", TRAFFIC), 0.0) / (device.bandwidth * 1e9)
+    backward = sum(len(cfg.student.gradient_steps(num_steps)) for num_steps in numbers) / len(numbers)
+    found = cfg.teacher.num_steps * rollouts_per_clip(cfg, calls) + calls[STUDENT] + again * backward
+    found += calls.get(SCORES, 0.0) + counted.rounds * (calls.get(SAMPLES, 0.0) + (1 + again) * calls.get(CRITIC, 0.0))
+    traffic = counted.step.get(("low bit", TRAFFIC), 0.0)
+    return counted.micro_batches * found * traffic / (device.bandwidth * 1e9)
 
 
-def guard_seconds(cfg: DistillConfig, seconds: Mapping[str, float], clips: int, gpus: int) -> float:
+def guard_seconds(cfg: DistillConfig, call: float, seen: float, gpus: int) -> float:
     """Seconds that the guard's evaluations take: one of the teacher, the others of the student.
-
-    The held-out reward is taken to cost as much as the trained one.
 
     Args:
         cfg: of the run.
-        seconds: of a step of a process, by phase.
-        clips: a process and a step.
+        call: seconds of a network evaluation of a clip.
+        seen: seconds of decoding a clip and scoring it by both rewards.
         gpus: processes, which share the guard's clips.
     """
     if cfg.guard is None:
         return 0.0
     teacher = cfg.teacher
-    call = seconds["teacher rollout"] / (network_calls(cfg)["teacher"] * clips)
-    seen = (seconds["teacher decode"] + 2 * seconds["teacher reward"]) / (rollouts_per_clip(cfg) * clips)
     evaluations = len({*range(0, cfg.training.steps, cfg.guard.every), cfg.training.steps})
     calls = evaluations * cfg.student.num_steps[0] + teacher.num_steps * (1 if teacher.guidance_scale == 1.0 else 2)
     return -(-cfg.guard.num_clips // gpus) * (calls * call + (evaluations + 1) * seen)
@@ -282,16 +188,18 @@ class Plan:
 def make_plan(cfg: DistillConfig, counted: TracedCosts, device: Device, *, gpus: int, clips: int, source: str,
               horizons: tuple[Mapping[str, Any], ...], reading: Reading) -> Plan:  # fmt: skip
     """Put the estimates together."""
-    tflops = estimate_tflops(cfg, counted)
+    tflops, nfe = estimate_tflops(cfg, counted), network_calls(cfg, counted.calls, counted.rounds)
     seconds = estimate_seconds(cfg, tflops, device)
     if (unpacking := unpacking_seconds(cfg, counted, device)) > 0:
         seconds[UNPACKING] = unpacking
+    looks = estimate_seconds(cfg, _of_one_clip(counted, clips), device)
+    seen = looks["teacher decode"] + 2 * looks["teacher reward"]  # the held-out reward's cost is taken to be the same
     return Plan(
         source=source, device=device, gpus=gpus, clips=clips,
         parameters={part: round(count) for (phase, part), count in counted.step.items() if phase == "parameters"},
         memory=estimate_memory(cfg, counted, gpus),
-        nfe=network_calls(cfg), tflops=tflops, seconds=seconds,
-        steps=cfg.training.steps, horizons=horizons, guard=guard_seconds(cfg, seconds, clips, gpus),
+        nfe=nfe, tflops=tflops, seconds=seconds,
+        steps=cfg.training.steps, horizons=horizons, guard=guard_seconds(cfg, looks[STUDENT], seen, gpus),
         reading=reading,
         is_full=isinstance(cfg.student.weights, FullWeightsConfig),
     )  # fmt: skip

@@ -33,6 +33,7 @@ MEMORY_OPTIONS = (
     MemoryOption("compute.dtype=bfloat16", "rounds the frozen weights; faster on a GPU"),
     MemoryOption("compute.decode.dtype=bfloat16", "rounds the decode; twice as fast on a GPU"),
     MemoryOption("training.optimizer.kind=adamw8bit", "rounds the optimizer's state; needs bitsandbytes"),
+    MemoryOption("method.fake_score.optimizer.kind=adamw8bit", "the same of the fake score's"),
     MemoryOption("student.weights.kind=lora", "the student learns in adapters of limited rank"),
     MemoryOption("compute.quantization=int8", "rounds the frozen base to 8 bits; each call unpacks it"),
     MemoryOption("compute.quantization=nf4", "rounds the frozen base to 4 bits; each call unpacks it"),
@@ -53,6 +54,7 @@ def useful_options(
     Not every VAE can decode a window, and not every one has a small decoder to stand in for it.
     """
     compute, steps = cfg.compute, max(cfg.student.num_steps)
+    critic = cfg.method.critic_optimizer
     gradient = len(cfg.student.gradient_steps(steps))
     is_full = isinstance(cfg.student.weights, FullWeightsConfig)
     useful = {
@@ -66,6 +68,7 @@ def useful_options(
         "compute.dtype=bfloat16": compute.dtype == "float32",
         "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
         "training.optimizer.kind=adamw8bit": cfg.training.optimizer.kind == "adamw",
+        "method.fake_score.optimizer.kind=adamw8bit": critic is not None and critic.kind == "adamw",
         "student.weights.kind=lora": is_full,
         "compute.quantization=int8": compute.quantization == "none" and not compute.compile,
         "compute.quantization=nf4": compute.quantization != "nf4" and not compute.compile,
@@ -81,8 +84,9 @@ def useful_options(
 def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> list[MemoryOption]:
     """The options among these that work together.
 
-    Offload and few bits need a frozen base that is not split over GPUs; decode.offload needs a
-    checkpointed decode, activation_offload checkpointed blocks. Of two values of one setting the dearer one stays.
+    Offload and few bits need a frozen base that is not split over GPUs, and 8-bit optimizers weights that are not;
+    decode.offload needs a checkpointed decode, activation_offload checkpointed blocks. Of two values of one setting the
+    dearer one stays.
     """
     settings = {option.setting for option in options}
     is_full = isinstance(cfg.student.weights, FullWeightsConfig) and "student.weights.kind=lora" not in settings
@@ -97,6 +101,7 @@ def without_conflicts(options: Sequence[MemoryOption], cfg: DistillConfig) -> li
         "compute.activation_offload=true": not keeps_inputs,
         "student.grad_steps=2": "student.grad_steps=1" in settings,
     }
+    idle |= {option.setting: is_split for option in options if option.setting.endswith("adamw8bit")}
     return [option for option in options if not idle.get(option.setting, False)]
 
 

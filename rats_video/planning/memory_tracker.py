@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from rats_video.planning.operators import attention, run_operator
 
 aten = torch.ops.aten
+CPU = torch.device("cpu")
 
 Workspace = Callable[[Any, Sequence[Any], Any], int]
 """`(operator, its arguments, its output) -> bytes` that it takes while it runs, beside its inputs and outputs."""
@@ -111,9 +112,11 @@ class MemoryTracker(TorchDispatchMode):
 
     def _book(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is aten._local_scalar_dense.default and args[0].is_meta:  # noqa: SLF001  # `.item()` of what has no value
-            return 0.0
+            return args[0].dtype == torch.bool or 0.0  # what is asked, "are all clips finite?", is so
         if func is aten.copy_.default and args[1].is_meta and not args[0].is_meta:  # to the host, which is not counted
             return args[0]
+        if func is aten._to_copy.default and args[0].is_meta and kwargs.get("device") == CPU:  # noqa: SLF001  # `.tolist()`
+            return torch.zeros(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype)
         out, flops = run_operator(func, args, kwargs)
         self.phase.flops += flops
         for leaf in out if isinstance(out, list | tuple) else (out,):

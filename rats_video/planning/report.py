@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rats_video.planning.estimate import CONTEXT, FRAGMENTED, GIB, UNPACKING, Plan
+from rats_video.planning.estimate import UNPACKING, Plan
+from rats_video.planning.memory import CONTEXT, FRAGMENTED, GIB
 from rats_video.planning.memory_options import MemoryOption
 from rats_video.planning.reading import READ_RATE, Reading
 

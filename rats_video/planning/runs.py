@@ -12,15 +12,16 @@ from rats_video.backbones.architecture import build_on_meta, find_architecture, 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.compute import ComputeConfig
 from rats_video.backbones.text_cache import TextCache
-from rats_video.datasets.prompts.settings import ShapesPromptsConfig
-from rats_video.datasets.prompts.split import load_prompts
-from rats_video.distillation.roles import build_roles, prepare_base
+from rats_video.distillation.roles import prepare_base
+from rats_video.distillation.run_rewards import loss_reward_on_meta
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.meta import META
+from rats_video.planning.batch import longest_prompt, planned_batch
 from rats_video.planning.devices import Device, detect_device
-from rats_video.planning.estimate import Plan, TracedCosts, make_plan
+from rats_video.planning.estimate import Plan, make_plan
 from rats_video.planning.horizons import horizon_rows
+from rats_video.planning.memory import TracedCosts
 from rats_video.planning.memory_tracker import MemoryTracker, Workspace, cpu_workspace, no_workspace
 from rats_video.planning.reading import Reading, plan_reading
 from rats_video.planning.trace import (
@@ -35,9 +36,8 @@ from rats_video.planning.trace import (
     trace_step,
     trace_text,
 )
+from rats_video.planning.watched import PlannedRun, count_calls
 from rats_video.rewards.latent import LatentRewardConfig
-from rats_video.rewards.reward import reward_on_meta
-from rats_video.training.batches import draw_batch
 from rats_video.types import PromptBatch, Reward
 
 OF_THE_DENOISER = ("dtype", "quantization", "activation_checkpointing", "activation_offload")
@@ -45,8 +45,8 @@ OF_THE_DENOISER = ("dtype", "quantization", "activation_checkpointing", "activat
 
 
 def can_plan(cfg: DistillConfig) -> bool:
-    """True if the plan knows the method's step."""
-    return cfg.method.plannable
+    """True unless the method is a user's own code, which a plan does not run."""
+    return cfg.method.kind != "custom"
 
 
 class PlanBuilder:
@@ -58,18 +58,18 @@ class PlanBuilder:
         gpus: processes that share a batch.
 
     Raises:
-        UserError: the method's step is not one that can be counted.
+        UserError: the method is the user's own code.
     """
 
     def __init__(self, cfg: DistillConfig, device: Device, gpus: int) -> None:
         if not can_plan(cfg):
-            raise UserError(f"plan counts the step of rats, not of {cfg.method.kind}", where="method.kind")
+            raise UserError(
+                "is code of your own, which plan does not run", where="method.kind", fix="plan a packaged method"
+            )
         self._architecture = find_architecture(cfg.model, cfg.architecture, cfg.backbone)
         self._cpu, self._gpus = device.is_cpu, gpus
         self._made: dict[str, Any] = {}
-        has_tokenizer = self._architecture.folder is not None  # without one, all prompts are alike
-        source = cfg.prompts if has_tokenizer else ShapesPromptsConfig()
-        self._prompt = max(load_prompts(source).train, key=len)
+        self._prompt = longest_prompt(cfg, has_tokenizer=self._architecture.folder is not None)
 
     @property
     def source(self) -> str:
@@ -89,8 +89,10 @@ class PlanBuilder:
             text=self._text(cfg),
             pictures=self._pictures(cfg),
             blocks=sum(self._architecture.depths.values()),
-            num_steps=max(cfg.student.num_steps),
+            calls=self.calls(cfg),
+            traced=self._counted(cfg, max(cfg.student.num_steps)),
             micro_batches=self._micro_batches(cfg),
+            rounds=cfg.method.critic_rounds,
             clips=self._clips(cfg),
         )
         base = self._base(cfg)
@@ -152,13 +154,24 @@ class PlanBuilder:
         numbers: Counts = self._once(f"text {cfg.compute.dtype} {self._clips(cfg)}", run)
         return numbers
 
-    def _batch(self, cfg: DistillConfig, backbone: PipelineBackbone) -> PromptBatch:
-        most = max(cfg.student.num_steps)
-        cfg = cfg.model_copy(update={
-            "student": cfg.student.model_copy(update={"num_steps": (most,)}),
-            "training": cfg.training.model_copy(update={"batch_size": self._clips(cfg)}),
-        })  # fmt: skip
-        batch = draw_batch(backbone, cfg, [self._prompt], 0)
+    def calls(self, cfg: DistillConfig) -> dict[str, float]:
+        """Network evaluations by phase, and decoded clips, a clip and step, averaged over the student's step counts.
+
+        Of a critic one round counts, and of the teacher a rollout of every update.
+        """
+        each = [self._counted(cfg, steps) for steps in cfg.student.num_steps]
+        return {phase: sum(found[phase] for found in each) / len(each) for phase in each[0]}
+
+    def _counted(self, cfg: DistillConfig, num_steps: int) -> dict[str, float]:
+        """The same at one step count: the method's own step, by roles that compute nothing."""
+        base = self._base(cfg)
+        base.text_cache = self._once(f"text {cfg.compute.dtype}", lambda: self._text_cache(cfg))
+        batch = self._batch(cfg, base, num_steps)
+        return count_calls(cfg, base, batch)
+
+    def _batch(self, cfg: DistillConfig, backbone: PipelineBackbone, num_steps: int | None = None) -> PromptBatch:
+        steps = num_steps or max(cfg.student.num_steps)
+        batch = planned_batch(cfg, backbone, self._prompt, self._clips(cfg), steps)
         if not cfg.prompts.first_frame:
             return batch
         return replace(batch, given=given_pictures(self._base(cfg), cfg.clip.spec, len(batch.prompts)))
@@ -181,12 +194,9 @@ class PlanBuilder:
             base = with_depths(self._base(cfg), self._architecture, depths, self._quantization(cfg))
             prepare_base(cfg, base, META)
             base.text_cache = self._once(f"text {compute.dtype}", lambda: self._text_cache(cfg))
-            with META:  # adapters too
-                student, teacher = build_roles(cfg, base)
-            found = trace_step(
-                student, teacher, self._batch(cfg, student), cfg, micro_batches=micro_batches, foreach=is_gpu
-            )
-            return found | count_weights(cfg, base, student, teacher, self._reward(cfg))
+            run = PlannedRun.on_meta(cfg, base, self._batch(cfg, base))
+            found = trace_step(run, micro_batches=micro_batches, foreach=is_gpu)
+            return found | count_weights(run, base, self._reward(cfg))
 
         numbers: Counts = self._once(key, lambda: at_full_depth(at, self._architecture.depths))
         return numbers
@@ -197,7 +207,7 @@ class PlanBuilder:
             return TextCache({prompt: self._base(cfg).encode_text([prompt]) for prompt in prompts})
 
     def _reward(self, cfg: DistillConfig) -> Reward:
-        reward: Reward = self._once("reward", lambda: reward_on_meta(cfg.reward, where="reward", clip=cfg.clip.spec))
+        reward: Reward = self._once("reward", lambda: loss_reward_on_meta(cfg))
         return reward
 
     @property

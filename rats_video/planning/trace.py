@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +11,13 @@ from torch import Tensor, nn
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.low_bit import low_bit_layers
 from rats_video.condition import GivenFrames
-from rats_video.distillation.settings import DistillConfig
 from rats_video.meta import META
-from rats_video.methods.gate import build_gate
-from rats_video.methods.rats import Rats, RatsConfig, rats_step
-from rats_video.methods.teacher import EmaTeacherConfig, TeacherSampler
+from rats_video.methods.base import Critic
+from rats_video.methods.teacher import EmaTeacherConfig
+from rats_video.optim import OptimizerConfig
 from rats_video.planning.memory_tracker import MemoryTracker, Workspace
-from rats_video.rewards.base import free_reward
-from rats_video.types import Backbone, ClipSpec, LatentScorer, PromptBatch, Reward
+from rats_video.planning.watched import PlannedRun
+from rats_video.types import ClipSpec, LatentScorer, PromptBatch, Reward
 
 Counts = dict[tuple[str, str], float]
 """`(phase, owner) -> bytes` at the phase's peak, `(phase, "held:" + owner) -> bytes` when it began,
@@ -29,67 +26,36 @@ bytes that are read and written to unpack all of a base in few bits."""
 
 HELD, FLOPS, RESIDENT, TRAFFIC = "held:", "flops", "resident", "traffic"
 TRAINED, AVERAGE, DENOISER, TEXT = "student (trained)", "EMA teacher", "denoiser (base)", "text encoder"
-PICTURES = "pictures"
+CRITIC_WEIGHTS, PICTURES = "critic (trained)", "pictures"
 PART_NAMES = {"vae": "VAE", "image_encoder": "image encoder"}
-ROLLOUT_STEPS = 1  # of the teacher's: they are alike, and none is kept
 
 
-class RoleWithoutDecode:
-    """A role whose decode costs nothing: the denoiser's share of a step, with a phase for each thing it does."""
+def trace_step(run: PlannedRun, *, micro_batches: int, foreach: bool) -> Counts:
+    """The loop's update, optimizers included, without decode and reward; weights and optimizer state are not counted.
 
-    def __init__(self, role: PipelineBackbone, name: str, tracker: MemoryTracker) -> None:
-        self._role, self._name, self._tracker = copy.copy(role), name, tracker
-        if role.autocast is not None:  # torch has no autocast for meta tensors
-            tracker.autocast, self._role.autocast = role.autocast, None
-
-    def __getattr__(self, key: str) -> Any:
-        return getattr(self._role, key)
-
-    def velocity(self, *args: Any) -> Tensor:
-        """The role's own."""
-        self._tracker.enter_phase(f"{self._name} rollout")
-        return self._role.velocity(*args)
-
-    def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:  # noqa: ARG002
-        """A view of the latents."""
-        self._tracker.enter_phase(f"{self._name} pixels")
-        return latents[:, :1].transpose(1, 2)
-
-
-def trace_step(
-    student: PipelineBackbone,
-    teacher: PipelineBackbone,
-    batch: PromptBatch,
-    cfg: DistillConfig,
-    *,
-    micro_batches: int,
-    foreach: bool,
-) -> Counts:
-    """The loop's update, optimizer included, without decode and reward; weights and optimizer state are not counted.
+    Of a critic's rounds, which are alike, it makes one.
 
     Args:
-        student: the role that trains, on the meta device.
-        teacher: its teacher.
-        batch: prompts and noise.
-        cfg: of the run.
+        run: the roles, and the batch.
         micro_batches: of an update; the gradients of one are there while the next is worked on.
-        foreach: the optimizer's temporaries: of all weights at once as on a GPU, or of one at a time as on a CPU.
+        foreach: the optimizers' temporaries: of all weights at once as on a GPU, or of one at a time as on a CPU.
     """
-    tracker = MemoryTracker()
+    cfg, tracker, student = run.cfg, run.watch.tracker, run.student
     weights = list(student.weights.values())
-    optimizer = torch.optim.AdamW(weights, lr=cfg.training.optimizer.lr, foreach=foreach)
+    optimizer = _stepped(tracker, weights, cfg.training.optimizer, foreach=foreach)
     for weight in weights:
         weight.grad = torch.empty_like(weight)
-    optimizer.step()  # from the second step on its state is there
-    tracker.own_modules(RESIDENT, [student.denoiser, teacher.denoiser])
-    tracker.own(RESIDENT, (value for state in optimizer.state.values() for value in state.values()))
+    tracker.own_modules(RESIDENT, [role.denoiser for role in (student, run.teacher, run.role) if role is not None])
     tracker.own("gradients", (weight.grad for weight in weights if weight.grad is not None))
+    method = run.build()
+    tracker.own_modules(RESIDENT, run.own)
+    for critic in method.critics.values():
+        _trace_critic(run, critic, micro_batches=micro_batches, foreach=foreach)
     with tracker:
-        rats = _watched(student, teacher, cfg, tracker)
         student.denoiser.train()
         if micro_batches == 1:
             optimizer.zero_grad(set_to_none=True)
-        loss, _ = rats_step(rats, batch)
+        loss, _ = method.step(run.batch)
         tracker.enter_phase("student backward")
         tracker.backward(loss)
         torch.nn.utils.clip_grad_norm_(weights, cfg.training.optimizer.max_grad_norm)
@@ -101,19 +67,37 @@ def trace_step(
     return numbers
 
 
-def _watched(student: PipelineBackbone, teacher: PipelineBackbone, cfg: DistillConfig, tracker: MemoryTracker) -> Rats:
-    seen: Backbone = RoleWithoutDecode(teacher, "teacher", tracker)
-    assert isinstance(cfg.method, RatsConfig)
-    few = cfg.teacher.model_copy(update={"num_steps": ROLLOUT_STEPS})
-    return Rats(
-        student=RoleWithoutDecode(student, "student", tracker),
-        teacher=TeacherSampler(seen, free_reward, few, cfg.shift, predictions=cfg.method.compares_predictions),
-        reward=free_reward,
-        gate=build_gate(cfg.method.gate.model_copy(update={"part": None}), student.temporal_stride),  # it has no parts
-        config=cfg.method,
-        student_config=cfg.student,
-        shift=cfg.shift,
-    )
+def _stepped(
+    tracker: MemoryTracker, weights: Sequence[nn.Parameter], cfg: OptimizerConfig, *, foreach: bool
+) -> torch.optim.Optimizer:
+    """An optimizer after its first step: from the second on its state is there."""
+    optimizer = torch.optim.AdamW(weights, lr=cfg.lr, foreach=foreach)
+    for weight in weights:
+        weight.grad = torch.empty_like(weight)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    tracker.own(RESIDENT, (value for state in optimizer.state.values() for value in state.values()))
+    return optimizer
+
+
+def _trace_critic(run: PlannedRun, critic: Critic, *, micro_batches: int, foreach: bool) -> None:
+    """One round of a critic."""
+    tracker, weights = run.watch.tracker, list(critic.weights.values())
+    optimizer = _stepped(tracker, weights, critic.optimizer, foreach=foreach)
+    if micro_batches > 1:
+        for weight in weights:
+            weight.grad = torch.empty_like(weight)
+        tracker.own("critic gradients", (weight.grad for weight in weights if weight.grad is not None))
+    run.watch.in_critic = True
+    with tracker:
+        loss, _ = critic.loss(run.batch, 0)
+        tracker.enter_phase("critic backward")
+        tracker.backward(loss)
+        torch.nn.utils.clip_grad_norm_(weights, critic.optimizer.max_grad_norm)
+        tracker.enter_phase("critic optimizer")
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    run.watch.in_critic = False
 
 
 def trace_decode(
@@ -190,16 +174,14 @@ def given_pictures(backbone: PipelineBackbone, clip: ClipSpec, clips: int) -> Gi
     return GivenFrames.cat([given] * clips)
 
 
-def count_weights(
-    cfg: DistillConfig, base: PipelineBackbone, student: PipelineBackbone, teacher: PipelineBackbone, reward: Reward
-) -> Counts:
+def count_weights(run: PlannedRun, base: PipelineBackbone, reward: Reward) -> Counts:
     """Bytes and counts of weights by part; weights that several parts share count for the first."""
     seen: set[int] = set()
     layers = list(low_bit_layers(base.denoiser))
     counts = {id(layer.weight): layer.in_features * layer.out_features for layer in layers}  # not of bytes of codes
     counts |= {id(layer.scale): 0 for layer in layers}
     found: dict[tuple[str, str], float] = defaultdict(float)
-    for part, tensors in _weights(cfg, base, student, teacher, reward):
+    for part, tensors in _weights(run, base, reward):
         for tensor in tensors:
             if id(tensor) not in seen:
                 seen.add(id(tensor))
@@ -211,13 +193,15 @@ def count_weights(
     return dict(found)
 
 
-def _weights(
-    cfg: DistillConfig, base: PipelineBackbone, student: PipelineBackbone, teacher: PipelineBackbone, reward: Reward
-) -> Iterator[tuple[str, list[Tensor]]]:
-    yield TRAINED, list(student.weights.values())
-    if isinstance(cfg.teacher, EmaTeacherConfig):
-        yield AVERAGE, list(teacher.weights.values())
-    for role in (teacher, student):
+def _weights(run: PlannedRun, base: PipelineBackbone, reward: Reward) -> Iterator[tuple[str, list[Tensor]]]:
+    yield TRAINED, list(run.student.weights.values())
+    if run.role is not None:
+        yield CRITIC_WEIGHTS, list(run.role.weights.values())
+    for network in run.own:
+        yield CRITIC_WEIGHTS, _held_by(network)
+    if isinstance(run.cfg.teacher, EmaTeacherConfig):
+        yield AVERAGE, list(run.teacher.weights.values())
+    for role in (run.teacher, run.student, *([] if run.role is None else [run.role])):
         yield DENOISER, _held_by(role.denoiser)
     for name, part in base.parts.items():
         if isinstance(part, nn.Module):

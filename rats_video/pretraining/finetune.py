@@ -50,14 +50,14 @@ class FinetuneConfig(TrainStepsConfig):
     seed: Seed = 0
     model: str = Field(description="pipeline folder or embedded name to start from")
     data: str | None = Field(None, description="folder of a `rats-video prepare`; the command's --data")
-    weights: WeightsConfig = FullWeightsConfig()
+    weights: WeightsConfig = Field(FullWeightsConfig(), description="what of the denoiser is trained")
     compute: DenoiserConfig = DenoiserConfig()
     embedded_guidance: PositiveFloat = Field(6.0, description="scale told to models that take it as an input")
     batch_size: NumClips = Field(16, description="clips a step, over all processes")
     micro_batch_size: NumClips | None = Field(
         None, description="clips a process works on at a time: the memory of these, the same gradient; null = all"
     )
-    steps: PositiveInt = 1000
+    steps: PositiveInt = Field(1000, description="updates of the weights")
     checkpoint_every: PositiveInt = Field(100, description="steps")
     optimizer: OptimizerConfig
     noise: Literal["uniform", "logit_normal"] = Field(

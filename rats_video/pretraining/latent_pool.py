@@ -52,7 +52,7 @@ class LatentRewardTrainConfig(TrainStepsConfig):
     clip: ClipConfig = ClipConfig()
     model: str = Field("tiny-wan", description="pipeline whose latents are scored")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="of that model's weights")
-    prompts: PromptsConfig = ShapesPromptsConfig()
+    prompts: PromptsConfig = Field(ShapesPromptsConfig(), description="of the samples")
     reward: PixelRewardConfig = Field(description="the pixel reward that is imitated")
     student: str | None = Field(
         None, description="folder of a trained student; what it makes is never learned from, only judged at the end"
@@ -61,9 +61,9 @@ class LatentRewardTrainConfig(TrainStepsConfig):
     width: PositiveInt = Field(64, description="feature channels of the sketch")
     blocks: PositiveInt = Field(4, description="residual blocks of the sketch")
     coarse: PositiveInt = Field(2, description="pixels of the clip that are one of the sketch, each way")
-    shift: PositiveFloat = 3.0
+    shift: PositiveFloat = Field(3.0, description="sigma grid shift of the samples")
     sample_steps: tuple[SolverSteps, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of the samples")
-    guidance_scales: tuple[PositiveFloat, ...] = (1.0, 3.0)
+    guidance_scales: tuple[PositiveFloat, ...] = Field((1.0, 3.0), description="of the samples, in turns")
     num_samples: NumClips = Field(3000, description="clips sampled from the model")
     num_damaged: NonNegativeInt = Field(2000, description="samples with noise, other gains, or parts of another one")
     num_rendered: NonNegativeInt = Field(0, description="rendered shapes, half of them damaged, through the VAE")
@@ -72,8 +72,8 @@ class LatentRewardTrainConfig(TrainStepsConfig):
     climb: PositiveFloat = Field(0.6, description="how far they go at most, root mean square in latents")
     other_prompts: NonNegativeInt = Field(2, description="prompts beside its own that a clip is scored against")
     sample_batch: NumClips = Field(40, description="clips sampled, decoded and scored at a time")
-    batch_size: NumClips = 32
-    steps: PositiveInt = 3000
+    batch_size: NumClips = Field(32, description="clips a step")
+    steps: PositiveInt = Field(3000, description="updates of the sketch")
     sketch_steps: NonNegativeInt = Field(
         1500, description="first steps, on pixels alone; what the reward says of a bad sketch only confuses"
     )
@@ -82,7 +82,7 @@ class LatentRewardTrainConfig(TrainStepsConfig):
         10.0, description="extra weight of pixels that stand off their frame's mean"
     )
     optimizer: OptimizerConfig
-    eval_clips: NumClips = 256
+    eval_clips: NumClips = Field(256, description="held-out clips that it is measured on")
 
 
 Change = Callable[[Tensor, list[str], Generator], Tensor]

@@ -34,17 +34,17 @@ class PathTrainConfig(TrainStepsConfig):
     clip: ClipConfig = ClipConfig()
     model: str = Field("tiny-wan", description="pipeline folder or embedded name that learns to follow paths")
     num_clips: NumClips = Field(4096, description="clips rendered and encoded once")
-    batch_size: NumClips = 32
-    steps: PositiveInt = 3000
+    batch_size: NumClips = Field(32, description="clips a step")
+    steps: PositiveInt = Field(3000, description="updates of the weights")
     checkpoint_every: PositiveInt = Field(300, description="steps")
     optimizer: OptimizerConfig
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, in training and in the saved scheduler")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of clips trained on the empty prompt, no path")
     path_dropout: float = Field(0.1, ge=0, lt=1, description="share of the others trained on their caption alone")
-    ema_decay: float = Field(0.999, ge=0, lt=1)
-    eval_clips: NumClips = 64
-    eval_steps: SolverSteps = 50
-    guidance_scale: PositiveFloat = 2.0
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, which are the result; 0 is off")
+    eval_clips: NumClips = Field(64, description="held-out clips that it is measured on")
+    eval_steps: SolverSteps = Field(50, description="solver steps of those clips")
+    guidance_scale: PositiveFloat = Field(2.0, description="of those clips; 1 is off")
 
 
 _CHUNK = 64  # clips rendered and encoded at a time

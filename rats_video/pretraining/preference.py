@@ -39,7 +39,9 @@ class PreferenceTrainConfig(TrainStepsConfig):
         description="JSONL of preferred and rejected clips; null learns from damaged copies, as --preferences says",
     )
     model: str = Field("tiny-wan", description="pipeline whose VAE made the latents, to decode them with")
-    encoder: Literal["frames", "volume"] = "frames"
+    encoder: Literal["frames", "volume"] = Field(
+        "frames", description="judge frame by frame, or with convolutions over time"
+    )
     width: PositiveInt = Field(128, description="feature channels")
     num_words: NonNegativeInt = Field(64, description="most frequent words of the captions that are scored; 0 for none")
     word_count: PositiveInt = Field(8, description="clips that a word must be said of")
@@ -54,7 +56,7 @@ class PreferenceTrainConfig(TrainStepsConfig):
         "0 trains on all that `prepare` did not hold out",
     )
     batch_size: NumClips = Field(12, description="pairs a step")
-    steps: PositiveInt = 2000
+    steps: PositiveInt = Field(2000, description="updates of the reward")
     look_every: PositiveInt = Field(
         50, description="steps between looks at the pairs that the best weights are chosen by"
     )

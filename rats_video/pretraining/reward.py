@@ -42,23 +42,25 @@ class RewardTrainConfig(TrainStepsConfig):
 
     seed: Seed = 0
     clip: ClipConfig = ClipConfig()
-    encoder: Literal["frames", "volume"] = "frames"
-    width: PositiveInt = 128
+    encoder: Literal["frames", "volume"] = Field(
+        "frames", description="judge frame by frame, or with convolutions over time"
+    )
+    width: PositiveInt = Field(128, description="feature channels")
     model: str = Field("tiny-wan", description="pipeline whose samples and round trips the reward also learns from")
     sample_steps: tuple[SolverSteps, ...] = Field((2, 3, 4, 6, 10, 20), description="step counts of those samples")
-    guidance_scales: tuple[PositiveFloat, ...] = (1.0, 3.0)
-    shift: PositiveFloat = 3.0
+    guidance_scales: tuple[PositiveFloat, ...] = Field((1.0, 3.0), description="of those samples, in turns")
+    shift: PositiveFloat = Field(3.0, description="sigma grid shift of those samples")
     num_samples: NumClips = Field(3000, description="clips sampled from the model, labelled by measurement")
     num_round_trips: NumClips = Field(1000, description="rendered clips sent through the VAE and back")
-    batch_size: NumClips = 24
-    steps: PositiveInt = 3000
+    batch_size: NumClips = Field(24, description="clips a step")
+    steps: PositiveInt = Field(3000, description="updates of the reward")
     word_steps: NonNegativeInt = Field(
         300, description="first steps, on rendered clips and words alone; samples too early only confuse"
     )
     preference_weight: NonNegativeFloat = Field(0.3, description="of the preferences beside the words")
     optimizer: OptimizerConfig
     label_smoothing: float = Field(0.05, ge=0, lt=0.5, description="keeps log-odds, and so the score, bounded")
-    eval_clips: NumClips = 256
+    eval_clips: NumClips = Field(256, description="held-out clips that it is measured on")
 
 
 _PREFERENCE_MARGIN = 0.1  # smoothness + constancy, each in [0, 1]

@@ -42,11 +42,13 @@ _CHUNK = 64  # clips rendered and encoded at a time
 class TransformerConfig(Config):
     """Shape of the WanTransformer3DModel."""
 
-    num_heads: PositiveInt = 4
-    head_dim: PositiveInt = 32
-    ffn_dim: PositiveInt = 512
-    num_layers: PositiveInt = 6
-    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)
+    num_heads: PositiveInt = Field(4, description="attention heads of a block")
+    head_dim: PositiveInt = Field(32, description="channels of a head")
+    ffn_dim: PositiveInt = Field(512, description="hidden channels of a block's feed-forward layer")
+    num_layers: PositiveInt = Field(6, description="blocks")
+    patch_size: tuple[PositiveInt, PositiveInt, PositiveInt] = Field(
+        (1, 1, 1), description="latents of one token: frames, rows, columns"
+    )
     text_gain: PositiveFloat = Field(
         1.0,
         description="of cross-attention's values at the start: a dozen words share it with 500 rows of padding",
@@ -56,16 +58,16 @@ class TransformerConfig(Config):
 class TextEncoderConfig(Config):
     """Shape of the UMT5 encoder. It stays random: thirty words need contextual features, not a learned language."""
 
-    d_model: PositiveInt = 64
-    num_layers: PositiveInt = 2
-    num_heads: PositiveInt = 4
+    d_model: PositiveInt = Field(64, description="channels of a token")
+    num_layers: PositiveInt = Field(2, description="blocks")
+    num_heads: PositiveInt = Field(4, description="attention heads of a block")
 
 
 class FramesConfig(Config):
     """Single frames: they teach shapes, at a fraction of what a clip costs."""
 
     num_clips: NumClips = Field(8192, description="frames rendered and encoded once")
-    batch_size: NumClips = 64
+    batch_size: NumClips = Field(64, description="frames a step")
     steps: NonNegativeInt = Field(900, description="steps before the first clip")
     share: float = Field(0.2, ge=0, lt=1, description="share of the later steps")
 
@@ -88,17 +90,17 @@ class TeacherTrainConfig(TrainStepsConfig):
         le=1,
         description="share of clips whose first frame is given, free of noise; patches of one frame",
     )
-    batch_size: NumClips = 64
-    steps: PositiveInt = 4000
+    batch_size: NumClips = Field(64, description="clips a step")
+    steps: PositiveInt = Field(4000, description="updates of the weights")
     checkpoint_every: PositiveInt = Field(300, description="steps")
     optimizer: OptimizerConfig
     shift: PositiveFloat = Field(3.0, description="sigma grid shift, in training and in the saved scheduler")
     prompt_dropout: float = Field(0.1, ge=0, lt=1, description="share of clips trained on the empty prompt")
-    ema_decay: float = Field(0.999, ge=0, lt=1)
+    ema_decay: float = Field(0.999, ge=0, lt=1, description="of the averaged weights, which are the result; 0 is off")
     half: bool = Field(default=False, description="round the trained weights to half precision and store them as such")
-    eval_clips: NumClips = 64
-    eval_steps: SolverSteps = 50
-    guidance_scale: PositiveFloat = 3.0
+    eval_clips: NumClips = Field(64, description="held-out clips that it is measured on")
+    eval_steps: SolverSteps = Field(50, description="solver steps of those clips")
+    guidance_scale: PositiveFloat = Field(3.0, description="of those clips; 1 is off")
 
 
 def build_tokenizer() -> Any:

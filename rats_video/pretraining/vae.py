@@ -31,9 +31,11 @@ from rats_video.seeds import seeded
 class VaeModelConfig(Config):
     """Shape of the AutoencoderKLWan."""
 
-    base_dim: PositiveInt = 16
-    dim_mult: tuple[PositiveInt, ...] = (1, 2, 2)
-    latent_channels: PositiveInt = 32
+    base_dim: PositiveInt = Field(16, description="channels at full size")
+    dim_mult: tuple[PositiveInt, ...] = Field(
+        (1, 2, 2), description="times base_dim, the channels at each size; each but the first halves it"
+    )
+    latent_channels: PositiveInt = Field(32, description="numbers of one latent position")
     patch_size: PositiveInt = Field(4, description="pixels folded into channels before the first convolution")
     num_res_blocks: NonNegativeInt = Field(1, description="of the encoder at each size; the decoder has one more")
 
@@ -41,11 +43,11 @@ class VaeModelConfig(Config):
 class VaeStageConfig(Config):
     """One stage of the curriculum: short clips first, whole clips last (or later latent frames are never seen)."""
 
-    num_frames: PositiveInt
-    batch_size: NumClips
-    steps: PositiveInt
-    lr: PositiveFloat
-    trains: Literal["all", "decoder"] = "all"
+    num_frames: PositiveInt = Field(description="frames of its clips")
+    batch_size: NumClips = Field(description="clips a step")
+    steps: PositiveInt = Field(description="updates of the weights")
+    lr: PositiveFloat = Field(description="learning rate")
+    trains: Literal["all", "decoder"] = Field("all", description="what learns; the rest stays as it is")
     latent_noise: NonNegativeFloat = Field(
         0.05, description="noise on the latents, in their own deviations: samples are never exact"
     )
@@ -62,13 +64,13 @@ class VaeConfig(Config):
         None, description="pipeline folder or embedded name whose vae/ is trained on; null: random"
     )
     model: VaeModelConfig = Field(VaeModelConfig(), description="where init is null")
-    stages: tuple[VaeStageConfig, ...] = Field(min_length=1)
+    stages: tuple[VaeStageConfig, ...] = Field(min_length=1, description="one after the other")
     object_weight: NonNegativeFloat = Field(15.0, description="extra loss weight of pixels unlike their frame's corner")
     prune_channels: PositiveInt | None = Field(
         None, description="keep only this many principal components of the latent channels, at the end"
     )
     stats_clips: NumClips = Field(512, description="clips from which latents_mean and latents_std are measured")
-    eval_clips: NumClips = 64
+    eval_clips: NumClips = Field(64, description="clips that it is measured on")
 
 
 _LOG_VARIANCE = -8.0

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from rats_video.assets import resolve_folder
 from rats_video.config.fields import Config
 from rats_video.types import ClipSpec, LatentScorer, Reward, RewardScores
+
+WeightsFolder = Annotated[str, Field(description="folder of its weights, in safetensors")]
 
 
 @dataclass(frozen=True)

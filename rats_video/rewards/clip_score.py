@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rats_video.meta import LongPrompts
-from rats_video.rewards.base import RewardContext
+from rats_video.rewards.base import RewardContext, WeightsFolder
 from rats_video.rewards.clip_text import ClipText, cleaned
 from rats_video.rewards.files import load_tokenizer, load_transformers_model
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig
@@ -48,7 +48,7 @@ class PickScoreConfig(BaseClipConfig):
     source = "yuvalkirstain/PickScore_v1"
 
     kind: Literal["pickscore"]
-    path: str = "models/PickScore_v1"
+    path: WeightsFolder = "models/PickScore_v1"
 
     def build(self, context: RewardContext) -> ClipReward:
         """Load it."""
@@ -72,7 +72,7 @@ class ClipScoreConfig(BaseClipConfig):
     source = "openai/clip-vit-large-patch14"
 
     kind: Literal["clip_score"]
-    path: str = "models/clip-vit-large-patch14"
+    path: WeightsFolder = "models/clip-vit-large-patch14"
 
     def build(self, context: RewardContext) -> ClipReward:
         """Load it."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from rats_video.errors import UserError
 from rats_video.meta import META, LongPrompts
 from rats_video.reading import DAMAGED, read_json
-from rats_video.rewards.base import RewardContext
+from rats_video.rewards.base import RewardContext, WeightsFolder
 from rats_video.rewards.clip_score import VIT_H, BaseClipConfig, ClipReward, load_clip_tokenizer
 from rats_video.rewards.files import check_keys, fill_transformers_model, load_checkpoint_tensors
 from rats_video.rewards.pixels import CLIP_MEAN, CLIP_STD, normalize
@@ -27,7 +27,7 @@ class HPSv2Config(BaseClipConfig):
     source = "xswu/HPSv2: HPS_v2.1_compressed.pt, converted"
 
     kind: Literal["hpsv2"]
-    path: str = "models/HPSv2.1"
+    path: WeightsFolder = "models/HPSv2.1"
     tokenizer: str | None = "models/clip-vit-large-patch14"
 
     def build(self, context: RewardContext) -> ClipReward:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rats_video.meta import META, CountedTokens
-from rats_video.rewards.base import RewardContext
+from rats_video.rewards.base import RewardContext, WeightsFolder
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.frames import FrameChoice, FrameReward, FrameRewardConfig
 from rats_video.rewards.prompted import Condition
@@ -34,7 +34,7 @@ class HPSv3Config(Qwen2VLConfig, FrameRewardConfig):
     source = "MizzenAI/HPSv3"
 
     kind: Literal["hpsv3"]
-    path: str = "models/HPSv3"
+    path: WeightsFolder = "models/HPSv3"
     tokenizer: str = Field("models/Qwen2-VL-7B-Instruct", description="folder of the tokenizer of Qwen2-VL")
     frames: FrameChoice = Field(
         4, description="score that many, evenly spaced from first to last; null = all; or {kind: window or ends}"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from rats_video.errors import AsUserError, UserError
 from rats_video.meta import META, LongPrompts
-from rats_video.rewards.base import RewardContext
+from rats_video.rewards.base import RewardContext, WeightsFolder
 from rats_video.rewards.files import check_keys, load_checkpoint_tensors
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig
 from rats_video.rewards.pixels import clip_pixels
@@ -30,7 +30,7 @@ class ImageRewardConfig(FrameRewardConfig):
     source = "THUDM/ImageReward, converted to safetensors"
 
     kind: Literal["image_reward"]
-    path: str = "models/ImageReward"
+    path: WeightsFolder = "models/ImageReward"
     tokenizer: str = Field("models/bert-base-uncased", description="folder of the tokenizer of BERT, uncased")
 
     def build(self, context: RewardContext) -> ImageReward:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,11 +61,18 @@ class RankLink:
 
 @dataclass(frozen=True)
 class _Request:
-    """Announces `[B, T, 3, height, width]` pixels of these prompts; `keeps` keeps the reply for `backward`."""
+    """Announces `[B, T, 3, height, width]` pixels of these prompts; `keep` is the number to keep the reply under."""
 
     prompts: tuple[str, ...]
     shape: tuple[int, ...]
-    keeps: bool
+    keep: int | None
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """Announces the gradient by the scores of a reply that was kept."""
+
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -82,26 +90,28 @@ class _Layout:
 class RemoteReward:
     """The reward on this rank's reward rank, gradients included.
 
-    Between a call with gradient and its backward there may be calls without, but no second one with gradient.
+    Each call with gradient is kept there until its backward: a method may score several clips before the first.
 
     Raises:
         UserError: whatever the reward there raises.
     """
 
     def __init__(self, link: RankLink) -> None:
-        self._link = link
+        self._link, self._calls = link, itertools.count()
         link.hear()  # the reward is loaded and tested
 
     def __call__(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `videos` `[B, T, 3, height, width]` in [0, 1] against their prompts."""
-        keeps = videos.requires_grad and torch.is_grad_enabled()
-        self._link.tell(_Request(tuple(prompts), tuple(videos.shape), keeps))
+        keep = next(self._calls) if videos.requires_grad and torch.is_grad_enabled() else None
+        self._link.tell(_Request(tuple(prompts), tuple(videos.shape), keep))
         self._link.send(videos)
         reply = self._link.hear()
         if isinstance(reply, str):
             raise UserError(reply)
         scores = self._link.receive((len(videos), reply.columns))
-        return _unpack(_RemoteScores.apply(videos, scores, self._link) if keeps else scores, reply)  # type: ignore[no-untyped-call]
+        if keep is not None:
+            scores = _RemoteScores.apply(videos, scores, self._link, keep)  # type: ignore[no-untyped-call]
+        return _unpack(scores, reply)
 
     def close(self) -> None:
         """Tell the reward rank that this rank is done."""
@@ -112,15 +122,15 @@ class _RemoteScores(torch.autograd.Function):
     """Connects scores from the reward rank to the autograd graph of the local pixels."""
 
     @staticmethod
-    def forward(ctx: Any, videos: Tensor, scores: Tensor, link: RankLink) -> Tensor:
-        ctx.link, ctx.shape, ctx.dtype = link, videos.shape, videos.dtype
+    def forward(ctx: Any, videos: Tensor, scores: Tensor, link: RankLink, kept: int) -> Tensor:
+        ctx.link, ctx.kept, ctx.shape, ctx.dtype = link, kept, videos.shape, videos.dtype
         return scores.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        ctx.link.tell("backward")
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.link.tell(_Backward(ctx.kept))
         ctx.link.send(gradients[0])
-        return ctx.link.receive(ctx.shape).to(ctx.dtype), None, None
+        return ctx.link.receive(ctx.shape).to(ctx.dtype), None, None, None
 
 
 def serve_reward(reward: Reward, runtime: Runtime) -> None:
@@ -148,22 +158,23 @@ def answer(reward: Reward, link: RankLink, computing: threading.Lock, ended: Sim
     if link.device.type == "cuda":
         torch.cuda.set_device(link.device)  # a thread starts on the first GPU
     link.tell("ready")
-    kept: tuple[Tensor, Tensor] | None = None
+    kept: dict[int, tuple[Tensor, Tensor]] = {}
     while (request := link.hear()) is not None:
         if isinstance(request, _Request):
-            videos = link.receive(request.shape).requires_grad_(request.keeps)
+            with_gradient = request.keep is not None
+            videos = link.receive(request.shape).requires_grad_(with_gradient)
             try:
-                with computing, torch.set_grad_enabled(request.keeps):
+                with computing, torch.set_grad_enabled(with_gradient):
                     layout, scores = _pack(reward(videos, request.prompts))
             except UserError as error:
                 link.tell(str(error))
                 continue
             link.tell(layout)
             link.send(scores)
-            kept = (videos, scores) if request.keeps else kept
+            if request.keep is not None:
+                kept[request.keep] = videos, scores
         else:
-            assert kept is not None
-            (videos, scores), kept = kept, None
+            videos, scores = kept.pop(request.kept)
             incoming = link.receive(scores.shape)
             with computing:
                 (gradient,) = torch.autograd.grad(scores, videos, incoming)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from rats_video.errors import UserError
 from rats_video.reading import read_sizes
-from rats_video.rewards.base import RewardContext
+from rats_video.rewards.base import RewardContext, WeightsFolder
 from rats_video.rewards.files import load_transformers_model
 from rats_video.rewards.frames import FrameReward, FrameRewardConfig, scored_frames
 from rats_video.rewards.pixels import IMAGENET_MEAN, IMAGENET_STD, normalize, short_side_to
@@ -28,7 +28,7 @@ class SubjectConsistencyConfig(FrameRewardConfig):
     source = "facebook/dino-vitb16"
 
     kind: Literal["subject_consistency"]
-    path: str = "models/dino-vitb16"
+    path: WeightsFolder = "models/dino-vitb16"
 
     def build(self, context: RewardContext) -> SubjectConsistency:
         """Load it; raises UserError if the folder does not hold a DINO, whole and in safetensors."""

@@ -26,7 +26,9 @@ class TermConfig(Config):
     weight: float = Field(1.0, allow_inf_nan=False, description="0 logs the score and leaves it out of the sum")
     mean: float = Field(0.0, allow_inf_nan=False, description="score that counts as 0")
     spread: PositiveFloat = Field(1.0, description="score difference that counts as 1")
-    reward: Annotated[SingleRewardConfig, Field(discriminator="kind"), BeforeValidator(word_by_default)]
+    reward: Annotated[SingleRewardConfig, Field(discriminator="kind"), BeforeValidator(word_by_default)] = Field(
+        description="what the term scores"
+    )
 
 
 class SumRewardConfig(BaseRewardConfig):

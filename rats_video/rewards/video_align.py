@@ -20,7 +20,7 @@ from rats_video.config.fields import Config, PositiveFloat
 from rats_video.errors import UserError
 from rats_video.meta import META, CountedTokens
 from rats_video.reading import DAMAGED, read_json
-from rats_video.rewards.base import RewardContext
+from rats_video.rewards.base import RewardContext, WeightsFolder
 from rats_video.rewards.files import load_checkpoint_tensors, load_tokenizer
 from rats_video.rewards.prompted import Condition, score_in_chunks
 from rats_video.rewards.qwen import (
@@ -55,7 +55,7 @@ class VideoAlignConfig(Qwen2VLConfig):
     source = "KlingTeam/VideoReward"
 
     kind: Literal["video_align"]
-    path: str = "models/VideoReward"
+    path: WeightsFolder = "models/VideoReward"
     fps: PositiveFloat | None = Field(None, description="frames a second of the clips; null = of the run's clip")
     weights: VideoAlignWeightsConfig = VideoAlignWeightsConfig()
 

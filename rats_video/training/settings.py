@@ -18,7 +18,7 @@ from rats_video.training.faults import FaultsConfig
 class TrainingConfig(TrainStepsConfig):
     """The optimisation."""
 
-    steps: PositiveInt = 150
+    steps: PositiveInt = Field(150, description="updates of the student")
     batch_size: NumClips = Field(8, description="clips an update, over all processes")
     micro_batch_size: PositiveInt | None = Field(
         None, description="clips a process works on at a time; gradients add up, memory does not; null = all of its own"

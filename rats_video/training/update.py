@@ -99,7 +99,9 @@ class Updater:
         )
         _check(f"{name}'s loss", row["loss"])
         self._runtime.average_gradients(weights)
-        return {**row, "grad_norm": self._apply(f"{name}'s gradient", weights, optimizer, critic.optimizer)}
+        norm = self._apply(f"{name}'s gradient", weights, optimizer, critic.optimizer)
+        optimizer.zero_grad(set_to_none=True)  # they would wait through the student's step
+        return {**row, "grad_norm": norm}
 
     def _begin(self, optimizer: torch.optim.Optimizer, cfg: OptimizerConfig, step: int) -> float:
         """Clear the gradients and set the learning rate of this step, which is returned."""

@@ -14,10 +14,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from rats_video.backbones.split import split_tokens, split_weights
 from rats_video.backbones.wan import WanBackbone
 from rats_video.distillation.checks import check_compute
+from rats_video.distillation.parallel import split_roles
 from rats_video.distillation.roles import build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
-from rats_video.runtime import Runtime
+from rats_video.runtime import ALONE, Runtime
 
 CPU = torch.device("cpu")
 MakeConfig = Callable[..., DistillConfig]
@@ -89,11 +90,28 @@ def test_kernel_that_cannot_share_a_clip_is_one_line(loaded: WanBackbone) -> Non
     [
         ("compute.offload=block", r"^compute\.offload: does not go with parallel\.shard"),
         ("training.optimizer.kind=adamw8bit", r"^training\.optimizer\.kind: does not go with parallel\.shard"),
+        (
+            "method={kind: dmd2, fake_score: {optimizer: {kind: adamw8bit, lr: 1e-3}}}",
+            r"^method\.fake_score\.optimizer\.kind: does not go with parallel\.shard",
+        ),
     ],
 )
 def test_levers_that_do_not_go_with_split_weights(make_config: MakeConfig, lever: str, expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         check_compute(make_config("parallel.shard=true", lever), CPU)
+
+
+@pytest.mark.parametrize("kind", ["dmd2", "rtdmd", "dollar", "consistency", "t2v_turbo"])
+def test_experts_that_clips_call_on_their_own_are_not_split(
+    loaded: WanBackbone, make_config: MakeConfig, kind: str
+) -> None:
+    experts = loaded.with_own_denoiser()
+    experts.denoiser_parts = ("transformer", "transformer_2")
+    experts.parts["transformer_2"] = experts.parts["transformer"]
+    split_roles(make_config(f"method.kind={kind}"), [experts], [], ALONE)  # each process has all of them
+    with pytest.raises(UserError, match=rf"^parallel\.shard: .*{kind} draws a noise level a clip.*two experts"):
+        split_roles(make_config(f"method.kind={kind}", "parallel.shard=true"), [experts], [], ALONE)
+    split_roles(make_config("method.kind=refl", "parallel.shard=true"), [experts], [], ALONE)
 
 
 @pytest.mark.usefixtures("_of_four")

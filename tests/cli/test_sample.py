@@ -13,7 +13,7 @@ import torch
 from outcomes import PROMPT, names, refused
 from torch import Tensor
 
-from rats_video.commands.students import load_run
+from rats_video.commands.runs import load_run
 from rats_video.inference.video import read_mp4
 
 Command = Callable[..., Any]

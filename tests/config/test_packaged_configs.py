@@ -116,6 +116,17 @@ def test_recipe_of_a_real_model(name: str) -> None:
     assert cfg.prompts == FilePromptsConfig.model_validate({"kind": "file", **prompts})
 
 
+@pytest.mark.parametrize("name", ["wan21_1b-dmd2", "wan21_14b-dmd2", "wan21_1b-rtdmd", "wan21_1b-grpo"])
+def test_rival_of_a_real_model_has_its_clip_base_and_precision(name: str) -> None:
+    cfg, base = read(name), read(name.split("-", maxsplit=1)[0])
+    assert cfg.method.kind == name.rsplit("-", maxsplit=1)[1]
+    same = ("model", "clip", "shift", "prompts", "reward", "heldout_reward", "evaluation")
+    assert [getattr(cfg, key) for key in same] == [getattr(base, key) for key in same]
+    assert (cfg.student.weights, cfg.student.num_steps) == (base.student.weights, base.student.num_steps)
+    assert cfg.compute.model_dump(exclude={"decode"}) == base.compute.model_dump(exclude={"decode"})
+    assert cfg.parallel.shard == ("14b" in name)
+
+
 @pytest.mark.parametrize("name", STRIDES)
 def test_teacher_nests_in_3_4_and_8_steps_and_is_near_at_5(name: str) -> None:
     cfg = read(name)

@@ -36,8 +36,38 @@ WAYS = {
     "lora-reward": (*LORA, REWARD),
     "policy-shard-context": (*POLICY, SHARD, CONTEXT),
 }
+# Every other method, on two clips an update, once in each way that something of it is shared.
+BARE = ("guard=null", "validation=null", "training.steps=2")
+RANK_2 = ("student.weights.kind=lora", "student.weights.rank=2", "student.weights.alpha=2")
+ROUNDS = "fake_score: {rounds: 2, optimizer: {lr: 1.0e-3}}"
+GAN = "gan: {weight: 0.1, fake_score_weight: 0.1}"
+GROUP = "policy: {samples: 2, normalize: false, trained_share: 0.5}"
+DMD2 = f"method={{kind: dmd2, {ROUNDS}, {GAN}, ida: 0.9, adversarial_reward: {{weight: 0.5, {GROUP}}}}}"
+RTDMD = f"method={{kind: rtdmd, {ROUNDS}, {GROUP}, distribution_weight: 0.1}}"
+DOLLAR = f"method={{kind: dollar, {ROUNDS}, pairs: {{count: 2}}}}"
+TURBO = "method={kind: t2v_turbo, pairs: {count: 2}, video_reward: {kind: motion_smoothness}}"
+IN_TWO = ("training.batch_size=4", "training.micro_batch_size=1")
+METHODS = {
+    "dmd2 full": ((DMD2,), [(), (SHARD,), (SHARD, CONTEXT)]),
+    "dmd2 lora": ((DMD2, *RANK_2), [(SHARD,), (CONTEXT,), (SHARD, CONTEXT)]),
+    "dmd2 reward": ((f"method={{kind: dmd2, {ROUNDS}, reward_weight: 1}}", *RANK_2, *IN_TWO), [(SHARD,), (REWARD,)]),
+    "rtdmd full": ((RTDMD, *IN_TWO), [(SHARD,)]),
+    "rtdmd lora": ((RTDMD, *RANK_2), [(SHARD, CONTEXT), (REWARD,)]),
+    "dollar full": ((DOLLAR,), [(SHARD, CONTEXT)]),
+    "dollar lora": ((DOLLAR, *RANK_2, *IN_TWO), [(SHARD,), (REWARD,)]),
+    "grpo": ((f"method={{kind: grpo, {GROUP}, kl_weight: 0.1}}",), [(SHARD,), (SHARD, CONTEXT)]),
+    "refl": (("method.kind=refl", *RANK_2), [(SHARD,), (CONTEXT,)]),
+    "imitation": (("method.kind=imitation",), [(SHARD,)]),
+    "consistency": (("method={kind: consistency, pairs: {count: 2}}",), [(SHARD, CONTEXT)]),
+    "t2v_turbo": ((TURBO, *RANK_2), [(SHARD,)]),
+}
+SHARED = [(name, ways) for name, (_, shared) in METHODS.items() for ways in shared]
 
 Alone = Callable[[str], Path]
+
+
+def folder_of(name: str, ways: tuple[str, ...] = ("alone",)) -> str:
+    return "-".join((name, *ways)).replace("parallel.", "").replace(" ", "-")
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +100,12 @@ def together(config_file: Path, folder: Path) -> Path:
         begun._replace(overrides=(*LORA, SHARD, f"training.steps={STEPS}")),
         processes.Job(config, str(folder / "from-two"), (*FULL, SHARD, "training.steps=2")),
     ]
+    jobs += [
+        processes.Job(config, str(folder / folder_of(name, ways)), (*BARE, *METHODS[name][0], *ways))
+        for name, ways in SHARED
+    ]
+    halves = processes.Job(config, str(folder / "halves"), (*BARE, *METHODS["dmd2 lora"][0], SHARD, "training.steps=1"))
+    jobs += [halves, halves._replace(overrides=(*halves.overrides, "training.steps=2"))]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = ["torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     done = subprocess.run(
@@ -137,3 +173,49 @@ def test_split_run_goes_on_in_one_process(alone: Alone, together: Path, config_f
     again = together / "from-two"
     processes.work(processes.Job(str(config_file), str(again), (*FULL, f"training.steps={STEPS}")))
     assert_same_run(again, alone("full"))
+
+
+@pytest.fixture(scope="module")
+def method_alone(config_file: Path, folder: Path) -> Alone:
+    """The run of a method in one process."""
+
+    @functools.cache
+    def train(name: str) -> Path:
+        output = folder / folder_of(name)
+        processes.work(processes.Job(str(config_file), str(output), (*BARE, *METHODS[name][0])))
+        return output
+
+    return train
+
+
+def rows_of(run: Path) -> list[dict[str, float]]:
+    return [{**row, "seconds": 0} for row in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.mark.parametrize(("name", "ways"), SHARED, ids=[folder_of(*each) for each in SHARED])
+def test_two_processes_train_what_one_trains_by_every_method(
+    method_alone: Alone, together: Path, name: str, ways: tuple[str, ...]
+) -> None:
+    one, two = method_alone(name), together / folder_of(name, ways)
+    rows, expected = rows_of(two), rows_of(one)
+    assert len(rows) == 2
+    for row, its in zip(rows, expected, strict=True):
+        assert row == pytest.approx(its, rel=1e-5, abs=2e-6)
+    files = sorted(path.relative_to(one) for path in one.rglob("checkpoints/**/*.safetensors"))
+    critic = ["fake_score-optimizer", "fake_score"] if "fake_score" in METHODS[name][0][0] else []
+    assert [file.stem for file in files] == [*critic, "optimizer", "student"]
+    for file in files:
+        tensors, its_tensors = load_file(two / file), load_file(one / file)
+        assert tensors.keys() == its_tensors.keys()
+        for key, tensor in tensors.items():
+            assert_close_as_a_whole(tensor.double(), its_tensors[key].double(), f"{file}: {key}")
+
+
+def test_split_critic_goes_on_bit_for_bit(together: Path) -> None:
+    whole, halves = together / folder_of("dmd2 lora", (SHARD,)), together / "halves"
+    assert rows_of(halves) == rows_of(whole)
+    files = list(whole.rglob("checkpoints/**/*.safetensors"))
+    assert len(files) == 4
+    for file in files:
+        again = load_file(halves / file.relative_to(whole))
+        assert all(torch.equal(tensor, again[key]) for key, tensor in load_file(file).items())

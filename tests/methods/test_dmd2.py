@@ -16,7 +16,7 @@ from torch.nn.functional import softplus
 from rats_video.backbones.wan import WanBackbone
 from rats_video.diffusion.flow import add_noise
 from rats_video.distillation.method import build_method
-from rats_video.distillation.roles import build_roles
+from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.methods.distribution_matching import DistributionMatching
@@ -120,6 +120,19 @@ def test_three_steps_and_two_more_are_five(make: Make, captions: tuple[str, ...]
     assert any(name.startswith("discriminator.") for name in load_file(
         tmp_path / "whole/checkpoints/step-000005/fake_score.safetensors"
     ))  # fmt: skip
+
+
+def test_a_base_in_host_memory_changes_nothing(
+    make_config: Callable[..., DistillConfig], captions: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = []
+    for offload in ("none", "block"):
+        cfg = make_config(f"method={{kind: dmd2{ROUNDS}, {GAN}}}", LORA, f"compute.offload={offload}")
+        dmd = build_method(cfg, *build_roles(cfg, build_backbone(cfg, torch.device("cpu"))))
+        (tmp_path / offload).mkdir()
+        train_loop(dmd, cfg, captions, RunFolder(tmp_path / offload))
+        rows.append([{**row, "seconds": 0} for row in read_metrics(tmp_path / offload / "metrics.jsonl")])
+    assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("options", ["", f", {GAN}, {POLICY}", ALL], ids=["plain", "policy", "all"])
@@ -229,7 +242,6 @@ def test_forced_rollout_begins_at_the_noised_real_clip(make: Make, draw: Callabl
     ("options", "overrides", "expected"),
     [
         ("", ["teacher.kind=ema"], "teacher.kind: is the student's own average"),
-        ("", ["parallel.shard=true"], "dmd2 trains networks beside the student: set parallel.shard=false"),
         (", data_forcing: 0.5", [], "data_forcing needs real_data"),
         (f", {POLICY}", [], "it needs gan"),
         (", fake_score: {levels: [0.5, 0.2]}", [], "must rise within"),

@@ -158,7 +158,6 @@ def test_a_method_without_a_kind_is_rats(make_config: MakeConfig) -> None:
         (("method={kind: grop}",), "method.kind: unknown kind 'grop' (did you mean 'grpo'?)"),
         (("method={kind: refl, gate: {kind: constant}}",), "method.gate: unknown key"),
         (("method={kind: refl}", "guard={on_alarm: shape}"), "strengthens the shaping of rats; refl has none"),
-        (("method={kind: rtdmd}", "parallel.shard=true"), "rtdmd trains networks beside the student"),
         (("method={kind: grpo}", "student.num_steps=[4, 1]"), "grpo learns from the steps before the last"),
         (("method={kind: grpo, policy: {samples: 1}}",), "method.policy.samples: must be at least 2"),
         (("method={kind: grpo, policy: {trained_share: 0}}",), "method.policy.trained_share: must be greater than 0"),
@@ -173,10 +172,10 @@ def test_what_does_not_fit_is_one_line(make_config: MakeConfig, settings: Sequen
     assert "\n" not in str(caught.value)
 
 
-def test_plan_of_a_rival_is_one_line(command: Callable[..., tuple[int, str, str]]) -> None:
-    code, _, err = command("plan", "--config", "tiny-refl")
+def test_plan_of_code_of_ones_own_is_one_line(command: Callable[..., tuple[int, str, str]]) -> None:
+    code, _, err = command("plan", "--config", "tiny", "--set", "method={kind: custom, target: 'my_module:Mine'}")
     assert (code, err.count("\n")) == (2, 1)
-    assert "plan counts the step of rats, not of refl" in err
+    assert "method.kind: is code of your own, which plan does not run (plan a packaged method)" in err
 
 
 def test_a_run_from_before_there_were_kinds_goes_on(

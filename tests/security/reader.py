@@ -29,7 +29,7 @@ from rats_video.backbones.folder import read_index
 from rats_video.backbones.lora import LORA_FILE, METADATA_KEY, read_lora
 from rats_video.backbones.small_decoder import load_small_decoder
 from rats_video.backbones.text_cache import TextCache
-from rats_video.commands.students import load_run
+from rats_video.commands.runs import load_run
 from rats_video.config.load import dump_config, load_config
 from rats_video.datasets.prompts.files import read_prompts
 from rats_video.datasets.shapes.render import WORDS

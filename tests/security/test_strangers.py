@@ -19,7 +19,7 @@ from rats_video.assets import ASSETS
 from rats_video.backbones.kinds import load_backbone
 from rats_video.commands.folders import claim_folder
 from rats_video.commands.rewards import run_list_rewards
-from rats_video.commands.students import load_run
+from rats_video.commands.runs import load_run
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import CONTROLS, UserError, printable, warn
 from rats_video.files import replacing
