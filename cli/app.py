@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -31,15 +30,7 @@ from rats_video.cli import (
 )
 from rats_video.cli.launch import RankZeroOutput, record_exit
 from rats_video.errors import REQUEUE, Interrupted, UserError, printable
-
-# torchao, where it is installed, warns at every start of kernels and classes that nothing here uses; transformers says
-# that torchvision is not there, which nothing here needs.
-TALKATIVE = (
-    "torchao",
-    "torch.utils._pytree",
-    "diffusers.quantizers.torchao.torchao_quantizer",
-    "transformers.utils.import_utils",
-)
+from rats_video.quiet import quiet_libraries
 
 app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
@@ -81,8 +72,7 @@ def main() -> None:
 
     Ctrl-C ends it with code 130, SIGTERM and SIGUSR1 with 75, on which a scheduler may start it again.
     """
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_libraries()
     try:
         with _orderly_end(), RankZeroOutput((UserError, Interrupted, SystemExit, typer.TyperException, OSError)):
             code = app(prog_name="rats-video", standalone_mode=False)

@@ -31,6 +31,7 @@ from rats_video.errors import UserError
 from rats_video.evaluation.tables import ArmRow, read_rows
 from rats_video.inference.requests import list_requests
 from rats_video.inference.video import write_clip
+from rats_video.quiet import quiet_libraries
 from rats_video.rewards.reward import build_reward, reward_kinds
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -40,6 +41,8 @@ __all__ = ["Run", "Student", "UserError", "distill", "evaluate", "load_reward"]
 
 PathLike = str | Path
 OnStep = Callable[[int, Mapping[str, float]], None]
+
+quiet_libraries()
 
 
 @dataclass(frozen=True)
@@ -143,14 +146,19 @@ class Student:
             UserError: the name ends in neither `.mp4` nor, for one frame, `.png`; or `frames` are no such tensor.
         """
         path = Path(path)
-        endings = [".mp4", ".png"] if len(frames) == 1 else [".mp4"]
-        if path.suffix not in endings:
-            what = f"{len(frames)} frames are written as {' or '.join(endings)}"
-            raise UserError(what, where=str(path), fix=f"name it {path.with_suffix(endings[-1]).name}")
+        if frames.ndim != 4:
+            raise UserError(
+                f"must be [T, 3, H, W], got {list(frames.shape)}", where="frames", fix="save one clip at a time"
+            )
+        is_picture = len(frames) == 1
+        if path.suffix not in ({".mp4", ".png"} if is_picture else {".mp4"}):
+            what = "1 frame is written as .mp4 or .png" if is_picture else f"{len(frames)} frames are written as .mp4"
+            near = path.with_suffix(".png" if is_picture else ".mp4").name
+            raise UserError(what, where=str(path), fix=f"name it {near}")
         try:
             write_clip(frames, path, fps=self.clip.fps, remarks={})
         except ValueError as error:
-            raise UserError(str(error), where="frames") from error
+            raise UserError(str(error).removeprefix("frames "), where="frames") from error
 
 
 @in_python()
@@ -194,7 +202,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged of each step, as `metrics.jsonl` holds it: `step`, `loss`, `student_reward` and others."""
+        """What was logged of each step, as `metrics.jsonl` holds it: `step`, `loss`, `reward/student` and others."""
         path = RunFolder(self.folder).metrics
         if not path.is_file():
             raise UserError("not a run: it has no metrics.jsonl", where=str(self.folder))

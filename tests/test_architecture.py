@@ -34,6 +34,7 @@ LAYERS = (
         "files",
         "hub_errors",
         "motion_path",
+        "quiet",
         "reading",
         "runtime",
         "seeds",

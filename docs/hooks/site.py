@@ -22,6 +22,7 @@ OUTSIDE = re.compile(
     r"(\]\()((?:\.\./)+[\w./-]+)(\))"
 )  # a link that may leave docs/ for another file of the repository
 API = {
+    "api": "What `import rats_video` offers",
     "types": "What the parts hand to one another: clips, batches, scores, and the protocols of models and rewards",
     "errors": "A user's mistake, and a training that was stopped",
     "config": "Configurations: YAML, `extends`, `--set`, error messages",
