@@ -25,7 +25,7 @@ from rats_video.errors import UserError
 from rats_video.evaluation.tables import TEACHER
 from rats_video.inference.manifest import MANIFEST, SampledClip, read_clips
 from rats_video.inference.requests import Request, list_requests
-from rats_video.inference.video import read_mp4, write_mp4
+from rats_video.inference.video import read_clip, write_clip
 from rats_video.rating.record import CHECK_EVERY, CHECKS, CLIPS, Asked, RatedClips, Rating, ShownPair
 from rats_video.runtime import Runtime
 from rats_video.seeds import seeded
@@ -61,6 +61,7 @@ def make_rating(runs: Sequence[Path], options: RateOptions, asked: Asked, output
         UserError: there is no clip that all arms have, they differ in size, or a run cannot be sampled.
     """
     arms = {name: find_student(run, where="RUN") for name, run in zip(arm_names(runs), runs, strict=True)}
+    _check_arms(arms)
     sampled = {name: read_clips(folder) for name, folder in arms.items() if (folder / MANIFEST).is_file()}
     if len(arms) == len(sampled) == 1:
         raise UserError("nothing to compare these clips with", where=str(runs[0]), fix="name another run or folder")
@@ -88,6 +89,17 @@ def make_rating(runs: Sequence[Path], options: RateOptions, asked: Asked, output
     rating = Rating(asked=asked, arms=tuple(found), clips=tuple(clips), checks=tuple(_checks(clips, output)))
     rating.save(output)
     return rating
+
+
+def _check_arms(arms: Mapping[str, Path]) -> None:
+    """Refuse an arm that is not there, or is there twice."""
+    seen: dict[Path, str] = {}
+    for name, folder in arms.items():
+        if not folder.is_dir():
+            fix = "give a run, a student or a pipeline: a folder, or USER/NAME on the hub"
+            raise UserError(f"no such folder: {folder}", where="RUN", fix=fix)
+        if (first := seen.setdefault(folder.resolve(), name)) != name:
+            raise UserError(f"{first} and {name} are the same folder: {folder}", where="RUN", fix="name it once")
 
 
 def arm_names(runs: Sequence[Path]) -> list[str]:
@@ -177,7 +189,7 @@ def _check_size(clips: RatedClips, output: Path) -> None:
     """Refuse clips that cannot be read or differ in size, which would tell one arm from another."""
     sizes = {}
     for arm, file in clips.files.items():
-        frames, fps = read_mp4(output / file)
+        frames, fps = read_clip(output / file)
         sizes[arm] = f"{len(frames)} frames of {frames.shape[3]} x {frames.shape[2]} at {fps:g} a second"
     if len(set(sizes.values())) > 1:
         said = ", ".join(f"{arm} {size}" for arm, size in sizes.items())
@@ -195,9 +207,9 @@ def _checks(clips: Sequence[RatedClips], output: Path) -> list[ShownPair]:
         if number % 2:
             checks.append(ShownPair(left=file, right=file, prompt=prompt, answer="same"))
             continue
-        damaged = f"{CHECKS}/{number:03d}.mp4"
-        frames, fps = read_mp4(output / file)
+        damaged = f"{CHECKS}/{number:03d}{Path(file).suffix}"
+        frames, fps = read_clip(output / file)
         grain = torch.randn(frames.shape, generator=seeded(0, 24, number))
-        write_mp4((frames + _GRAIN * grain).clamp(0, 1), output / damaged, fps=fps)
+        write_clip((frames + _GRAIN * grain).clamp(0, 1), output / damaged, fps=fps, remarks={})
         checks.append(ShownPair(left=file, right=damaged, prompt=prompt, answer="left"))
     return checks

@@ -45,7 +45,12 @@ def counted_votes(rating: Rating, folder: Path, least: float) -> tuple[list[Ball
         if not found.passes(least):
             what = f"{found.right} of {found.seen} attention checks right, so these votes are left out"
             warn(f"{what} (--min-attention 0 counts them)", where=person)
-    lines = [f"{person}: {found.right} of {found.seen} attention checks right" for person, found in people.items()]
+    lines = [
+        f"{person}: {found.right} of {found.seen} attention checks right"
+        if found.seen
+        else f"{person}: no check seen yet"
+        for person, found in people.items()
+    ]
     return [vote for vote in ballots(rating, votes) if people[vote.person].passes(least)], lines
 
 

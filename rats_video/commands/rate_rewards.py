@@ -15,7 +15,7 @@ from rats_video.config.explain import KIND
 from rats_video.errors import UserError, warn
 from rats_video.hub import CARD
 from rats_video.inference.student import load_card
-from rats_video.inference.video import read_mp4
+from rats_video.inference.video import read_clip
 from rats_video.methods.scoring import score_pixels
 from rats_video.pretraining.preference import Accuracy, accuracy
 from rats_video.rating.results import Ballot, among_people
@@ -59,13 +59,13 @@ def _scores(
     cfg: RewardConfig, prompt_of: Mapping[str, str], device: torch.device, folder: Path, *, where: str
 ) -> dict[str, float]:
     """The score of each file, read one by one."""
-    frames, fps = read_mp4(folder / next(iter(prompt_of)))
+    frames, fps = read_clip(folder / next(iter(prompt_of)))
     spec = ClipSpec(len(frames), frames.shape[2], frames.shape[3], fps)
     reward = build_reward(cfg, device, where=where, clip=spec)
     check_reward_prompts(reward, [*dict.fromkeys(prompt_of.values())])
     scores = {}
     for file, prompt in prompt_of.items():
-        videos = read_mp4(folder / file)[0][None].to(device)
+        videos = read_clip(folder / file)[0][None].to(device)
         scores[file] = float(score_pixels(reward, videos, [prompt]).clip)
     return scores
 

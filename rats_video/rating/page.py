@@ -23,8 +23,16 @@ _BODY = f"""<link rel="icon" href="data:,">
 <section id="trial" aria-label="Two clips" hidden>
   <p id="prompt"></p>
   <div id="clips">
-    <figure><video id="clip1" muted playsinline aria-label="Clip 1"></video><figcaption>1</figcaption></figure>
-    <figure><video id="clip2" muted playsinline aria-label="Clip 2"></video><figcaption>2</figcaption></figure>
+    <figure>
+      <video id="clip1" muted playsinline aria-label="Clip 1"></video>
+      <img id="image1" alt="Clip 1" hidden>
+      <figcaption>1</figcaption>
+    </figure>
+    <figure>
+      <video id="clip2" muted playsinline aria-label="Clip 2"></video>
+      <img id="image2" alt="Clip 2" hidden>
+      <figcaption>2</figcaption>
+    </figure>
   </div>
 </section>
 <p id="end" hidden></p>
@@ -43,4 +51,6 @@ def rating_page() -> str:
     """The page as HTML; what a person sees comes from the server that served it, and from nowhere else."""
     files = resources.files("rats_video.rating")
     style, script = (files.joinpath(name).read_text(encoding="utf-8") for name in ("rate.css", "rate.js"))
-    return small_page("rats-video: rate", style, _BODY, script, "media-src blob:; connect-src 'self'; img-src data:")
+    return small_page(
+        "rats-video: rate", style, _BODY, script, "media-src blob:; connect-src 'self'; img-src data: blob:"
+    )

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const at = (id) => document.getElementById(id);
-  const videos = [at("clip1"), at("clip2")], buttons = [...document.querySelectorAll("#choices button")];
+  const videos = [at("clip1"), at("clip2")], images = [at("image1"), at("image2")], buttons = [...document.querySelectorAll("#choices button")];
   const NAME = "rats-video-person", CHOICES = { 1: "left", 2: "right", 0: "same" };
   let person = "", trial = null, busy = false;
 
@@ -14,7 +14,8 @@
   const load = async (url) => {
     const answer = await fetch(url);
     if (!answer.ok) throw new Error("a clip is missing");
-    return URL.createObjectURL(await answer.blob());
+    const content = await answer.blob();
+    return { url: URL.createObjectURL(content), still: content.type === "image/png" };
   };
   const figures = [...document.querySelectorAll("figure")];
   const unmark = () => figures.forEach((figure) => figure.classList.remove("chosen"));
@@ -27,11 +28,14 @@
   // Both begin together, and again once both have ended.
   const play = () => videos.forEach((video) => { video.currentTime = 0; video.play().catch(() => {}); });
   videos.forEach((video) => video.addEventListener("ended", () => { if (videos.every((each) => each.ended)) play(); }));
-  const ready = (video, url) => new Promise((resolve, reject) => {
-    URL.revokeObjectURL(video.src);
-    video.oncanplaythrough = resolve;
-    video.onerror = () => reject(new Error("this browser cannot play the clips"));
-    video.src = url;
+  const ready = (side, { url, still }) => new Promise((resolve, reject) => {
+    const [shown, other] = still ? [images[side], videos[side]] : [videos[side], images[side]];
+    other.hidden = true;
+    shown.hidden = false;
+    URL.revokeObjectURL(shown.src);
+    shown.oncanplaythrough = shown.onload = resolve;
+    shown.onerror = () => reject(new Error("this browser cannot show the clips"));
+    shown.src = url;
   });
 
   const show = async (state) => {
@@ -45,8 +49,8 @@
     at("end").textContent = `Thank you, ${person}: all ${state.total} are done.`;
     if (!state.trial) { videos.forEach((video) => video.pause()); return; }
     at("prompt").textContent = state.trial.prompt;
-    const urls = await Promise.all([1, 2].map((side) => load(`/clip/${state.trial.name}/${side}`)));
-    await Promise.all(videos.map((video, side) => ready(video, urls[side])));
+    const clips = await Promise.all([1, 2].map((side) => load(`/clip/${state.trial.name}/${side}`)));
+    await Promise.all(clips.map((clip, side) => ready(side, clip)));
     unmark();
     trial = state.trial.name;
     play();

@@ -7,7 +7,7 @@
     RATING/preferences.jsonl   what counts of the votes, as `train reward --data` reads it
     RATING/results.md          the tables
 
-Files are named by their place below RATING, with slashes.
+Clips of one frame are `*.png`. Files are named by their place below RATING, with slashes.
 """
 
 from __future__ import annotations

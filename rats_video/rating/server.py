@@ -93,7 +93,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, "text/html; charset=utf-8", self.server.page)
         elif (clip := _CLIP.fullmatch(self.path)) and (path := self.server.raters.clip(clip[1], int(clip[2]) - 1)):
             try:
-                self._answer(200, "video/mp4", path.read_bytes())
+                self._answer(200, "image/png" if path.suffix == ".png" else "video/mp4", path.read_bytes())
             except OSError as error:
                 self._say(500, {"error": f"cannot read a clip: {error.strerror}"})
         else:

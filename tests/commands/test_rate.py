@@ -147,7 +147,8 @@ def test_what_cannot_be_compared(command: Command, tmp_path: Path) -> None:
     sizes = "differ in size: one 5 frames of 32 x 32 at 8 a second, wide 5 frames of 64 x 64"
     refuses(sizes, one, wide)
     refuses("001-clip-nfe4-seed0.mp4: cannot copy: No such file", one, broken)
-    refuses("no such folder", tmp_path / "none")
+    refuses(f"error: RUN: no such folder: {tmp_path / 'none'} (give a run", tmp_path / "none")
+    refuses(f"error: RUN: one and one-2 are the same folder: {one} (name it once)", one, one)
     refuses("no rating here", "--results")
     assert not (output / "rating.json").exists()
     refused(command("rate", "--output", tmp_path / "nowhere"), "no rating here")

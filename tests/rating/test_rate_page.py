@@ -73,7 +73,7 @@ def test_by_keyboard(watched: Watch, server: RatingServer, made: tuple[Rating, P
         start(page, "ann")
         at(page, 0)
         expect(page.locator("#prompt")).to_have_text(order[0].pair.prompt)
-        assert page.locator("#trial img").count() == 0
+        assert page.locator("#prompt img").count() == 0
 
         # Both play, together, again and again.
         until(page, "clip1.currentTime > 0.2 && clip2.currentTime > 0.2")
@@ -125,6 +125,10 @@ def test_at_a_phones_width_by_hand(watched: Watch, server: RatingServer, made: t
         assert boxes[1]["y"] > boxes[0]["y"] + boxes[0]["height"]  # below each other
         assert boxes[0]["width"] > 300
         assert boxes[0]["height"] > 200
+        caption, choices = page.locator("figcaption").last.bounding_box(), page.locator("#choices").bounding_box()
+        assert caption is not None
+        assert choices is not None
+        assert caption["y"] + caption["height"] <= choices["y"]  # the buttons cover nothing
         for name in ("First", "No difference", "Second", "Undo"):
             box = page.get_by_role("button", name=name).bounding_box()
             assert box is not None
@@ -161,3 +165,18 @@ def test_a_killed_server_loses_nothing(browser: Any, made: tuple[Rating, Path]) 
         assert votes(folder) == [("ann", "left"), ("ann", "right")]
     page.close()
     (folder / VOTES).unlink()
+
+
+def test_clips_of_one_frame_are_pictures(watched: Watch, tmp_path: Path) -> None:
+    rating, folder = rating_of(tmp_path, {"one": 0.2, "two": 0.5}, PROMPTS[:3], frames=1)
+    assert {Path(file).suffix for pair in (*rating.pairs, *rating.checks) for file in pair.key} == {".png"}
+    with closing(RatingServer(Raters(rating, folder), 0)) as server, watched(server.url, "blob:", "data:") as page:
+        start(page, "ann")
+        at(page, 0)
+        for side in (1, 2):
+            expect(page.locator(f"#image{side}")).to_be_visible()
+            expect(page.locator(f"#clip{side}")).to_be_hidden()
+            assert page.evaluate(f"document.getElementById('image{side}').naturalWidth") == 32
+        page.keyboard.press("1")
+        at(page, 1)
+    assert votes(folder) == [("ann", "left")]
