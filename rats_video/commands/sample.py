@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Self
 
 import torch
+from torch import Tensor
 
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, make_folder
@@ -97,9 +98,7 @@ class ClipFolder:
         for (nfe, *_), together in groupby(sorted(requests, key=_together), key=_together):
             batch, spec, clip = list(together), self.spec(nfe), self._loaded.clip
             began = time.perf_counter()
-            noise = torch.cat([clip_noise(self._loaded.student, clip, r.seed, r.noise) for r in batch])
-            prompts, given = [request.prompt for request in batch], self._pictures.give(batch)
-            videos, _ = sample_batch(self._loaded.student, prompts, noise, spec, given=given)
+            videos = make_frames(self._loaded, batch, spec, self._pictures)
             seconds = (time.perf_counter() - began) / len(batch)
             for request, frames in zip(batch, videos, strict=True):
                 made = self._describe(request, round(seconds, 4))
@@ -127,6 +126,13 @@ class ClipFolder:
 def _together(request: Request) -> tuple[int, bool, bool]:
     """What requests of one batch have in common."""
     return request.nfe, request.image is None, request.last_image is None
+
+
+def make_frames(loaded: LoadedStudent, requests: Sequence[Request], spec: SamplerSpec, pictures: Pictures) -> Tensor:
+    """Clips `[B, T, 3, H, W]` in [0, 1] of requests with the same kind of picture, sampled together."""
+    noise = torch.cat([clip_noise(loaded.student, loaded.clip, each.seed, each.noise) for each in requests])
+    prompts, given = [each.prompt for each in requests], pictures.give(requests)
+    return sample_batch(loaded.student, prompts, noise, spec, given=given)[0]
 
 
 def identity(loaded: LoadedStudent) -> str:

@@ -145,6 +145,28 @@ def read_mp4(path: Path) -> tuple[Tensor, float]:
     return torch.stack(images).permute(0, 3, 1, 2).float() / 255, float(rate)
 
 
+def read_clip(path: Path) -> tuple[Tensor, float]:
+    """What `write_clip` wrote: frames `[T, 3, H, W]` and the frames a second, 1 of a PNG.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if path.suffix != ".png":
+        return read_mp4(path)
+    import numpy as np
+    from PIL import Image
+
+    try:
+        check_plain_file(path)
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(f"holds more than {MOST_PIXELS} pixels", where=str(path), fix="give a smaller one")
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"cannot read the image: {first_line(error)}", where=str(path)) from error
+    return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255, 1.0
+
+
 def slugify(prompt: str, max_length: int = 48) -> str:
     """A readable file name stem for a prompt, e.g. "a-red-circle-moving-left-1f0c9d2b7a".
 
