@@ -56,10 +56,10 @@ def root(
     *,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Distill a slow text-to-video diffusion model into a few-step one that people prefer (RATS).
+    """Distill a slow video or image diffusion model into a few-step one that people prefer (RATS).
 
     Start with `rats-video run`: it distills a tiny model on a CPU, samples it, compares it with its teacher and
-    evaluates it. Each command explains its options with `--help`.
+    evaluates it. `rats-video doctor` says what this machine lacks. Each command explains its options with `--help`.
     """
     if version:
         typer.echo(f"rats-video {rats_video.__version__}")

@@ -8,6 +8,7 @@ import typer
 from rats_video.cli.options import (
     DeviceOption,
     OverwriteOption,
+    PortOption,
     PromptOption,
     PromptsOption,
     SeedOption,
@@ -31,16 +32,19 @@ def rate(
         Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to. [default: ratings/RUN-RUN]")
     ] = None,
     nfe: Annotated[
-        int | None, typer.Option("--nfe", min=1, help="Network evaluations a clip. [default: as `sample`]")
+        int | None, typer.Option("--nfe", metavar="N", min=1, help="Network evaluations a clip. [default: as `sample`]")
     ] = None,
     prompt: PromptOption = None,
     prompts: PromptsOption = None,
     num_videos: Annotated[
-        int | None, typer.Option("--num-videos", min=1, help="Clips of each run. [default: 16, or one a given prompt]")
+        int | None,
+        typer.Option(
+            "--num-videos", metavar="N", min=1, help="Clips of each run. [default: 16, or one a given prompt]"
+        ),
     ] = None,
     seed: SeedOption = 0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Videos made together.")] = 16,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where the page is, on this machine.")] = 7861,
+    batch_size: Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Videos made together.")] = 16,
+    port: PortOption = 7861,
     results: Annotated[
         bool, typer.Option("--results", help="Only show what the votes say, and which rewards agree with them.")
     ] = False,
@@ -57,7 +61,7 @@ def rate(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Let people compare clips of the same prompt and noise, two at a time, without knowing whose they are.
+    """Let people choose between clips of the same prompt and noise, without knowing whose they are.
 
     Opens a page on this machine: keys 1, 2, 0 (no difference), U (undo). Ctrl-C shows win rates and writes preferences,
     as `train reward` reads them. The same command goes on. Each vote is on the disk before the next pair shows.

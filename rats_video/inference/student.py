@@ -95,6 +95,6 @@ def load_card(folder: Path) -> StudentCard:
         return _CARD.validate_python(content)
     except DAMAGED as error:
         raise UserError(
-            f"no student here ({CARD} is missing or unreadable)", where=str(folder),
+            f"no student here: {CARD} is missing or unreadable", where=str(folder),
             fix="give the folder of a finished `rats-video distill`",
         ) from error  # fmt: skip
