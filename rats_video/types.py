@@ -26,6 +26,14 @@ class ClipSpec:
     fps: float
 
 
+@dataclass(frozen=True)
+class Sound:
+    """What B clips sound like: `waves` `[B, channels, samples]` in [-1, 1], `rate` samples a second."""
+
+    waves: Tensor
+    rate: int
+
+
 Rows = slice | Tensor
 """Some clips of a batch: a slice, which copies nothing, or their indices `[A]`."""
 
@@ -135,6 +143,40 @@ GuideFn = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 """`(with the prompt, with the negative prompt, scale) -> velocity`, all `[B, C, F, H, W]`: the guided one.
 The scale may be `[B, 1, 1, 1, 1]`."""
 
+
+@dataclass(frozen=True)
+class Guide:
+    """How a family guides a call.
+
+    Args:
+        join: `(with the prompt, with the negative prompt, scale, latents, sigma, condition) -> velocity`, the guided
+            one; the last three are what the first was made of, for formulas that need them or make further calls.
+        calls: network evaluations of a guided call, a clip.
+    """
+
+    join: Callable[[Tensor, Tensor, float | Tensor, Tensor, Tensor, Condition], Tensor]
+    calls: int = 2
+
+    @staticmethod
+    def of(formula: GuideFn) -> Guide:
+        """By a formula of the two velocities."""
+        return Guide(lambda cond, uncond, scale, *_: formula(cond, uncond, scale))
+
+
+class FurtherGuidance(Protocol):
+    """Settings of a family's guidance beside the scale of the text."""
+
+    @property
+    def calls(self) -> int:
+        """Network evaluations of a guided step beside the two of the text."""
+        ...
+
+
+def guided_calls(scale: float, further: FurtherGuidance | None) -> int:
+    """Network evaluations of one step of a clip: one without guidance, which a scale of 1 switches off."""
+    return 1 if scale == 1.0 else 2 + (0 if further is None else further.calls)
+
+
 FirstFrames = Callable[[Sequence[str], Sequence[int]], tuple[Tensor, Tensor | None]]
 """`(B prompts, B seeds) -> pictures [B, 3, height, width]` in [0, 1] that clips of these prompts start from, and those
 that they end at, if they do."""
@@ -224,8 +266,16 @@ class Backbone(Protocol):
         """Predicted `noise - x0`, `[B, C, F, H, W]`, at noise levels `sigma` `[B]`."""
         ...
 
-    def guide(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
-        """The guided velocity of two, `[B, C, F, H, W]` each: with the prompt and with the negative one."""
+    def guidance(self, further: FurtherGuidance | None = None) -> Guide:
+        """How the family guides, beyond the text by `further`."""
+        ...
+
+    def split(self, latents: Tensor) -> Mapping[str, Tensor]:
+        """The named parts of latents, `[B, C, F, H, W]` each: `video`, and `audio` for clips with sound."""
+        ...
+
+    def decode_sound(self, latents: Tensor) -> Sound | None:
+        """The sound of clips, differentiable; None of a family whose clips have none."""
         ...
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:

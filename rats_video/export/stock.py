@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rats_video.backbones.folder import DECODERS
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import UserError
 from rats_video.export.base import Clips, ExportedStudent
@@ -52,7 +53,7 @@ def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     disable_progress_bar()
     # Not DiffusionPipeline, which takes no notice of a transformer given to it where Wan's signature has it optional.
     pipeline = (class_in(folder / INDEX) if kind is None else _class(kind, folder)).from_pretrained(
-        folder, dtype={"default": dtype, "vae": torch.float32}, local_files_only=True,
+        folder, dtype={"default": dtype, **dict.fromkeys(DECODERS, torch.float32)}, local_files_only=True,
         **misread_tokenizers(folder), **parts,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

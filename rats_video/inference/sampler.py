@@ -13,14 +13,15 @@ from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec
+from rats_video.types import Backbone, ClipSpec, FurtherGuidance, guided_calls
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
     """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from.
 
-    `guidance_scale_2` is the second expert's, of a model that has two; None = the same.
+    `guidance_scale_2` is the second expert's, of a model that has two; None = the same. `further` is what the family is
+    guided by beside the text.
     """
 
     num_steps: int
@@ -28,11 +29,12 @@ class SamplerSpec:
     guidance_scale: float = 1.0
     negative_prompt: str = ""
     guidance_scale_2: float | None = None
+    further: FurtherGuidance | None = None
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a clip: guidance doubles them."""
-        return self.num_steps * (1 if self.guidance_scale == 1.0 else 2)
+        """Network evaluations a clip: guidance doubles them, or more."""
+        return self.num_steps * guided_calls(self.guidance_scale, self.further)
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ def timed_batch(
         text,
         negative=negative,
         guidance_scale=scale_of(backbone, spec.guidance_scale, spec.guidance_scale_2),
-        guide=backbone.guide,
+        guide=backbone.guidance(spec.further),
     )
     lap()
     videos = backbone.decode(path.x0)
