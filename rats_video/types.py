@@ -33,6 +33,10 @@ class Sound:
     waves: Tensor
     rate: int
 
+    def take(self, rows: Rows) -> Sound:
+        """The sound of some clips."""
+        return Sound(self.waves[rows], self.rate)
+
 
 Rows = slice | Tensor
 """Some clips of a batch: a slice, which copies nothing, or their indices `[A]`."""

@@ -25,7 +25,7 @@ from rats_video.errors import UserError
 from rats_video.files import json_digest, weights_digest
 from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
-from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch, sound_of
 from rats_video.inference.style import Style
 from rats_video.inference.video import slugify, write_clip
 from rats_video.progress import ProgressBar
@@ -99,12 +99,16 @@ class ClipFolder:
             began = time.perf_counter()
             noise = torch.cat([clip_noise(self._loaded.student, clip, r.seed, r.noise) for r in batch])
             prompts, given = [request.prompt for request in batch], self._pictures.give(batch)
-            videos, _ = sample_batch(self._loaded.student, prompts, noise, spec, given=given)
+            videos, latents = sample_batch(self._loaded.student, prompts, noise, spec, given=given)
+            sound = sound_of(self._loaded.student, latents)
             seconds = (time.perf_counter() - began) / len(batch)
-            for request, frames in zip(batch, videos, strict=True):
+            for row, (request, frames) in enumerate(zip(batch, videos, strict=True)):
                 made = self._describe(request, round(seconds, 4))
                 path = self._output / made.file
-                write_clip(frames.cpu(), path, fps=clip.fps, remarks=self._remarks(made))
+                write_clip(
+                    frames.cpu(), path, fps=clip.fps, remarks=self._remarks(made),
+                    sound=None if sound is None else sound.take(slice(row, row + 1)),
+                )  # fmt: skip
                 self._journal.add(made)
                 self.clips[made.index] = made
                 yield made

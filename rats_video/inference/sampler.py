@@ -13,7 +13,7 @@ from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec, FurtherGuidance, guided_calls
+from rats_video.types import Backbone, ClipSpec, FurtherGuidance, Sound, guided_calls
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,12 @@ def sample_batch(
     """
     videos, latents, _ = timed_batch(backbone, prompts, noise, spec, advance, given)
     return videos, latents
+
+
+@torch.no_grad()
+def sound_of(backbone: Backbone, latents: Tensor) -> Sound | None:
+    """The sound of sampled clips, or None of a family whose clips have none."""
+    return backbone.decode_sound(latents)
 
 
 @torch.no_grad()
