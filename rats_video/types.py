@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from torch import Generator, Tensor, device, nn
 
 from rats_video.condition import Condition, GivenFrames
+from rats_video.sound import Sound
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,6 @@ class ClipSpec:
     height: int
     width: int
     fps: float
-
-
-@dataclass(frozen=True)
-class Sound:
-    """What B clips sound like: `waves` `[B, channels, samples]` in [-1, 1], `rate` samples a second."""
-
-    waves: Tensor
-    rate: int
-
-    def take(self, rows: Rows) -> Sound:
-        """The sound of some clips."""
-        return Sound(self.waves[rows], self.rate)
 
 
 Rows = slice | Tensor
@@ -72,16 +61,30 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class RewardScores:
-    """Higher is better. `clip` is `[B]`, `frames` is `[B, T]` or None, `parts` are named `[B]` scores for the log."""
+    """Higher is better. `clip` is `[B]`, `frames` is `[B, T]` or None, `parts` are named `[B]` scores for the log.
+
+    `judged` has the `[B]` scores of what judges each part of the latents (`Backbone.split`), `video` or `audio`; it is
+    empty of rewards that only see.
+    """
 
     clip: Tensor
     frames: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    judged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def take(self, rows: Rows) -> RewardScores:
         """The scores of some clips."""
         frames = None if self.frames is None else self.frames[rows]
-        return RewardScores(self.clip[rows], frames, {name: part[rows] for name, part in self.parts.items()})
+        parts, judged = ({name: part[rows] for name, part in each.items()} for each in (self.parts, self.judged))
+        return RewardScores(self.clip[rows], frames, parts, judged)
+
+    def of_part(self, part: str) -> RewardScores | None:
+        """The scores of what judges that part of the latents; None if nothing does."""
+        if not self.judged:
+            return self if part == "video" else None
+        if part not in self.judged:
+            return None
+        return RewardScores(self.judged[part], self.frames if part == "video" else None, self.parts)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ LAYERS = (
     {"hub"},
     {"files", "hub_errors", "motion_path", "reading", "runtime", "seeds", "timing", "user_code", "web"},  # small tools
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
-    {"condition"},
+    {"condition", "sound"},
 )
 SEES_PROTOCOLS_ONLY = {"methods": {"backbones", "rewards"}}
 EXCEPTIONS = {("rats_video.methods.t2v_turbo", "rats_video.rewards.reward")}  # its settings hold a second reward

@@ -14,7 +14,8 @@ from rats_video.condition import Condition
 from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.diffusion.guidance import plain_guidance
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, FurtherGuidance, Guide, Sound
+from rats_video.sound import Sound
+from rats_video.types import ClipSpec, FurtherGuidance, Guide
 
 NUM_TRAIN_TIMESTEPS = 1000
 DENOISER = "transformer"  # the name of the part, or of the first of several

@@ -18,7 +18,8 @@ from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition, GivenFrames
 from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec, FurtherGuidance, Guide, Sound
+from rats_video.sound import Sound
+from rats_video.types import ClipSpec, FurtherGuidance, Guide
 
 TEXT_LENGTH = 1024  # rows LTX2Pipeline pads every prompt to; the connectors turn the padding into registers
 VOCODERS = ("LTX2Vocoder", "LTX2VocoderWithBWE")  # of LTX-2, and of 2.3

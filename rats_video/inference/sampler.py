@@ -13,7 +13,8 @@ from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec, FurtherGuidance, Sound, guided_calls
+from rats_video.sound import Sound
+from rats_video.types import Backbone, ClipSpec, FurtherGuidance, guided_calls
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Samples:
         seconds_per_clip: of wall time.
         seconds_in_calls: of wall time, for all B clips' network calls.
         first: the pictures `[B, 3, height, width]` in [0, 1] that they start from, if any.
+        sound: of the clips, where they have one.
     """
 
     videos: Tensor
@@ -58,6 +60,7 @@ class Samples:
     seconds_per_clip: float
     seconds_in_calls: float
     first: Tensor | None = None
+    sound: Sound | None = None
 
 
 def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Tensor:
@@ -166,4 +169,5 @@ def sample_videos(
         given = None if pictures is None else backbone.given_frames(clip, *pictures)
         videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec, given=given)
         seconds = (time.perf_counter() - began) / len(batch)
-        yield Samples(videos, latents, batch, indices, seconds, in_calls, None if pictures is None else pictures[0])
+        first, sound = None if pictures is None else pictures[0], sound_of(backbone, latents)
+        yield Samples(videos, latents, batch, indices, seconds, in_calls, first, sound)

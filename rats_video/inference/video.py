@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from rats_video.types import Sound
+    from rats_video.sound import Sound
 
 _RANGE_SLACK = 0.01  # decoders overshoot [0, 1] by a rounding; [-1, 1] or 0..255 pixels are a caller's bug
 _HASH_DIGITS = 10

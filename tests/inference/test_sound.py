@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rats_video.errors import UserError
 from rats_video.inference.video import read_mp4, write_mp4
 from rats_video.seeds import seeded
-from rats_video.types import Sound
+from rats_video.sound import Sound
 
 
 def tones(channels: int, rate: int, seconds: float) -> Sound:
