@@ -34,6 +34,7 @@ HUB = MODELS | {
     "facebook/dino-vitb16": 0.4,
     "KlingTeam/VideoReward": 5.1,
     "MizzenAI/HPSv3": 16.6,
+    "laion/clap-htsat-unfused": 0.6,
     "Qwen/Qwen2-VL-7B-Instruct": 0.015,
     "google/siglip-so400m-patch14-384": 3.6,
     "google-bert/bert-base-uncased": 0.001,

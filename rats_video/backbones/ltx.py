@@ -140,7 +140,8 @@ class LTXBackbone(PipelineBackbone):
         """Where shifting is dynamic, the shift for as many tokens as the clip has: see the class."""
         if not scheduler.get("use_dynamic_shifting"):
             return super().stated(scheduler, clip)
-        return dynamic_shift(scheduler, math.prod(self.latent_shape(clip)[1:]))
+        tokens = PipelineBackbone.latent_shape(self, clip)[1:]  # of pictures alone, where there is sound too
+        return dynamic_shift(scheduler, math.prod(tokens))
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; without dynamic shifting the scheduler ignores LTX's `mu`."""

@@ -45,11 +45,12 @@ def score_pixels(reward: Reward, videos: Tensor, prompts: Sequence[str], sound: 
         heard = sound.waves.isfinite()
         kept = kept & heard.flatten(1).all(dim=1)
     if bool(kept.all()):
-        return _scores(reward, videos, prompts, sound)
+        return call_reward(reward, videos, prompts, sound)
     if hears(reward) and sound is not None:
         sound = Sound(torch.where(heard, sound.waves, 0.0), sound.rate)
-    return mask_scores(_scores(reward, torch.where(finite, videos, 0.0), prompts, sound), kept, math.nan)
+    return mask_scores(call_reward(reward, torch.where(finite, videos, 0.0), prompts, sound), kept, math.nan)
 
 
-def _scores(reward: Reward, videos: Tensor, prompts: Sequence[str], sound: Sound | None) -> RewardScores:
+def call_reward(reward: Reward, videos: Tensor, prompts: Sequence[str], sound: Sound | None) -> RewardScores:
+    """The scores of a reward, which is given the sound if it hears."""
     return reward(videos, prompts, sound) if hears(reward) else reward(videos, prompts)  # type: ignore[call-arg]

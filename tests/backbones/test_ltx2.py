@@ -21,6 +21,7 @@ from rats_video.backbones.kinds import load_backbone
 from rats_video.commands.prepare import run_prepare
 from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.diffusion.rollout import rollout
+from rats_video.distillation.folder_settings import folder_settings
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec, Trajectory
@@ -177,6 +178,13 @@ def test_shape_and_fps_tell_where_the_sound_begins(opened: Opened, fps: float) -
 def test_a_clip_too_short_for_a_sound(opened: Opened) -> None:
     with pytest.raises(UserError, match=r"^clip\.num_frames: 1 are too few for a sound at 60 fps \(take 9 or more\)$"):
         opened(LTX2).backbone.latent_shape(ClipSpec(1, 64, 64, 60.0))
+
+
+def test_shift_is_for_the_tokens_of_the_pictures(opened: Opened) -> None:
+    case = opened(LTX23)
+    theirs = native_sample(case.pipeline, case.noise, PROMPTS, 4).sigmas
+    (shift,) = folder_settings(case.folder, case.backbone, CLIP).values()
+    close(case.backbone.sigmas(4, shift), theirs, 1e-6)
 
 
 # --------------------------------------------------------------------------------------------------------- pictures
