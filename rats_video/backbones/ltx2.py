@@ -170,10 +170,7 @@ class LTX2Backbone(LTXBackbone):
         return Condition.cat([self._encode_one(prompt) for prompt in prompts])
 
     def _encode_one(self, prompt: str) -> Condition:
-        tokenizer = self.parts["tokenizer"]
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
-        tokens = tokenizer(
+        tokens = self.parts["tokenizer"](
             [prompt.strip()], padding="max_length", padding_side="left", max_length=self.text_limit, truncation=True,
             return_tensors="pt",
         ).to(self.device)  # fmt: skip

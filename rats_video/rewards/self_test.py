@@ -138,8 +138,8 @@ def smooth_sound(clip: ClipSpec) -> Tensor:
     chords = [[220.0, 523.0, 1318.0], [311.0, 740.0, 2489.0]]
     waves = torch.stack([sum((torch.sin(2 * torch.pi * tone * time) for tone in chord), time * 0) for chord in chords])
     noise = torch.randn(waves.shape, generator=seeded(0, 8))
-    mixed: Tensor = 0.1 * waves + 0.02 * noise
-    return mixed.unflatten(1, (clip.num_frames, samples))
+    stretches: Tensor = (0.1 * waves + 0.02 * noise).unflatten(1, (clip.num_frames, samples))
+    return stretches
 
 
 def smooth_clips(clip: ClipSpec) -> Tensor:
