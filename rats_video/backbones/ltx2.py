@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from rats_video.backbones.ltx import LTXBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition, GivenFrames
 from rats_video.config.guidance import AudioVideoGuidance
+from rats_video.diffusion.guidance import with_spread
 from rats_video.errors import UserError
 from rats_video.sound import Sound
 from rats_video.types import ClipSpec, FurtherGuidance, Guide
@@ -163,8 +165,6 @@ class LTX2Backbone(LTXBackbone):
         """Standard normal, but for the 0 behind the sound."""
         return self.join(**self.split(super().sample_noise(batch, clip, generator)))
 
-    # -------------------------------------------------------------------------------------------------------- calls
-
     def _encode(self, prompts: Sequence[str]) -> Condition:
         """What the connectors make of all layers `[B, L, Dv + Da]`, with its mask; of one prompt at a time."""
         return Condition.cat([self._encode_one(prompt) for prompt in prompts])
@@ -215,11 +215,16 @@ class LTX2Backbone(LTXBackbone):
     def decode_sound(self, latents: Tensor) -> Sound:
         """The audio VAE's spectrogram as the vocoder plays it; differentiable."""
         vae, vocoder = self.parts["audio_vae"], self.parts["vocoder"]
-        tokens = rearrange(self.split(latents)["audio"], "b d l 1 1 -> b l d").to(vae.dtype)
-        tokens = tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens)
-        spectrogram = rearrange(tokens, "b l (c m) -> b c l m", c=vae.config.latent_channels)
+        spectrogram = rearrange(self._sound_of_vae(latents), "b l (c m) -> b c l m", c=vae.config.latent_channels)
         waves: Tensor = vocoder(vae.decode(spectrogram, return_dict=False)[0])
         return Sound(waves.to(latents.dtype), int(vocoder.config.output_sampling_rate))
+
+    def _sound_of_vae(self, latents: Tensor) -> Tensor:
+        """The sound's latents `[B, L, D]` as the audio VAE wants them: their normalisation undone."""
+        vae = self.parts["audio_vae"]
+        tokens = rearrange(self.split(latents)["audio"], "b d l 1 1 -> b l d").to(vae.dtype)
+        made: Tensor = tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens)
+        return made
 
     # ----------------------------------------------------------------------------------------------------- guidance
 
@@ -236,7 +241,8 @@ class LTX2Backbone(LTXBackbone):
             what = "this transformer cannot skip its self-attention (LTX-2; 2.3 can): the call would change nothing"
             fix = "set stg_scale and audio_stg_scale to 0"
             raise UserError(what, where="teacher.further_guidance.stg_scale", fix=fix)
-        if further.uses_stg and max(further.stg_blocks) >= config.num_layers:
+        is_plan = self.parts["transformer"].device.type == "meta"  # of a transformer that is cut short
+        if further.uses_stg and not is_plan and max(further.stg_blocks) >= config.num_layers:
             what = f"its transformer has {config.num_layers} blocks, got {max(further.stg_blocks)}"
             fix = f"take 0 to {config.num_layers - 1}"
             raise UserError(what, where="teacher.further_guidance.stg_blocks", fix=fix)
@@ -267,8 +273,6 @@ class LTX2Backbone(LTXBackbone):
             parts[name] = (noisy[name] - clean) / level
         return condition.at_rest(self.join(**parts))
 
-    # ------------------------------------------------------------------------------------------------- stock pipeline
-
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; each kind of guidance, which a student has none of, is switched off by its own argument."""
         from diffusers import FlowMatchEulerDiscreteScheduler
@@ -278,10 +282,17 @@ class LTX2Backbone(LTXBackbone):
         return StockCall(
             FlowMatchEulerDiscreteScheduler(shift=shift),
             {"num_inference_steps": num_steps, "frame_rate": self.fps, **off},
-        )
+            latents=lambda noise: self._to_vae(self.split(noise)["video"]),  # it takes their statistics out again
+            seen=lambda latents: rearrange(self.split(latents)["video"], "b c f h w -> b (f h w) c"),
+            beside=lambda noise: {"audio_latents": self._sound_of_vae(noise)},
+        )  # fmt: skip
 
+    @property
+    def picture_pipeline(self) -> str:
+        """Of image to video."""
+        return "LTX2ImageToVideoPipeline"
 
-def with_spread(clips: Tensor, like: Tensor, share: float) -> Tensor:
-    """Clips with a `share` of the standard deviation of `like`, each clip's over all its numbers (arXiv 2305.08891)."""
-    dims = tuple(range(1, clips.ndim))
-    return clips * (share * like.std(dims, keepdim=True) / clips.std(dims, keepdim=True) + 1 - share)
+    def picture_call(self, stock: StockCall) -> StockCall:
+        """That one compresses a picture first as films are, unless it is told not to; it needs its latents made."""
+        quiet = {"image_crf": 0}
+        return replace(stock, call={**stock.call, **quiet}, note="image_crf=0: the picture as it is, as in training")

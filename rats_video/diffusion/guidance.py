@@ -43,6 +43,12 @@ def norm_preserving(cond: Tensor, uncond: Tensor, scale: float | Tensor, dim: in
     return plain * lengths
 
 
+def with_spread(clips: Tensor, like: Tensor, share: float) -> Tensor:
+    """Clips with a `share` of the standard deviation of `like`, each clip's over all its numbers (arXiv 2305.08891)."""
+    dims = tuple(range(1, clips.ndim))
+    return clips * (share * like.std(dims, keepdim=True) / clips.std(dims, keepdim=True) + 1 - share)
+
+
 def guided(
     velocity: VelocityFn, negative: Condition, guidance_scale: GuidanceScale, guide: Guide = PLAIN
 ) -> VelocityFn:

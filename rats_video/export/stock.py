@@ -97,7 +97,7 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
                 kept.append(latents)
                 made = pipeline(
                     prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
-                    **exported.asked_size, **stock.call, **pictures,
+                    **exported.asked_size, **stock.call, **pictures, **stock.beside(noise.to(pipeline.device)),
                 )  # fmt: skip
             clip: Tensor = made.frames if exported.makes == "video" else made.images[:, None]
         videos.append(clip.float().cpu())
