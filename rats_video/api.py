@@ -22,7 +22,7 @@ from rats_video.assets import ASSETS, is_embedded
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.distill import run_distill
 from rats_video.commands.evaluate import run_evaluate
-from rats_video.commands.sample import BATCH_SIZE, make_frames
+from rats_video.commands.sample import BATCH_SIZE, make_clips
 from rats_video.commands.sample_pictures import Pictures
 from rats_video.commands.students import DEFAULT_STUDENT, LoadedStudent, SampleChoices, find_student, load_chosen
 from rats_video.config.explain import KIND, explain
@@ -135,7 +135,7 @@ class Student:
         )
         with explain_memory(lambda: f"use a batch_size below {batch_size}"):
             batches = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
-            clips = torch.cat([make_frames(self.loaded, batch, spec, pictures).float().cpu() for batch in batches])
+            clips = torch.cat([make_clips(self.loaded, batch, spec, pictures)[0].float().cpu() for batch in batches])
         return clips[0] if isinstance(prompt, str) else clips
 
     @in_python()

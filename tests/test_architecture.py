@@ -43,7 +43,7 @@ LAYERS = (
         "web",
     },  # small tools
     {"types", "errors", "configs", ""},  # configs is data; "" is rats_video/__init__.py
-    {"condition"},
+    {"condition", "sound"},
 )
 SEES_PROTOCOLS_ONLY = {"methods": {"backbones", "rewards"}}
 EXCEPTIONS = {

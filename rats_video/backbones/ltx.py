@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -36,12 +36,12 @@ class LTXBackbone(PipelineBackbone):
     family = "LTX-Video"
     pipelines: tuple[str, ...] = ("LTXPipeline", "LTXConditionPipeline")
     text_limit = TEXT_LENGTH
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     exact_window = False
     can_share_tokens = True
     has_small_decoder = False
     lora_alpha_tensors = False
-    original_names = (
+    original_names: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^proj_in\.", "patchify_proj."),
         (r"^time_embed\.", "adaln_single."),
         (r"\.norm_([qk])\.", r".\1_norm."),
@@ -140,7 +140,8 @@ class LTXBackbone(PipelineBackbone):
         """Where shifting is dynamic, the shift for as many tokens as the clip has: see the class."""
         if not scheduler.get("use_dynamic_shifting"):
             return super().stated(scheduler, clip)
-        return dynamic_shift(scheduler, math.prod(self.latent_shape(clip)[1:]))
+        tokens = PipelineBackbone.latent_shape(self, clip)[1:]  # of pictures alone, where there is sound too
+        return dynamic_shift(scheduler, math.prod(tokens))
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; without dynamic shifting the scheduler ignores LTX's `mu`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +21,7 @@ class StockCall:
         seen: turns our latents into those that the pipeline's callback shows, where these are laid out otherwise.
         note: what the caller must pass, because no folder can carry it; or nothing.
         seed: of the global generator, for VAEs that draw noise from it.
+        beside: further arguments of the call that are made of our noise: of the sound's.
         draws_noise: True if the pipeline passes the `latents` it is given by, and draws its own.
     """
 
@@ -30,3 +32,4 @@ class StockCall:
     note: str = ""
     seed: int = 0
     draws_noise: bool = False
+    beside: Callable[[Tensor], Mapping[str, Tensor]] = lambda _noise: MappingProxyType({})

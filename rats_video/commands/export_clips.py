@@ -50,7 +50,7 @@ def make_clips(
     if pictures is not None:
         stock, pipeline = student.picture_call(stock), student.picture_pipeline
         given = encode_pictures(student, loaded.clip, pictures.first, pictures.last)
-        free = stock.latents(given.free(noises[:1])).cpu()
+        free = (stock.seen or stock.latents)(given.free(noises[:1])).cpu()
         noises = given.hold(noises)
     clips = None
     if verify:

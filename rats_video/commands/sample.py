@@ -26,11 +26,12 @@ from rats_video.errors import UserError
 from rats_video.files import json_digest, weights_digest
 from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
-from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch, sound_of
 from rats_video.inference.style import Style
 from rats_video.inference.video import slugify, write_clip
 from rats_video.progress import ProgressBar
 from rats_video.runtime import Runtime
+from rats_video.sound import Sound
 
 BATCH_SIZE = 16
 PIPE = Path("-")
@@ -98,12 +99,15 @@ class ClipFolder:
         for (nfe, *_), together in groupby(sorted(requests, key=_together), key=_together):
             batch, spec, clip = list(together), self.spec(nfe), self._loaded.clip
             began = time.perf_counter()
-            videos = make_frames(self._loaded, batch, spec, self._pictures)
+            videos, sound = make_clips(self._loaded, batch, spec, self._pictures)
             seconds = (time.perf_counter() - began) / len(batch)
-            for request, frames in zip(batch, videos, strict=True):
+            for row, (request, frames) in enumerate(zip(batch, videos, strict=True)):
                 made = self._describe(request, round(seconds, 4))
                 path = self._output / made.file
-                write_clip(frames.cpu(), path, fps=clip.fps, remarks=self._remarks(made))
+                write_clip(
+                    frames.cpu(), path, fps=clip.fps, remarks=self._remarks(made),
+                    sound=None if sound is None else sound.take(slice(row, row + 1)),
+                )  # fmt: skip
                 self._journal.add(made)
                 self.clips[made.index] = made
                 yield made
@@ -128,11 +132,14 @@ def _together(request: Request) -> tuple[int, bool, bool]:
     return request.nfe, request.image is None, request.last_image is None
 
 
-def make_frames(loaded: LoadedStudent, requests: Sequence[Request], spec: SamplerSpec, pictures: Pictures) -> Tensor:
-    """Clips `[B, T, 3, H, W]` in [0, 1] of requests with the same kind of picture, sampled together."""
+def make_clips(
+    loaded: LoadedStudent, requests: Sequence[Request], spec: SamplerSpec, pictures: Pictures
+) -> tuple[Tensor, Sound | None]:
+    """Clips `[B, T, 3, H, W]` in [0, 1] of requests with the same kind of picture, sampled together; their sound."""
     noise = torch.cat([clip_noise(loaded.student, loaded.clip, each.seed, each.noise) for each in requests])
     prompts, given = [each.prompt for each in requests], pictures.give(requests)
-    return sample_batch(loaded.student, prompts, noise, spec, given=given)[0]
+    videos, latents = sample_batch(loaded.student, prompts, noise, spec, given=given)
+    return videos, sound_of(loaded.student, latents)
 
 
 def identity(loaded: LoadedStudent) -> str:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from rats_video.condition import Condition
 from rats_video.diffusion.flow import euler_step
-from rats_video.diffusion.guidance import GuidanceScale, guided, plain_guidance
-from rats_video.types import GuideFn, Trajectory, VelocityFn
+from rats_video.diffusion.guidance import PLAIN, GuidanceScale, guided
+from rats_video.types import Guide, Trajectory, VelocityFn
 
 
 def rollout(
@@ -21,7 +21,7 @@ def rollout(
     *,
     negative: Condition | None = None,
     guidance_scale: GuidanceScale = 1.0,
-    guide: GuideFn = plain_guidance,
+    guide: Guide = PLAIN,
     keep: Collection[int] | None = None,
     grad_steps: Collection[int] = (),
     predict: Collection[int] = (),
@@ -34,8 +34,8 @@ def rollout(
         sigmas: `[N + 1]` falling.
         condition: B encoded prompts, and the frames that are given: these stay as they are on the whole way.
         negative: one encoded negative prompt; needed when `guidance_scale` is not 1.
-        guidance_scale: 1 = off, one evaluation a step instead of two; or a function of the noise levels (`scale_of`).
-        guide: puts the two together, as the family does.
+        guidance_scale: 1 = off, one evaluation a step; or a function of the noise levels (`scale_of`).
+        guide: puts the two together, as the family does (`Backbone.guidance`).
         keep: indices into `sigmas` whose latents are kept (the last one always is); default only the last.
         grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
             gradient straight from their output to their input, as truncated backpropagation does.
@@ -64,6 +64,6 @@ def rollout(
         latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
         if step + 1 in kept:
             horizon_latents.append(latents)
-    nfe = num_steps * (2 if use_guidance else 1)
+    nfe = num_steps * (guide.calls if use_guidance else 1)
     predictions = Trajectory(tuple(levels[i] for i in sorted(predict)), tuple(clean), nfe) if predict else None
     return Trajectory(tuple(levels[i] for i in sorted(kept)), tuple(horizon_latents), nfe, predictions)

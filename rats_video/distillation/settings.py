@@ -114,8 +114,9 @@ class DistillConfig(Config):
         """The teacher's sampler, as it teaches: an EMA teacher's at the start."""
         teacher = self.teacher
         return SamplerSpec(
-            teacher.num_steps, self.shift, teacher.guidance_scale, teacher.negative_prompt, teacher.guidance_scale_2
-        )
+            teacher.num_steps, self.shift, teacher.guidance_scale, teacher.negative_prompt, teacher.guidance_scale_2,
+            teacher.further_guidance,
+        )  # fmt: skip
 
     @property
     def judged_teacher(self) -> SamplerSpec:
@@ -123,7 +124,7 @@ class DistillConfig(Config):
         options = self.evaluation
         return SamplerSpec(
             options.teacher_steps, self.shift, options.guidance_scale, self.teacher.negative_prompt,
-            options.guidance_scale_2,
+            options.guidance_scale_2, self.teacher.further_guidance,
         )  # fmt: skip
 
     def evaluations(self, num_steps: int) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rats_video.backbones.folder import DECODERS
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import UserError
 from rats_video.export.base import Clips, ExportedStudent
@@ -52,7 +53,7 @@ def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     disable_progress_bar()
     # Not DiffusionPipeline, which takes no notice of a transformer given to it where Wan's signature has it optional.
     pipeline = (class_in(folder / INDEX) if kind is None else _class(kind, folder)).from_pretrained(
-        folder, dtype={"default": dtype, "vae": torch.float32}, local_files_only=True,
+        folder, dtype={"default": dtype, **dict.fromkeys(DECODERS, torch.float32)}, local_files_only=True,
         **misread_tokenizers(folder), **parts,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
@@ -96,7 +97,7 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
                 kept.append(latents)
                 made = pipeline(
                     prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
-                    **exported.asked_size, **stock.call, **pictures,
+                    **exported.asked_size, **stock.call, **pictures, **stock.beside(noise.to(pipeline.device)),
                 )  # fmt: skip
             clip: Tensor = made.frames if exported.makes == "video" else made.images[:, None]
         videos.append(clip.float().cpu())

@@ -13,14 +13,16 @@ from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec
+from rats_video.sound import Sound
+from rats_video.types import Backbone, ClipSpec, FurtherGuidance, guided_calls
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
     """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from.
 
-    `guidance_scale_2` is the second expert's, of a model that has two; None = the same.
+    `guidance_scale_2` is the second expert's, of a model that has two; None = the same. `further` is what the family is
+    guided by beside the text.
     """
 
     num_steps: int
@@ -28,11 +30,12 @@ class SamplerSpec:
     guidance_scale: float = 1.0
     negative_prompt: str = ""
     guidance_scale_2: float | None = None
+    further: FurtherGuidance | None = None
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a clip: guidance doubles them."""
-        return self.num_steps * (1 if self.guidance_scale == 1.0 else 2)
+        """Network evaluations a clip: guidance doubles them, or more."""
+        return self.num_steps * guided_calls(self.guidance_scale, self.further)
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Samples:
         seconds_per_clip: of wall time.
         seconds_in_calls: of wall time, for all B clips' network calls.
         first: the pictures `[B, 3, height, width]` in [0, 1] that they start from, if any.
+        sound: of the clips, where they have one.
     """
 
     videos: Tensor
@@ -56,6 +60,7 @@ class Samples:
     seconds_per_clip: float
     seconds_in_calls: float
     first: Tensor | None = None
+    sound: Sound | None = None
 
 
 def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Tensor:
@@ -96,6 +101,12 @@ def sample_batch(
 
 
 @torch.no_grad()
+def sound_of(backbone: Backbone, latents: Tensor) -> Sound | None:
+    """The sound of sampled clips, or None of a family whose clips have none."""
+    return backbone.decode_sound(latents)
+
+
+@torch.no_grad()
 def timed_batch(
     backbone: Backbone,
     prompts: Sequence[str],
@@ -126,7 +137,7 @@ def timed_batch(
         text,
         negative=negative,
         guidance_scale=scale_of(backbone, spec.guidance_scale, spec.guidance_scale_2),
-        guide=backbone.guide,
+        guide=backbone.guidance(spec.further),
     )
     lap()
     videos = backbone.decode(path.x0)
@@ -158,4 +169,5 @@ def sample_videos(
         given = None if pictures is None else backbone.given_frames(clip, *pictures)
         videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec, given=given)
         seconds = (time.perf_counter() - began) / len(batch)
-        yield Samples(videos, latents, batch, indices, seconds, in_calls, None if pictures is None else pictures[0])
+        first, sound = None if pictures is None else pictures[0], sound_of(backbone, latents)
+        yield Samples(videos, latents, batch, indices, seconds, in_calls, first, sound)
