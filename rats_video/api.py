@@ -22,8 +22,8 @@ from rats_video.assets import ASSETS, is_embedded
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.distill import run_distill
 from rats_video.commands.evaluate import run_evaluate
-from rats_video.commands.sample import BATCH_SIZE, make_clips
-from rats_video.commands.sample_pictures import Pictures
+from rats_video.commands.sample import BATCH_SIZE
+from rats_video.commands.sample_pictures import Pictures, make_clips
 from rats_video.commands.students import DEFAULT_STUDENT, LoadedStudent, SampleChoices, find_student, load_chosen
 from rats_video.config.explain import KIND, explain
 from rats_video.datasets.prompts.split import check_prompt

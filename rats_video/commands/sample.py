@@ -12,13 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-from torch import Tensor
-
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, make_folder
 from rats_video.commands.prompts import EXAMPLE_PROMPTS
-from rats_video.commands.sample_pictures import Pictures
+from rats_video.commands.sample_pictures import Pictures, make_clips
 from rats_video.commands.students import DEFAULT_STUDENT, LoadedStudent, SampleChoices, find_student, load_chosen
 from rats_video.datasets.prompts.files import read_rows
 from rats_video.datasets.prompts.split import check_prompt
@@ -26,12 +23,11 @@ from rats_video.errors import UserError
 from rats_video.files import json_digest, weights_digest
 from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
-from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch, sound_of
+from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.style import Style
 from rats_video.inference.video import slugify, write_clip
 from rats_video.progress import ProgressBar
 from rats_video.runtime import Runtime
-from rats_video.sound import Sound
 
 BATCH_SIZE = 16
 PIPE = Path("-")
@@ -130,16 +126,6 @@ class ClipFolder:
 def _together(request: Request) -> tuple[int, bool, bool]:
     """What requests of one batch have in common."""
     return request.nfe, request.image is None, request.last_image is None
-
-
-def make_clips(
-    loaded: LoadedStudent, requests: Sequence[Request], spec: SamplerSpec, pictures: Pictures
-) -> tuple[Tensor, Sound | None]:
-    """Clips `[B, T, 3, H, W]` in [0, 1] of requests with the same kind of picture, sampled together; their sound."""
-    noise = torch.cat([clip_noise(loaded.student, loaded.clip, each.seed, each.noise) for each in requests])
-    prompts, given = [each.prompt for each in requests], pictures.give(requests)
-    videos, latents = sample_batch(loaded.student, prompts, noise, spec, given=given)
-    return videos, sound_of(loaded.student, latents)
 
 
 def identity(loaded: LoadedStudent) -> str:
