@@ -158,7 +158,8 @@ class CompareLayout:
         """The file of an evaluation's scores by clip; its name has a digest of all they depend on."""
         spec = evaluation.spec
         second = [] if spec.guidance_scale_2 is None else [spec.guidance_scale_2]  # older scores stay valid
-        key = json_digest([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale, *second])
+        further = [] if spec.further is None else [spec.further.model_dump(mode="json")]
+        key = json_digest([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale, *second, *further])
         step = "" if evaluation.step is None else f"step{evaluation.step}-"
         name = f"{step}nfe{spec.nfe}-{key[:12]}.json"
         return arm.folder / "scores" / name

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition, GivenFrames
+from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
 from rats_video.sound import Sound
-from rats_video.types import Backbone, ClipSpec, FurtherGuidance, guided_calls
+from rats_video.types import Backbone, ClipSpec, guided_calls
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class SamplerSpec:
     guidance_scale: float = 1.0
     negative_prompt: str = ""
     guidance_scale_2: float | None = None
-    further: FurtherGuidance | None = None
+    further: AudioVideoGuidance | None = None
 
     @property
     def nfe(self) -> int:
