@@ -79,7 +79,8 @@ def load_studio(
     if cfg is not None:
         teacher = replace(cfg.judged_teacher, shift=loaded.card.shift)
     studio = DemoModels(
-        loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps, teacher, reward
-    )
+        loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps, teacher, reward,
+        loaded.card.sampler,
+    )  # fmt: skip
     shapes = cfg is None or isinstance(cfg.prompts, ShapesPromptsConfig)
     return studio, EXAMPLE_PROMPTS if cfg is None or shapes else load_prompts(cfg.prompts).heldout[:_NUM_EXAMPLES]

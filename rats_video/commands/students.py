@@ -81,7 +81,9 @@ class LoadedStudent:
             does = "this pipeline takes" if self.is_plain else "this student was trained for"
             warn(f"{does} {trained}; quality may drop", where=f"--nfe {nfe}")
         card = self.card
-        return SamplerSpec(nfe // calls, card.shift, card.guidance_scale, self.negative_prompt, card.guidance_scale_2)
+        return SamplerSpec(
+            nfe // calls, card.shift, card.guidance_scale, self.negative_prompt, card.guidance_scale_2, card.sampler
+        )
 
 
 @dataclass(frozen=True)

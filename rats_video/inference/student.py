@@ -17,9 +17,11 @@ from rats_video.files import replacing, write_json
 from rats_video.hub import CARD
 from rats_video.inference.style import BaseLoraConfig
 from rats_video.reading import DAMAGED, read_json
+from rats_video.types import SamplerKind
 
 ITSELF = "."  # as a card's model
-_RARE = ("guidance_scale_2", "first_frame")
+EULER: SamplerKind = "euler"
+_RARE: Mapping[str, object] = {"guidance_scale_2": None, "first_frame": False, "sampler": EULER}
 _KINDS = ("backbone", "base_loras")
 
 
@@ -41,6 +43,7 @@ class StudentCard:
         guidance_scale_2: of the second expert, where it has a scale of its own; written only then.
         first_frame: True if it was trained on clips that start from pictures; written only then.
         base_loras: LoRAs that are part of the base; written only if there are any.
+        sampler: how it steps; written only if it re-noises.
     """
 
     model: str
@@ -56,12 +59,13 @@ class StudentCard:
     guidance_scale_2: PositiveFloat | None = None
     first_frame: bool = False
     base_loras: tuple[BaseLoraConfig, ...] = ()
+    sampler: SamplerKind = EULER
 
     def as_json(self) -> dict[str, Any]:
         """The card as `rats.json` holds it."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _KINDS}
-        for name in _RARE:
-            if not content[name]:
+        for name, usual in _RARE.items():
+            if content[name] == usual:
                 del content[name]
         if self.backbone != AUTO:
             content["backbone"] = self.backbone.model_dump(mode="json")
