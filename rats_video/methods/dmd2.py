@@ -1,6 +1,6 @@
 """Distribution matching distillation, DMD2 (arXiv 2405.14867), the core of SenseFlow and AdvDMD.
 
-The matched clips come from noise, as when the student is used (DMD2's backward simulation, section 4.4). A student
+The matched clips come from noise, as when the student is used (DMD2's backward simulation, section 4.5). A student
 that re-noises (`student.sampler`) trains as DMD2's do: it is rolled out without gradient to one of its noise levels,
 drawn for each batch, and the clean clip that it predicts there has the gradient of that one call. An Euler student's
 early predictions are never shown: its clip is that of the whole rollout, with gradient through all steps. Either way
