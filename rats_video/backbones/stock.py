@@ -72,8 +72,14 @@ def _shift_of_lcm(calls: int, shift: float) -> float:
 
     It shifts equal steps from 1 to its least level, s' / (999 + s'), and then stretches them linearly, so that they end
     at `shift_terminal`. Both are fractional linear in a step's number, and the same if their poles agree:
-    c s'^2 + (999 c - s) s' + s = 0 with c = (s - 1) (1 - 1 / N) / 999, whose root at c = 0 is 1.
+    c s'^2 + (999 c - s) s' + s = 0 with c = (s - 1) (1 - 1 / N) / 999, whose root at c = 0 is 1. It has none for dozens
+    of calls at shifts above 16.
     """
     c = (shift - 1) * (1 - 1 / calls) / 999
     b = shift - 999 * c
-    return 2 * shift / (b + math.sqrt(b * b - 4 * c * shift))
+    if (square := b * b - 4 * c * shift) < 0:
+        raise UserError(
+            f"FlowMatchLCMScheduler has no settings for {calls} calls at shift {shift:g}",
+            where="student.sampler=renoise", fix="export with fewer --nfe",
+        )  # fmt: skip
+    return 2 * shift / (b + math.sqrt(square))

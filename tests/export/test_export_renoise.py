@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,6 +53,27 @@ def test_the_scheduler_alone_makes_our_grid(num_steps: int, shift: float) -> Non
     scheduler.set_timesteps(num_steps)
     torch.testing.assert_close(scheduler.sigmas, sigmas, atol=1e-6, rtol=0)
     torch.testing.assert_close(scheduler.timesteps, 1000 * sigmas[:-1], atol=1e-3, rtol=0)
+
+
+def test_many_calls_at_a_large_shift_are_refused_in_one_line() -> None:
+    assert _shift_of_lcm(20, 30.0) == pytest.approx(14.666, abs=1e-3)
+    with pytest.raises(UserError, match=r"no settings for 64 calls at shift 30 \(export with fewer --nfe\)"):
+        _shift_of_lcm(64, 30.0)
+
+
+@pytest.mark.pipeline
+def test_code_of_the_card_repeats_its_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler draws from the global generator, which pipelines hand no `generator`."""
+    run_export_model(ExportRequest("diffusers", str(student(WAN, tmp_path)), output=tmp_path / "out"), "cpu")
+    (code,) = re.findall(r"```python\n(.*?)\n```", (tmp_path / "out/README.md").read_text(), re.DOTALL)
+    assert code.count('pipe.to("cuda" if torch.cuda.is_available() else "cpu")') == 1
+    monkeypatch.chdir(tmp_path)
+    clips = []
+    for _ in range(2):
+        made: dict[str, Any] = {}
+        exec(code.replace('output_type="pil"', 'output_type="pt"').partition("frames[0].save")[0], made)
+        clips.append(made["frames"])
+    assert torch.equal(*clips)
 
 
 @pytest.mark.pipeline
