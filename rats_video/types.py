@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, device, nn
 
@@ -26,6 +26,12 @@ class ClipSpec:
     width: int
     fps: float
 
+
+SamplerKind = Literal["euler", "renoise"]
+"""How a step gets to the next noise level: along the velocity, or by its predicted clean clip and fresh noise."""
+
+FreshNoise = Callable[[int], Tensor]
+"""`step (0 ... N - 2) -> standard normal [B, C, F, H, W]` that a re-noising sampler puts on that step's clean clip."""
 
 Rows = slice | Tensor
 """Some clips of a batch: a slice, which copies nothing, or their indices `[A]`."""

@@ -55,7 +55,7 @@ def score_arms(
         scorers["heldout_reward"] = rewards.heldout
     specs = {
         rats.teacher.backbone: cfg.teacher_spec,
-        rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift),
+        rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift, sampler=cfg.student.sampler),
     }
     calls = sum(spec.nfe for spec in specs.values()) * len(chosen)
     with ClipBar("calibrate", calls, len(specs) * len(chosen)) as progress:

@@ -74,7 +74,7 @@ def load_studio(
     reward = None if cfg is None else build_reward(cfg.reward, device, where="reward", clip=loaded.clip)
     studio = DemoModels(
         loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps,
-        judged_teacher(cfg, loaded), reward,
+        judged_teacher(cfg, loaded), reward, loaded.card.sampler,
     )  # fmt: skip
     shapes = cfg is None or isinstance(cfg.prompts, ShapesPromptsConfig)
     return studio, EXAMPLE_PROMPTS if cfg is None or shapes else load_prompts(cfg.prompts).heldout[:_NUM_EXAMPLES]

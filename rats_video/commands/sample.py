@@ -24,6 +24,7 @@ from rats_video.files import json_digest, weights_digest
 from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
 from rats_video.inference.sampler import SamplerSpec
+from rats_video.inference.student import EULER
 from rats_video.inference.style import Style
 from rats_video.inference.video import slugify, write_clip
 from rats_video.progress import ProgressBar
@@ -113,7 +114,8 @@ class ClipFolder:
         spec, student = self.spec(made.nfe), self._loaded.student
         sigmas = ", ".join(f"{sigma:.6g}" for sigma in student.sigmas(spec.num_steps, spec.shift).tolist())
         about = {"prompt": made.prompt, "seed": str(made.seed), "model": f"{self._loaded.model.name} ({made.student})"}
-        return {**about, "sigmas": sigmas, "guidance_scale": f"{spec.guidance_scale:g}"}
+        sampler = {} if spec.sampler == EULER else {"sampler": spec.sampler}
+        return {**about, "sigmas": sigmas, "guidance_scale": f"{spec.guidance_scale:g}", **sampler}
 
     def _describe(self, request: Request, seconds: float) -> SampledClip:
         name = f"{request.index:03d}-{slugify(request.id or request.prompt)}-nfe{request.nfe}-seed{request.seed}"

@@ -15,7 +15,7 @@ from rats_video.condition import GivenFrames
 from rats_video.datasets.video.pictures import find_picture, picture_digest, read_picture
 from rats_video.errors import UserError, warn
 from rats_video.inference.requests import Request
-from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch, sound_of
+from rats_video.inference.sampler import SamplerSpec, clip_noise, fresh_noise, sample_batch, sound_of
 from rats_video.sound import Sound
 
 _KEPT = 64  # pictures between the check of a request and its batch
@@ -122,5 +122,6 @@ def make_clips(
     """Clips `[B, T, 3, H, W]` in [0, 1] of requests with the same kind of picture, sampled together; their sound."""
     noise = torch.cat([clip_noise(loaded.student, loaded.clip, each.seed, each.noise) for each in requests])
     prompts, given = [each.prompt for each in requests], pictures.give(requests)
-    videos, latents = sample_batch(loaded.student, prompts, noise, spec, given=given)
+    fresh = fresh_noise(noise, [(each.seed, each.noise) for each in requests])
+    videos, latents = sample_batch(loaded.student, prompts, noise, spec, given=given, fresh=fresh)
     return videos, sound_of(loaded.student, latents)

@@ -84,7 +84,7 @@ class LoadedStudent:
         card = self.card
         return SamplerSpec(
             nfe // calls, card.shift, card.guidance_scale, self.negative_prompt, card.guidance_scale_2,
-            card.further_guidance,
+            card.further_guidance, card.sampler,
         )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The sampler: Euler along a sigma grid, keeping only the latents somebody asked for."""
+"""The samplers, Euler and re-noising, along a sigma grid, keeping only the latents somebody asked for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition
-from rats_video.diffusion.flow import euler_step
+from rats_video.diffusion.flow import add_noise, euler_step
 from rats_video.diffusion.guidance import PLAIN, GuidanceScale, guided
-from rats_video.types import Guide, Trajectory, VelocityFn
+from rats_video.types import FreshNoise, Guide, Trajectory, VelocityFn
 
 
 def rollout(
@@ -25,8 +25,12 @@ def rollout(
     keep: Collection[int] | None = None,
     grad_steps: Collection[int] = (),
     predict: Collection[int] = (),
+    fresh: FreshNoise | None = None,
 ) -> Trajectory:
     """Integrate from `noise` at `sigmas[0]` to `sigmas[-1]`.
+
+    With `fresh` noise each step but the last re-noises the clean clip that it predicts, `(1 - sigma_next) * x0 +
+    sigma_next * fresh`, as diffusers' `FlowMatchLCMScheduler` and ComfyUI's `lcm` do; without it steps are Euler's.
 
     Args:
         velocity: the denoiser.
@@ -40,6 +44,7 @@ def rollout(
         grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
             gradient straight from their output to their input, as truncated backpropagation does.
         predict: steps whose predicted clean clip is kept as well.
+        fresh: noise of each step, for the re-noising sampler.
 
     Returns:
         Trajectory: `nfe` counts network evaluations a clip.
@@ -59,9 +64,13 @@ def rollout(
     for step in range(num_steps):
         with torch.set_grad_enabled(torch.is_grad_enabled() and step in grad_steps):
             slope = velocity(latents, sigmas[step].expand(len(latents)), condition)
+        x0 = euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step]))
         if step in predict:
-            clean.append(euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step])))
-        latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
+            clean.append(x0)
+        if fresh is None or step + 1 == num_steps:
+            latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
+        else:
+            latents = condition.hold(add_noise(x0, fresh(step), sigmas[step + 1].expand(len(latents))))
         if step + 1 in kept:
             horizon_latents.append(latents)
     nfe = num_steps * (guide.calls if use_guidance else 1)

@@ -41,7 +41,7 @@ def guard_clips(
     return GuardClips(
         prompts=prompts,
         clip=cfg.clip.spec,
-        spec=SamplerSpec(num_steps or cfg.student.num_steps[0], cfg.shift),
+        spec=SamplerSpec(num_steps or cfg.student.num_steps[0], cfg.shift, sampler=cfg.student.sampler),
         teacher=cfg.teacher_spec,
         measures=guard_measures(cfg, rewards, runtime.device),
         seed=cfg.seed + SEED_OFFSET,

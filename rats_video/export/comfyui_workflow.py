@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rats_video.export.base import ExportedStudent
-from rats_video.export.comfyui_card import high_noise_calls
+from rats_video.export.comfyui_card import high_noise_calls, sampler_name
 from rats_video.export.comfyui_graph import Graph, Output
 from rats_video.export.pictures import EXAMPLE, LAST_EXAMPLE
 from rats_video.export.usage import sigma_string
@@ -138,14 +138,15 @@ def workflow(exported: ExportedStudent, needs: Needs, files: Sequence[str], step
     if latent is None:
         of_vae = {"vae": vae} if needs.latent == TI2V_LATENT else {}
         (latent,) = graph.add(needs.latent, **of_vae, **_sizes(exported))
-    (sampler,) = graph.add("KSamplerSelect", sampler_name="euler")
+    (sampler,) = graph.add("KSamplerSelect", sampler_name=sampler_name(exported))
     (line,) = graph.add("ManualSigmas", sigmas=sigma_string(exported.sigmas[steps]))
     first = high_noise_calls(exported, steps)
     lines = (line,) if first == steps else graph.add("SplitSigmas", sigmas=line, step=first)
     for model, sigmas in zip(models, lines, strict=False):
+        again = 0 if sigmas == lines[0] or sampler_name(exported) == "euler" else 1  # the second draws noise of its own
         latent, _ = graph.add(
             "SamplerCustom", model=model, positive=positive, negative=negative, sampler=sampler, sigmas=sigmas,
-            latent_image=latent, add_noise=sigmas == lines[0], noise_seed=0, cfg=1.0,
+            latent_image=latent, add_noise=sigmas == lines[0], noise_seed=again, cfg=1.0,
         )  # fmt: skip
     (images,) = graph.add("VAEDecode", samples=latent, vae=vae)
     (video,) = graph.add("CreateVideo", images=images, fps=rate)

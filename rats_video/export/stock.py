@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from rats_video.export.base import Clips, ExportedStudent
 from rats_video.hub import INDEX
 from rats_video.reading import read_json
 from rats_video.seeds import seeded
+from rats_video.types import FreshNoise
 
 TOKENIZER = "PreTrainedTokenizerFast"  # of transformers: reads any tokenizer.json as it stands
 
@@ -93,7 +95,12 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
             torch.manual_seed(stock.seed)
             latents, generator = stock.latents(noise.to(pipeline.device)), seeded(stock.seed)
             drawing = _drawing(pipeline, latents, generator) if stock.draws_noise else contextlib.nullcontext()
-            with drawing, _by_the_mean(pipeline):
+            fresh = (
+                _renoising(exported.fresh[index], stock.seen or stock.latents)
+                if exported.fresh
+                else contextlib.nullcontext()
+            )
+            with drawing, fresh, _by_the_mean(pipeline):
                 kept.append(latents)
                 made = pipeline(
                     prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
@@ -120,6 +127,23 @@ def _drawing(pipeline: Any, latents: Tensor, generator: torch.Generator) -> Iter
         yield
     finally:
         del pipeline.prepare_latents
+
+
+@contextlib.contextmanager
+def _renoising(fresh: FreshNoise, lay_out: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it, diffusers' re-noising scheduler draws our noise: pipelines hand it no generator."""
+    from diffusers.schedulers import scheduling_flow_match_lcm as lcm
+
+    own, steps = lcm.randn_tensor, itertools.count()
+
+    def draw(shape: Any, device: torch.device, dtype: torch.dtype, **_: Any) -> Tensor:
+        return lay_out(fresh(next(steps))).to(device, dtype).reshape(shape)
+
+    lcm.randn_tensor = draw
+    try:
+        yield
+    finally:
+        lcm.randn_tensor = own
 
 
 @contextlib.contextmanager

@@ -18,10 +18,10 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.datasets.video.pictures import read_sent_picture
 from rats_video.errors import UserError
-from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.sampler import SamplerSpec, clip_noise, fresh_noise, sample_batch
 from rats_video.inference.video import write_mp4
 from rats_video.methods.scoring import score_pixels
-from rats_video.types import ClipSpec, PromptChecker, Reward
+from rats_video.types import ClipSpec, PromptChecker, Reward, SamplerKind
 
 MAX_PROMPT = 500  # characters
 MAX_SEED = 2**32 - 1
@@ -64,6 +64,7 @@ class DemoModels:
         trained: NFE the student was trained for.
         teacher: how the teacher is sampled.
         reward: what scores the clips, if anything does.
+        sampler: how the student steps.
     """
 
     student: PipelineBackbone
@@ -73,6 +74,7 @@ class DemoModels:
     trained: tuple[int, ...]
     teacher: SamplerSpec
     reward: Reward | None
+    sampler: SamplerKind = "euler"
 
     @property
     def nfe_range(self) -> tuple[int, int]:
@@ -129,7 +131,7 @@ class DemoModels:
 
     def spec(self, role: Role, nfe: int) -> SamplerSpec:
         """The sampler of a role."""
-        return self.teacher if role == "teacher" else SamplerSpec(nfe, self.shift)
+        return self.teacher if role == "teacher" else SamplerSpec(nfe, self.shift, sampler=self.sampler)
 
     @torch.no_grad()
     def make(self, role: Role, wish: DemoRequest, advance: Callable[[], None]) -> DemoClip:
@@ -140,7 +142,8 @@ class DemoModels:
         noise = clip_noise(self.base, self.clip, wish.seed, 0)
         first = None if wish.picture is None else _fitted(wish.picture, self.clip)[None]
         given = None if first is None else backbone.given_frames(self.clip, first)
-        videos, _ = sample_batch(backbone, [wish.prompt], noise, spec, advance, given)
+        fresh = fresh_noise(noise, [(wish.seed, 0)])
+        videos, _ = sample_batch(backbone, [wish.prompt], noise, spec, advance, given, fresh)
         seconds = time.perf_counter() - began
         score = None if self.reward is None else float(score_pixels(self.reward, videos, [wish.prompt]).clip)
         with tempfile.TemporaryDirectory(prefix="rats-video-") as folder:

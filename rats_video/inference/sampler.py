@@ -15,7 +15,7 @@ from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
 from rats_video.sound import Sound
-from rats_video.types import Backbone, ClipSpec, guided_calls
+from rats_video.types import Backbone, ClipSpec, FreshNoise, SamplerKind, guided_calls
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class SamplerSpec:
     """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from.
 
     `guidance_scale_2` is the second expert's, of a model that has two; None = the same. `further` is what the family is
-    guided by beside the text.
+    guided by beside the text. `sampler` is how it steps.
     """
 
     num_steps: int
@@ -32,6 +32,7 @@ class SamplerSpec:
     negative_prompt: str = ""
     guidance_scale_2: float | None = None
     further: AudioVideoGuidance | None = None
+    sampler: SamplerKind = "euler"
 
     @property
     def nfe(self) -> int:
@@ -69,6 +70,19 @@ def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Ten
     return backbone.sample_noise(1, clip, seeded(seed, 2, index))
 
 
+def fresh_noise(noise: Tensor, clips: Sequence[tuple[int, int]]) -> FreshNoise:
+    """What a re-noising sampler draws on the way, like the starting `noise` `[B, C, F, H, W]`.
+
+    It depends on the seed and index of each of the B `clips`, and on the step, alone.
+    """
+
+    def draw(step: int) -> Tensor:
+        own = [torch.randn(noise.shape[1:], generator=seeded(seed, 2, index, step)) for seed, index in clips]
+        return torch.stack(own).to(noise)
+
+    return draw
+
+
 def picture_seed(seed: int, index: int) -> int:
     """The seed of the picture that the `index`-th clip starts from, likewise."""
     return int(torch.randint(2**62, (1,), generator=seeded(seed, 7, index)))
@@ -91,13 +105,14 @@ def sample_batch(
     spec: SamplerSpec,
     advance: Callable[[], None] = lambda: None,
     given: GivenFrames | None = None,
+    fresh: FreshNoise | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clips `[B, T, 3, height, width]` in [0, 1] and latents of B prompts, from `noise` `[B, C, F, H, W]`.
 
     `advance` is called before every solver step; what it raises ends the sampling. `given` are the frames that they
-    start from.
+    start from, `fresh` what a re-noising sampler draws (`fresh_noise`).
     """
-    videos, latents, _ = timed_batch(backbone, prompts, noise, spec, advance, given)
+    videos, latents, _ = timed_batch(backbone, prompts, noise, spec, advance, given, fresh)
     return videos, latents
 
 
@@ -115,8 +130,11 @@ def timed_batch(
     spec: SamplerSpec,
     advance: Callable[[], None] = lambda: None,
     given: GivenFrames | None = None,
+    fresh: FreshNoise | None = None,
 ) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
     """As `sample_batch`, and the wall seconds of text, denoiser and decoder; a GPU is waited for after each."""
+    renoises = spec.sampler == "renoise"
+    assert fresh is not None or not renoises, "a re-noising sampler needs fresh noise"
     times = [time.perf_counter()]
 
     def lap() -> None:
@@ -139,6 +157,7 @@ def timed_batch(
         negative=negative,
         guidance_scale=scale_of(backbone, spec.guidance_scale, spec.guidance_scale_2),
         guide=backbone.guidance(spec.further),
+        fresh=fresh if renoises else None,
     )
     lap()
     videos = backbone.decode(path.x0)
@@ -166,9 +185,10 @@ def sample_videos(
         batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
+        fresh = fresh_noise(noise, [(seed, index) for index in indices])
         pictures = draw_pictures(backbone, batch, seed, indices)
         given = None if pictures is None else backbone.given_frames(clip, *pictures)
-        videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec, given=given)
+        videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec, given=given, fresh=fresh)
         seconds = (time.perf_counter() - began) / len(batch)
         first, sound = None if pictures is None else pictures[0], sound_of(backbone, latents)
         yield Samples(videos, latents, batch, indices, seconds, in_calls, first, sound)

@@ -18,10 +18,11 @@ from rats_video.files import replacing, write_json
 from rats_video.hub import CARD
 from rats_video.inference.style import BaseLoraConfig
 from rats_video.reading import DAMAGED, read_json
-from rats_video.types import guided_calls
+from rats_video.types import SamplerKind, guided_calls
 
 ITSELF = "."  # as a card's model
-_RARE = ("guidance_scale_2", "first_frame")
+EULER: SamplerKind = "euler"
+_RARE: Mapping[str, object] = {"guidance_scale_2": None, "first_frame": False, "sampler": EULER}
 _KINDS = ("backbone", "base_loras", "further_guidance")
 
 
@@ -44,6 +45,7 @@ class StudentCard:
         first_frame: True if it was trained on clips that start from pictures; written only then.
         base_loras: LoRAs that are part of the base; written only if there are any.
         further_guidance: of LTX-2, beside the scale of the text; written only then.
+        sampler: how it steps; written only if it re-noises.
     """
 
     model: str
@@ -60,6 +62,7 @@ class StudentCard:
     first_frame: bool = False
     base_loras: tuple[BaseLoraConfig, ...] = ()
     further_guidance: AudioVideoGuidance | None = None
+    sampler: SamplerKind = EULER
 
     @property
     def calls(self) -> int:
@@ -69,8 +72,8 @@ class StudentCard:
     def as_json(self) -> dict[str, Any]:
         """The card as `rats.json` holds it."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _KINDS}
-        for name in _RARE:
-            if not content[name]:
+        for name, usual in _RARE.items():
+            if content[name] == usual:
                 del content[name]
         if self.backbone != AUTO:
             content["backbone"] = self.backbone.model_dump(mode="json")

@@ -55,6 +55,11 @@ class RtdmdConfig(BaseMethodConfig):
         """True with a weight on the reward."""
         return self.reward_weight > 0
 
+    @property
+    def needs_euler(self) -> str | None:
+        """The policy, unless its steps are those of a re-noising student."""
+        return self.policy.needs_euler
+
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The group's rollouts with gradient in their last step too, both scores of each, and the fake score's rounds.
 

@@ -51,6 +51,7 @@ METHODS = {
     "dmd2 full": ((DMD2,), [(), (SHARD,), (SHARD, CONTEXT)]),
     "dmd2 lora": ((DMD2, *RANK_2), [(SHARD,), (CONTEXT,), (SHARD, CONTEXT)]),
     "dmd2 reward": ((f"method={{kind: dmd2, {ROUNDS}, reward_weight: 1}}", *RANK_2, *IN_TWO), [(SHARD,), (REWARD,)]),
+    "dmd2 renoise": ((f"method={{kind: dmd2, {ROUNDS}}}", "student.sampler=renoise"), [(), (SHARD,)]),
     "rtdmd full": ((RTDMD, *IN_TWO), [(SHARD,)]),
     "rtdmd lora": ((RTDMD, *RANK_2), [(SHARD, CONTEXT), (REWARD,)]),
     "dollar full": ((DOLLAR,), [(SHARD, CONTEXT)]),

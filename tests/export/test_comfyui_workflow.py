@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rats_video.export.base import ExportedStudent
 from rats_video.export.comfyui_workflow import needs_of, workflow
 from rats_video.export.pictures import ExportPictures
 from rats_video.inference.student import StudentCard
+from rats_video.types import SamplerKind
 
 WAN, LTX = "WanTransformer3DModel", "LTXVideoTransformer3DModel"
 HUNYUAN = "HunyuanVideoTransformer3DModel"
@@ -30,10 +32,12 @@ def graph(
     pictures: int = 0,
     image_dim: int | None = None,
     guidance_embeds: bool = False,
+    sampler: SamplerKind = "euler",
 ) -> Any:
     rows = torch.zeros(1, 3, 4, 4)
     picture = ExportPictures(rows, rows if pictures == 2 else None, rows[0])
     card = StudentCard(f"models/{base}", (4,), 3.0, {"num_frames": 81, "height": 480, "width": 832, "fps": 24.0}, 1, 0)
+    card = replace(card, sampler=sampler)
     exported = ExportedStudent(
         card=card, base=Path("models") / base, run="mine", pipeline=pipeline,
         networks=dict.fromkeys(("transformer", "transformer_2")[:experts], kind), stock=StockCall(None, {}),
@@ -48,6 +52,14 @@ def graph(
 
 def inputs(made: Any, kind: str) -> list[dict[str, Any]]:
     return [node["inputs"] for node in made.api().values() if node["class_type"] == kind]
+
+
+def test_a_student_that_renoises_is_sampled_by_lcm() -> None:
+    made = graph("Wan2.2-T2V-A14B-Diffusers", WAN, 16, is_lora=True, experts=2, sampler="renoise")
+    assert inputs(made, "KSamplerSelect") == [{"sampler_name": "lcm"}]
+    first, second = inputs(made, "SamplerCustom")
+    assert (first["noise_seed"], second["noise_seed"]) == (0, 1)  # or both draw the same noise
+    assert (first["add_noise"], second["add_noise"]) == (True, False)
 
 
 def test_a_lora_on_wan() -> None:
