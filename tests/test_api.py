@@ -68,13 +68,13 @@ def test_what_it_offers() -> None:
 def test_a_clip_is_that_of_the_command(command: Command, student: Student, tmp_path: Path) -> None:
     options = ("--prompt", PROMPT, "--prompt", OTHER, "--nfe", 2, "--seed", 3, "--device", "cpu")
     assert command("sample", *options, "--output", tmp_path / "o").code == 0
-    clips = student.sample([PROMPT, OTHER], nfe=2, seed=3, batch_size=1)
+    clips = student.sample([PROMPT, OTHER], nfe=2, seed=3)
     assert (clips.shape, clips.dtype) == ((2, student.clip.num_frames, 3, 64, 64), torch.float32)
     assert 0 <= clips.min() < clips.max() <= 1
     for index, expected in enumerate(made(tmp_path / "o")):
         student.save(clips[index], tmp_path / "mine.mp4")
         assert (tmp_path / "mine.mp4").read_bytes() == expected
-    assert torch.equal(student.sample(PROMPT, 2, seed=3), clips[0])
+    assert torch.allclose(student.sample(PROMPT, 2, seed=3), clips[0], atol=1e-4)  # alone: up to rounding
     assert not torch.allclose(student.sample(PROMPT, 2, seed=4), clips[0], atol=0.05)
 
 
