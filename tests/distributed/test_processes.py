@@ -18,6 +18,8 @@ from torch import Tensor
 
 from rats_video.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 EMA = ("teacher.kind=ema", "teacher.num_steps=4", "teacher.decay=0.5")
 FULL = EMA

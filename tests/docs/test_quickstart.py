@@ -46,6 +46,7 @@ def test_its_outputs_are_stored_and_small() -> None:
     assert str(Path.home()) not in text
 
 
+@pytest.mark.slow
 @pytest.mark.pipeline
 def test_it_runs(tmp_path: Path) -> None:
     notebook = nbformat.read(NOTEBOOK, as_version=4)  # type: ignore[no-untyped-call]

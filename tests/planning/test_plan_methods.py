@@ -25,7 +25,7 @@ from rats_video.planning.runs import PlanBuilder
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 CPU = Device("cpu", 0, 0.1, 0.1, 0.1, 0.5)
 LORA = ("student.weights.kind=lora", "student.weights.rank=4")
