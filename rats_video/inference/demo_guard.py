@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from rats_video.web import is_of_this_machine
+
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -62,10 +64,7 @@ class PageGuard:
 
 def _is_ours(scope: Scope, max_body: int) -> bool:
     headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-    if headers.get("host", "").partition(":")[0] not in {"127.0.0.1", "localhost"}:
-        return False
-    origin = headers.get("origin")
-    if origin is not None and origin != f"http://{headers['host']}":
+    if not is_of_this_machine(headers.get("host", ""), headers.get("origin")):
         return False
     if scope["method"] in {"GET", "HEAD"}:
         return _READ.fullmatch(scope["path"]) is not None and ".." not in scope["path"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,11 +19,11 @@ from rats_video.rating.page import rating_page
 from rats_video.rating.raters import Progress, Raters
 from rats_video.rating.record import Choice
 from rats_video.rating.votes import Person
+from rats_video.web import is_of_this_machine
 
 HOST = "127.0.0.1"
 MOST_BODY = 4096  # bytes
 _CLIP = re.compile(r"/clip/([0-9a-f]{16})/([12])")
-_NAMES = {"127.0.0.1", "localhost"}
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -67,6 +68,11 @@ class RatingServer(ThreadingHTTPServer):
     def url(self) -> str:
         """The address of the page."""
         return f"http://{HOST}:{self.server_port}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that hung up, as it does where a person goes on before a clip has come."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def close(self) -> None:
         """Stop listening."""
@@ -130,11 +136,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_ours(self) -> bool:
         """True for a request of our own page: under a name of this machine, and from no other site."""
         host, origin = self.headers.get("host", ""), self.headers.get("origin")
-        return (
-            host.partition(":")[0] in _NAMES  # or a site could reach us under a name of its own
-            and origin in {None, f"http://{host}"}
-            and self.headers.get("sec-fetch-site", "none") in {"same-origin", "none"}
-        )
+        return is_of_this_machine(host, origin) and self.headers.get("sec-fetch-site", "none") in {
+            "same-origin",
+            "none",
+        }
 
     def _refuse(self) -> None:
         self._answer(404, "text/plain", b"not served\n")

@@ -39,6 +39,15 @@ def ask(server: RatingServer, method: str, path: str, body: Any = None, **header
         return answer.status, answer.read()
 
 
+def test_nothing_is_said_of_a_browser_that_hung_up(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    for error, said in ((BrokenPipeError(), False), (ConnectionResetError(), False), (ValueError("odd"), True)):
+        try:
+            raise error
+        except type(error):
+            served[0].handle_error(None, ("127.0.0.1", 1))
+        assert bool(capsys.readouterr().err) == said
+
+
 def state(answer: tuple[int, bytes]) -> Any:
     assert answer[0] == 200, answer
     return json.loads(answer[1])
