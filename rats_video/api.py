@@ -29,7 +29,7 @@ from rats_video.config.explain import KIND, explain
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import ArmRow, read_rows
-from rats_video.inference.requests import list_requests
+from rats_video.inference.requests import in_batches, list_requests
 from rats_video.inference.video import write_clip
 from rats_video.quiet import quiet_libraries
 from rats_video.rewards.reward import build_reward, reward_kinds
@@ -134,7 +134,7 @@ class Student:
             [replace(request, image=first, last_image=last) for request in list_requests(prompts, nfe=nfe, seed=seed)]
         )
         with explain_memory(lambda: f"use a batch_size below {batch_size}"):
-            batches = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
+            batches = in_batches(requests, batch_size)
             clips = torch.cat([make_clips(self.loaded, batch, spec, pictures)[0].float().cpu() for batch in batches])
         return clips[0] if isinstance(prompt, str) else clips
 
@@ -202,7 +202,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """What was logged of each step, as `metrics.jsonl` holds it: `step`, `loss`, `reward/student` and others."""
+        """The log row of each step, as `metrics.jsonl` holds it: `step`, `loss`, `reward/student` and others."""
         path = RunFolder(self.folder).metrics
         if not path.is_file():
             raise UserError("not a run: it has no metrics.jsonl", where=str(self.folder))

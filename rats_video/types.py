@@ -280,7 +280,7 @@ class Backbone(Protocol):
         ...
 
     def guidance(self, further: FurtherGuidance | None = None) -> Guide:
-        """How the family guides, beyond the text by `further`."""
+        """The guidance of the family, beyond the text by `further`."""
         ...
 
     def split(self, latents: Tensor) -> Mapping[str, Tensor]:

@@ -19,6 +19,7 @@ from rats_video.datasets.video.settings import BucketConfig
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec
 
+_PHOTOGRAPH = "give a photograph: png, jpg, webp, bmp, tiff"
 _SECONDS = 20.0  # that a stranger's picture may take, the start of its process included
 
 
@@ -65,7 +66,7 @@ def read_sent_picture(sent: bytes, clip: ClipSpec) -> Tensor:
         with IsolatedPool(_pixels, workers=1, timeout_seconds=_SECONDS) as pool:
             ((_, outcome),) = pool.imap([path])
     if isinstance(outcome, Failure):
-        raise UserError(f"the picture: {outcome.reason}", fix="give a photograph: png, jpg, webp, bmp, tiff")
+        raise UserError(f"the picture: {outcome.reason}", fix=_PHOTOGRAPH)
     return fit_picture(outcome, clip)
 
 
@@ -81,7 +82,7 @@ def _decode(path: Path, where: str) -> NDArray[np.uint8]:
     except Unreadable as error:
         if not path.exists():
             raise UserError(f"no such picture: {path}", where=where) from error
-        raise UserError(f"{path}: {error}", where=where, fix="give a photograph: png, jpg, webp, bmp, tiff") from error
+        raise UserError(f"{path}: {error}", where=where, fix=_PHOTOGRAPH) from error
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:

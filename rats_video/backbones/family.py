@@ -43,7 +43,7 @@ class Family(ABC):
     text_limit: int
     """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
     makes: ClassVar[Literal["video", "image"]] = "video"
-    """What its clips are, for messages: an image is a clip of one frame."""
+    """The word for its clips in messages: an image is a clip of one frame."""
     has_sound: ClassVar[bool] = False
     """True if its clips have sound, whose latents come with the pictures'."""
     text_first: ClassVar[bool] = False
@@ -95,7 +95,7 @@ class Family(ABC):
 
     @classmethod
     def further_guidance(cls, configs: Mapping[str, Mapping[str, Any]]) -> AudioVideoGuidance | None:  # noqa: ARG003
-        """What its pipeline is guided by, by default, beside the scale of the text."""
+        """The pipeline's default guidance beside the scale of the text; None where there is none."""
         return None
 
     @staticmethod
@@ -185,7 +185,7 @@ class Family(ABC):
         return plain_guidance(cond, uncond, scale)
 
     def guidance(self, further: FurtherGuidance | None = None) -> Guide:
-        """How the family guides: by `guide`, and beyond the text by `further`.
+        """The guidance of the family: `guide`, and beyond the text `further`.
 
         Raises:
             UserError: it knows no such further guidance.

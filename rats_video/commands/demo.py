@@ -14,7 +14,7 @@ import torch
 
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.prompts import EXAMPLE_PROMPTS
-from rats_video.commands.runs import config_of
+from rats_video.commands.runs import config_near, config_of
 from rats_video.commands.students import DEFAULT_STUDENT, find_student, load_student
 from rats_video.commands.teacher import judged_teacher
 from rats_video.datasets.prompts.settings import ShapesPromptsConfig
@@ -70,7 +70,7 @@ def load_studio(
 ) -> tuple[DemoModels, tuple[str, ...]]:
     """Student, teacher and reward, and prompts that fit them."""
     loaded = load_student(find_student(model or DEFAULT_STUDENT), device, base)
-    cfg = config_of(() if model is None else (model, model.resolve().parent), loaded.card.model)
+    cfg = config_of((), loaded.card.model) if model is None else config_near(model, loaded.card.model)
     reward = None if cfg is None else build_reward(cfg.reward, device, where="reward", clip=loaded.clip)
     studio = DemoModels(
         loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps,

@@ -15,7 +15,7 @@ import torch
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.folders import make_folder
 from rats_video.commands.prompts import EXAMPLE_PROMPTS
-from rats_video.commands.runs import config_of
+from rats_video.commands.runs import config_near
 from rats_video.commands.sample import sample_files
 from rats_video.commands.students import LoadedStudent, SampleChoices, find_student, load_chosen
 from rats_video.commands.teacher import judged_teacher
@@ -134,7 +134,7 @@ def _models(
     if with_teacher:
         if loaded.is_plain:
             raise UserError("nothing to compare this pipeline with", where=str(folder), fix="name another run")
-        spec = judged_teacher(config_of((folder, folder.resolve().parent), loaded.card.model), loaded)
+        spec = judged_teacher(config_near(folder, loaded.card.model), loaded)
         card = replace(
             loaded.card, num_steps=(spec.num_steps,), shift=spec.shift, guidance_scale=spec.guidance_scale,
             guidance_scale_2=spec.guidance_scale_2,
@@ -161,7 +161,7 @@ def _requests(folder: Path, model: LoadedStudent, options: RateOptions) -> list[
         return list_requests(read_rows(options.prompts_file), nfe=1, seed=options.seed, count=options.num_videos)
     prompts, count = list(options.prompts), options.num_videos
     if not prompts:
-        cfg = config_of((folder, folder.resolve().parent), model.card.model)
+        cfg = config_near(folder, model.card.model)
         prompts = list(EXAMPLE_PROMPTS if cfg is None else load_prompts(cfg.prompts).heldout)
         count = count or min(len(prompts), _NUM_PROMPTS)
     return list_requests(prompts, nfe=1, seed=options.seed, count=count)

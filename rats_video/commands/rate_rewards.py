@@ -9,7 +9,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from rats_video.assets import is_embedded
-from rats_video.commands.runs import config_of
+from rats_video.commands.runs import config_near
 from rats_video.commands.students import find_student
 from rats_video.config.explain import KIND
 from rats_video.errors import UserError, warn
@@ -97,7 +97,7 @@ def _of_run(run: str) -> dict[str, RewardConfig]:
     try:
         folder = find_student(run, where="RUN")
         student = folder if (folder / CARD).is_file() else folder / "student"
-        cfg = config_of((folder, folder.resolve().parent), load_card(student).model)
+        cfg = config_near(folder, load_card(student).model)
     except UserError:
         return {}
     if cfg is None:

@@ -64,13 +64,15 @@ def rollout(
     for step in range(num_steps):
         with torch.set_grad_enabled(torch.is_grad_enabled() and step in grad_steps):
             slope = velocity(latents, sigmas[step].expand(len(latents)), condition)
-        x0 = euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step]))
+        drawn = fresh if step + 1 < num_steps else None  # at the end nothing is
+        if step in predict or drawn is not None:
+            x0 = euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step]))
         if step in predict:
             clean.append(x0)
-        if fresh is None or step + 1 == num_steps:
+        if drawn is None:
             latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
         else:
-            latents = condition.hold(add_noise(x0, fresh(step), sigmas[step + 1].expand(len(latents))))
+            latents = condition.hold(add_noise(x0, drawn(step), sigmas[step + 1].expand(len(latents))))
         if step + 1 in kept:
             horizon_latents.append(latents)
     nfe = num_steps * (guide.calls if use_guidance else 1)

@@ -32,13 +32,19 @@ from rats_video.methods.base import (
     StepsConfig,
 )
 from rats_video.methods.discriminator import Discriminator, GanConfig, build_head
-from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
+from rats_video.methods.distribution_matching import (
+    NAME,
+    DistributionMatching,
+    FakeScoreConfig,
+    TrainsFakeScore,
+    build_matching,
+)
 from rats_video.methods.draws import DISCRIMINATOR, FAKE_SCORE, REAL, RENOISE, STUDENT_LEVEL, draw_noise
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_rollouts
 from rats_video.methods.real_data import RealSource
 from rats_video.methods.student import score_student_clip, step_noise
-from rats_video.optim import OptimizerConfig, ema_update_
+from rats_video.optim import ema_update_
 from rats_video.seeds import seeded
 from rats_video.types import PromptBatch, RewardScores
 
@@ -54,7 +60,7 @@ class AdversarialRewardConfig(Config):
     policy: PolicyConfig = PolicyConfig()
 
 
-class Dmd2Config(BaseMethodConfig):
+class Dmd2Config(TrainsFakeScore, BaseMethodConfig):
     """Loss = distribution matching (- reward_weight * R_student) (+ gan.weight * gan), on the student's last clip.
 
     With `adversarial_reward` a policy gradient joins them.
@@ -85,16 +91,6 @@ class Dmd2Config(BaseMethodConfig):
         if self.adversarial_reward is not None and self.gan is None:
             raise ValueError("adversarial_reward is the logit of a discriminator: it needs gan")
         return self
-
-    @property
-    def critic_rounds(self) -> int:
-        """The fake score's."""
-        return self.fake_score.rounds
-
-    @property
-    def critic_optimizer(self) -> OptimizerConfig:
-        """The fake score's."""
-        return self.fake_score.optimizer
 
     @property
     def uses_gradient(self) -> bool:

@@ -166,10 +166,15 @@ class PlanBuilder:
 
     def _counted(self, cfg: DistillConfig, num_steps: int) -> dict[str, float]:
         """The same at one step count: the method's own step, by roles that compute nothing."""
-        base = self._base(cfg)
-        base.text_cache = self._once(f"text {cfg.compute.dtype}", lambda: self._text_cache(cfg))
-        batch = self._batch(cfg, base, num_steps)
-        return count_calls(cfg, base, batch)
+
+        def run() -> dict[str, float]:
+            base = self._base(cfg)
+            base.text_cache = self._once(f"text {cfg.compute.dtype}", lambda: self._text_cache(cfg))
+            return count_calls(cfg, base, self._batch(cfg, base, num_steps))
+
+        key = f"calls {cfg.student!r} {cfg.compute.dtype} {self._clips(cfg)} {num_steps}"
+        numbers: dict[str, float] = self._once(key, run)
+        return numbers
 
     def _batch(self, cfg: DistillConfig, backbone: PipelineBackbone, num_steps: int | None = None) -> PromptBatch:
         steps = num_steps or max(cfg.student.num_steps)

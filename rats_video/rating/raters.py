@@ -7,7 +7,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from rats_video.rating.record import CHECK_EVERY, Choice, Rating, ShownPair
+from rats_video.rating.record import CHECK_EVERY, Choice, Rating, ShownPair, mirrored
 from rats_video.rating.votes import Vote, append_vote, drop_cut_line, read_votes, standing
 
 
@@ -117,6 +117,4 @@ def schedule(rating: Rating, person: str, pairs: list[ShownPair]) -> list[Trial]
 
 def turned(pair: ShownPair) -> ShownPair:
     """The same with its sides exchanged."""
-    answers: dict[Choice | None, Choice | None] = {"left": "right", "right": "left"}
-    answer = answers.get(pair.answer, pair.answer)
-    return ShownPair(left=pair.right, right=pair.left, prompt=pair.prompt, answer=answer)
+    return ShownPair(left=pair.right, right=pair.left, prompt=pair.prompt, answer=mirrored(pair.answer))

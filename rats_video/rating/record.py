@@ -31,6 +31,12 @@ _FILE = r"^(clips|checks)/[\w.-]*\w[\w.-]*(/\w[\w.-]*)?$"  # no way out of the f
 Choice = Literal["left", "right", "same"]
 
 
+def mirrored(choice: Choice | None) -> Choice | None:
+    """The same choice where the two sides are exchanged."""
+    sides: dict[Choice | None, Choice | None] = {"left": "right", "right": "left"}
+    return sides.get(choice, choice)
+
+
 class ShownPair(Config):
     """Two clips of one prompt and noise; `answer` is None but for an attention check, whose answer is known."""
 

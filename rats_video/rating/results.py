@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rats_video.evaluation.stats import clustered_share_ci95, t_quantile95
-from rats_video.rating.record import Rating
+from rats_video.rating.record import Rating, mirrored
 from rats_video.rating.votes import Vote
 
 
@@ -86,8 +86,8 @@ def attention(rating: Rating, votes: Iterable[Vote]) -> dict[str, Attention]:
     for vote in votes:
         before = found[vote.person]
         if check := checks.get(vote.key):
-            said = vote.choice if vote.left == check.left else {"left": "right", "right": "left"}.get(str(vote.choice))
-            is_right = (said or vote.choice) == check.answer
+            said = vote.choice if vote.left == check.left else mirrored(vote.choice)
+            is_right = said == check.answer
             found[vote.person] = replace(before, seen=before.seen + 1, right=before.right + is_right)
     return dict(found)
 

@@ -10,15 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.backbones.wan import WanBackbone
 from rats_video.diffusion.flow import add_noise
-from rats_video.distillation.method import build_method
-from rats_video.distillation.roles import build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.methods.dmd2 import Dmd2
 from rats_video.methods.draws import FAKE_SCORE, RENOISE, STUDENT_LEVEL, draw_noise
-from rats_video.training.batches import draw_batch, slice_batch
+from rats_video.training.batches import slice_batch
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -29,19 +26,12 @@ Make = Callable[..., tuple[DistillConfig, Dmd2]]
 
 
 @pytest.fixture
-def make(loaded: WanBackbone, make_config: Callable[..., DistillConfig]) -> Make:
+def make(build_dmd2: Callable[[DistillConfig], Dmd2], make_config: Callable[..., DistillConfig]) -> Make:
     def call(*overrides: str) -> tuple[DistillConfig, Dmd2]:
         cfg = make_config(KIND, SAMPLER, *overrides)
-        built = build_method(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
-        assert isinstance(built, Dmd2)
-        return cfg, built
+        return cfg, build_dmd2(cfg)
 
     return call
-
-
-@pytest.fixture
-def draw(loaded: WanBackbone, captions: tuple[str, ...]) -> Callable[..., Any]:
-    return lambda cfg, step=0: draw_batch(loaded, cfg, captions, step)
 
 
 @pytest.mark.parametrize("stream", [(STUDENT_LEVEL,), (FAKE_SCORE, 1)])
