@@ -25,9 +25,13 @@ from rats_video.rating.votes import Vote
 
 
 @pytest.fixture(scope="module")
-def rating(tmp_path_factory: pytest.TempPathFactory) -> Rating:
-    made, _ = rating_of(tmp_path_factory.mktemp("rating"), {"one": 0.2, "two": 0.5})
-    return made
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Rating, Path]:
+    return rating_of(tmp_path_factory.mktemp("rating"), {"one": 0.2, "two": 0.5})
+
+
+@pytest.fixture(scope="module")
+def rating(made: tuple[Rating, Path]) -> Rating:
+    return made[0]
 
 
 def vote(pair: ShownPair, person: str, choice: str, *, turned: bool = False) -> Vote:
@@ -124,10 +128,10 @@ def test_preferences_are_the_majority_as_often_as_it_leads() -> None:
     assert sorted(together) == [(0.0, "p0")] * 3 + [(0.0, "p1")] + [(1.0, "p0")] * 3
 
 
-def test_a_damaged_copy_is_plain_to_see(rating: Rating, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_damaged_copy_is_plain_to_see(made: tuple[Rating, Path]) -> None:
     from rats_video.inference.video import read_mp4
 
-    folder: Path = next(tmp_path_factory.getbasetemp().glob("rating*/rating"))
+    rating, folder = made
     check = rating.checks[0]
     whole, damaged = (read_mp4(folder / file)[0] for file in (check.left, check.right))
     assert float((whole - damaged).abs().mean()) > 0.15
