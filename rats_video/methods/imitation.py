@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
 from rats_video.methods.finite import SKIPPED
-from rats_video.methods.shaping import ShapingConfig, shaping_of_parts, weigh_horizons
+from rats_video.methods.shaping import ShapingConfig, sampled_frames, shaping_of_parts, weigh_horizons
 from rats_video.methods.student import student_rollout
 from rats_video.types import PromptBatch
 
@@ -58,6 +58,8 @@ class Imitation(BaseMethod):
         teacher = self.teacher.rollout(batch)
         student = student_rollout(self, batch, predictions=self.config.compares_predictions)
         parts = shaping_of_parts(self.student.split, student, teacher.trajectory, self.config.shaping)
+        frames = sampled_frames(self.student.split, student.x0, batch.given)
+        parts = {part: by_horizon[..., frames[part]] for part, by_horizon in parts.items()}
         losses = [weigh_horizons(each, self.config.shaping.horizon_weights).mean() for each in parts.values()]
         loss = torch.stack(losses).mean()
         apart = torch.stack([each.detach().mean(dim=(1, 2)) for each in parts.values()]).mean(dim=0).tolist()

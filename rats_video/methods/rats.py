@@ -18,7 +18,7 @@ from rats_video.methods.finite import ASKED, SKIPPED, block_gradient, finite_cli
 from rats_video.methods.gate import GateConfig, GateFn, build_gate, gate_parts
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_group
 from rats_video.methods.scoring import score_clips
-from rats_video.methods.shaping import ShapingConfig, shaping_of_parts, weigh_horizons
+from rats_video.methods.shaping import ShapingConfig, sampled_frames, shaping_of_parts, weigh_horizons
 from rats_video.methods.student import student_rollout
 from rats_video.methods.teacher import TeacherRollout
 from rats_video.types import PromptBatch, RewardScores, Rows
@@ -31,6 +31,9 @@ class RatsConfig(BaseMethodConfig):
     reward_weight: NonNegativeFloat = Field(1.0, description="of the reward in the loss; 0 leaves it out")
     alpha: NonNegativeFloat = Field(1.0, description="of shaping in the loss, before the gate")
     gate: GateConfig = Field(description="how the weight of shaping follows the rewards")
+    motion_gate: GateConfig | None = Field(
+        None, description="a gate of shaping's motion term alone, e.g. one that a motion reward drives; null = the same"
+    )
     shaping: ShapingConfig = ShapingConfig()
     reward_margin: NonNegativeFloat | None = Field(
         None, description="cap the student's reward at the teacher's plus this; null leaves it uncapped, as published"
@@ -81,7 +84,12 @@ class RatsConfig(BaseMethodConfig):
 
     def build(self, context: MethodContext) -> Rats:
         """The method on the run's roles, with its gate."""
-        return Rats(**context.inputs(), config=self, gate=build_gate(self.gate, context.temporal_stride))
+        gate, motion = self.gate, self.motion_gate
+        stride = context.temporal_stride
+        return Rats(
+            **context.inputs(), config=self, gate=build_gate(gate, stride),
+            motion_gate=None if motion is None else build_gate(motion, stride),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +98,19 @@ class Rats(BaseMethod):
 
     config: RatsConfig
     gate: GateFn
+    motion_gate: GateFn | None = None
     shaping_strength: float = 1.0
+
+    @property
+    def gated(self) -> dict[str, tuple[GateFn, ShapingConfig]]:
+        """The terms of shaping, each with its gate, by their prefix in the log: one, or appearance and motion apart."""
+        shaping = self.config.shaping
+        if self.motion_gate is None:
+            return {"": (self.gate, shaping)}
+        return {
+            "": (self.gate, shaping.model_copy(update={"motion_weight": 0.0})),
+            "motion/": (self.motion_gate, shaping.model_copy(update={"appearance_weight": 0.0})),
+        }
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """`rats_step`."""
@@ -126,19 +146,22 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     r_student, kept_asked = mask_scores(scores, kept), kept[asked, None]
     r_teacher, r_asked = mask_scores(teacher.scores, kept[asked]), r_student.take(asked)
 
-    parts = shaping_of_parts(rats.student.split, student.take(asked), teacher.trajectory, config.shaping)
-    parts = {part: by_horizon * kept_asked for part, by_horizon in parts.items()}  # [K, A, F] each
-    gates = gate_parts(rats.gate, r_teacher, r_asked, parts)
-    gates = {part: gate * kept_asked for part, gate in gates.items()}  # [A, F] or [A, 1] each
+    shaping_term, gate_row, frames = 0.0, {}, sampled_frames(rats.student.split, student.x0, batch.given)
+    for prefix, (gate, shaping) in rats.gated.items():
+        parts = shaping_of_parts(rats.student.split, student.take(asked), teacher.trajectory, shaping)
+        parts = {part: by_horizon * kept_asked for part, by_horizon in parts.items()}  # [K, A, F] each
+        gates = gate_parts(gate, r_teacher, r_asked, parts)
+        gates = {part: weight * kept_asked for part, weight in gates.items()}  # [A, F] or [A, 1] each
+        shaping_term = shaping_term + gated_shaping(gates, parts, frames, shaping, clips)
+        gate_row |= _log_of_parts(prefix, gates, parts, frames, student.sigmas, clips)
     rewards = group.rewards(kept) if group else r_student.clip  # [K, B] or [B]
     rewards = capped_reward(rewards, r_teacher.clip, config.reward_margin)
     reward_term = policy_loss(group, rewards).mean() if group else -rewards.mean()
     alpha = config.alpha * rats.shaping_strength / rats.teacher.cfg.asked
-    shaping_term = gated_shaping(gates, parts, config.shaping, clips)
     loss = config.reward_weight * reward_term + alpha * shaping_term
 
     row = _log(loss, r_student, kept, rewards)
-    row |= _log_of_teacher(r_teacher, r_asked, clips) | _log_of_parts(gates, parts, student.sigmas, clips)
+    row |= _log_of_teacher(r_teacher, r_asked, clips) | gate_row
     if batch.asked is not None:
         row[ASKED] = float(kept_asked.sum()) / clips
     if row[SKIPPED] > 0:
@@ -153,20 +176,23 @@ def rows_of(batch: PromptBatch) -> Rows:
     return torch.tensor(batch.asked_rows, dtype=torch.long, device=batch.noise.device)
 
 
-def gated_shaping(gates: Mapping[str, Tensor], parts: Mapping[str, Tensor], cfg: ShapingConfig, clips: int) -> Tensor:
-    """The mean over the latents' parts, all clips and a part's frames of gate times shaping, 0-d.
+def gated_shaping(
+    gates: Mapping[str, Tensor], parts: Mapping[str, Tensor], frames: Mapping[str, Rows], cfg: ShapingConfig, clips: int
+) -> Tensor:
+    """The mean over the latents' parts, all clips and a part's sampled frames of gate times shaping, 0-d.
 
     Args:
         gates: by part `[A, F]` or `[A, 1]`.
         parts: by part the shaping `[K, A, F]`.
+        frames: by part those of the F frames that are sampled (`sampled_frames`).
         cfg: weighs the horizons.
         clips: B, of which A were asked about.
     """
     terms = []
     for part, by_horizon in parts.items():
         shaping = weigh_horizons(by_horizon, cfg.horizon_weights)  # [A, F]
-        gate = with_hidden_frames(gates[part], shaping.shape[1])
-        terms.append((gate * shaping).sum() / (clips * shaping.shape[1]))
+        gated = (with_hidden_frames(gates[part], shaping.shape[1]) * shaping)[:, frames[part]]
+        terms.append(gated.sum() / (clips * gated.shape[1]))
     return torch.stack(terms).mean()
 
 
@@ -201,17 +227,22 @@ def _log_of_teacher(teacher: RewardScores, student: RewardScores, clips: int) ->
 
 
 def _log_of_parts(
-    gates: Mapping[str, Tensor], parts: Mapping[str, Tensor], sigmas: Sequence[float], clips: int
+    prefix: str,
+    gates: Mapping[str, Tensor],
+    parts: Mapping[str, Tensor],
+    sampled: Mapping[str, Rows],
+    sigmas: Sequence[float],
+    clips: int,
 ) -> LogRow:
     """The same of gates and distances; those of the sound have its name in theirs."""
     row: dict[str, Tensor] = {}
     for part, gate in gates.items():
         inside, name = ("", "weight") if part == "video" else (f"{part}/", part)
-        frames = gate.unbind(dim=1)
+        frames, by_horizon = gate.unbind(dim=1), parts[part][..., sampled[part]]
         row |= {
-            f"gate/{name}": gate,
-            **{f"shaping/{inside}{sigma:.3f}": each for sigma, each in zip(sigmas, parts[part], strict=True)},
-            **{f"gate/frame{f}": column for f, column in enumerate(frames) if len(frames) > 1},
+            f"gate/{prefix}{name}": gate,
+            **{f"shaping/{prefix}{inside}{sigma:.3f}": each for sigma, each in zip(sigmas, by_horizon, strict=True)},
+            **{f"gate/{prefix}frame{f}": column for f, column in enumerate(frames) if len(frames) > 1},
         }
     return _share(row, clips)
 

@@ -11,9 +11,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from rats_video.condition import GivenFrames
 from rats_video.config.fields import Config, NonNegativeFloat
 from rats_video.errors import UserError
-from rats_video.types import Trajectory
+from rats_video.types import Rows, Trajectory
 
 
 class ShapingConfig(Config):
@@ -23,6 +24,7 @@ class ShapingConfig(Config):
         "latents", description="what is compared: the latents they reach, or the clean clips that their calls predict"
     )
     distance: Literal["l2", "cosine", "both"] = Field("l2", description="of a latent frame's appearance")
+    appearance_weight: NonNegativeFloat = Field(1.0, description="weight of the appearance term; 0 leaves motion alone")
     motion_weight: NonNegativeFloat = Field(0.5, description="weight of the motion term beside the appearance term")
     horizon_weights: tuple[NonNegativeFloat, ...] | None = Field(
         None, description="one weight a student step, first to last; null weighs all alike"
@@ -69,6 +71,18 @@ def shaping_of_parts(
     return {part: shaping_by_horizon(ours[part], theirs[part], cfg) for part in ours}
 
 
+def sampled_frames(
+    split: Callable[[Tensor], Mapping[str, Tensor]], latents: Tensor, given: GivenFrames | None
+) -> dict[str, Rows]:
+    """By part of latents `[B, C, F, H, W]` the frames that are sampled: all but those that are given and held.
+
+    They are equal in student and teacher, so they are not compared; the motion away from them is.
+    """
+    if given is None or given.held is None:
+        return dict.fromkeys(split(latents), slice(None))
+    return {part: free[0, 0, :, 0, 0].nonzero()[:, 0] for part, free in split(given.free(latents[:1])).items()}
+
+
 def split_path(split: Callable[[Tensor], Mapping[str, Tensor]], path: Trajectory) -> dict[str, Trajectory]:
     """A trajectory's parts."""
     kept = [split(latents) for latents in path.latents]
@@ -80,15 +94,16 @@ def split_path(split: Callable[[Tensor], Mapping[str, Tensor]], path: Trajectory
 
 def latents_distance(ours: Tensor, theirs: Tensor, cfg: ShapingConfig) -> Tensor:
     """Distance `[B, F]` by latent frame of two clips' latents `[B, C, F, H, W]`: appearance, and motion by L2."""
-    squares = frame_distance(ours - theirs, cfg.motion_weight)
+    appearance, residual = cfg.appearance_weight, ours - theirs
+    squares = frame_distance(residual, cfg.motion_weight, appearance)
     match cfg.distance:
         case "l2":
             return squares
         case "both":
-            return squares + cosine_distance(ours, theirs)
+            return squares + appearance * cosine_distance(ours, theirs)
         case "cosine":
-            motion = squares - frame_distance(ours - theirs, 0.0)
-            return cosine_distance(ours, theirs) + motion
+            motion = squares - frame_distance(residual, 0.0, appearance)
+            return appearance * cosine_distance(ours, theirs) + motion
 
 
 def cosine_distance(ours: Tensor, theirs: Tensor) -> Tensor:
@@ -96,13 +111,13 @@ def cosine_distance(ours: Tensor, theirs: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(ours.movedim(2, 1).flatten(2), theirs.movedim(2, 1).flatten(2), dim=-1)
 
 
-def frame_distance(residual: Tensor, motion_weight: float) -> Tensor:
+def frame_distance(residual: Tensor, motion_weight: float, appearance_weight: float = 1.0) -> Tensor:
     """Appearance plus motion error per latent frame, `[B, F]`, of a residual `[B, C, F, H, W]`.
 
     Appearance is the mean square over C, H, W. Motion is the mean square of the residual's change since the frame
     before (the first frame shares the second's): an error that stays put costs nothing there, one that moves does.
     """
-    appearance = residual.square().mean(dim=(1, 3, 4))
+    appearance = appearance_weight * residual.square().mean(dim=(1, 3, 4))
     if residual.shape[2] == 1:
         return appearance
     change = residual.diff(dim=2).square().mean(dim=(1, 3, 4))
