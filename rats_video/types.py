@@ -106,6 +106,7 @@ class PromptBatch:
         micro_batch: index of the micro-batch that this is.
         seeds: one a prompt, for its other random numbers; the same in every micro-batch and process.
         asked: for each prompt, if the teacher is rolled out for it; None = for all.
+        asked_share: the probability with which each was asked.
         picture_seeds: one a prompt, for the picture that its clip starts from; the same for all updates of the batch.
         given: the frames that each clip starts from, for image to video.
     """
@@ -118,6 +119,7 @@ class PromptBatch:
     micro_batch: int = 0
     seeds: tuple[int, ...] = ()
     asked: tuple[bool, ...] | None = None
+    asked_share: float = 1.0
     picture_seeds: tuple[int, ...] = ()
     given: GivenFrames | None = None
 
@@ -126,6 +128,11 @@ class PromptBatch:
         """The clips whose teacher is asked."""
         asked = (True,) * len(self.prompts) if self.asked is None else self.asked
         return tuple(row for row, is_asked in enumerate(asked) if is_asked)
+
+    @property
+    def share_asked(self) -> float:
+        """The share of clips whose teacher is asked."""
+        return len(self.asked_rows) / len(self.prompts)
 
     @property
     def of_asked(self) -> PromptBatch:

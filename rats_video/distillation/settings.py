@@ -93,6 +93,10 @@ class DistillConfig(Config):
                 raise ValueError(f"{needs} of {self.method.kind} needs the teacher of every clip: set teacher.asked=1")
             if self.teacher.asked_by == "clip" and (self.parallel.shard or self.parallel.context > 1):
                 raise ValueError("processes that share a teacher ask it together: set teacher.asked_by=update")
+        if self.teacher.asked_follows and self.method.kind != "rats":
+            raise ValueError(f"{self.method.kind} has no gate to follow: set teacher.asked_follows=null")
+        if self.teacher.asked_follows and self.teacher.asked_least > self.teacher.asked:
+            raise ValueError("teacher.asked_least is above teacher.asked, the share it falls from")
         if self.student.sampler == "renoise" and (needs := self.method.needs_euler):
             raise ValueError(f"{self.method.kind} {needs}: set student.sampler=euler, or take method.kind=dmd2")
         if min(self.student.num_steps) < self.method.least_steps:
@@ -129,14 +133,16 @@ class DistillConfig(Config):
             options.guidance_scale_2, self.teacher.further_guidance,
         )  # fmt: skip
 
-    def evaluations(self, num_steps: int) -> float:
+    def evaluations(self, num_steps: int, asked: float | None = None) -> float:
         """Network evaluations of an update at that many student steps, over all clips and processes.
 
         One call on one clip is one evaluation; with gradient it counts three, since backward is twice the work. A
-        teacher's rollout that is found again in `teacher.cache` counts as well; one that serves a share of the updates
-        or clips counts as that share of each.
+        teacher's rollout that is found again in `teacher.cache` counts as well; one that serves several updates counts
+        as its share of each. `asked` is the share of clips whose teacher was called; None takes `teacher.asked`, which
+        is the mean, or with `teacher.asked_follows` the most.
         """
-        teacher = self.teacher.num_steps * self.teacher.calls_per_step * self.teacher.asked / self.teacher.reuse
+        share = self.teacher.asked if asked is None else asked
+        teacher = self.teacher.num_steps * self.teacher.calls_per_step * share / self.teacher.reuse
         a_clip = self.method.evaluations_of(self.student, num_steps, teacher, self.teacher.calls_per_step)
         real = self.method.real_data
         num_real = 0 if real is None or real.weight == 0 else real.batch_size or self.training.batch_size

@@ -32,7 +32,9 @@ class RatsConfig(BaseMethodConfig):
     alpha: NonNegativeFloat = Field(1.0, description="of shaping in the loss, before the gate")
     gate: GateConfig = Field(description="how the weight of shaping follows the rewards")
     motion_gate: GateConfig | None = Field(
-        None, description="a gate of shaping's motion term alone, e.g. one that a motion reward drives; null = the same"
+        None,
+        description="a gate of shaping's motion term alone, e.g. one that a motion reward drives; null = the same",
+        exclude_if=lambda gate: gate is None,
     )
     shaping: ShapingConfig = ShapingConfig()
     reward_margin: NonNegativeFloat | None = Field(
@@ -157,7 +159,7 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     rewards = group.rewards(kept) if group else r_student.clip  # [K, B] or [B]
     rewards = capped_reward(rewards, r_teacher.clip, config.reward_margin)
     reward_term = policy_loss(group, rewards).mean() if group else -rewards.mean()
-    alpha = config.alpha * rats.shaping_strength / rats.teacher.cfg.asked
+    alpha = config.alpha * rats.shaping_strength / batch.asked_share
     loss = config.reward_weight * reward_term + alpha * shaping_term
 
     row = _log(loss, r_student, kept, rewards)

@@ -24,7 +24,9 @@ class ShapingConfig(Config):
         "latents", description="what is compared: the latents they reach, or the clean clips that their calls predict"
     )
     distance: Literal["l2", "cosine", "both"] = Field("l2", description="of a latent frame's appearance")
-    appearance_weight: NonNegativeFloat = Field(1.0, description="weight of the appearance term; 0 leaves motion alone")
+    appearance_weight: NonNegativeFloat = Field(
+        1.0, description="weight of the appearance term; 0 leaves motion alone", exclude_if=lambda weight: weight == 1
+    )
     motion_weight: NonNegativeFloat = Field(0.5, description="weight of the motion term beside the appearance term")
     horizon_weights: tuple[NonNegativeFloat, ...] | None = Field(
         None, description="one weight a student step, first to last; null weighs all alike"

@@ -50,6 +50,18 @@ AskedBy = Annotated[
     Field(description="it is asked about some clips of each update, or about all of some updates"),
 ]
 
+AskedFollows = Annotated[
+    Literal["gate"] | None,
+    Field(
+        description="gate: `asked` is the share while shaping weighs 1, and falls with the average of the gate; null = it stays",
+        exclude_if=lambda follows: follows is None,
+    ),
+]
+AskedLeast = Annotated[
+    float, Field(gt=0, le=1, description="share below which it does not fall", exclude_if=lambda least: least == _LEAST)
+]
+_LEAST = 0.05
+
 
 class FrozenTeacherConfig(Config):
     """The base model, sampled with many steps."""
@@ -63,6 +75,8 @@ class FrozenTeacherConfig(Config):
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     asked: Asked = 1.0
     asked_by: AskedBy = "clip"
+    asked_follows: AskedFollows = None
+    asked_least: AskedLeast = _LEAST
     cache: str | None = Field(None, description="folder where rollouts are stored and found again by later runs")
 
     @property
@@ -90,6 +104,8 @@ class EmaTeacherConfig(Config):
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     asked: Asked = 1.0
     asked_by: AskedBy = "clip"
+    asked_follows: AskedFollows = None
+    asked_least: AskedLeast = _LEAST
 
     @property
     def calls_per_step(self) -> int:

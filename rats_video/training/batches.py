@@ -32,6 +32,7 @@ def draw_batch(backbone: Backbone, cfg: RunSettings, prompts: Sequence[str], ste
         grad_frames=_grad_frames(cfg.compute.decode.window, noise.shape[2], seeded(cfg.seed, 3, step)),
         seeds=tuple(torch.randint(2**62, (len(chosen),), generator=seeded(cfg.seed, 4, step)).tolist()),
         asked=_asked(cfg, index, len(chosen)),
+        asked_share=cfg.teacher.asked,
         picture_seeds=tuple(torch.randint(2**62, (len(chosen),), generator=seeded(cfg.seed, 7, index)).tolist()),
     )
 
@@ -66,10 +67,28 @@ def _asked(cfg: RunSettings, index: int, clips: int) -> tuple[bool, ...] | None:
     share = cfg.teacher.asked
     if share == 1:
         return None
-    start = float(torch.rand((), dtype=torch.float64, generator=seeded(cfg.seed, 6)))
+    start = _uniform(cfg.seed, 6)
     if cfg.teacher.asked_by == "update":
         return (_passes_a_whole(index, share, start),) * clips
     return tuple(_passes_a_whole(index * clips + row, share, start) for row in range(clips))
+
+
+def ask_with(batch: PromptBatch, cfg: RunSettings, share: float) -> PromptBatch:
+    """The batch with another share of clips whose teacher is asked, drawn anew for it alone.
+
+    Given the share, each clip is asked with just that probability, whatever was asked before: the share may depend on
+    all that.
+    """
+    clips, start = len(batch.prompts), _uniform(cfg.seed, 8, batch.index)
+    if cfg.teacher.asked_by == "update":
+        asked = (_passes_a_whole(0, share, start),) * clips
+    else:
+        asked = tuple(_passes_a_whole(row, share, start) for row in range(clips))
+    return replace(batch, asked=asked, asked_share=share)
+
+
+def _uniform(*seeds: int) -> float:
+    return float(torch.rand((), dtype=torch.float64, generator=seeded(*seeds)))
 
 
 def _passes_a_whole(place: int, share: float, start: float) -> bool:

@@ -12,6 +12,7 @@ from rats_video.optim import build_optimizer
 from rats_video.runtime import ALONE, Runtime
 from rats_video.timing import phase
 from rats_video.training.anchor import InitialWeights
+from rats_video.training.asking import AskedShare
 from rats_video.training.batches import draw_batch, slice_batch, with_pictures
 from rats_video.training.callbacks import Callback, CallbackList, GuardCallback
 from rats_video.training.checkpoint import CheckpointWriter, resume
@@ -87,6 +88,7 @@ def _train(
     skipped = SkippedClips(training, int(runtime.broadcast(metrics.total(SKIPPED) if metrics else 0.0)))
     check = PlanCheck(run.plan, method.student.device, training.steps - start) if runtime.is_main else None
     updater = Updater(cfg, optimizer, critics, runtime, skipped, watch.anchor, faults)
+    asked = AskedShare(cfg, state)
     watch.on_start(state)
     callbacks.on_start(state)
     if start < training.steps and runtime.any(stop.requested):  # meanwhile
@@ -94,12 +96,13 @@ def _train(
     with CheckpointWriter(run.checkpoints, _num_kept(training, reuse), writes=runtime.is_main) as writer:
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
-            batch = draw_batch(method.student, cfg, prompts, step)
+            batch = asked.draw(draw_batch(method.student, cfg, prompts, step))
             mine = slice_batch(batch, runtime.rows(training.batch_size))
             row = updater.step(watch.guided_method, with_pictures(mine, method.student, cfg.clip.spec), step)
             method.update_ema(step + 1, resumed=bool(row[SKIPPED_STEP]))
             seconds = time.perf_counter() - began
-            row |= {"evaluations": cfg.evaluations(batch.num_steps), "seconds": seconds}
+            asked.learn(row)
+            row |= {"evaluations": cfg.evaluations(batch.num_steps, batch.share_asked), "seconds": seconds}
             if saved := method.teacher.take_saved_seconds():
                 row["saved_seconds"] = saved
             if metrics is not None and check is not None:
@@ -112,7 +115,7 @@ def _train(
             if is_last or is_stop or _is_due(step + 1, training, reuse):
                 with phase("saving"):
                     callbacks.on_checkpoint()
-                    writer.save(step + 1, student, ema, optimizer, watch.state | faults.state, trained_critics)
+                    writer.save(step + 1, student, ema, optimizer, watch.state | faults.state | asked.state, trained_critics)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
                     writer.wait()
                     runtime.barrier()

@@ -94,8 +94,8 @@ class RunSettings(Protocol):
         """Trackers that the log is also sent to."""
         ...
 
-    def evaluations(self, num_steps: int) -> float:
-        """Network evaluations of an update at that many student steps."""
+    def evaluations(self, num_steps: int, asked: float | None = None) -> float:
+        """Network evaluations of an update at that many student steps; see `DistillConfig`."""
         ...
 
     def model_dump(self, *, mode: str) -> dict[str, Any]:

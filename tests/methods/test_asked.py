@@ -84,7 +84,7 @@ def gradient(rats: Rats, batch: PromptBatch, parts: int = 1) -> tuple[Tensor, Lo
 
 
 def ask(batch: PromptBatch, *rows: int) -> PromptBatch:
-    return replace(batch, asked=tuple(row in rows for row in range(len(batch.prompts))))
+    return replace(batch, asked=tuple(row in rows for row in range(len(batch.prompts))))  # asked_share stays
 
 
 @pytest.mark.parametrize("level", ["frame", "clip"])
