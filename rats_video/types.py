@@ -105,8 +105,7 @@ class PromptBatch:
         grad_frames: latent frames whose pixels carry gradient to the reward; None = all of them.
         micro_batch: index of the micro-batch that this is.
         seeds: one a prompt, for its other random numbers; the same in every micro-batch and process.
-        asked: for each prompt, if the teacher is rolled out for it; None = for all.
-        asked_share: the probability with which each was asked.
+        asked: for each prompt, if the teacher is rolled out for it (probability: `asked_share`); None = for all.
         picture_seeds: one a prompt, for the picture that its clip starts from; the same for all updates of the batch.
         given: the frames that each clip starts from, for image to video.
     """
@@ -126,13 +125,7 @@ class PromptBatch:
     @property
     def asked_rows(self) -> tuple[int, ...]:
         """The clips whose teacher is asked."""
-        asked = (True,) * len(self.prompts) if self.asked is None else self.asked
-        return tuple(row for row, is_asked in enumerate(asked) if is_asked)
-
-    @property
-    def share_asked(self) -> float:
-        """The share of clips whose teacher is asked."""
-        return len(self.asked_rows) / len(self.prompts)
+        return tuple(row for row in range(len(self.prompts)) if self.asked is None or self.asked[row])
 
     @property
     def of_asked(self) -> PromptBatch:

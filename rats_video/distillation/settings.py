@@ -88,6 +88,18 @@ class DistillConfig(Config):
     def _fits_the_method(self) -> Self:
         if self.guard is not None and self.guard.on_alarm == "shape" and not self.method.can_strengthen_shaping:
             raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
+        if self.student.sampler == "renoise" and (needs := self.method.needs_euler):
+            raise ValueError(f"{self.method.kind} {needs}: set student.sampler=euler, or take method.kind=dmd2")
+        if min(self.student.num_steps) < self.method.least_steps:
+            raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
+        if self.method.uses_trajectory and isinstance(self.teacher, FrozenTeacherConfig) and self.teacher.cache:
+            raise ValueError(f"{self.method.kind} uses all of the teacher's path, unstored: set teacher.cache=null")
+        if late := late_restart(self.method, self.training.steps, "method."):
+            raise ValueError(late)
+        return self
+
+    @model_validator(mode="after")
+    def _asks_the_teacher_as_it_can(self) -> Self:
         if self.teacher.asked < 1:
             if needs := self.method.needs_every_teacher:
                 raise ValueError(f"{needs} of {self.method.kind} needs the teacher of every clip: set teacher.asked=1")
@@ -97,14 +109,6 @@ class DistillConfig(Config):
             raise ValueError(f"{self.method.kind} has no gate to follow: set teacher.asked_follows=null")
         if self.teacher.asked_follows and self.teacher.asked_least > self.teacher.asked:
             raise ValueError("teacher.asked_least is above teacher.asked, the share it falls from")
-        if self.student.sampler == "renoise" and (needs := self.method.needs_euler):
-            raise ValueError(f"{self.method.kind} {needs}: set student.sampler=euler, or take method.kind=dmd2")
-        if min(self.student.num_steps) < self.method.least_steps:
-            raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
-        if self.method.uses_trajectory and isinstance(self.teacher, FrozenTeacherConfig) and self.teacher.cache:
-            raise ValueError(f"{self.method.kind} uses all of the teacher's path, unstored: set teacher.cache=null")
-        if late := late_restart(self.method, self.training.steps, "method."):
-            raise ValueError(late)
         return self
 
     @model_validator(mode="after")

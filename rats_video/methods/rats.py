@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import ClassVar, Literal
 
 import torch
@@ -17,11 +15,15 @@ from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, Method
 from rats_video.methods.finite import ASKED, SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
 from rats_video.methods.gate import GateConfig, GateFn, build_gate, gate_parts
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_group
+from rats_video.methods.rats_log import log_of_parts, log_of_step, log_of_teacher
 from rats_video.methods.scoring import score_clips
 from rats_video.methods.shaping import ShapingConfig, sampled_frames, shaping_of_parts, weigh_horizons
 from rats_video.methods.student import student_rollout
 from rats_video.methods.teacher import TeacherRollout
-from rats_video.types import PromptBatch, RewardScores, Rows
+from rats_video.types import PromptBatch, RewardScores, Rows, Trajectory
+
+Judged = tuple[Trajectory, RewardScores]
+"""The clips of a role: how they came about, and their scores."""
 
 
 class RatsConfig(BaseMethodConfig):
@@ -148,22 +150,16 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     r_student, kept_asked = mask_scores(scores, kept), kept[asked, None]
     r_teacher, r_asked = mask_scores(teacher.scores, kept[asked]), r_student.take(asked)
 
-    shaping_term, gate_row, frames = 0.0, {}, sampled_frames(rats.student.split, student.x0, batch.given)
-    for prefix, (gate, shaping) in rats.gated.items():
-        parts = shaping_of_parts(rats.student.split, student.take(asked), teacher.trajectory, shaping)
-        parts = {part: by_horizon * kept_asked for part, by_horizon in parts.items()}  # [K, A, F] each
-        gates = gate_parts(gate, r_teacher, r_asked, parts)
-        gates = {part: weight * kept_asked for part, weight in gates.items()}  # [A, F] or [A, 1] each
-        shaping_term = shaping_term + gated_shaping(gates, parts, frames, shaping, clips)
-        gate_row |= _log_of_parts(prefix, gates, parts, frames, student.sigmas, clips)
+    pairs = (student.take(asked), r_asked), (teacher.trajectory, r_teacher)
+    shaping_term, shaping_row = gated_shaping(rats, batch, *pairs, kept_asked)
     rewards = group.rewards(kept) if group else r_student.clip  # [K, B] or [B]
     rewards = capped_reward(rewards, r_teacher.clip, config.reward_margin)
     reward_term = policy_loss(group, rewards).mean() if group else -rewards.mean()
     alpha = config.alpha * rats.shaping_strength / batch.asked_share
     loss = config.reward_weight * reward_term + alpha * shaping_term
 
-    row = _log(loss, r_student, kept, rewards)
-    row |= _log_of_teacher(r_teacher, r_asked, clips) | gate_row
+    row = log_of_step(loss, r_student, kept, rewards)
+    row |= log_of_teacher(r_teacher, r_asked, clips) | shaping_row
     if batch.asked is not None:
         row[ASKED] = float(kept_asked.sum()) / clips
     if row[SKIPPED] > 0:
@@ -179,23 +175,34 @@ def rows_of(batch: PromptBatch) -> Rows:
 
 
 def gated_shaping(
-    gates: Mapping[str, Tensor], parts: Mapping[str, Tensor], frames: Mapping[str, Rows], cfg: ShapingConfig, clips: int
-) -> Tensor:
-    """The mean over the latents' parts, all clips and a part's sampled frames of gate times shaping, 0-d.
+    rats: Rats, batch: PromptBatch, student: Judged, teacher: Judged, kept: Tensor
+) -> tuple[Tensor, LogRow]:
+    """The mean over all B clips and their sampled frames of gate times shaping, a 0-d tensor, and what to log of it.
 
     Args:
-        gates: by part `[A, F]` or `[A, 1]`.
-        parts: by part the shaping `[K, A, F]`.
-        frames: by part those of the F frames that are sampled (`sampled_frames`).
-        cfg: weighs the horizons.
-        clips: B, of which A were asked about.
+        rats: with the gates, and the shaping that each weighs.
+        batch: B clips, of which A were asked about.
+        student: what it made of those A, and the scores.
+        teacher: the same of the teacher.
+        kept: `[A, 1]`, the clips that count.
     """
-    terms = []
-    for part, by_horizon in parts.items():
-        shaping = weigh_horizons(by_horizon, cfg.horizon_weights)  # [A, F]
-        gated = (with_hidden_frames(gates[part], shaping.shape[1]) * shaping)[:, frames[part]]
-        terms.append(gated.sum() / (clips * gated.shape[1]))
-    return torch.stack(terms).mean()
+    total, clips = torch.zeros((), device=kept.device), len(batch.prompts)
+    row: dict[str, float] = {}
+    (ours, r_student), (theirs, r_teacher) = student, teacher
+    frames = sampled_frames(rats.student.split, ours.x0, batch.given)
+    for prefix, (gate, config) in rats.gated.items():
+        parts = shaping_of_parts(rats.student.split, ours, theirs, config)
+        parts = {part: by_horizon * kept for part, by_horizon in parts.items()}  # [K, A, F] each
+        gates = gate_parts(gate, r_teacher, r_student, parts)
+        gates = {part: weight * kept for part, weight in gates.items()}  # [A, F] or [A, 1] each
+        terms = []
+        for part, by_horizon in parts.items():
+            shaping = weigh_horizons(by_horizon, config.horizon_weights)  # [A, F]
+            gated = (with_hidden_frames(gates[part], shaping.shape[1]) * shaping)[:, frames[part]]
+            terms.append(gated.sum() / (clips * gated.shape[1]))
+        total = total + torch.stack(terms).mean()
+        row |= log_of_parts(prefix, gates, parts, frames, ours.sigmas, clips)
+    return total, row
 
 
 def policy_group(rats: Rats, batch: PromptBatch) -> Group | None:
@@ -209,45 +216,3 @@ def policy_group(rats: Rats, batch: PromptBatch) -> Group | None:
 def capped_reward(student: Tensor, teacher: Tensor, margin: float | None) -> Tensor:
     """The student's reward `[..., B]`, without gradient where it is already `margin` past the teacher's."""
     return student if margin is None else torch.minimum(student, teacher + margin)
-
-
-def _log(loss: Tensor, student: RewardScores, kept: Tensor, rewards: Tensor) -> LogRow:
-    group = {"mean": rewards.mean(), "spread": rewards.std(dim=0, correction=0).mean()} if rewards.ndim > 1 else {}
-    row = {
-        "loss": loss,
-        "reward/student": student.clip.mean(),
-        SKIPPED: (~kept).float().mean(),
-        **{f"reward/policy_{name}": value for name, value in group.items()},
-        **{f"reward/student/{name}": part.mean() for name, part in student.parts.items()},
-    }
-    return {name: float(value.detach()) for name, value in row.items()}
-
-
-def _log_of_teacher(teacher: RewardScores, student: RewardScores, clips: int) -> LogRow:
-    """What needs the teacher: sums over the clips that it was asked about, as parts of a mean over all `clips`."""
-    return _share({"reward/teacher": teacher.clip, "reward/gap": student.clip - teacher.clip}, clips)
-
-
-def _log_of_parts(
-    prefix: str,
-    gates: Mapping[str, Tensor],
-    parts: Mapping[str, Tensor],
-    sampled: Mapping[str, Rows],
-    sigmas: Sequence[float],
-    clips: int,
-) -> LogRow:
-    """The same of gates and distances; those of the sound have its name in theirs."""
-    row: dict[str, Tensor] = {}
-    for part, gate in gates.items():
-        inside, name = ("", "weight") if part == "video" else (f"{part}/", part)
-        frames, by_horizon = gate.unbind(dim=1), parts[part][..., sampled[part]]
-        row |= {
-            f"gate/{prefix}{name}": gate,
-            **{f"shaping/{prefix}{inside}{sigma:.3f}": each for sigma, each in zip(sigmas, by_horizon, strict=True)},
-            **{f"gate/{prefix}frame{f}": column for f, column in enumerate(frames) if len(frames) > 1},
-        }
-    return _share(row, clips)
-
-
-def _share(row: Mapping[str, Tensor], clips: int) -> LogRow:
-    return {name: float(value.detach().sum()) / (clips * prod(value.shape[1:])) for name, value in row.items()}

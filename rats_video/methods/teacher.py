@@ -53,7 +53,7 @@ AskedBy = Annotated[
 AskedFollows = Annotated[
     Literal["gate"] | None,
     Field(
-        description="gate: `asked` is the share while shaping weighs 1, and falls with the average of the gate; null = it stays",
+        description="gate: `asked` is the share while the gate is 1, and falls with its average; null = it stays",
         exclude_if=lambda follows: follows is None,
     ),
 ]
@@ -217,10 +217,10 @@ class TeacherSampler:
         self._rollouts[batch.micro_batch] = made
         return made
 
-    def take_saved_seconds(self) -> float:
-        """The seconds that the rollouts found in the cache since the last call had taken to make."""
+    def take_saved_seconds(self) -> dict[str, float]:
+        """To log: the seconds that rollouts found in the cache since the last call had taken to make, if any were."""
         saved, self._saved_seconds = self._saved_seconds, 0.0
-        return saved
+        return {"saved_seconds": saved} if saved else {}
 
     @torch.no_grad()
     def trajectory(self, batch: PromptBatch) -> Trajectory:

@@ -14,10 +14,10 @@ _KEY, _DECAY = "gate_average", 0.9
 
 
 class AskedShare:
-    """`teacher.asked` times the gate's running average, at least `teacher.asked_least`; without a gate, the share itself.
+    """`teacher.asked` times the gate's running average, at least `teacher.asked_least`, where it follows the gate.
 
-    Shaping that weighs little teaches little, so its teacher's rollouts are better spent on fresh prompts. Shaping of an
-    update weighs the inverse of that update's share: its mean over draws stays the published one.
+    Shaping that weighs little teaches little, so its teacher's rollouts are better spent on fresh prompts. Shaping of
+    an update weighs the inverse of that update's share: its mean over draws stays the published one.
 
     Args:
         cfg: of the run.
@@ -42,10 +42,15 @@ class AskedShare:
             self._index, self._share = batch.index, max(teacher.asked_least, teacher.asked * self._average)
         return ask_with(batch, self._cfg, self._share)
 
-    def learn(self, row: Mapping[str, float]) -> None:
-        """Follow the gate of an update, the same on all processes; an update that asked about no clip says nothing."""
+    def learned(self, row: Mapping[str, float], batch: PromptBatch) -> dict[str, float]:
+        """Follow the gate of an update's row, which all processes have; returns what its calls really cost, to log.
+
+        An update that asked about no clip says nothing of the gate.
+        """
         if self._follows and GATE in row:
             self._average += (1 - _DECAY) * (row[GATE] - self._average)
+        asked = len(batch.asked_rows) / len(batch.prompts)
+        return {"evaluations": self._cfg.evaluations(batch.num_steps, asked)}
 
     @property
     def _follows(self) -> bool:

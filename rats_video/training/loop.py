@@ -79,8 +79,8 @@ def _train(
     ema = method.teacher.backbone.weights if isinstance(cfg.teacher, EmaTeacherConfig) else None
     optimizer = build_optimizer(training.optimizer, student.values())
     critics = {name: build_optimizer(c.optimizer, c.weights.values()) for name, c in method.critics.items()}
-    trained_critics = {name: (c.weights, critics[name]) for name, c in method.critics.items()}
-    state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse), trained_critics)
+    trained = {name: (c.weights, critics[name]) for name, c in method.critics.items()}
+    state = resume(run.checkpoints, student, ema, optimizer, runtime, _is_exact(training.steps, reuse), trained)
     start = state["step"]
     faults.load_state(state)
     method.update_ema(start, resumed=True)
@@ -101,10 +101,7 @@ def _train(
             row = updater.step(watch.guided_method, with_pictures(mine, method.student, cfg.clip.spec), step)
             method.update_ema(step + 1, resumed=bool(row[SKIPPED_STEP]))
             seconds = time.perf_counter() - began
-            asked.learn(row)
-            row |= {"evaluations": cfg.evaluations(batch.num_steps, batch.share_asked), "seconds": seconds}
-            if saved := method.teacher.take_saved_seconds():
-                row["saved_seconds"] = saved
+            row |= asked.learned(row, batch) | {"seconds": seconds} | method.teacher.take_saved_seconds()
             if metrics is not None and check is not None:
                 metrics.append({"step": step + 1, **row})
                 check.step_done(seconds)
@@ -115,7 +112,7 @@ def _train(
             if is_last or is_stop or _is_due(step + 1, training, reuse):
                 with phase("saving"):
                     callbacks.on_checkpoint()
-                    writer.save(step + 1, student, ema, optimizer, watch.state | faults.state | asked.state, trained_critics)
+                    writer.save(step + 1, student, ema, optimizer, watch.state | faults.state | asked.state, trained)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
                     writer.wait()
                     runtime.barrier()

@@ -18,6 +18,7 @@ from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.inference.sampler import SamplerSpec, picture_seed, sample_videos
+from rats_video.methods.shaping import frame_distance
 from rats_video.methods.student import student_rollout
 from rats_video.methods.teacher import TeacherRollout
 from rats_video.methods.teacher_cache import DiskRolloutCache
@@ -67,7 +68,16 @@ def test_teacher_and_student_start_from_the_same_rendered_frames(
         assert torch.equal(latents[:, :, 0], one.given.held[:, :, 0])
     loss, row = rats.step(one)
     loss.backward()  # type: ignore[no-untyped-call]
-    assert row["shaping/0.000"] >= 0
+    # Only the frames that are sampled are compared, and the motion away from the given one.
+    apart = torch.stack([
+        frame_distance(ours - theirs, cfg.method.shaping.motion_weight)[:, 1:]  # type: ignore[attr-defined]
+        for ours, theirs in zip(student.latents, teacher.latents, strict=True)
+    ])  # fmt: skip
+    assert row["shaping/0.000"] == pytest.approx(float(apart[-1].detach().mean()), rel=1e-5)
+    teacher_scores, scores = (color_reward(base.decode(each.x0), one.prompts) for each in (teacher, student))  # type: ignore[operator]
+    weights = 0.1 + 0.9 * torch.sigmoid((teacher_scores.clip - scores.clip) / cfg.method.gate.tau)  # type: ignore[attr-defined]
+    expected = -scores.clip.mean() + cfg.method.alpha * (weights[:, None] * apart.mean(dim=0)).mean()
+    assert row["loss"] == pytest.approx(float(expected), rel=1e-4)
     whole = with_pictures(draw_batch(rats.student, cfg, PROMPTS, 0), rats.student, cfg.clip.spec)
     part = with_pictures(
         slice_batch(draw_batch(rats.student, cfg, PROMPTS, 0), slice(1, 2)), rats.student, cfg.clip.spec

@@ -17,7 +17,9 @@ from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError
 from rats_video.methods.base import LogRow
 from rats_video.methods.rats import Rats
-from rats_video.training.batches import draw_batch
+from rats_video.methods.teacher import FrozenTeacherConfig
+from rats_video.training.asking import GATE, AskedShare
+from rats_video.training.batches import ask_with, draw_batch
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -83,8 +85,8 @@ def gradient(rats: Rats, batch: PromptBatch, parts: int = 1) -> tuple[Tensor, Lo
     ), row
 
 
-def ask(batch: PromptBatch, *rows: int) -> PromptBatch:
-    return replace(batch, asked=tuple(row in rows for row in range(len(batch.prompts))))  # asked_share stays
+def ask(batch: PromptBatch, *rows: int, share: float = 1.0) -> PromptBatch:
+    return replace(batch, asked=tuple(row in rows for row in range(len(batch.prompts))), asked_share=share)
 
 
 @pytest.mark.parametrize("level", ["frame", "clip"])
@@ -96,7 +98,9 @@ def test_the_mean_over_all_draws_is_the_published_gradient(
     batch = draw_batch(rats.student, cfg, captions, 0)
     whole, row = gradient(rats, batch)
     rarely, _ = make_rats(f"method.gate.level={level}", "teacher.asked=0.25")
-    draws = [gradient(rarely, replace(ask(batch, clip), index=clip)) for clip in range(4)]  # each a rollout of its own
+    draws = [
+        gradient(rarely, replace(ask(batch, clip, share=0.25), index=clip)) for clip in range(4)
+    ]  # each a rollout of its own
     mean = torch.stack([found for found, _ in draws]).mean(dim=0)
     assert float((mean - whole).norm() / whole.norm()) < 1e-5
     assert min(float((found - whole).norm() / whole.norm()) for found, _ in draws) > 1e-3  # no draw is the whole
@@ -143,7 +147,9 @@ def test_the_log_has_means_over_the_clips_asked_about(
         (tmp_path / name).mkdir()
         train_loop(rats, cfg, captions, RunFolder(tmp_path / name))
         runs[name] = read_metrics(tmp_path / name / "metrics.jsonl")
-        assert runs[name][0]["evaluations"] == cfg.evaluations(4)
+        for row in runs[name]:  # what was really called
+            assert row["evaluations"] == cfg.evaluations(4, asked=row.get("teacher/asked", 1.0))
+        assert sum(row["evaluations"] for row in runs[name]) == pytest.approx(4 * cfg.evaluations(4))
     asked = [row for row in runs["rarely"] if row["teacher/asked"]]
     assert len(asked) == 1  # of four updates
     [whole] = [row for row in runs["all"] if row["step"] == asked[0]["step"]]
@@ -160,6 +166,57 @@ def test_what_is_counted(make_config: MakeConfig) -> None:
     assert often.evaluations(4) - rarely.evaluations(4) == pytest.approx(0.75 * teacher)
 
 
+FOLLOWS = ("teacher.asked=0.5", "teacher.asked_follows=gate")
+
+
+def test_the_share_falls_with_the_average_gate(make_rats: MakeRats, captions: tuple[str, ...]) -> None:
+    rats, cfg = make_rats(*FOLLOWS, "teacher.asked_least=0.4", "teacher.reuse=2")
+    share = AskedShare(cfg, {})
+    batches = [draw_batch(rats.student, cfg, captions, step) for step in range(8)]
+    assert share.draw(batches[0]).asked_share == 0.5  # before anything is known
+    share.learned({GATE: 0.2}, batches[0])
+    assert share.draw(batches[1]).asked == share.draw(batches[0]).asked  # the same batch: its rollouts are kept
+    share.learned({}, batches[0])  # nobody was asked
+    assert share.draw(batches[2]).asked_share == pytest.approx(0.5 * (0.9 + 0.1 * 0.2))
+    assert AskedShare(cfg, share.state).draw(batches[4]).asked_share == pytest.approx(0.5 * 0.92)
+    for _ in range(10):
+        share.learned({GATE: 0.0}, batches[0])
+    assert share.draw(batches[6]).asked_share == 0.4
+    assert AskedShare(cfg.model_copy(update={"teacher": FrozenTeacherConfig(kind="frozen")}), {}).state == {}
+
+
+@pytest.mark.parametrize("by", ["clip", "update"])
+def test_given_the_share_the_mean_over_all_draws_is_the_published_gradient(
+    make_rats: MakeRats, captions: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """A quarter of four clips, or of the updates, has four equally likely draws."""
+    published, cfg = make_rats()
+    batch = draw_batch(published.student, cfg, captions, 0)
+    whole, _ = gradient(published, batch)
+    rats, cfg = make_rats(*FOLLOWS, f"teacher.asked_by={by}")
+    draws = []
+    for place in range(4):
+        monkeypatch.setattr("rats_video.training.batches._uniform", lambda *_, start=place / 4: start)
+        draws.append(ask_with(replace(batch, index=place), cfg, 0.25))
+    assert [sum(column) for column in zip(*(draw.asked or () for draw in draws), strict=True)] == [1, 1, 1, 1]
+    mean = torch.stack([gradient(rats, draw)[0] for draw in draws]).mean(dim=0)
+    assert float((mean - whole).norm() / whole.norm()) < 1e-5
+
+
+def test_a_resumed_run_asks_as_one_that_never_stopped(
+    make_rats: MakeRats, captions: tuple[str, ...], tmp_path: Path
+) -> None:
+    rows = {}
+    for name, stops in {"whole": (6,), "resumed": (3, 6)}.items():
+        (tmp_path / name).mkdir()
+        for steps in stops:
+            rats, cfg = make_rats(*FOLLOWS, f"training.steps={steps}", "training.checkpoint_every=3")
+            train_loop(rats, cfg, captions, RunFolder(tmp_path / name))
+        rows[name] = [{**row, "seconds": 0} for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+    assert rows["resumed"] == rows["whole"]
+    assert {row["teacher/asked"] for row in rows["whole"]} == {0.5, 0.25}  # as the gate lets go
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -170,6 +227,8 @@ def test_what_is_counted(make_config: MakeConfig) -> None:
             "method.reward_margin of rats needs the teacher",
         ),
         (["teacher.asked=0.5", "parallel.shard=true"], "set teacher.asked_by=update"),
+        (["teacher.asked_follows=gate", "method={kind: refl}"], "refl has no gate to follow"),
+        (["teacher.asked=0.01", "teacher.asked_follows=gate"], "teacher.asked_least is above teacher.asked"),
     ],
 )
 def test_what_would_be_wrong_is_refused(make_config: MakeConfig, overrides: list[str], message: str) -> None:

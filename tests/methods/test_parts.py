@@ -15,7 +15,7 @@ from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.methods.base import StepsConfig
 from rats_video.methods.gate import SigmoidGateConfig, build_gate, gate_parts
-from rats_video.methods.rats import Rats, RatsConfig
+from rats_video.methods.rats import Rats, RatsConfig, gated_shaping
 from rats_video.methods.scoring import score_clips, score_pixels
 from rats_video.methods.shaping import ShapingConfig, frame_distance, shaping_of_parts
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
@@ -185,3 +185,31 @@ def test_a_reward_that_hears_needs_a_sound() -> None:
     line = r"^reward: hears clips, and these have no sound \(choose rewards that look at pixels, or a model whose clips"
     with pytest.raises(UserError, match=line):
         score_pixels(both(), torch.zeros(2, 2, 3, 1, 1), ["a", "b"])
+
+
+def test_motion_has_a_gate_of_its_own() -> None:
+    """Appearance by the reward's gate, motion by how much less the student moves: here one is shut, the other open."""
+    ours, theirs = torch.randn(2, 2, 3, 5, 2, 1, generator=seeded(2))
+    paths = [Trajectory((0.0,), (latents,), 1) for latents in (ours, theirs)]
+    scores = [
+        RewardScores(torch.full((2,), clip), parts={"motion": torch.full((2,), motion)})
+        for clip, motion in ((9.0, 0.0), (0.0, 9.0))
+    ]
+    config = RatsConfig(
+        gate=SigmoidGateConfig(kind="sigmoid", tau=0.1),
+        motion_gate=SigmoidGateConfig(kind="sigmoid", tau=0.1, part="motion"),
+        shaping=ShapingConfig(motion_weight=0.5),
+    )
+    student = Toy(0.0, 0.0)
+    steps, noise = StepsConfig(num_steps=(1,)), torch.zeros(2, 3, 5, 2, 1)
+    gates = {name: build_gate(gate, 1) for name, gate in (("gate", config.gate), ("motion_gate", config.motion_gate))}  # type: ignore[arg-type]
+    rats = Rats(student, None, both(), steps, 1.0, config=config, **gates)  # type: ignore[arg-type]
+    batch = PromptBatch(0, ("a", "b"), noise, num_steps=1, seeds=(1, 2))
+    term, row = gated_shaping(rats, batch, (paths[0], scores[0]), (paths[1], scores[1]), torch.ones(2, 1))
+    residuals = student.split(ours - theirs)
+    motion = frame_distance(residuals["video"], 0.5) - frame_distance(residuals["video"], 0.0)
+    unheard = frame_distance(residuals["audio"], 0.5)  # which is held in full
+    torch.testing.assert_close(term, (motion.mean() + unheard.mean()) / 2)
+    assert (row["gate/weight"], row["gate/motion/weight"]) == pytest.approx((0.0, 1.0), abs=1e-6)
+    assert row["shaping/motion/0.000"] == pytest.approx(float(motion.mean()))
+    assert row["shaping/0.000"] == pytest.approx(float(frame_distance(residuals["video"], 0.0).mean()))
