@@ -58,8 +58,7 @@ class Imitation(BaseMethod):
         teacher = self.teacher.rollout(batch)
         student = student_rollout(self, batch, predictions=self.config.compares_predictions)
         parts = shaping_of_parts(self.student.split, student, teacher.trajectory, self.config.shaping)
-        frames = sampled_frames(self.student.split, student.x0, batch.given)
-        parts = {part: by_horizon[..., frames[part]] for part, by_horizon in parts.items()}
+        parts = {part: by_horizon[..., sampled_frames(part, batch.given)] for part, by_horizon in parts.items()}
         losses = [weigh_horizons(each, self.config.shaping.horizon_weights).mean() for each in parts.values()]
         loss = torch.stack(losses).mean()
         apart = torch.stack([each.detach().mean(dim=(1, 2)) for each in parts.values()]).mean(dim=0).tolist()

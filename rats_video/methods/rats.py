@@ -189,13 +189,12 @@ def gated_shaping(
     total, clips = torch.zeros((), device=kept.device), len(batch.prompts)
     row: dict[str, float] = {}
     (ours, r_student), (theirs, r_teacher) = student, teacher
-    frames = sampled_frames(rats.student.split, ours.x0, batch.given)
     for prefix, (gate, config) in rats.gated.items():
         parts = shaping_of_parts(rats.student.split, ours, theirs, config)
         parts = {part: by_horizon * kept for part, by_horizon in parts.items()}  # [K, A, F] each
         gates = gate_parts(gate, r_teacher, r_student, parts)
         gates = {part: weight * kept for part, weight in gates.items()}  # [A, F] or [A, 1] each
-        terms = []
+        terms, frames = [], {part: sampled_frames(part, batch.given) for part in parts}
         for part, by_horizon in parts.items():
             shaping = weigh_horizons(by_horizon, config.horizon_weights)  # [A, F]
             gated = (with_hidden_frames(gates[part], shaping.shape[1]) * shaping)[:, frames[part]]

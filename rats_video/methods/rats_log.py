@@ -9,7 +9,8 @@ from torch import Tensor
 
 from rats_video.methods.base import LogRow
 from rats_video.methods.finite import SKIPPED
-from rats_video.types import RewardScores, Rows
+from rats_video.methods.shaping import PICTURES
+from rats_video.types import RewardScores
 
 
 def log_of_step(loss: Tensor, student: RewardScores, kept: Tensor, rewards: Tensor) -> LogRow:
@@ -34,14 +35,14 @@ def log_of_parts(
     prefix: str,
     gates: Mapping[str, Tensor],
     parts: Mapping[str, Tensor],
-    sampled: Mapping[str, Rows],
+    sampled: Mapping[str, slice],
     sigmas: Sequence[float],
     clips: int,
 ) -> LogRow:
     """The same of gates and distances; those of the sound have its name in theirs, those of a term its prefix."""
     row: dict[str, Tensor] = {}
     for part, gate in gates.items():
-        inside, name = ("", "weight") if part == "video" else (f"{part}/", part)
+        inside, name = ("", "weight") if part == PICTURES else (f"{part}/", part)
         frames, by_horizon = gate.unbind(dim=1), parts[part][..., sampled[part]]
         row |= {
             f"gate/{prefix}{name}": gate,

@@ -14,7 +14,10 @@ from torch.nn import functional as F
 from rats_video.condition import GivenFrames
 from rats_video.config.fields import Config, NonNegativeFloat
 from rats_video.errors import UserError
-from rats_video.types import Rows, Trajectory
+from rats_video.types import Trajectory
+
+PICTURES = "video"
+"""The part of the latents (`Backbone.split`) that holds the pictures; it comes first."""
 
 
 class ShapingConfig(Config):
@@ -73,16 +76,17 @@ def shaping_of_parts(
     return {part: shaping_by_horizon(ours[part], theirs[part], cfg) for part in ours}
 
 
-def sampled_frames(
-    split: Callable[[Tensor], Mapping[str, Tensor]], latents: Tensor, given: GivenFrames | None
-) -> dict[str, Rows]:
-    """By part of latents `[B, C, F, H, W]` the frames that are sampled: all but those that are given and held.
+def sampled_frames(part: str, given: GivenFrames | None) -> slice:
+    """Those of a part's frames that are sampled: of the pictures all but those that are given and held.
 
-    They are equal in student and teacher, so they are not compared; the motion away from them is.
+    Held frames are equal in student and teacher, so they are not compared; the motion away from them is. They come
+    first, last, or both.
     """
-    if given is None or given.held is None:
-        return dict.fromkeys(split(latents), slice(None))
-    return {part: free[0, 0, :, 0, 0].nonzero()[:, 0] for part, free in split(given.free(latents[:1])).items()}
+    if given is None or given.held is None or part != PICTURES:
+        return slice(None)
+    sampled = [frame for frame, is_held in enumerate(given.is_held) if not is_held]
+    assert sampled == list(range(sampled[0], sampled[-1] + 1))
+    return slice(sampled[0], sampled[-1] + 1 - len(given.is_held) or None)
 
 
 def split_path(split: Callable[[Tensor], Mapping[str, Tensor]], path: Trajectory) -> dict[str, Trajectory]:

@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.methods.shaping import ShapingConfig, frame_distance, shaping_by_horizon, weigh_horizons
+from rats_video.condition import GivenFrames
+from rats_video.methods.shaping import (
+    PICTURES,
+    ShapingConfig,
+    frame_distance,
+    sampled_frames,
+    shaping_by_horizon,
+    weigh_horizons,
+)  # fmt: skip
 from rats_video.types import Trajectory
 
 
@@ -68,3 +76,16 @@ def test_horizon_weights() -> None:
     assert weigh_horizons(by_horizon, None).tolist() == [[3.0, 6.0]]
     assert weigh_horizons(by_horizon, (3.0, 1.0)).tolist() == [[2.0, 4.0]]
     assert weigh_horizons(by_horizon, (0.0, 2.0)).tolist() == [[5.0, 10.0]]
+
+
+@pytest.mark.parametrize(
+    ("held", "sampled"),
+    [((), [0, 1, 2, 3]), ((0,), [1, 2, 3]), ((0, 3), [1, 2]), ((3,), [0, 1, 2])],
+    ids=["none", "first", "first_and_last", "last"],
+)
+def test_held_frames_are_left_out(held: tuple[int, ...], sampled: list[int]) -> None:
+    is_held = tuple(frame in held for frame in range(4))
+    given = GivenFrames(torch.zeros(1, 1, 4, 1, 1), is_held) if held else None
+    assert list(range(4))[sampled_frames(PICTURES, given)] == sampled
+    assert sampled_frames("audio", given) == slice(None)
+    assert sampled_frames(PICTURES, GivenFrames(channels=torch.zeros(1, 5, 4, 1, 1))) == slice(None)  # none is held
