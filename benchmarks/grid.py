@@ -1,9 +1,10 @@
 """The animated grid at the top of the README: teacher, base model and student side by side, as one small file.
 
     python benchmarks/grid.py RUN [--nfe 4] [--seed 0] [--output docs/grid.webp]
+    python benchmarks/grid.py RUN RUN --names "reward alone" RATS --output docs/motion.webp
 
-Each row is a model, each column a held-out prompt, all from the same noise. The prompts are the first of the split
-whose colours differ: nothing is chosen by its look.
+Each row is a model, each column a held-out prompt, all from the same noise and, where the run's clips start from
+pictures, the same picture. The prompts are the first of the split whose colours differ: nothing is chosen by its look.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rats_video.commands.runs import load_run
 from rats_video.commands.students import load_student
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.datasets.shapes.render import WORDS
+from rats_video.distillation.pictures import give_pictures
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 
 TILE = 112  # pixels a side
@@ -64,20 +66,24 @@ def page(columns: dict[str, Tensor], prompts: Sequence[str], t: int) -> Image.Im
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, sample, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, nargs="+", help="the first one's prompts, teacher and base are shown")
+    parser.add_argument("--names", nargs="+", default=["student"], help="of the students, one a run")
     parser.add_argument("--nfe", type=int, default=4)
     parser.add_argument("--count", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("docs/grid.webp"))
     options = parser.parse_args(arguments)
-    loaded, (_, cfg) = load_student(options.run, torch.device("cpu")), load_run(options.run)
+    students = [load_student(run, torch.device("cpu")) for run in options.run]
+    loaded, (_, cfg) = students[0], load_run(options.run[0])
     prompts = spread_prompts(load_prompts(cfg.prompts).heldout, options.count)
     teacher = SamplerSpec(cfg.evaluation.teacher_steps, cfg.shift, cfg.evaluation.guidance_scale)
     arms = {
         f"teacher, {teacher.nfe} calls": (loaded.base, teacher),
         f"base model, {options.nfe} calls": (loaded.base, SamplerSpec(options.nfe, cfg.shift)),
-        f"student, {options.nfe} calls": (loaded.student, loaded.spec(options.nfe)),
     }
+    for name, each in zip(options.names, students, strict=True):
+        arms[f"{name}, {options.nfe} calls"] = (each.student, each.spec(options.nfe))
+    give_pictures(cfg, *(model for model, _ in arms.values()))
     columns = {
         name: tiles(torch.cat([s.videos for s in sample_videos(model, prompts, loaded.clip, spec, seed=options.seed)]))
         for name, (model, spec) in arms.items()

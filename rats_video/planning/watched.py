@@ -199,7 +199,8 @@ def planned_method(cfg: DistillConfig) -> MethodConfig:
     """The method's settings, without what a plan does not see: a reward's parts, and starts at real clips."""
     method = cfg.method
     if isinstance(method, RatsConfig):
-        return method.model_copy(update={"gate": method.gate.model_copy(update={"part": None})})
+        gates = {name: gate for name in ("gate", "motion_gate") if (gate := getattr(method, name)) is not None}
+        return method.model_copy(update={name: gate.model_copy(update={"part": None}) for name, gate in gates.items()})
     return method.model_copy(update={"data_forcing": 0.0}) if isinstance(method, Dmd2Config) else method
 
 
