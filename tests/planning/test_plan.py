@@ -332,3 +332,10 @@ def test_a_run_without_plan_compares_nothing(tmp_path: Path) -> None:
     check = PlanCheck(tmp_path / "plan.json", torch.device("cpu"), steps=1)
     check.step_done(1.0)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_gates_that_parts_of_a_reward_drive_are_planned(make_config: MakeConfig) -> None:
+    """A plan knows no parts: it scores nothing."""
+    motion = "method.motion_gate={kind: sigmoid, level: clip, part: motion}"
+    driven, plain = make_config("method.gate.part=words", motion), make_config(motion.replace(", part: motion", ""))
+    assert planned(driven).memory.peak == planned(plain).memory.peak > planned(make_config()).memory.peak * 0.99
