@@ -21,8 +21,8 @@ from rats_video.runtime import GIB
 
 FIRST = ("heldout_reward", "adherence", "reward")
 """Headline metrics; those that no method was trained on come first."""
-_UNSEEN = ("fvd", "fid", "diversity_share", "pixel_diversity_share")
-"""Metrics that no reward is trained for."""
+_UNSEEN = ("fvd", "fid", "diversity_share", "pixel_diversity_share", "dynamic_degree_share", "displacement")
+"""Metrics that no reward is trained for; the last two are of clips that start from pictures."""
 
 _INTERVALS = (
     "Means with 95% intervals over prompts and seeds: both are taken as drawn at random and crossed, so that an "
