@@ -15,9 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rats_video.errors import Interrupted, UserError
+from rats_video.runtime import Runtime
 from rats_video.training import checkpoint
-from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints
 from rats_video.training.interrupt import StopRequest
+from rats_video.training.restore import load_checkpoint
 
 
 def trained(steps: int, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -123,7 +125,7 @@ def test_failed_write_is_said_at_the_next(tmp_path: Path) -> None:
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    with CheckpointWriter(tmp_path, keep=2, writes=False) as writer:
+    with CheckpointWriter(tmp_path, 2, Runtime(torch.device("cpu"), rank=1)) as writer:
         writer.save(1, weights(model), None, optimizer)
         writer.wait()
     assert names(tmp_path) == []
