@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from rats_video.errors import Interrupted, UserError
 from rats_video.runtime import Runtime
 from rats_video.training import checkpoint
-from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints
+from rats_video.training.checkpoint import CheckpointWriter, find_damage, list_checkpoints
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.restore import load_checkpoint
 
@@ -178,6 +178,14 @@ def test_crash_while_writing_leaves_the_old_one(
     assert load_checkpoint(kept, weights(again), None, resumed) == {"step": 1}
     assert same(again, model)
     assert names(tmp_path) == ["step-000001"]  # and nothing half-written stays
+
+
+def test_pickled_metadata_is_refused_unread(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    path = save_checkpoint(tmp_path, 1, weights(model), None, optimizer, keep=1)
+    assert find_damage(path) is None
+    (path / ".metadata").write_bytes(b"cposix\nabort\n(tR.")  # unpickled, it ends this process
+    assert find_damage(path) == "it has torch's pickled .metadata, which may run code"
 
 
 def test_no_folder_no_checkpoint(tmp_path: Path) -> None:
