@@ -6,13 +6,14 @@ export OMP_NUM_THREADS ?= 1
 # Set, as images of CI like it, each process of a test would compile all modules anew: ten seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install demo check test test-lowest lint typecheck docs proof assets
+.PHONY: help install demo check test test-all test-lowest lint typecheck docs proof assets
 
 help:
 	@echo 'make install    .venv with the tested versions'
 	@echo 'make demo       distill, sample, compare and evaluate the tiny model on a CPU, into runs/demo'
 	@echo 'make check      ruff, mypy and the tests that load no model (about a minute)'
-	@echo 'make test       ruff, mypy and all tests, on two cores'
+	@echo 'make test       ruff, mypy and the tests but for the long suites of processes and plans, on two cores'
+	@echo 'make test-all   ruff, mypy and all tests'
 	@echo 'make test-lowest  tests with the lowest versions that pyproject.toml allows (downloads some GB)'
 	@echo 'make docs       the documentation as a site, into build/site'
 	@echo 'make proof      distill and judge every arm of the README table (about an hour)'
@@ -39,6 +40,9 @@ check: lint typecheck
 	$(BIN)/pytest $(WORKERS) -m 'not pipeline'
 
 test: lint typecheck
+	$(BIN)/pytest $(WORKERS) -m 'not slow'
+
+test-all: lint typecheck
 	$(BIN)/pytest $(WORKERS)
 
 # Each bound as an exact version. torch and transformers change what the stock pipelines do: their contract is run too.

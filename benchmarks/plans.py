@@ -25,6 +25,7 @@ GPUS = {  # as each configuration says it is meant for
     "wan21_1b": 1, "wan21_14b": 1, "wan22_5b": 1, "wan22_a14b": 2, "ltx_video": 1, "hunyuan_video": 1,
     "cogvideox_5b": 1, "cogvideox15_5b": 1, "wan21_i2v_14b": 1, "wan22_i2v_a14b": 2, "wan22_5b_i2v": 1,
     "ltx_video_i2v": 1, "flux1_dev": 1, "sd35_medium": 1, "qwen_image": 1, "flux2_klein_4b": 1,
+    "ltx2": 1,
 }  # fmt: skip
 
 

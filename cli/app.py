@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,10 +16,12 @@ from rats_video.cli import (
     compare,
     demo,
     distill,
+    doctor,
     evaluate,
     export,
     plan,
     prepare,
+    rate,
     report,
     rewards,
     run,
@@ -29,17 +30,9 @@ from rats_video.cli import (
 )
 from rats_video.cli.launch import RankZeroOutput, record_exit
 from rats_video.errors import REQUEUE, Interrupted, UserError, printable
+from rats_video.quiet import quiet_libraries
 
-# torchao, where it is installed, warns at every start of kernels and classes that nothing here uses; transformers says
-# that torchvision is not there, which nothing here needs.
-TALKATIVE = (
-    "torchao",
-    "torch.utils._pytree",
-    "diffusers.quantizers.torchao.torchao_quantizer",
-    "transformers.utils.import_utils",
-)
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
+app = typer.Typer(pretty_exceptions_enable=False, rich_markup_mode="markdown")
 app.command("run", epilog=run.EXAMPLE)(run.run)
 app.command("distill", epilog=distill.EXAMPLE)(distill.distill)
 app.command("plan", epilog=plan.EXAMPLE)(plan.plan)
@@ -49,10 +42,12 @@ app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.add_typer(export.app, name="export")
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("rate", epilog=rate.EXAMPLE)(rate.rate)
 app.command("report", epilog=report.EXAMPLE)(report.report)
 app.command("prepare", epilog=prepare.EXAMPLE)(prepare.prepare)
 app.add_typer(train.app, name="train")
 app.add_typer(rewards.app, name="rewards")
+app.command("doctor", epilog=doctor.EXAMPLE)(doctor.doctor)
 
 
 @app.callback(invoke_without_command=True)
@@ -61,10 +56,10 @@ def root(
     *,
     version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False,
 ) -> None:
-    """Distill a slow text-to-video diffusion model into a few-step one that people prefer (RATS).
+    """Distill a slow video or image diffusion model into a few-step one that people prefer (RATS).
 
     Start with `rats-video run`: it distills a tiny model on a CPU, samples it, compares it with its teacher and
-    evaluates it. Each command explains its options with `--help`.
+    evaluates it. `rats-video doctor` says what this machine lacks. Each command explains its options with `--help`.
     """
     if version:
         typer.echo(f"rats-video {rats_video.__version__}")
@@ -77,8 +72,7 @@ def main() -> None:
 
     Ctrl-C ends it with code 130, SIGTERM and SIGUSR1 with 75, on which a scheduler may start it again.
     """
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_libraries()
     try:
         with _orderly_end(), RankZeroOutput((UserError, Interrupted, SystemExit, typer.TyperException, OSError)):
             code = app(prog_name="rats-video", standalone_mode=False)

@@ -15,7 +15,10 @@ def calibrate(
     config: ConfigOption = "tiny",
     overrides: SetOption = None,
     num_prompts: Annotated[
-        int, typer.Option("--num-prompts", min=2, help="Training prompts to measure on; more give narrower intervals.")
+        int,
+        typer.Option(
+            "--num-prompts", metavar="N", min=2, help="Training prompts to measure on; more give narrower intervals."
+        ),
     ] = 32,
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="Config to write.")] = Path(
         "calibrated.yaml"

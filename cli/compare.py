@@ -33,7 +33,8 @@ def compare(
         float | None, typer.Option("--budget", metavar="N", help="Network evaluations of each student's training.")
     ] = None,
     num_clips: Annotated[
-        int | None, typer.Option("--num-clips", min=1, help="Held-out clips each student is judged on at each NFE.")
+        int | None,
+        typer.Option("--num-clips", metavar="N", min=1, help="Held-out clips each student is judged on at each NFE."),
     ] = None,
     device: DeviceOption = "auto",
     overrides: SetOption = None,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from rats_video.cli.options import BaseOption, DeviceOption
+from rats_video.cli.options import BaseOption, DeviceOption, PortOption
 
 EXAMPLE = "Example: `rats-video demo runs/demo`"
 
@@ -19,7 +19,7 @@ def demo(
     ] = None,
     *,
     base: BaseOption = None,
-    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="Where the page is, on this machine.")] = 7860,
+    port: PortOption = 7860,
     device: DeviceOption = "auto",
 ) -> None:
     """Open a page with prompt, network calls and seed, and the teacher beside the student.

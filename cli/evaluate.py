@@ -12,6 +12,11 @@ from rats_video.errors import UserError
 
 EXAMPLE = "Example: `rats-video evaluate runs/demo --nfe 3,4,8 --num-clips 32`"
 
+NumClipsOption = Annotated[
+    int | None,
+    typer.Option("--num-clips", metavar="N", min=1, help="Clips to score at each NFE. [default: the run's config]"),
+]
+
 
 @distributed
 def evaluate(
@@ -24,9 +29,7 @@ def evaluate(
             "--nfe", metavar="N,N,...", help="Network evaluations a clip to measure at. [default: the run's config]"
         ),
     ] = None,
-    num_clips: Annotated[
-        int | None, typer.Option("--num-clips", min=1, help="Clips to score at each NFE. [default: the run's config]")
-    ] = None,
+    num_clips: NumClipsOption = None,
     seed: SeedOption = 0,
     output: Annotated[
         Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to. [default: RUN/evaluation]")

@@ -84,12 +84,16 @@ def model(
     ],
     base: BaseOption = None,
     scale: Annotated[
-        float, typer.Option("--scale", min=0, max=2, help="How much of the student to take: 0 is its base.")
+        float,
+        typer.Option("--scale", metavar="SCALE", min=0, max=2, help="How much of the student to take: 0 is its base."),
     ] = 1.0,
     nfe: Annotated[
-        int | None, typer.Option("--nfe", min=1, help="Calls of the clips compared. [default: 4, or one trained for]")
+        int | None,
+        typer.Option("--nfe", metavar="N", min=1, help="Calls of the clips compared. [default: 4, or one trained for]"),
     ] = None,
-    num_clips: Annotated[int, typer.Option("--num-clips", min=1, help="Held-out clips that 8 bits are judged on.")] = 8,
+    num_clips: Annotated[
+        int, typer.Option("--num-clips", metavar="N", min=1, help="Held-out clips that 8 bits are judged on.")
+    ] = 8,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Compare the stock pipeline's clips with our sampler's.")
     ] = True,

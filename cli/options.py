@@ -34,9 +34,9 @@ TrainFolderOption = Annotated[
 ]
 OutputOption = Annotated[Path, typer.Option("--output", metavar="DIR", help="Folder to write to.")]
 ConfigSeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of all randomness. [default: the config's seed]")
+    int | None, typer.Option("--seed", metavar="N", min=0, help="Seed of all randomness. [default: the config's seed]")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the starting noise.")]
+SeedOption = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the starting noise.")]
 DeviceOption = Annotated[
     str,
     typer.Option(
@@ -49,11 +49,15 @@ DeviceOption = Annotated[
 GpusOption = Annotated[
     int,
     typer.Option(
-        "--gpus", min=1, metavar="N", help="Processes on this machine, one a GPU (any number with --device cpu)."
+        "--gpus",
+        min=1,
+        metavar="N",
+        help="Processes on this machine, one a GPU (any number with --device cpu).",
     ),
 ]
 NodesOption = Annotated[
-    int, typer.Option("--nodes", min=1, metavar="M", help="Machines; run the same command on each of them.")
+    int,
+    typer.Option("--nodes", min=1, metavar="M", help="Machines; run the same command on each of them."),
 ]
 NodeRankOption = Annotated[
     int | None,
@@ -64,18 +68,20 @@ RendezvousOption = Annotated[
 ]
 RestartsOption = Annotated[
     int,
-    typer.Option(
-        "--restarts", min=0, metavar="N",
+    typer.Option("--restarts", min=0, metavar="N",
         help="How often to go on from the last checkpoint when a process is lost; a mistake is never tried again.",
     ),
 ]  # fmt: skip
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder, exactly.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what the output folder holds.")]
 NfeOption = Annotated[
-    int, typer.Option("--nfe", min=1, help="Network evaluations a clip: fewer is faster, more is finer.")
+    int, typer.Option("--nfe", metavar="N", min=1, help="Network evaluations a clip: fewer is faster, more is finer.")
 ]
 NumVideosOption = Annotated[
-    int | None, typer.Option("--num-videos", min=1, help="Videos to make. [default: one a prompt]")
+    int | None, typer.Option("--num-videos", metavar="N", min=1, help="Videos to make. [default: one a prompt]")
+]
+PortOption = Annotated[
+    int, typer.Option("--port", metavar="PORT", min=1, max=65535, help="Where the page is, on this machine.")
 ]
 PromptOption = Annotated[
     list[str] | None, typer.Option("--prompt", metavar="TEXT", help="What the video shows. Repeatable.")

@@ -17,7 +17,7 @@ def plan(
     gpu_memory: Annotated[
         float | None, typer.Option("--gpu-memory", metavar="GIB", help="Memory of one GPU. [default: the device's]")
     ] = None,
-    gpus: Annotated[int, typer.Option("--gpus", min=1, help="Processes, each with a GPU of its own.")] = 1,
+    gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Processes, each with a GPU of its own.")] = 1,
     device_name: Annotated[
         str, typer.Option("--device-name", metavar="NAME", help="h100, h200, a100, l40s, rtx4090, or cpu.")
     ] = "h100",

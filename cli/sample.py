@@ -30,13 +30,19 @@ ModelOption = Annotated[
 ]
 CallsOption = Annotated[
     int | None,
-    typer.Option("--nfe", min=1, help="Network evaluations a clip. [default: 4; a plain pipeline: its own number]"),
+    typer.Option(
+        "--nfe", metavar="N", min=1, help="Network evaluations a clip. [default: 4; a plain pipeline: its own number]"
+    ),
 ]
 FramesOption = Annotated[
-    int | None, typer.Option("--num-frames", min=1, help="Frames of a clip. [default: as it was trained]")
+    int | None, typer.Option("--num-frames", metavar="N", min=1, help="Frames of a clip. [default: as it was trained]")
 ]
-HeightOption = Annotated[int | None, typer.Option("--height", min=1, help="Pixels. [default: as it was trained]")]
-WidthOption = Annotated[int | None, typer.Option("--width", min=1, help="Pixels. [default: as it was trained]")]
+HeightOption = Annotated[
+    int | None, typer.Option("--height", metavar="N", min=1, help="Pixels. [default: as it was trained]")
+]
+WidthOption = Annotated[
+    int | None, typer.Option("--width", metavar="N", min=1, help="Pixels. [default: as it was trained]")
+]
 LoraOption = Annotated[
     list[str] | None,
     typer.Option("--lora", metavar="FILE[:SCALE]", help="A LoRA beside the student, such as a style. Repeatable."),
@@ -45,11 +51,14 @@ NegativeOption = Annotated[
     str, typer.Option("--negative-prompt", metavar="TEXT", help="What guidance leads away from, where a model has it.")
 ]
 GuidanceOption = Annotated[
-    float | None, typer.Option("--guidance-scale", min=1, help="Of a model with guidance. [default: its own]")
+    float | None,
+    typer.Option("--guidance-scale", metavar="SCALE", min=1, help="Of a model with guidance. [default: its own]"),
 ]
 Guidance2Option = Annotated[
     float | None,
-    typer.Option("--guidance-scale-2", min=1, help="Of its second expert (Wan 2.2 A14B). [default: the same]"),
+    typer.Option(
+        "--guidance-scale-2", metavar="SCALE", min=1, help="Of its second expert (Wan 2.2 A14B). [default: the same]"
+    ),
 ]
 ListOption = Annotated[
     Path | None,
@@ -66,7 +75,7 @@ ImageOption = Annotated[
 LastImageOption = Annotated[
     Path | None, typer.Option("--last-image", metavar="FILE", help="The picture that each video ends at.")
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", min=1, help="Videos made together.")]
+BatchOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Videos made together.")]
 OffloadOption = Annotated[
     bool, typer.Option("--offload", help="Keep the weights in host memory, a layer at a time on the GPU: slower.")
 ]

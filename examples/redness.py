@@ -6,7 +6,7 @@ rats-video distill --config tiny --set 'reward={kind: custom, target: "examples.
 
 
 class Redness:
-    """How much redder than green and blue a frame is."""
+    """The red of each frame less the mean of its green and blue."""
 
     def __init__(self, weight=1.0):
         self.weight = weight

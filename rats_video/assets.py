@@ -19,6 +19,7 @@ MODELS = {
     "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers": 90.0,
     "Wan-AI/Wan2.2-I2V-A14B-Diffusers": 126.0,
     "Lightricks/LTX-Video": 25.0,
+    "Lightricks/LTX-2": 95.0,
     "hunyuanvideo-community/HunyuanVideo": 43.0,
     "THUDM/CogVideoX-5b": 21.0,
     "THUDM/CogVideoX1.5-5B": 31.0,
@@ -34,6 +35,7 @@ HUB = MODELS | {
     "facebook/dino-vitb16": 0.4,
     "KlingTeam/VideoReward": 5.1,
     "MizzenAI/HPSv3": 16.6,
+    "laion/clap-htsat-unfused": 0.6,
     "Qwen/Qwen2-VL-7B-Instruct": 0.015,
     "google/siglip-so400m-patch14-384": 3.6,
     "google-bert/bert-base-uncased": 0.001,
@@ -44,6 +46,7 @@ HUB = MODELS | {
 """All repositories that configurations name, found again by a folder's name."""
 _SOME_FILES = {
     "Lightricks/LTX-Video": "--exclude 'ltx*' ",  # single files of every version, 230 GB beside the folders
+    "Lightricks/LTX-2": "--exclude 'ltx-2*' ",  # likewise
     # single files of the same weights, or copies of them in another precision
     "black-forest-labs/FLUX.1-dev": "--exclude 'flux1-dev.safetensors' --exclude 'ae.safetensors' ",
     "stabilityai/stable-diffusion-3.5-medium": "--exclude 'sd3.5_medium*' --exclude 'text_encoders/*' "

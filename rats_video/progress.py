@@ -33,7 +33,8 @@ class ProgressBar:
     def __init__(self, title: str, total: int, start: int = 0) -> None:
         self._title, self._total, self._start, self._done = title, total, start, start
         self._began = self._last_line = time.monotonic()
-        self._console = Console(file=sys.stderr)
+        # Plain lines in a notebook, which claims to be a terminal that takes colours.
+        self._console = Console(file=sys.stderr, force_jupyter=False, force_terminal=sys.stderr.isatty())
         self._bar: Progress | None = None
         self._task = TaskID(0)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import Generator, Tensor, device, nn
 
 from rats_video.condition import Condition, GivenFrames
+from rats_video.sound import Sound
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class ClipSpec:
     width: int
     fps: float
 
+
+SamplerKind = Literal["euler", "renoise"]
+"""How a step gets to the next noise level: along the velocity, or by its predicted clean clip and fresh noise."""
+
+FreshNoise = Callable[[int], Tensor]
+"""`step (0 ... N - 2) -> standard normal [B, C, F, H, W]` that a re-noising sampler puts on that step's clean clip."""
 
 Rows = slice | Tensor
 """Some clips of a batch: a slice, which copies nothing, or their indices `[A]`."""
@@ -60,16 +67,30 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class RewardScores:
-    """Higher is better. `clip` is `[B]`, `frames` is `[B, T]` or None, `parts` are named `[B]` scores for the log."""
+    """Higher is better. `clip` is `[B]`, `frames` is `[B, T]` or None, `parts` are named `[B]` scores for the log.
+
+    `judged` has the `[B]` scores of what judges each part of the latents (`Backbone.split`), `video` or `audio`; it is
+    empty of rewards that only see.
+    """
 
     clip: Tensor
     frames: Tensor | None = None
     parts: Mapping[str, Tensor] = field(default_factory=dict)
+    judged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def take(self, rows: Rows) -> RewardScores:
         """The scores of some clips."""
         frames = None if self.frames is None else self.frames[rows]
-        return RewardScores(self.clip[rows], frames, {name: part[rows] for name, part in self.parts.items()})
+        parts, judged = ({name: part[rows] for name, part in each.items()} for each in (self.parts, self.judged))
+        return RewardScores(self.clip[rows], frames, parts, judged)
+
+    def of_part(self, part: str) -> RewardScores | None:
+        """The scores of what judges that part of the latents; None if nothing does."""
+        if not self.judged:
+            return self if part == "video" else None
+        if part not in self.judged:
+            return None
+        return RewardScores(self.judged[part], self.frames if part == "video" else None, self.parts)
 
 
 @dataclass(frozen=True)
@@ -134,6 +155,40 @@ VelocityFn = Callable[[Tensor, Tensor, Condition], Tensor]
 GuideFn = Callable[[Tensor, Tensor, float | Tensor], Tensor]
 """`(with the prompt, with the negative prompt, scale) -> velocity`, all `[B, C, F, H, W]`: the guided one.
 The scale may be `[B, 1, 1, 1, 1]`."""
+
+
+@dataclass(frozen=True)
+class Guide:
+    """How a family guides a call.
+
+    Args:
+        join: `(with the prompt, with the negative prompt, scale, latents, sigma, condition) -> velocity`, the guided
+            one; the last three are what the first was made of, for formulas that need them or make further calls.
+        calls: network evaluations of a guided call, a clip.
+    """
+
+    join: Callable[[Tensor, Tensor, float | Tensor, Tensor, Tensor, Condition], Tensor]
+    calls: int = 2
+
+    @staticmethod
+    def of(formula: GuideFn) -> Guide:
+        """By a formula of the two velocities."""
+        return Guide(lambda cond, uncond, scale, *_: formula(cond, uncond, scale))
+
+
+class FurtherGuidance(Protocol):
+    """Settings of a family's guidance beside the scale of the text."""
+
+    @property
+    def calls(self) -> int:
+        """Network evaluations of a guided step beside the two of the text."""
+        ...
+
+
+def guided_calls(scale: float, further: FurtherGuidance | None) -> int:
+    """Network evaluations of one step of a clip: one without guidance, which a scale of 1 switches off."""
+    return 1 if scale == 1.0 else 2 + (0 if further is None else further.calls)
+
 
 FirstFrames = Callable[[Sequence[str], Sequence[int]], tuple[Tensor, Tensor | None]]
 """`(B prompts, B seeds) -> pictures [B, 3, height, width]` in [0, 1] that clips of these prompts start from, and those
@@ -224,8 +279,16 @@ class Backbone(Protocol):
         """Predicted `noise - x0`, `[B, C, F, H, W]`, at noise levels `sigma` `[B]`."""
         ...
 
-    def guide(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
-        """The guided velocity of two, `[B, C, F, H, W]` each: with the prompt and with the negative one."""
+    def guidance(self, further: FurtherGuidance | None = None) -> Guide:
+        """The guidance of the family, beyond the text by `further`."""
+        ...
+
+    def split(self, latents: Tensor) -> Mapping[str, Tensor]:
+        """The named parts of latents, `[B, C, F, H, W]` each: `video`, and `audio` for clips with sound."""
+        ...
+
+    def decode_sound(self, latents: Tensor) -> Sound | None:
+        """The sound of clips, differentiable; None of a family whose clips have none."""
         ...
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:

@@ -30,6 +30,16 @@ def small_page(title: str, css: str, body: str, script: str, media: str) -> str:
 """
 
 
+def is_of_this_machine(host: str, origin: str | None) -> bool:
+    """True for a request under a name of this machine, and from no other site.
+
+    Args:
+        host: its header; a site could reach us under a name of its own.
+        origin: its header, where the browser sends one.
+    """
+    return host.partition(":")[0] in {"127.0.0.1", "localhost"} and origin in {None, f"http://{host}"}
+
+
 def as_text(text: str) -> str:
     """A stranger's text, escaped."""
     return escape(printable(text))

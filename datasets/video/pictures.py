@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ from torch import Tensor
 from rats_video.datasets.video.clips import fit_frames
 from rats_video.datasets.video.files import Unreadable
 from rats_video.datasets.video.images import open_image
+from rats_video.datasets.video.isolated import IsolatedPool
+from rats_video.datasets.video.isolated_worker import Failure
 from rats_video.datasets.video.settings import BucketConfig
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec
+
+_PHOTOGRAPH = "give a photograph: png, jpg, webp, bmp, tiff"
+_SECONDS = 20.0  # that a stranger's picture may take, the start of its process included
 
 
 def find_picture(name: str, folder: Path, *, where: str) -> Path:
@@ -48,6 +54,22 @@ def check_picture(path: Path, *, where: str) -> None:
     _decode(path, where)
 
 
+def read_sent_picture(sent: bytes, clip: ClipSpec) -> Tensor:
+    """As `read_picture`, of a file's bytes from a stranger: decoded in a process of its own, which may crash or hang.
+
+    Raises:
+        UserError: they are no picture, or it cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="rats-video-") as folder:
+        path = Path(folder) / "picture"
+        path.write_bytes(sent)
+        with IsolatedPool(_pixels, workers=1, timeout_seconds=_SECONDS) as pool:
+            ((_, outcome),) = pool.imap([path])
+    if isinstance(outcome, Failure):
+        raise UserError(f"the picture: {outcome.reason}", fix=_PHOTOGRAPH)
+    return fit_picture(outcome, clip)
+
+
 def fit_picture(pixels: NDArray[np.uint8], clip: ClipSpec) -> Tensor:
     """Pixels `[height, width, 3]` of any size as `read_picture` fits them: `[3, height, width]` in [0, 1]."""
     size = BucketConfig(num_frames=1, height=clip.height, width=clip.width)
@@ -56,13 +78,17 @@ def fit_picture(pixels: NDArray[np.uint8], clip: ClipSpec) -> Tensor:
 
 def _decode(path: Path, where: str) -> NDArray[np.uint8]:
     try:
-        with open_image(path) as picture:
-            pixels: NDArray[np.uint8] = picture.frames([0])[0]
-            return pixels
+        return _pixels(path)
     except Unreadable as error:
         if not path.exists():
             raise UserError(f"no such picture: {path}", where=where) from error
-        raise UserError(f"{path}: {error}", where=where, fix="give a photograph: png, jpg, webp, bmp, tiff") from error
+        raise UserError(f"{path}: {error}", where=where, fix=_PHOTOGRAPH) from error
+
+
+def _pixels(path: Path) -> NDArray[np.uint8]:
+    with open_image(path) as picture:
+        pixels: NDArray[np.uint8] = picture.frames([0])[0]
+        return pixels
 
 
 def picture_digest(path: Path) -> str:

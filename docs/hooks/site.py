@@ -6,6 +6,7 @@ Nothing that a browser loads comes from another host.
 from __future__ import annotations
 
 import html
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ OUTSIDE = re.compile(
     r"(\]\()((?:\.\./)+[\w./-]+)(\))"
 )  # a link that may leave docs/ for another file of the repository
 API = {
+    "api": "What `import rats_video` offers",
     "types": "What the parts hand to one another: clips, batches, scores, and the protocols of models and rewards",
     "errors": "A user's mistake, and a training that was stopped",
     "config": "Configurations: YAML, `extends`, `--set`, error messages",
@@ -85,7 +87,7 @@ def _target(page: str, link: str) -> Path | None:
 
 def _inside(path: Path) -> list[Path]:
     """The text files of a linked folder."""
-    endings = {".py", ".yaml", ".md", ".txt", ".sbatch"}
+    endings = {".py", ".yaml", ".md", ".txt", ".sbatch", ".ipynb"}
     folder = ROOT / path
     return [each.relative_to(ROOT) for each in folder.iterdir() if each.suffix in endings] if folder.is_dir() else []
 
@@ -102,6 +104,10 @@ def _shown(path: Path) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.suffix == ".md":
         return text if text.startswith("# ") else f"# {path.name}\n\n{text}"
+    if path.suffix == ".ipynb":
+        code = (cell["source"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code")
+        shown = "\n\n".join("".join(lines) for lines in code)
+        return f"# {path}\n\nIts code; Jupyter and GitHub show the clips.\n\n````py\n{shown}\n````\n"
     return f"# {path}\n\n````{path.suffix.lstrip('.') or 'text'}\n{text}\n````\n"
 
 

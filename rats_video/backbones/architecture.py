@@ -15,7 +15,7 @@ from torch import nn
 
 from rats_video.assets import find_hub_id, is_embedded, resolve_folder
 from rats_video.backbones.base import PipelineBackbone
-from rats_video.backbones.folder import read_configs, read_index
+from rats_video.backbones.folder import DECODERS, read_configs, read_index
 from rats_video.backbones.kinds import AUTO, BackboneConfig, family_of
 from rats_video.backbones.low_bit import quantise, stored_bits
 from rats_video.errors import AsUserError, UserError
@@ -123,11 +123,11 @@ def build_on_meta(architecture: Architecture, dtype: torch.dtype) -> PipelineBac
     family.check(architecture.index, architecture.parts, architecture.source)
     parts = {key: architecture.index[key] for key in family.settings if key in architecture.index}
     parts |= family.options
-    for name, kind in family.component_classes().items():
+    for name, kind in family.classes_in(architecture.index).items():
         if not hasattr(kind, "forward"):
             parts[name] = _small_part(kind, architecture, name)
         elif name in architecture.parts:
-            parts[name] = _part(architecture, name, kind, torch.float32 if name == "vae" else dtype)
+            parts[name] = _part(architecture, name, kind, torch.float32 if name in DECODERS else dtype)
         elif name not in family.optional_parts:
             raise UserError(f"no {name}/config.json in it", where=architecture.source)
     return family(**parts)

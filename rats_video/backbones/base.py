@@ -23,7 +23,7 @@ from rats_video.diffusion.schedule import sigma_grid
 from rats_video.errors import UserError
 from rats_video.types import ClipSpec, FirstFrames
 
-TEXT_ENCODERS = "text_encoder"  # what the names of their parts begin with
+TEXT_ENCODERS = ("text_encoder", "connectors")  # what the names of their parts begin with
 
 
 class PipelineBackbone(Family):
@@ -81,7 +81,7 @@ class PipelineBackbone(Family):
         cls.check(index, configs := read_configs(folder, cls.family), str(folder))
         classes = {
             name: kind
-            for name, kind in cls.component_classes().items()
+            for name, kind in cls.classes_in(index).items()
             if (with_text or not name.startswith(TEXT_ENCODERS))
             and (name not in cls.optional_parts or cls.has_part(name, index, configs))
         }
@@ -253,18 +253,18 @@ class PipelineBackbone(Family):
 
     # ------------------------------------------------------------------------------------------------------- calls
 
-    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition, **changed: Any) -> Tensor:
         """`noise - x0`, `[B, C, F, H, W]`, in the dtype of `latents`, at noise levels `sigma` `[B]`; 0 in given frames.
 
-        Wan takes `[B, F]` too, one a latent frame: 0 where a frame is given.
+        Wan takes `[B, F]` too, 0 where a frame is given; `changed` are for guidance that calls the network otherwise.
         """
         if self.adapters is not None:
             self.adapters.use(self.role)
         latents = condition.hold(latents)
         if self.autocast is None:
-            return condition.at_rest(self._velocity(latents, sigma, condition))
+            return condition.at_rest(self._velocity(latents, sigma, condition, **changed))
         with torch.autocast(self.device.type, self.autocast):
-            return condition.at_rest(self._velocity(latents, sigma, condition))
+            return condition.at_rest(self._velocity(latents, sigma, condition, **changed))
 
     @torch.no_grad()
     def encode(self, videos: Tensor) -> Tensor:

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition
+from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.diffusion.guidance import plain_guidance
 from rats_video.errors import UserError
-from rats_video.types import ClipSpec
+from rats_video.sound import Sound
+from rats_video.types import ClipSpec, FurtherGuidance, Guide
 
 NUM_TRAIN_TIMESTEPS = 1000
 DENOISER = "transformer"  # the name of the part, or of the first of several
@@ -41,7 +43,9 @@ class Family(ABC):
     text_limit: int
     """Tokens of a prompt that the text encoder reads; the rest is cut off, as the family's pipeline does."""
     makes: ClassVar[Literal["video", "image"]] = "video"
-    """What its clips are, for messages: an image is a clip of one frame."""
+    """The word for its clips in messages: an image is a clip of one frame."""
+    has_sound: ClassVar[bool] = False
+    """True if its clips have sound, whose latents come with the pictures'."""
     text_first: ClassVar[bool] = False
     """True if the denoiser's blocks give the text's features before the latents'."""
     exact_window: ClassVar[bool] = True
@@ -89,6 +93,11 @@ class Family(ABC):
         """The clip sizes and rate of the model's training that neither its folder nor its pipeline's defaults give."""
         return {"fps": 24.0}
 
+    @classmethod
+    def further_guidance(cls, configs: Mapping[str, Mapping[str, Any]]) -> AudioVideoGuidance | None:  # noqa: ARG003
+        """The pipeline's default guidance beside the scale of the text; None where there is none."""
+        return None
+
     @staticmethod
     def has_part(name: str, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> bool:
         """True if `model_index.json` names the optional part, or says nothing of it and it is there."""
@@ -122,6 +131,11 @@ class Family(ABC):
     @abstractmethod
     def component_classes(cls) -> dict[str, Any]:
         """The class of each part, each with `from_pretrained`; imported inside, they are heavy."""
+
+    @classmethod
+    def classes_in(cls, index: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+        """`component_classes` of the folder of this `model_index.json`, where its versions differ in them."""
+        return cls.component_classes()
 
     @property
     def pictures(self) -> Literal["none", "optional", "needed"]:
@@ -169,6 +183,25 @@ class Family(ABC):
     def guide(self, cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tensor:
         """The guided velocity of two, `[B, C, F, H, W]` each: with the prompt and with the negative one."""
         return plain_guidance(cond, uncond, scale)
+
+    def guidance(self, further: FurtherGuidance | None = None) -> Guide:
+        """The guidance of the family: `guide`, and beyond the text `further`.
+
+        Raises:
+            UserError: it knows no such further guidance.
+        """
+        if further is not None:
+            what = f"{self.family} is guided by the text alone"
+            raise UserError(what, where="teacher.further_guidance", fix="set it to null")
+        return Guide.of(self.guide)
+
+    def split(self, latents: Tensor) -> Mapping[str, Tensor]:
+        """The named parts of latents, `[B, C, F, H, W]` each: `video`, and `audio` for clips with sound."""
+        return {"video": latents}
+
+    def decode_sound(self, latents: Tensor) -> Sound | None:  # noqa: ARG002
+        """The sound of clips, differentiable; None of a family whose clips have none."""
+        return None
 
     def _decode_tiles(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002  # no gradient
         """As `_decode`, by the VAE's own tiles."""

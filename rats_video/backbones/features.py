@@ -51,4 +51,5 @@ def middle_features(role: PipelineBackbone) -> tuple[VelocityAndFeatures, int]:
 
 
 def _tokens(role: PipelineBackbone, latents: Tensor) -> int:
-    return math.prod(size // patch for size, patch in zip(latents.shape[2:], role.patch_size, strict=True))
+    sizes = role.split(latents)["video"].shape[2:]
+    return math.prod(size // patch for size, patch in zip(sizes, role.patch_size, strict=True))

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rats_video.backbones.image import ImageBackbone, pack, unpack
+from rats_video.backbones.image import KlImageBackbone, pack, unpack
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition
 
@@ -17,7 +17,7 @@ TEXT_LENGTH = 512  # rows of T5 features a prompt; the transformer attends to th
 POOLED_LENGTH = 77  # tokens CLIP reads
 
 
-class FluxBackbone(ImageBackbone):
+class FluxBackbone(KlImageBackbone):
     """A FLUX.1 pipeline's models: `transformer`, `vae`, CLIP `text_encoder` and T5 `text_encoder_2`.
 
     The transformer of FLUX.1-dev is distilled to take its guidance scale as an input: `embedded_guidance`. Guidance by
@@ -28,6 +28,7 @@ class FluxBackbone(ImageBackbone):
     pipelines = ("FluxPipeline",)
     main_tokenizer = "tokenizer_2"
     text_limit = TEXT_LENGTH
+    packing = 2
     depth_keys = ("num_layers", "num_single_layers")
     can_share_tokens = True
     lora_targets = (
@@ -50,16 +51,6 @@ class FluxBackbone(ImageBackbone):
             "text_encoder_2": T5EncoderModel,
             "tokenizer_2": AutoTokenizer,
         }
-
-    @property
-    def latent_channels(self) -> int:
-        """C of the latents, of which the transformer takes four pixels as one token."""
-        return super().latent_channels // 4
-
-    @property
-    def patch_size(self) -> tuple[int, int, int]:
-        """The pipeline packs 2 x 2 latents into a token."""
-        return 1, 2, 2
 
     def _encode(self, prompts: Sequence[str]) -> Condition:
         """T5 features `[B, 512, D]` and CLIP's pooled `[B, P]`, as `encode_prompt` gives them."""

@@ -11,7 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from rats_video.backbones.image import ImageBackbone
+from rats_video.backbones.channel_stats import ChannelStatsBackbone
+from rats_video.backbones.image import KlImageBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition
 from rats_video.types import ClipSpec
@@ -21,7 +22,7 @@ TEXT_LAYERS = (9, 18, 27)  # hidden states taken, put side by side
 STEPS, STEPS_DISTILLED = 50, 4  # that the models were published for
 
 
-class Flux2KleinBackbone(ImageBackbone):
+class Flux2KleinBackbone(ChannelStatsBackbone, KlImageBackbone):
     """A FLUX.2 klein pipeline's models: `transformer`, `vae` and Qwen3 as `text_encoder`.
 
     Its latents are the VAE's in patches of 2 x 2, normalised by the VAE's batch norm. Its pipeline's shift depends on
@@ -64,11 +65,6 @@ class Flux2KleinBackbone(ImageBackbone):
         """Pixels a row or column of the latents, each a patch of the VAE's."""
         return 2 * super().spatial_stride
 
-    @property
-    def patch_size(self) -> tuple[int, int, int]:
-        """Every latent is a token."""
-        return 1, 1, 1
-
     def stated(self, scheduler: Mapping[str, Any], clip: ClipSpec) -> dict[str, float]:  # noqa: ARG002
         """The pipeline's shift for as many tokens as the image has, at the steps the model was published for."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
@@ -104,12 +100,10 @@ class Flux2KleinBackbone(ImageBackbone):
         return rearrange(velocity, "b (h w) c -> b c 1 h w", h=rows).to(latents.dtype)
 
     def _to_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_stats(latents)
-        return rearrange(latents * std + mean, "b (c p q) f h w -> b c f (h p) (w q)", p=2, q=2)
+        return rearrange(super()._to_vae(latents), "b (c p q) f h w -> b c f (h p) (w q)", p=2, q=2)
 
     def _from_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_stats(latents)
-        return (rearrange(latents, "b c f (h p) (w q) -> b (c p q) f h w", p=2, q=2) - mean) / std
+        return super()._from_vae(rearrange(latents, "b c f (h p) (w q) -> b (c p q) f h w", p=2, q=2))
 
     def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
         norm = self.vae.bn

@@ -16,6 +16,8 @@ from rats_video.errors import AsUserError, UserError
 from rats_video.hub import INDEX
 from rats_video.reading import DAMAGED, check_finite, read_json, read_sizes
 
+DECODERS = ("vae", "audio_vae", "vocoder")  # what makes pixels and sound stays in float32
+
 
 def read_index(folder: Path) -> dict[str, Any]:
     """`model_index.json`: the pipeline's `_class_name`, each part's library and class, and plain settings.
@@ -55,13 +57,13 @@ def load_parts(
     shapes: Collection[str] = (),
     bits: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    """The parts of a pipeline folder by name, in `dtype` but for the VAE, which stays in float32.
+    """The parts of a pipeline folder by name, in `dtype` but for what decodes, which stays in float32.
 
     Args:
         folder: of the pipeline.
         classes: the class of each part.
         device: where they go.
-        dtype: of all but the VAE.
+        dtype: of all but `DECODERS`.
         family: for messages.
         fix: what to give instead where a part is missing.
         shapes: parts that are wanted without their weights, on the meta device.
@@ -79,7 +81,7 @@ def load_parts(
     for library in (logging, diffusers_logging):
         library.disable_progress_bar()
         library.set_verbosity_error()  # they warn of published folders as they are
-    precision = {name: torch.float32 if name == "vae" else dtype for name in classes}
+    precision = {name: torch.float32 if name in DECODERS else dtype for name in classes}
     return {
         name: _load_shapes(kind, folder / name, dtype, family=family)
         if name in shapes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from einops import rearrange
 from torch import Tensor
@@ -16,7 +16,7 @@ from rats_video.types import ClipSpec
 
 
 class ImageBackbone(PipelineBackbone):
-    """A pipeline of images, `[B, C, 1, H, W]` as latents, whose VAE is diffusers' `AutoencoderKL` of pictures.
+    """A pipeline of images, `[B, C, 1, H, W]` as latents.
 
     Where shifting is dynamic, the shift is the scheduler's for as many tokens as the image has. Its stretch to
     `shift_terminal` is left out, as LTX-Video's is: stretched grids do not nest.
@@ -25,6 +25,8 @@ class ImageBackbone(PipelineBackbone):
     makes = "image"
     text_first = True
     exact_window = False
+    packing: ClassVar[int] = 1
+    """Latent rows, and columns, that the pipeline packs into one token."""
 
     @classmethod
     def native_clip(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:  # noqa: ARG003
@@ -37,9 +39,14 @@ class ImageBackbone(PipelineBackbone):
         return 1
 
     @property
-    def spatial_stride(self) -> int:
-        """Pixels a latent row or column."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+    def latent_channels(self) -> int:
+        """C of the latents; the transformer takes those of a token as its channels."""
+        return super().latent_channels // self.packing**2
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """Latent frames, rows and columns a token."""
+        return 1, self.packing, self.packing
 
     def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
         """`(C, 1, H, W)` of an image's latents.
@@ -57,6 +64,15 @@ class ImageBackbone(PipelineBackbone):
         if not scheduler.get("use_dynamic_shifting"):
             return super().stated(scheduler, clip)
         return dynamic_shift(scheduler, math.prod(self.latent_shape(clip)[1:]) // math.prod(self.patch_size))
+
+
+class KlImageBackbone(ImageBackbone):
+    """The base of those whose VAE is diffusers' `AutoencoderKL` of pictures."""
+
+    @property
+    def spatial_stride(self) -> int:
+        """Pixels a latent row or column."""
+        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
     def _tokens(self, tokenizer: str, prompts: Sequence[str], length: int) -> Tensor:
         """Ids `[B, length]` by the part of that name, padded and cut to one length."""
@@ -78,8 +94,7 @@ class ImageBackbone(PipelineBackbone):
         return super()._posterior_mean(pixels.squeeze(2)).unsqueeze(2)
 
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
-        if grad_frames is not None:
-            raise ValueError("an image has no window of frames")
+        refuse_window(grad_frames)
         vae = self.vae
         (vae.enable_gradient_checkpointing if self.decoding.checkpoint else vae.disable_gradient_checkpointing)()
         pixels: Tensor = vae.decode(latents.squeeze(2), return_dict=False)[0]
@@ -87,6 +102,12 @@ class ImageBackbone(PipelineBackbone):
 
     def _decode_tiles(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         return self._decode(latents, grad_frames)
+
+
+def refuse_window(grad_frames: range | None) -> None:
+    """Raise ValueError for a window of frames, which an image has not."""
+    if grad_frames is not None:
+        raise ValueError("an image has no window of frames")
 
 
 def pack(latents: Tensor) -> Tensor:

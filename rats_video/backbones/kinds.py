@@ -18,6 +18,7 @@ from rats_video.backbones.flux2 import Flux2KleinBackbone
 from rats_video.backbones.folder import read_index
 from rats_video.backbones.hunyuan import HunyuanVideoBackbone
 from rats_video.backbones.ltx import LTXBackbone
+from rats_video.backbones.ltx2 import LTX2Backbone
 from rats_video.backbones.qwen_image import QwenImageBackbone
 from rats_video.backbones.sd3 import StableDiffusion3Backbone
 from rats_video.backbones.wan import WanBackbone
@@ -31,6 +32,7 @@ FAMILIES: tuple[type[PipelineBackbone], ...] = (
     WanImageBackbone,
     WanBackbone,
     LTXBackbone,
+    LTX2Backbone,
     HunyuanVideoBackbone,
     CogVideoXImageBackbone,
     CogVideoXBackbone,

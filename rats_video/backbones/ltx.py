@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.channel_stats import ChannelStatsBackbone
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS, dynamic_shift, refuse_last, token_timesteps
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition, GivenFrames
@@ -25,7 +25,7 @@ TEXT_LENGTH_095 = 256  # the same of LTXConditionPipeline
 DECODE_TIMESTEP, DECODE_NOISE, DECODE_SEED = 0.05, 0.025, 0
 
 
-class LTXBackbone(PipelineBackbone):
+class LTXBackbone(ChannelStatsBackbone):
     """An LTX-Video pipeline's four models: `transformer`, `vae`, `text_encoder`, `tokenizer`.
 
     The native scheduler's shift for a clip of S tokens is `exp(mu)`, mu running from `base_shift` at
@@ -36,12 +36,12 @@ class LTXBackbone(PipelineBackbone):
     family = "LTX-Video"
     pipelines: tuple[str, ...] = ("LTXPipeline", "LTXConditionPipeline")
     text_limit = TEXT_LENGTH
-    lora_targets = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
+    lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
     exact_window = False
     can_share_tokens = True
     has_small_decoder = False
     lora_alpha_tensors = False
-    original_names = (
+    original_names: ClassVar[tuple[tuple[str, str], ...]] = (
         (r"^proj_in\.", "patchify_proj."),
         (r"^time_embed\.", "adaln_single."),
         (r"\.norm_([qk])\.", r".\1_norm."),
@@ -128,19 +128,12 @@ class LTXBackbone(PipelineBackbone):
         places = torch.stack(torch.meshgrid(seconds, height * space, width * space, indexing="ij")).flatten(1)
         return {"video_coords": places.expand(len(latents), -1, -1)}
 
-    def _to_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_stats(latents)
-        return latents * std + mean
-
-    def _from_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_stats(latents)
-        return (latents - mean) / std
-
     def stated(self, scheduler: Mapping[str, Any], clip: ClipSpec) -> dict[str, float]:
         """Where shifting is dynamic, the shift for as many tokens as the clip has: see the class."""
         if not scheduler.get("use_dynamic_shifting"):
             return super().stated(scheduler, clip)
-        return dynamic_shift(scheduler, math.prod(self.latent_shape(clip)[1:]))
+        tokens = ChannelStatsBackbone.latent_shape(self, clip)[1:]  # of pictures alone, where there is sound too
+        return dynamic_shift(scheduler, math.prod(tokens))
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; without dynamic shifting the scheduler ignores LTX's `mu`."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rats_video.backbones.channel_stats import ChannelStatsBackbone
 from rats_video.backbones.family import DENOISER
-from rats_video.backbones.image import ImageBackbone, pack, unpack
+from rats_video.backbones.image import ImageBackbone, pack, refuse_window, unpack
 from rats_video.backbones.stock import StockCall
 from rats_video.backbones.wan_decode import recompute_blocks
 from rats_video.condition import Condition
@@ -23,7 +24,7 @@ TEMPLATE = (
 TEMPLATE_START = 34  # its tokens before the prompt
 
 
-class QwenImageBackbone(ImageBackbone):
+class QwenImageBackbone(ChannelStatsBackbone, ImageBackbone):
     """A Qwen-Image pipeline's models: `transformer`, `vae` (Wan's, of one frame) and Qwen 2.5 VL as `text_encoder`.
 
     Guidance takes the plain formula's direction and the length of each token with the prompt, as the pipeline does.
@@ -32,6 +33,7 @@ class QwenImageBackbone(ImageBackbone):
     family = "Qwen-Image"
     pipelines = ("QwenImagePipeline",)
     text_limit = TEXT_LENGTH
+    packing = 2
     can_share_tokens = True
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out",
@@ -59,21 +61,6 @@ class QwenImageBackbone(ImageBackbone):
             "tokenizer": AutoTokenizer,
         }
 
-    @property
-    def spatial_stride(self) -> int:
-        """Pixels a latent row or column."""
-        return int(self.vae.spatial_compression_ratio)
-
-    @property
-    def latent_channels(self) -> int:
-        """C of the latents, of which the transformer takes four pixels as one token."""
-        return super().latent_channels // 4
-
-    @property
-    def patch_size(self) -> tuple[int, int, int]:
-        """The pipeline packs 2 x 2 latents into a token."""
-        return 1, 2, 2
-
     def _encode(self, prompts: Sequence[str]) -> Condition:
         """The last layer's features `[B, L, D]` with their mask, L <= 512, zero where there is no token."""
         tokens = self.parts["tokenizer"](
@@ -99,22 +86,6 @@ class QwenImageBackbone(ImageBackbone):
         tokens = norm_preserving(pack(cond), pack(uncond), scale, dim=-1)
         return unpack(tokens, cond.shape[3] // 2)
 
-    def _to_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_stats(latents)
-        return latents * std + mean
-
-    def _from_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_stats(latents)
-        return (latents - mean) / std
-
-    def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = like.new_tensor(self.vae.config.latents_mean), like.new_tensor(self.vae.config.latents_std)
-        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
-
-    def _posterior_mean(self, pixels: Tensor) -> Tensor:
-        mean: Tensor = self.vae.encode(pixels).latent_dist.mode()
-        return mean
-
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         """The VAE's decode of one frame, without its final clamp."""
         from diffusers.models.autoencoders.autoencoder_kl_qwenimage import (
@@ -122,16 +93,11 @@ class QwenImageBackbone(ImageBackbone):
             QwenImageResidualBlock,
         )
 
-        if grad_frames is not None:
-            raise ValueError("an image has no window of frames")
+        refuse_window(grad_frames)
         decoder = self.vae.decoder
         recompute_blocks(decoder, QwenImageResidualBlock, on=self.decoding.checkpoint)
         caches = [None for module in decoder.modules() if isinstance(module, QwenImageCausalConv3d)]
         pixels: Tensor = decoder(self.vae.post_quant_conv(latents), feat_cache=caches, feat_idx=[0])
-        return pixels
-
-    def _decode_tiles(self, latents: Tensor, grad_frames: range | None) -> Tensor:  # noqa: ARG002  # no gradient
-        pixels: Tensor = self.vae.decode(latents, return_dict=False)[0]
         return pixels
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:

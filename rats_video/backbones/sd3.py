@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rats_video.backbones.family import NUM_TRAIN_TIMESTEPS
-from rats_video.backbones.image import ImageBackbone
+from rats_video.backbones.image import KlImageBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition
 from rats_video.errors import UserError
@@ -22,7 +22,7 @@ CLIP_LENGTH = 77  # rows of both CLIPs' features before them
 CLIP_LAYER = -2  # hidden states taken
 
 
-class StableDiffusion3Backbone(ImageBackbone):
+class StableDiffusion3Backbone(KlImageBackbone):
     """A Stable Diffusion 3 pipeline's models: `transformer`, `vae`, two CLIPs and a T5 (`text_encoder` to `_3`).
 
     Guidance is the plain formula. The skipped layers that its authors advise for 3.5 medium, a third call a step, are

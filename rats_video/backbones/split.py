@@ -56,8 +56,8 @@ def split_tokens(networks: Iterable[Any], tokens: int, runtime: Runtime) -> None
     for network in networks:
         name = type(network).__name__
         if getattr(network, "_cp_plan", None) is None:
-            able = " and ".join(dict.fromkeys(family.family for family in FAMILIES if family.can_share_tokens))
-            raise UserError(f"{name} cannot share a clip", where="parallel.context", fix=f"use 1; {able} can")
+            able = ", ".join(dict.fromkeys(family.family for family in FAMILIES if family.can_share_tokens))
+            raise UserError(f"{name} cannot share a clip", where="parallel.context", fix=f"use 1; these can: {able}")
         heads: int = network.config.num_attention_heads
         for what, count in (("tokens of a clip", tokens), ("attention heads", heads)):
             if count % runtime.context:

@@ -86,7 +86,10 @@ def text_identity(folder: Path, dtype: str) -> str:
     Files count by path, size and time.
     """
     files = sorted(
-        path for part in ("tokenizer*", "text_encoder*") for path in folder.glob(f"{part}/*") if path.is_file()
+        path
+        for part in ("tokenizer*", "text_encoder*", "connectors")
+        for path in folder.glob(f"{part}/*")
+        if path.is_file()
     )
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return json.dumps([dtype, *((name, version(name)) for name in LIBRARIES), *stats])

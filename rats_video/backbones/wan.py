@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from rats_video.backbones.base import PipelineBackbone
+from rats_video.backbones.channel_stats import ChannelStatsBackbone
 from rats_video.backbones.experts import HIGH_NOISE, LOW_NOISE, is_low_noise
 from rats_video.backbones.family import refuse_last, token_timesteps
 from rats_video.backbones.stock import StockCall
@@ -23,7 +23,7 @@ ADDS_TO_LOGITS = (None, "native", "_native_math")  # attention kernels that take
 TEXT_LENGTH = 512  # rows WanPipeline's cross-attention sees: the prompt's, then zeros
 
 
-class WanBackbone(PipelineBackbone):
+class WanBackbone(ChannelStatsBackbone):
     """A Wan pipeline's models: `transformer`, `vae`, `text_encoder`, `tokenizer`; with `boundary_ratio` two experts.
 
     Wan 2.2 A14B has a second `transformer_2`, which makes the steps below `boundary_ratio`: both are trained, each by
@@ -174,6 +174,18 @@ class WanBackbone(PipelineBackbone):
         """The one of TI2V-5B has a class of its own for each use."""
         return "WanImageToVideoPipeline"
 
+    def latent_shape(self, clip: ClipSpec) -> tuple[int, int, int, int]:
+        """As all, and no more tokens along an axis than there are rotary positions."""
+        shape = super().latent_shape(clip)
+        known, spatial = self.parts["transformer"].config.rope_max_seq_len, self.spatial_stride
+        most = [known * patch for patch in self.patch_size]
+        pixels = 1 + (most[0] - 1) * self.temporal_stride, most[1] * spatial, most[2] * spatial
+        for name, size, limit, fix in zip(("num_frames", "height", "width"), shape[1:], most, pixels, strict=True):
+            if size > limit:
+                what = f"{getattr(clip, name)} is more than the positions that the model has"
+                raise UserError(what, where=f"clip.{name}", fix=f"at most {fix}")
+        return shape
+
     def given_frames(self, clip: ClipSpec, first: Tensor, last: Tensor | None = None) -> GivenFrames:
         """TI2V-5B holds the latents of first frames `[B, 3, height, width]` in [0, 1]."""
         if not self.expand_timesteps:
@@ -187,14 +199,6 @@ class WanBackbone(PipelineBackbone):
             return super().guidance_by_level(scale, scale_2)
         return lambda sigma: torch.where(is_low_noise(sigma, boundary), scale_2, scale)
 
-    def _to_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_stats(latents)
-        return latents * std + mean
-
-    def _from_vae(self, latents: Tensor) -> Tensor:
-        mean, std = self._latent_stats(latents)
-        return (latents - mean) / std
-
     def _decode(self, latents: Tensor, grad_frames: range | None) -> Tensor:
         return decode_unclamped(self.vae, latents, self.decoding, grad_frames)
 
@@ -206,10 +210,6 @@ class WanBackbone(PipelineBackbone):
         from diffusers import FlowMapEulerDiscreteScheduler
 
         return replace(super().stock_call(num_steps, shift), scheduler=FlowMapEulerDiscreteScheduler(shift=shift))
-
-    def _latent_stats(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        mean, std = like.new_tensor(self.vae.config.latents_mean), like.new_tensor(self.vae.config.latents_std)
-        return mean.view(1, -1, 1, 1, 1), std.view(1, -1, 1, 1, 1)
 
 
 def _one_a_picture(transformer: Any, image: Tensor) -> Tensor:

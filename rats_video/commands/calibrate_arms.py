@@ -19,6 +19,7 @@ from rats_video.evaluation.calibration import (
 )
 from rats_video.inference.sampler import SamplerSpec, sample_videos
 from rats_video.methods.rats import Rats
+from rats_video.methods.scoring import call_reward
 from rats_video.progress import ClipBar
 from rats_video.rewards.sum import SumReward, add_up
 from rats_video.seeds import seeded
@@ -54,7 +55,7 @@ def score_arms(
         scorers["heldout_reward"] = rewards.heldout
     specs = {
         rats.teacher.backbone: cfg.teacher_spec,
-        rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift),
+        rats.student: SamplerSpec(min(cfg.student.num_steps), cfg.shift, sampler=cfg.student.sampler),
     }
     calls = sum(spec.nfe for spec in specs.values()) * len(chosen)
     with ClipBar("calibrate", calls, len(specs) * len(chosen)) as progress:
@@ -75,7 +76,7 @@ def _score_arm(
     size = cfg.evaluation.batch_size
     for samples in sample_videos(backbone, prompts, cfg.clip.spec, spec, seed=cfg.seed, batch_size=size):
         for name, scorer in scorers.items():
-            found[name].append(scorer(samples.videos, samples.prompts))
+            found[name].append(call_reward(scorer, samples.videos, samples.prompts, samples.sound))
         count = len(samples.prompts)
         progress.made(spec.nfe * count, count, samples.seconds_in_calls)
     return {name: _join_batches(batches) for name, batches in found.items()}
@@ -87,6 +88,7 @@ def _join_batches(batches: Sequence[RewardScores]) -> RewardScores:
         torch.cat([scores.clip for scores in batches]).cpu(),
         torch.cat(frames).cpu() if frames else None,
         {name: torch.cat([scores.parts[name] for scores in batches]).cpu() for name in batches[0].parts},
+        {name: torch.cat([scores.judged[name] for scores in batches]).cpu() for name in batches[0].judged},
     )
 
 

@@ -19,7 +19,7 @@ from rats_video.config.load import load_config
 from rats_video.errors import BusyError, Interrupted, UserError, first_line
 from rats_video.evaluation.compare_plots import plot_cost, plot_nfe, plot_wins
 from rats_video.evaluation.compare_result import CompareResult, write_compare_result
-from rats_video.evaluation.compare_stats import curve_points, method_means, win_rates
+from rats_video.evaluation.compare_stats import curve_points, differences, method_means, win_rates
 from rats_video.evaluation.compare_tables import markdown, nfe_of, summary_table
 from rats_video.evaluation.sets import fill_shares
 from rats_video.evaluation.tables import TEACHER, aligned
@@ -168,6 +168,7 @@ def collect_result(layout: CompareLayout, runtime: Runtime) -> CompareResult:
         means=method_means(judged),
         curve=curve_points(curve),
         wins=win_rates(judged),
+        differences=differences(judged),
     )  # fmt: skip
 
 

@@ -111,7 +111,8 @@ class CompareLayout:
             for method in cfg.methods:
                 arm = with_data_digest(pin_models(cfg.arm(method, seed, str(output / "teacher"))))
                 folder = root / f"{method}-seed{seed}-{weights_key(arm)}"
-                arms.append(Arm(method, seed, folder, arm, plain))
+                own = tuple(replace(spec, sampler=arm.student.sampler) for spec in plain)
+                arms.append(Arm(method, seed, folder, arm, own))
         return CompareLayout(cfg, base, tuple(arms), output)
 
     @cached_property
@@ -143,7 +144,7 @@ class CompareLayout:
         """All evaluations of an arm: first of the final student, then of its snapshots."""
         if arm.cfg is None:
             return [ArmEvaluation(spec) for spec in arm.specs]
-        midway = SamplerSpec(self.cfg.curve_nfe, self.base.shift)
+        midway = SamplerSpec(self.cfg.curve_nfe, self.base.shift, sampler=arm.cfg.student.sampler)
         ends = [ArmEvaluation(spec) for spec in dict.fromkeys((*arm.specs, midway))]
         return ends + [ArmEvaluation(midway, step) for step in self.milestones(arm)]
 
@@ -157,8 +158,13 @@ class CompareLayout:
     def scores_file(self, arm: Arm, evaluation: ArmEvaluation) -> Path:
         """The file of an evaluation's scores by clip; its name has a digest of all they depend on."""
         spec = evaluation.spec
-        second = [] if spec.guidance_scale_2 is None else [spec.guidance_scale_2]  # older scores stay valid
-        key = json_digest([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale, *second])
+        rare = [
+            spec.guidance_scale_2,
+            None if spec.further is None else spec.further.model_dump(mode="json"),
+            None if spec.sampler == "euler" else spec.sampler,
+        ]
+        known = [value for value in rare if value is not None]  # older scores stay valid
+        key = json_digest([self._rewards_key, spec.num_steps, spec.shift, spec.guidance_scale, *known])
         step = "" if evaluation.step is None else f"step{evaluation.step}-"
         name = f"{step}nfe{spec.nfe}-{key[:12]}.json"
         return arm.folder / "scores" / name

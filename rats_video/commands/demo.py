@@ -7,7 +7,6 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,15 +14,14 @@ import torch
 
 from rats_video.commands.device import explain_memory, pick_device
 from rats_video.commands.prompts import EXAMPLE_PROMPTS
-from rats_video.commands.runs import config_of
+from rats_video.commands.runs import config_near, config_of
 from rats_video.commands.students import DEFAULT_STUDENT, find_student, load_student
+from rats_video.commands.teacher import judged_teacher
 from rats_video.datasets.prompts.settings import ShapesPromptsConfig
 from rats_video.datasets.prompts.split import load_prompts
 from rats_video.errors import Interrupted, UserError
-from rats_video.evaluation.settings import EvaluationConfig
 from rats_video.inference.demo import DemoModels
 from rats_video.inference.demo_page import build_page, launch_page
-from rats_video.inference.sampler import SamplerSpec
 from rats_video.rewards.reward import build_reward
 
 _SMALL = 100e6  # parameters; a smaller teacher is fast enough to show
@@ -56,7 +54,7 @@ def run_demo(
             studio.make("student", studio.accept(examples[0], studio.trained[0], 0), lambda: None)
         parameters = sum(weight.numel() for weight in studio.base.denoiser.parameters())
         page = build_page(studio, examples, name=(model or Path(DEFAULT_STUDENT)).name, teacher=parameters < _SMALL)
-        launch_page(page, port)
+        launch_page(page, port, takes_pictures=studio.takes_pictures)
         try:
             echo(f"http://127.0.0.1:{port} (this machine only; Ctrl-C ends it)")
             signal.pause()
@@ -72,14 +70,11 @@ def load_studio(
 ) -> tuple[DemoModels, tuple[str, ...]]:
     """Student, teacher and reward, and prompts that fit them."""
     loaded = load_student(find_student(model or DEFAULT_STUDENT), device, base)
-    cfg = config_of(() if model is None else (model, model.resolve().parent), loaded.card.model)
-    options = EvaluationConfig()
+    cfg = config_of((), loaded.card.model) if model is None else config_near(model, loaded.card.model)
     reward = None if cfg is None else build_reward(cfg.reward, device, where="reward", clip=loaded.clip)
-    teacher = SamplerSpec(options.teacher_steps, loaded.card.shift, options.guidance_scale)
-    if cfg is not None:
-        teacher = replace(cfg.judged_teacher, shift=loaded.card.shift)
     studio = DemoModels(
-        loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps, teacher, reward
-    )
+        loaded.student, loaded.base, loaded.clip, loaded.card.shift, loaded.card.num_steps,
+        judged_teacher(cfg, loaded), reward, loaded.card.sampler,
+    )  # fmt: skip
     shapes = cfg is None or isinstance(cfg.prompts, ShapesPromptsConfig)
     return studio, EXAMPLE_PROMPTS if cfg is None or shapes else load_prompts(cfg.prompts).heldout[:_NUM_EXAMPLES]

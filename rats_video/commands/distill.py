@@ -15,7 +15,9 @@ from rats_video.config.load import load_config, load_seeded
 from rats_video.distillation.compute import memory_advice
 from rats_video.distillation.real_data import with_data_digest
 from rats_video.distillation.settings import DistillConfig
+from rats_video.methods.base import LogRow
 from rats_video.runtime import Runtime
+from rats_video.training.callbacks import StepCallback
 from rats_video.training.run_folder import RunFolder
 
 
@@ -28,14 +30,19 @@ def run_distill(
     device: str,
     resume: bool,
     overwrite: bool,
+    on_step: Callable[[int, LogRow], None] | None = None,
 ) -> list[str]:
-    """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it."""
+    """Train a student into OUTPUT/student, with its metrics, checkpoints and training figure beside it.
+
+    `on_step` gets each step's number and log row.
+    """
     run = RunFolder(output)
     given = load_seeded(DistillConfig, config, group="distill", overrides=overrides, seed=seed)
     cfg = with_data_digest(pin_models(given, run.config if resume else None))
     runtime = start_runtime(device, cfg.parallel)
     with explain_memory(lambda: memory_advice(cfg)), locked_output(output, runtime):
-        student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite)
+        observers = [] if on_step is None else [StepCallback(on_step)]
+        student = train_student(cfg, run, runtime, resume=resume, overwrite=overwrite, observers=observers)
         runtime.close()  # no process waits for the one that writes
         if runtime.is_main and student is not None:
             finish(cfg, run, student)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rats_video.backbones.stock import StockCall
+from rats_video.backbones.stock import StockCall, renoising
 from rats_video.commands.students import LoadedStudent
 from rats_video.datasets.prompts.settings import ShapesPromptsConfig
 from rats_video.distillation.pictures import first_frames
@@ -22,8 +22,9 @@ from rats_video.export.pictures import (
     plain_pictures,
     starts_from_pictures,
 )
-from rats_video.inference.sampler import SamplerSpec, clip_noise, draw_pictures, sample_videos
+from rats_video.inference.sampler import SamplerSpec, clip_noise, draw_pictures, fresh_noise, sample_videos
 from rats_video.training.batches import encode_pictures
+from rats_video.types import FreshNoise
 
 SEED = 0
 
@@ -38,6 +39,7 @@ class ComparedClips:
     clips: Clips | None
     pictures: ExportPictures | None
     free: Tensor | None
+    fresh: tuple[FreshNoise, ...] = ()
 
 
 def make_clips(
@@ -50,8 +52,12 @@ def make_clips(
     if pictures is not None:
         stock, pipeline = student.picture_call(stock), student.picture_pipeline
         given = encode_pictures(student, loaded.clip, pictures.first, pictures.last)
-        free = stock.latents(given.free(noises[:1])).cpu()
+        free = (stock.seen or stock.latents)(given.free(noises[:1])).cpu()
         noises = given.hold(noises)
+    fresh: tuple[FreshNoise, ...] = ()
+    if spec.sampler == "renoise":
+        stock = renoising(stock, pipeline, student.sigmas(spec.num_steps, spec.shift).tolist(), spec.shift)
+        fresh = tuple(fresh_noise(noise.cpu(), [(SEED, i)]) for i, noise in enumerate(noises.split(1)))
     clips = None
     if verify:
         samples = list(sample_videos(student, prompts, loaded.clip, spec, seed=SEED, batch_size=1))
@@ -59,7 +65,7 @@ def make_clips(
         latents = torch.cat([lay_out(each.latents).cpu() for each in samples])
         videos = torch.cat([each.videos.cpu() for each in samples])
         clips = Clips(videos, latents if free is None else latents * free)
-    return ComparedClips(stock, pipeline, noises.cpu().split(1), clips, pictures, free)
+    return ComparedClips(stock, pipeline, noises.cpu().split(1), clips, pictures, free, fresh)
 
 
 def _pictures(loaded: LoadedStudent, cfg: DistillConfig | None, prompts: Sequence[str]) -> ExportPictures | None:

@@ -52,6 +52,7 @@ def finish(cfg: DistillConfig, run: RunFolder, student: PipelineBackbone) -> Non
         base_loras=tuple(
             lora.model_copy(update={"path": str(Path(lora.path).expanduser().resolve())}) for lora in cfg.base_loras
         ),
+        sampler=cfg.student.sampler,
     )
     plot_training(read_metrics(run.metrics), run.curves)
     if run.guard.is_file():

@@ -179,7 +179,11 @@ def describe_cache(source: str, cfg: PrepareConfig, folder: Path) -> CacheManife
     """The properties that all clips of this preparation share."""
     settings = {name: value for name, value in cfg.model_dump(mode="json").items() if name not in HARMLESS}
     settings[SOURCE] = str(Path(source).resolve()) if Path(source).exists() else source
-    family = find_family(folder).family
+    found = find_family(folder)
+    if found.has_sound:
+        what = f"makes clips with sound: {found.family}'s latents hold it as well, and videos are read without theirs"
+        raise UserError(what, where="model", fix="it can be distilled without real clips; prepare for another model")
+    family = found.family
     return CacheManifest(FORMAT, cfg.model, family, vae_digest(folder), text_digest(folder), settings, cfg.fps)
 
 

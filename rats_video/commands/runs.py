@@ -38,6 +38,11 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
     return run, cfg
 
 
+def config_near(folder: Path, base: str) -> DistillConfig | None:
+    """`config_of` of a run, or of a student in one."""
+    return config_of((folder, folder.resolve().parent), base)
+
+
 def config_of(folders: Iterable[Path], base: str) -> DistillConfig | None:
     """The configuration of the first of these folders that is a run, or of an embedded base; None without either."""
     for folder in folders:

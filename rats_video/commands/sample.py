@@ -12,12 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import torch
-
 from rats_video.commands.device import explain_memory, start_runtime
 from rats_video.commands.folders import clean_interrupt, make_folder
 from rats_video.commands.prompts import EXAMPLE_PROMPTS
-from rats_video.commands.sample_pictures import Pictures
+from rats_video.commands.sample_pictures import Pictures, make_clips
 from rats_video.commands.students import DEFAULT_STUDENT, LoadedStudent, SampleChoices, find_student, load_chosen
 from rats_video.datasets.prompts.files import read_rows
 from rats_video.datasets.prompts.split import check_prompt
@@ -25,7 +23,8 @@ from rats_video.errors import UserError
 from rats_video.files import json_digest, weights_digest
 from rats_video.inference.manifest import Journal, SampledClip, clear, is_whole, locked, read_clips, write_manifest
 from rats_video.inference.requests import Request, in_batches, list_requests, piped_requests
-from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_batch
+from rats_video.inference.sampler import SamplerSpec
+from rats_video.inference.student import EULER
 from rats_video.inference.style import Style
 from rats_video.inference.video import slugify, write_clip
 from rats_video.progress import ProgressBar
@@ -97,14 +96,15 @@ class ClipFolder:
         for (nfe, *_), together in groupby(sorted(requests, key=_together), key=_together):
             batch, spec, clip = list(together), self.spec(nfe), self._loaded.clip
             began = time.perf_counter()
-            noise = torch.cat([clip_noise(self._loaded.student, clip, r.seed, r.noise) for r in batch])
-            prompts, given = [request.prompt for request in batch], self._pictures.give(batch)
-            videos, _ = sample_batch(self._loaded.student, prompts, noise, spec, given=given)
+            videos, sound = make_clips(self._loaded, batch, spec, self._pictures)
             seconds = (time.perf_counter() - began) / len(batch)
-            for request, frames in zip(batch, videos, strict=True):
+            for row, (request, frames) in enumerate(zip(batch, videos, strict=True)):
                 made = self._describe(request, round(seconds, 4))
                 path = self._output / made.file
-                write_clip(frames.cpu(), path, fps=clip.fps, remarks=self._remarks(made))
+                write_clip(
+                    frames.cpu(), path, fps=clip.fps, remarks=self._remarks(made),
+                    sound=None if sound is None else sound.take(slice(row, row + 1)),
+                )  # fmt: skip
                 self._journal.add(made)
                 self.clips[made.index] = made
                 yield made
@@ -114,7 +114,8 @@ class ClipFolder:
         spec, student = self.spec(made.nfe), self._loaded.student
         sigmas = ", ".join(f"{sigma:.6g}" for sigma in student.sigmas(spec.num_steps, spec.shift).tolist())
         about = {"prompt": made.prompt, "seed": str(made.seed), "model": f"{self._loaded.model.name} ({made.student})"}
-        return {**about, "sigmas": sigmas, "guidance_scale": f"{spec.guidance_scale:g}"}
+        sampler = {} if spec.sampler == EULER else {"sampler": spec.sampler}
+        return {**about, "sigmas": sigmas, "guidance_scale": f"{spec.guidance_scale:g}", **sampler}
 
     def _describe(self, request: Request, seconds: float) -> SampledClip:
         name = f"{request.index:03d}-{slugify(request.id or request.prompt)}-nfe{request.nfe}-seed{request.seed}"

@@ -1,4 +1,4 @@
-"""The pictures that clips start from: looked at before anything is made, given to the model batch by batch."""
+"""Clips of a batch of requests, and the pictures that they start from: looked at before anything is made."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from rats_video.condition import GivenFrames
 from rats_video.datasets.video.pictures import find_picture, picture_digest, read_picture
 from rats_video.errors import UserError, warn
 from rats_video.inference.requests import Request
+from rats_video.inference.sampler import SamplerSpec, clip_noise, fresh_noise, sample_batch, sound_of
+from rats_video.sound import Sound
 
 _KEPT = 64  # pictures between the check of a request and its batch
 
@@ -112,3 +114,14 @@ class Pictures:
     def _where(self, request: Request, kind: str) -> str:
         option = f"--{kind.replace('_', '-')}"
         return option if self._list is None else f"{self._list}, row {request.index + 1}: {kind}"
+
+
+def make_clips(
+    loaded: LoadedStudent, requests: Sequence[Request], spec: SamplerSpec, pictures: Pictures
+) -> tuple[Tensor, Sound | None]:
+    """Clips `[B, T, 3, H, W]` in [0, 1] of requests with the same kind of picture, sampled together; their sound."""
+    noise = torch.cat([clip_noise(loaded.student, loaded.clip, each.seed, each.noise) for each in requests])
+    prompts, given = [each.prompt for each in requests], pictures.give(requests)
+    fresh = fresh_noise(noise, [(each.seed, each.noise) for each in requests])
+    videos, latents = sample_batch(loaded.student, prompts, noise, spec, given=given, fresh=fresh)
+    return videos, sound_of(loaded.student, latents)

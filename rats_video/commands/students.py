@@ -28,6 +28,7 @@ from rats_video.training.run_folder import RunFolder
 from rats_video.types import ClipSpec
 
 DEFAULT_STUDENT = "tiny-wan-student"
+_WORDS = {2: "two", 3: "three", 4: "four"}
 
 
 @dataclass(frozen=True)
@@ -65,23 +66,26 @@ class LoadedStudent:
     @property
     def default_nfe(self) -> int:
         """The calls to sample it with where nobody says: 4, or a plain pipeline's own."""
-        return self.card.num_steps[0] * (1 if self.card.guidance_scale == 1.0 else 2) if self.is_plain else 4
+        return self.card.num_steps[0] * self.card.calls if self.is_plain else 4
 
     def spec(self, nfe: int) -> SamplerSpec:
         """The student's sampler at `nfe` calls; warns on stderr where it was trained for other counts.
 
         Raises:
-            UserError: it is guided, which takes two calls a step, and `nfe` is odd.
+            UserError: it is guided, which takes several calls a step, and `nfe` is no multiple of them.
         """
-        calls = 1 if self.card.guidance_scale == 1.0 else 2
-        if nfe % calls:
-            raise UserError("guidance takes two calls a step", where=f"--nfe {nfe}", fix="give an even number")
+        if nfe % (calls := self.card.calls):
+            fix = "give an even number" if calls == 2 else f"give a multiple of {calls}"
+            raise UserError(f"guidance takes {_WORDS[calls]} calls a step", where=f"--nfe {nfe}", fix=fix)
         if nfe // calls not in self.card.num_steps:
             trained = ", ".join(str(calls * steps) for steps in self.card.num_steps)
             does = "this pipeline takes" if self.is_plain else "this student was trained for"
             warn(f"{does} {trained}; quality may drop", where=f"--nfe {nfe}")
         card = self.card
-        return SamplerSpec(nfe // calls, card.shift, card.guidance_scale, self.negative_prompt, card.guidance_scale_2)
+        return SamplerSpec(
+            nfe // calls, card.shift, card.guidance_scale, self.negative_prompt, card.guidance_scale_2,
+            card.further_guidance, card.sampler,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)

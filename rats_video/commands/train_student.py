@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.commands.start_run import prepare_run, record_start
@@ -20,7 +20,7 @@ from rats_video.files import write_json
 from rats_video.planning.runs import can_plan, plan_of_run
 from rats_video.rewards.remote import RemoteReward
 from rats_video.runtime import Runtime
-from rats_video.training.callbacks import StudentSnapshots
+from rats_video.training.callbacks import Callback, StudentSnapshots
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.trackers import check_trackers
@@ -34,10 +34,11 @@ def train_student(
     resume: bool,
     overwrite: bool,
     milestones: Collection[int] = (),
+    observers: Sequence[Callback] = (),
 ) -> PipelineBackbone | None:
     """Train a student; all mistakes in the configuration are found before the folder is touched.
 
-    Snapshots are saved after each of the `milestones`.
+    Snapshots are saved after each of the `milestones`; `observers` are told of each step last.
 
     Returns:
         The student, which only its checkpoints hold whole if its weights are split; None on a reward rank.
@@ -69,7 +70,7 @@ def train_student(
         if cfg.guard is not None and rewards is not None:
             guard = build_guard(cfg, cfg.guard, rewards, prompts.heldout, run, runtime)
         callbacks = build_callbacks(cfg, rewards, student, prompts.heldout, run, guard, runtime)
-        callbacks.append(StudentSnapshots(milestones, student.weights, run, runtime))
+        callbacks += [StudentSnapshots(milestones, student.weights, run, runtime), *observers]
         del rewards  # frees the models that nothing else holds
         runtime.barrier()  # no process changes the folder before all have read it
         if runtime.is_main:

@@ -19,7 +19,7 @@ from rats_video.errors import UserError
 from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.files import tidy, weights_digest
 from rats_video.inference.manifest import is_whole
-from rats_video.inference.sampler import clip_noise, sample_batch
+from rats_video.inference.sampler import clip_noise, fresh_noise, sample_batch
 from rats_video.inference.vbench import (
     VBenchClip,
     VBenchPrompt,
@@ -119,7 +119,8 @@ def vbench_files(
 
 def _make(arm: EvaluatedModel, loaded: LoadedStudent, clips: Sequence[VBenchClip], folder: Path, rank: int) -> None:
     noise = torch.cat([clip_noise(arm.backbone, loaded.clip, clip.seed, 0) for clip in clips])
-    videos, _ = sample_batch(arm.backbone, [clip.prompt for clip in clips], noise, arm.spec)
+    fresh = fresh_noise(noise, [(clip.seed, 0) for clip in clips])
+    videos, _ = sample_batch(arm.backbone, [clip.prompt for clip in clips], noise, arm.spec, fresh=fresh)
     aside = folder.with_name(f"{folder.name}-{rank}.mp4")  # what is half-written must not lie among the clips
     for clip, frames in zip(clips, videos, strict=True):
         write_mp4(frames.cpu(), aside, fps=loaded.clip.fps)

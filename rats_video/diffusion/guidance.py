@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition
-from rats_video.types import Backbone, GuideFn, VelocityFn
+from rats_video.types import Backbone, Guide, VelocityFn
 
 GuidanceScale = float | Callable[[Tensor], Tensor]
 """One scale, or `noise levels [B] -> scales [B]`."""
@@ -33,6 +33,9 @@ def plain_guidance(cond: Tensor, uncond: Tensor, scale: float | Tensor) -> Tenso
     return uncond + scale * (cond - uncond)
 
 
+PLAIN = Guide.of(plain_guidance)
+
+
 def norm_preserving(cond: Tensor, uncond: Tensor, scale: float | Tensor, dim: int) -> Tensor:
     """The plain formula's direction at the length of `cond`, taken along `dim` (`QwenImagePipeline`)."""
     plain = plain_guidance(cond, uncond, scale)
@@ -40,10 +43,16 @@ def norm_preserving(cond: Tensor, uncond: Tensor, scale: float | Tensor, dim: in
     return plain * lengths
 
 
+def with_spread(clips: Tensor, like: Tensor, share: float) -> Tensor:
+    """Clips with a `share` of the standard deviation of `like`, each clip's over all its numbers (arXiv 2305.08891)."""
+    dims = tuple(range(1, clips.ndim))
+    return clips * (share * like.std(dims, keepdim=True) / clips.std(dims, keepdim=True) + 1 - share)
+
+
 def guided(
-    velocity: VelocityFn, negative: Condition, guidance_scale: GuidanceScale, guide: GuideFn = plain_guidance
+    velocity: VelocityFn, negative: Condition, guidance_scale: GuidanceScale, guide: Guide = PLAIN
 ) -> VelocityFn:
-    """Both branches in one batched call (still two evaluations a clip), put together by `guide`.
+    """Both branches in one batched call (still two evaluations a clip), put together by `guide`, which may make more.
 
     `negative` is one encoded prompt, `[1, L, D]`, shared by the whole batch; frames are given in both branches.
     """
@@ -53,6 +62,6 @@ def guided(
         both = velocity(torch.cat([latents, latents]), torch.cat([sigma, sigma]), Condition.cat([condition, negatives]))
         cond, uncond = both.chunk(2)
         scale = guidance_scale(sigma).view(-1, 1, 1, 1, 1) if callable(guidance_scale) else guidance_scale
-        return guide(cond, uncond, scale)
+        return guide.join(cond, uncond, scale, latents, sigma, condition)
 
     return guided_velocity

@@ -1,4 +1,4 @@
-"""The sampler: Euler along a sigma grid, keeping only the latents somebody asked for."""
+"""The samplers, Euler and re-noising, along a sigma grid, keeping only the latents somebody asked for."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition
-from rats_video.diffusion.flow import euler_step
-from rats_video.diffusion.guidance import GuidanceScale, guided, plain_guidance
-from rats_video.types import GuideFn, Trajectory, VelocityFn
+from rats_video.diffusion.flow import add_noise, euler_step
+from rats_video.diffusion.guidance import PLAIN, GuidanceScale, guided
+from rats_video.types import FreshNoise, Guide, Trajectory, VelocityFn
 
 
 def rollout(
@@ -21,12 +21,16 @@ def rollout(
     *,
     negative: Condition | None = None,
     guidance_scale: GuidanceScale = 1.0,
-    guide: GuideFn = plain_guidance,
+    guide: Guide = PLAIN,
     keep: Collection[int] | None = None,
     grad_steps: Collection[int] = (),
     predict: Collection[int] = (),
+    fresh: FreshNoise | None = None,
 ) -> Trajectory:
     """Integrate from `noise` at `sigmas[0]` to `sigmas[-1]`.
+
+    With `fresh` noise each step but the last re-noises the clean clip that it predicts, `(1 - sigma_next) * x0 +
+    sigma_next * fresh`, as diffusers' `FlowMatchLCMScheduler` and ComfyUI's `lcm` do; without it steps are Euler's.
 
     Args:
         velocity: the denoiser.
@@ -34,12 +38,13 @@ def rollout(
         sigmas: `[N + 1]` falling.
         condition: B encoded prompts, and the frames that are given: these stay as they are on the whole way.
         negative: one encoded negative prompt; needed when `guidance_scale` is not 1.
-        guidance_scale: 1 = off, one evaluation a step instead of two; or a function of the noise levels (`scale_of`).
-        guide: puts the two together, as the family does.
+        guidance_scale: 1 = off, one evaluation a step; or a function of the noise levels (`scale_of`).
+        guide: puts the two together, as the family does (`Backbone.guidance`).
         keep: indices into `sigmas` whose latents are kept (the last one always is); default only the last.
         grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
             gradient straight from their output to their input, as truncated backpropagation does.
         predict: steps whose predicted clean clip is kept as well.
+        fresh: noise of each step, for the re-noising sampler.
 
     Returns:
         Trajectory: `nfe` counts network evaluations a clip.
@@ -59,11 +64,17 @@ def rollout(
     for step in range(num_steps):
         with torch.set_grad_enabled(torch.is_grad_enabled() and step in grad_steps):
             slope = velocity(latents, sigmas[step].expand(len(latents)), condition)
+        drawn = fresh if step + 1 < num_steps else None  # at the end nothing is
+        if step in predict or drawn is not None:
+            x0 = euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step]))
         if step in predict:
-            clean.append(euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step])))
-        latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
+            clean.append(x0)
+        if drawn is None:
+            latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
+        else:
+            latents = condition.hold(add_noise(x0, drawn(step), sigmas[step + 1].expand(len(latents))))
         if step + 1 in kept:
             horizon_latents.append(latents)
-    nfe = num_steps * (2 if use_guidance else 1)
+    nfe = num_steps * (guide.calls if use_guidance else 1)
     predictions = Trajectory(tuple(levels[i] for i in sorted(predict)), tuple(clean), nfe) if predict else None
     return Trajectory(tuple(levels[i] for i in sorted(kept)), tuple(horizon_latents), nfe, predictions)

@@ -107,7 +107,7 @@ def memory_advice(cfg: DistillConfig) -> str:
         "compute.decode.window=2": in_chunks and compute.decode.window is None,
         "compute.decode.checkpoint=true": not compute.decode.checkpoint,
         "student.weights.kind=lora": is_full,
-        "student.grad_steps=1": len(cfg.student.gradient_steps(max(cfg.student.num_steps))) > 1,
+        "student.grad_steps=1": cfg.student.most_gradient_steps(max(cfg.student.num_steps)) > 1,
         "compute.dtype=bfloat16": compute.dtype == "float32",
         "compute.decode.dtype=bfloat16": compute.decode.dtype == "float32",
         "compute.quantization=nf4": compute.quantization == "none" and not is_full,

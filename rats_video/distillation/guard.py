@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rats_video.distillation.run_rewards import RunRewards
 from rats_video.distillation.settings import DistillConfig
-from rats_video.evaluation.sweep import Measure, reward_measure
+from rats_video.evaluation.sweep import Measure, RewardMeasure, reward_measure
 from rats_video.inference.sampler import SamplerSpec
-from rats_video.methods.scoring import score_pixels
 from rats_video.rewards.temporal import dynamic_degree, saturation
 from rats_video.runtime import Runtime
+from rats_video.sound import Sound
 from rats_video.training.guard import HELDOUT, IMITATED, MOTION, REWARD, SATURATION, Guard, GuardClips, GuardConfig
 from rats_video.training.run_folder import RunFolder
-from rats_video.types import LatentScorer, Reward
+from rats_video.types import LatentScorer
 
 SEED_OFFSET = 2**20  # from the run's seed to that of the guard's noise: no evaluation starts there
 
@@ -40,7 +41,7 @@ def guard_clips(
     return GuardClips(
         prompts=prompts,
         clip=cfg.clip.spec,
-        spec=SamplerSpec(num_steps or cfg.student.num_steps[0], cfg.shift),
+        spec=SamplerSpec(num_steps or cfg.student.num_steps[0], cfg.shift, sampler=cfg.student.sampler),
         teacher=cfg.teacher_spec,
         measures=guard_measures(cfg, rewards, runtime.device),
         seed=cfg.seed + SEED_OFFSET,
@@ -52,11 +53,11 @@ def guard_clips(
 def guard_measures(cfg: DistillConfig, rewards: RunRewards, device: torch.device) -> list[Measure]:
     """Measures of pixels: the trained reward or what it imitates, the held-out one if any, the monitors."""
     if rewards.latent is None:
-        measures = [reward_measure(REWARD, rewards.trained)]
+        measures: list[Measure] = [reward_measure(REWARD, rewards.trained)]
     else:  # what it imitates is not what the loss needs
-        measures = [_visiting(reward_measure(IMITATED, rewards.trained), rewards.trained, device)]
+        measures = [_Visiting(IMITATED, rewards.trained, device=device)]
     if rewards.heldout is not None:
-        measures.append(_visiting(_with_parts(HELDOUT, rewards.heldout), rewards.heldout, device))
+        measures.append(_Visiting(HELDOUT, rewards.heldout, with_parts=True, device=device))
     if cfg.clip.num_frames > 1:
         measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
     measures.append(lambda videos, _: {SATURATION: saturation(videos).clip})
@@ -67,26 +68,22 @@ def _latent_measure(reward: LatentScorer) -> Measure:
     return lambda latents, prompts: {REWARD: reward.score_latents(latents, prompts).clip}
 
 
-def _with_parts(name: str, reward: Reward) -> Measure:
-    def scores(videos: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        found = score_pixels(reward, videos, prompts)
-        return {name: found.clip} | {f"{name}/{part}": values for part, values in found.parts.items()}
-
-    return scores
-
-
-def _visiting(measure: Measure, reward: Reward, device: torch.device) -> Measure:
+@dataclass(frozen=True)
+class _Visiting(RewardMeasure):
     """Keeps the reward on the device only while it scores, so that training can use the memory."""
 
-    def move(to: torch.device | str) -> None:
-        if isinstance(reward, nn.Module):
-            reward.to(to)
+    device: torch.device | str = "cpu"
 
-    def scores(videos: Tensor, prompts: Sequence[str]) -> Mapping[str, Tensor]:
-        move(device)
-        found = measure(videos, prompts)
-        move("cpu")
+    def __post_init__(self) -> None:
+        self._move("cpu")
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str], sound: Sound | None = None) -> Mapping[str, Tensor]:
+        """The same scores."""
+        self._move(self.device)
+        found = super().__call__(videos, prompts, sound)
+        self._move("cpu")
         return found
 
-    move("cpu")
-    return scores
+    def _move(self, to: torch.device | str) -> None:
+        if isinstance(self.reward, nn.Module):
+            self.reward.to(to)

@@ -174,6 +174,7 @@ def teacher_identity(cfg: DistillConfig, teacher: FrozenTeacherConfig) -> dict[s
         **({"guidance_scale_2": teacher.guidance_scale_2} if teacher.guidance_scale_2 else {}),  # old caches stay valid
         **({"negative_prompt": teacher.negative_prompt} if teacher.negative_prompt else {}),  # likewise
         **({"predictions": True} if cfg.method.compares_predictions else {}),
+        **teacher.model_dump(include={"further_guidance"}),  # empty unless it is set: likewise
         "embedded_guidance": cfg.embedded_guidance,
         "shift": cfg.shift,
         "dtype": cfg.compute.dtype,

@@ -77,6 +77,7 @@ def prepare_base(cfg: DistillConfig, backbone: PipelineBackbone, device: torch.d
         ).to(device)
     use_decode_dtype(backbone, getattr(torch, cfg.compute.decode.dtype))
     backbone.latent_shape(cfg.clip.spec)
+    backbone.guidance(cfg.teacher.further_guidance)
     for section, options in (("teacher", cfg.teacher), ("evaluation", cfg.evaluation)):
         try:
             scale_of(backbone, options.guidance_scale, options.guidance_scale_2)

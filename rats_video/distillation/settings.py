@@ -93,6 +93,8 @@ class DistillConfig(Config):
                 raise ValueError(f"{needs} of {self.method.kind} needs the teacher of every clip: set teacher.asked=1")
             if self.teacher.asked_by == "clip" and (self.parallel.shard or self.parallel.context > 1):
                 raise ValueError("processes that share a teacher ask it together: set teacher.asked_by=update")
+        if self.student.sampler == "renoise" and (needs := self.method.needs_euler):
+            raise ValueError(f"{self.method.kind} {needs}: set student.sampler=euler, or take method.kind=dmd2")
         if min(self.student.num_steps) < self.method.least_steps:
             raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
         if self.method.uses_trajectory and isinstance(self.teacher, FrozenTeacherConfig) and self.teacher.cache:
@@ -114,8 +116,9 @@ class DistillConfig(Config):
         """The teacher's sampler, as it teaches: an EMA teacher's at the start."""
         teacher = self.teacher
         return SamplerSpec(
-            teacher.num_steps, self.shift, teacher.guidance_scale, teacher.negative_prompt, teacher.guidance_scale_2
-        )
+            teacher.num_steps, self.shift, teacher.guidance_scale, teacher.negative_prompt, teacher.guidance_scale_2,
+            teacher.further_guidance,
+        )  # fmt: skip
 
     @property
     def judged_teacher(self) -> SamplerSpec:
@@ -123,7 +126,7 @@ class DistillConfig(Config):
         options = self.evaluation
         return SamplerSpec(
             options.teacher_steps, self.shift, options.guidance_scale, self.teacher.negative_prompt,
-            options.guidance_scale_2,
+            options.guidance_scale_2, self.teacher.further_guidance,
         )  # fmt: skip
 
     def evaluations(self, num_steps: int) -> float:
@@ -133,9 +136,8 @@ class DistillConfig(Config):
         teacher's rollout that is found again in `teacher.cache` counts as well; one that serves a share of the updates
         or clips counts as that share of each.
         """
-        student = num_steps + (WITH_GRADIENT - 1) * len(self.student.gradient_steps(num_steps))
         teacher = self.teacher.num_steps * self.teacher.calls_per_step * self.teacher.asked / self.teacher.reuse
-        a_clip = self.method.evaluations(num_steps, student, teacher, self.teacher.calls_per_step)
+        a_clip = self.method.evaluations_of(self.student, num_steps, teacher, self.teacher.calls_per_step)
         real = self.method.real_data
         num_real = 0 if real is None or real.weight == 0 else real.batch_size or self.training.batch_size
         return self.training.batch_size * a_clip + WITH_GRADIENT * num_real

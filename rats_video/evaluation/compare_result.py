@@ -83,6 +83,21 @@ class WinRate(_Frozen):
     ci95: float | None
 
 
+class Difference(_Frozen):
+    """By how much the clips of a method score higher than another's on the same prompt and noise.
+
+    `mean` is over all seeds' clips, `ci95` its half-width over prompts and seeds, None if unknown. Of two methods,
+    students of the same seed are compared.
+    """
+
+    method: str
+    against: str
+    nfe: int
+    metric: str
+    mean: float
+    ci95: float | None
+
+
 class CompareResult(_Frozen):
     """The whole comparison; `settings` holds its conditions: clips, budget, seeds, code, machine."""
 
@@ -91,6 +106,7 @@ class CompareResult(_Frozen):
     means: list[MethodMean] = []
     curve: list[CurvePoint] = []
     wins: list[WinRate] = []
+    differences: list[Difference] = []
 
     def rates(self, metric: str, nfe: int) -> tuple[list[str], dict[str, list[MetricValue | None]]]:
         """The opponents, and each method's win rates against them by a metric at an NFE; None if there is none."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from rats_video.evaluation.compare_result import BASE, ComparedRow, Cost, CurvePoint, MethodMean, WinRate
+from rats_video.evaluation.compare_result import BASE, ComparedRow, Cost, CurvePoint, Difference, MethodMean, WinRate
 from rats_video.evaluation.stats import crossed_ci95, mean_ci95
 from rats_video.evaluation.sweep import ArmScores
 from rats_video.evaluation.tables import TEACHER, MetricValue, better
@@ -97,35 +97,63 @@ def _mean_of_sets(values: Sequence[MetricValue]) -> MetricValue:
 
 def win_rates(scored: Sequence[StudentScores], rival: str = IMITATION) -> list[WinRate]:
     """Win rates of each method against `rival`, the base model at the same NFE and the teacher, by metric."""
-    by_key = {(each.method, each.seed, each.scores.spec.nfe): each.scores for each in scored}
-    teacher = next((each.scores for each in scored if each.method == TEACHER), None)
-    students = [each for each in scored if each.seed is not None]
     wins = []
-    for method, nfe in dict.fromkeys((each.method, each.scores.spec.nfe) for each in students):
-        ours = {each.seed: each.scores for each in students if (each.method, each.scores.spec.nfe) == (method, nfe)}
-        against = {
-            rival: {seed: by_key.get((rival, seed, nfe)) for seed in ours},
-            BASE: dict.fromkeys(ours, by_key.get((BASE, None, nfe))),
-            TEACHER: dict.fromkeys(ours, teacher),
-        }
-        for name, theirs in against.items():
-            pairs = [(ours[seed], other) for seed, other in theirs.items() if other is not None]
-            wins += [] if name == method or not pairs else _rates(method, name, nfe, pairs)
+    for method, nfe in _method_counts(scored):
+        for other in (rival, BASE, TEACHER):
+            for name, pairs in _paired(scored, method, other, nfe).items():
+                found = crossed_ci95([wins_of(*pair) for pair in pairs], scored[0].scores.prompts)
+                wins.append(
+                    WinRate(
+                        method=method, against=other, nfe=nfe, metric=name, rate=found.mean, ci95=_known(found.ci95)
+                    )
+                )
     return wins
 
 
-def _rates(method: str, against: str, nfe: int, pairs: Sequence[tuple[ArmScores, ArmScores]]) -> list[WinRate]:
-    shared = [
-        name for name in pairs[0][0].metrics
+def differences(scored: Sequence[StudentScores]) -> list[Difference]:
+    """The first method's lead over each other one, the base model at the same NFE and the teacher, by metric."""
+    counts = _method_counts(scored)
+    methods = list(dict.fromkeys(method for method, _ in counts))
+    found = []
+    for nfe in [nfe for method, nfe in counts if method == methods[0]]:
+        for other in (*methods[1:], BASE, TEACHER):
+            for name, pairs in _paired(scored, methods[0], other, nfe).items():
+                leads = [[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]
+                lead = crossed_ci95(leads, scored[0].scores.prompts)
+                found.append(
+                    Difference(
+                        method=methods[0], against=other, nfe=nfe, metric=name, mean=lead.mean, ci95=_known(lead.ci95)
+                    )
+                )
+    return found
+
+
+def _method_counts(scored: Sequence[StudentScores]) -> list[tuple[str, int]]:
+    """Each method with each NFE of its students, in order of first appearance."""
+    return list(dict.fromkeys((each.method, each.scores.spec.nfe) for each in scored if each.seed is not None))
+
+
+def _paired(
+    scored: Sequence[StudentScores], method: str, against: str, nfe: int
+) -> dict[str, list[tuple[Sequence[float], Sequence[float]]]]:
+    """By metric of which more is better, a method's scores beside another's: clip by clip, a pair a seed."""
+    by_key = {(each.method, each.seed, each.scores.spec.nfe): each.scores for each in scored}
+    alone = {BASE: by_key.get((BASE, None, nfe))}
+    alone[TEACHER] = next((each.scores for each in scored if each.method == TEACHER), None)
+    pairs = []
+    for (who, seed, count), ours in by_key.items():
+        theirs = alone[against] if against in alone else by_key.get((against, seed, nfe))
+        if (who, count) == (method, nfe) and theirs is not None and method != against:
+            pairs.append((ours, theirs))
+    return {
+        name: [(ours.metrics[name], theirs.metrics[name]) for ours, theirs in pairs]
+        for name in (pairs[0][0].metrics if pairs else ())
         if better(name) == "higher" and all(name in scores.metrics for scores in itertools.chain(*pairs))
-    ]  # fmt: skip
-    rates = []
-    for name in shared:
-        won = [wins_of(ours.metrics[name], theirs.metrics[name]) for ours, theirs in pairs]
-        found = crossed_ci95(won, pairs[0][0].prompts)
-        ci95 = found.ci95 if math.isfinite(found.ci95) else None
-        rates.append(WinRate(method=method, against=against, nfe=nfe, metric=name, rate=found.mean, ci95=ci95))
-    return rates
+    }
+
+
+def _known(ci95: float) -> float | None:
+    return ci95 if math.isfinite(ci95) else None
 
 
 def wins_of(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

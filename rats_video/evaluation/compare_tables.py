@@ -34,6 +34,10 @@ _WINS = (
     "Share of clips that score higher than the opponent's on the same prompt and noise, a tie being half a win; the "
     "base model at the same NFE. Other NFE and metrics: wins.png and compare.json."
 )
+_DIFFERENCES = (
+    "{method} minus the other, on the same prompts, noise and seed, with 95% intervals over prompts and seeds. What "
+    "they share cancels, so these are narrower than the intervals above. One larger than its interval is clear."
+)
 
 
 def headline_metrics(compared: CompareResult) -> list[str]:
@@ -74,6 +78,8 @@ def markdown(compared: CompareResult) -> str:
     parts.append(f"## All methods at {nfe_of(compared)} NFE\n\n{summary_table(compared, nfe_of(compared))}")
     parts += [f"## {metric_heading(name)}\n\n{metric_table(compared, name)}" for name in headline]
     parts.append(f"## What training cost, a student\n\n{cost_table(compared)}")
+    if compared.differences:
+        parts.append(_differences_text(compared, headline))
     if compared.wins:
         parts.append(_wins_text(compared, headline))
     others = [name for name in metric_names(compared) if name not in headline]
@@ -131,6 +137,27 @@ def wins_table(compared: CompareResult, metric: str, nfe: int) -> str:
     table = [["method", *(f"against {name}" for name in opponents)]]
     table += [[method, *map(metric_cell, row)] for method, row in rates.items()]
     return "\n".join(aligned(table))
+
+
+def differences_table(compared: CompareResult, metrics: Sequence[str], nfe: int) -> str:
+    """The first method's lead at an NFE: a row an opponent, a column a metric."""
+    found = {
+        (each.against, each.metric): MetricValue(mean=each.mean, ci95=each.ci95)
+        for each in compared.differences
+        if each.nfe == nfe
+    }
+    rows = [
+        [name, *(metric_cell(found.get((name, metric))) for metric in metrics)]
+        for name in dict.fromkeys(against for against, _ in found)
+    ]
+    return "\n".join(aligned([["against", *map(metric_title, metrics)], *rows]))
+
+
+def _differences_text(compared: CompareResult, headline: Sequence[str]) -> str:
+    counts = dict.fromkeys(each.nfe for each in compared.differences)
+    tables = [f"At {nfe} NFE:\n\n{differences_table(compared, headline, nfe)}" for nfe in counts]
+    about = _DIFFERENCES.format(method=compared.differences[0].method)
+    return "\n\n".join(["## Paired differences", about, *tables])
 
 
 def _wins_text(compared: CompareResult, headline: Sequence[str]) -> str:

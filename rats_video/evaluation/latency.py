@@ -12,7 +12,7 @@ import torch
 
 from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.evaluation.tables import ArmRow, Latency, aligned
-from rats_video.inference.sampler import clip_noise, draw_pictures, timed_batch
+from rats_video.inference.sampler import clip_noise, draw_pictures, fresh_noise, timed_batch
 from rats_video.runtime import GIB
 from rats_video.types import ClipSpec
 
@@ -26,14 +26,15 @@ def measure_latency(arm: EvaluatedModel, prompt: str, clip: ClipSpec, *, repeats
     """
     device = arm.backbone.device
     noise = clip_noise(arm.backbone, clip, seed, 0)
+    fresh = fresh_noise(noise, [(seed, 0)])
     pictures = draw_pictures(arm.backbone, [prompt], seed, [0])
     given = None if pictures is None else arm.backbone.given_frames(clip, *pictures)
-    timed_batch(arm.backbone, [prompt], noise, replace(arm.spec, num_steps=1), given=given)
+    timed_batch(arm.backbone, [prompt], noise, replace(arm.spec, num_steps=1), given=given, fresh=fresh)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     began, runs = time.perf_counter(), []
     for _ in range(repeats):
-        parts = timed_batch(arm.backbone, [prompt], noise, arm.spec, given=given)[2]
+        parts = timed_batch(arm.backbone, [prompt], noise, arm.spec, given=given, fresh=fresh)[2]
         now = time.perf_counter()
         runs.append((now - began, *parts))
         began = now

@@ -125,12 +125,57 @@ def crossed_ci95(runs: Sequence[Sequence[float] | Tensor], groups: Sequence[Hash
     return Estimate(mean=mean, ci95=half, num=num_prompts)
 
 
-def share_ci95(share: float, num: int) -> tuple[float, float]:
+def share_ci95(share: float, num: float) -> tuple[float, float]:
     """The 95% interval of a share seen in `num` independent units (Wilson, 1927); it has a width even at 0 and 1."""
     z = NormalDist().inv_cdf((1 + _LEVEL) / 2)
     centre = (share + z * z / (2 * num)) / (1 + z * z / num)
     half = z / (1 + z * z / num) * math.sqrt(share * (1 - share) / num + z * z / (4 * num * num))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def clustered_share_ci95(values: Sequence[float], *labels: Sequence[Hashable]) -> tuple[float, float]:
+    """The 95% interval of a share of votes of which those under one label are not independent.
+
+    The variance counts clusters, of two sets of labels (prompts and people, say) as Cameron, Gelbach and Miller (2011):
+    that of either, less that of both together, at least that of either alone; degrees of freedom by Satterthwaite, as
+    in `crossed_ci95`. It gives the votes that so many independent ones would equal (Korn and Graubard, 1998), of which
+    `share_ci95` makes the interval. Where all say the same, the fewest clusters of any set are counted.
+
+    Args:
+        values: N votes in [0, 1], half for no difference.
+        labels: one or two sets of N labels. A set of one label says nothing of others and is left out where there is
+            another.
+
+    Raises:
+        ValueError: as `mean_ci95`.
+    """
+    numbers = _finite_floats(values)
+    sets = [each for each in labels if len(set(each)) > 1] or [labels[0]]
+    share, fewest = math.fsum(numbers) / len(numbers), min(len(set(each)) for each in sets)
+    if fewest == 1 or len(set(numbers)) == 1:
+        return share_ci95(share, fewest)
+    both = [*zip(*sets, strict=True)]
+    parts = [_cluster_variance(numbers, share, each) for each in sets]
+    degrees = [len(set(each)) - 1 for each in sets]
+    total, spread = max(parts), sum(part**2 / degree for part, degree in zip(parts, degrees, strict=True))
+    if len(sets) == 2:
+        shared = _cluster_variance(numbers, share, both)
+        total = max(total, math.fsum(parts) - shared)
+        spread += shared**2 / math.prod(degrees)
+    if total == 0:
+        return share_ci95(share, fewest)
+    normal = NormalDist().inv_cdf((1 + _LEVEL) / 2)
+    ratio = normal / t_quantile95(max(1, int(total**2 / spread)))
+    return share_ci95(share, min(len(numbers), share * (1 - share) / total * ratio**2))
+
+
+def _cluster_variance(numbers: Sequence[float], mean: float, labels: Sequence[Hashable]) -> float:
+    """The variance of a mean, from the sums of what each cluster adds to it."""
+    sums: defaultdict[Hashable, float] = defaultdict(float)
+    for number, label in zip(numbers, labels, strict=True):
+        sums[label] += number - mean
+    num = len(sums)
+    return num / (num - 1) * math.fsum(value**2 for value in sums.values()) / len(numbers) ** 2
 
 
 def finite(values: Sequence[float]) -> list[float]:

@@ -16,6 +16,7 @@ from rats_video.inference.sampler import SamplerSpec, Samples, sample_videos
 from rats_video.methods.scoring import score_pixels
 from rats_video.motion_path import MARK
 from rats_video.runtime import interleave
+from rats_video.sound import Sound
 from rats_video.types import Backbone, ClipSpec, Reward
 
 T = TypeVar("T")
@@ -92,9 +93,27 @@ class ArmScores:
         )
 
 
+@dataclass(frozen=True)
+class RewardMeasure:
+    """A reward's clip score as a metric, and the scores of its parts if `with_parts`.
+
+    It is a `Measure`, and takes the sound of clips that have one.
+    """
+
+    name: str
+    reward: Reward
+    with_parts: bool = False
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str], sound: Sound | None = None) -> Mapping[str, Tensor]:
+        """Scores `[B]` by name."""
+        found = score_pixels(self.reward, videos, prompts, sound)
+        parts = found.parts if self.with_parts else {}
+        return {self.name: found.clip} | {f"{self.name}/{part}": values for part, values in parts.items()}
+
+
 def reward_measure(name: str, reward: Reward) -> Measure:
     """A reward's clip score as a metric."""
-    return lambda videos, prompts: {name: score_pixels(reward, videos, prompts).clip}
+    return RewardMeasure(name, reward)
 
 
 def motion_measure(videos: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:  # noqa: ARG001  # not read
@@ -181,7 +200,10 @@ def _measure(
 
 def measure_samples(samples: Samples, measures: Sequence[Measure]) -> dict[str, Tensor]:
     """All measures of clips' pixels, and how they keep to the pictures that they start from."""
-    found = {name: values for m in measures for name, values in m(samples.videos, samples.prompts).items()}
+    found: dict[str, Tensor] = {}
+    for measure in measures:
+        heard = (samples.sound,) if isinstance(measure, RewardMeasure) else ()
+        found |= measure(samples.videos, samples.prompts, *heard)
     if samples.first is None:
         return found
     return found | picture_measure(samples.videos, samples.first, samples.prompts)

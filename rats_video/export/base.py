@@ -17,6 +17,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.export.pictures import ExportPictures
 from rats_video.inference.student import StudentCard
+from rats_video.types import FreshNoise
 
 BASE = "base"  # folder of the base that an export brings along
 FAST = "tokenizer.json"
@@ -55,6 +56,7 @@ class ExportedStudent:
         clips: our sampler's, the latents as the stock pipeline lays them out; None where nothing is checked.
         makes: what its clips are.
         pictures: that the clips start from; None for text to video.
+        fresh: what a re-noising sampler draws for each of the clips; empty for Euler.
         free: 1 where latents are sampled and 0 where a frame is given, laid out so; None where all are sampled.
     """
 
@@ -73,6 +75,7 @@ class ExportedStudent:
     makes: Literal["video", "image"] = "video"
     pictures: ExportPictures | None = None
     free: Tensor | None = None
+    fresh: tuple[FreshNoise, ...] = ()
 
     @property
     def task(self) -> str:

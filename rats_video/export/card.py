@@ -113,6 +113,10 @@ def _noise_levels(exported: ExportedStudent) -> list[str]:
         f"It was trained at {clips}, without guidance, at these noise levels (shift {card.shift:g}). "
         "At others it is another model."
     )
+    if card.sampler == "renoise":
+        trained += (
+            " Each call predicts a clean clip, on which fresh noise is put for the next: Euler is another sampler."
+        )
     return [trained, "\n".join(aligned([["calls", "noise levels"], *rows]))]
 
 

@@ -14,6 +14,7 @@ from rats_video.export.comfyui_models import ComfyModel
 from rats_video.export.usage import fenced, sigma_string
 
 TIMESTEPS = 1000  # of ComfyUI's ModelSamplingDiscreteFlow
+LCM = "lcm"  # comfy/k_diffusion/sampling.py: re-noises by the model's own `noise_scaling`, of flows the same formula
 SAME_LEVELS = 1e-6  # float32 around 1, and the widget's rounding
 
 
@@ -26,6 +27,11 @@ def sampling_section(exported: ExportedStudent, model: ComfyModel, files: list[s
     if model.shift_node is not None:
         parts.append(_ksampler(exported, model.shift_node))
     return "\n\n".join(parts)
+
+
+def sampler_name(exported: ExportedStudent) -> str:
+    """ComfyUI's name of the student's sampler."""
+    return LCM if exported.card.sampler == "renoise" else "euler"
 
 
 def levels_label(exported: ExportedStudent, steps: int) -> str:
@@ -61,7 +67,8 @@ def _loading(exported: ExportedStudent, files: list[str]) -> str:
 
 def _sampler(exported: ExportedStudent, model: ComfyModel) -> str:
     text = (
-        "Sample with SamplerCustom: cfg 1.0, KSamplerSelect `euler`, and one of the lines below in ManualSigmas, which "
+        f"Sample with SamplerCustom: cfg 1.0, KSamplerSelect `{sampler_name(exported)}`, and one of the lines below in "
+        "ManualSigmas, which "
         "ComfyUI has from 0.7.0 on."
     )
     if exported.boundary is not None:
@@ -70,6 +77,8 @@ def _sampler(exported: ExportedStudent, model: ComfyModel) -> str:
             "takes the high-noise model and `high_sigmas`; the second takes the low-noise model, `low_sigmas` and the "
             "first one's `output`, with `add_noise` off."
         )
+        if sampler_name(exported) == LCM:
+            text += " Give them different `noise_seed`s: `lcm` draws noise in both."
     if exported.pictures is not None:
         text += f" The picture, scaled to the clip with crop `center`, goes into {model.picture_node}."
     if model.takes_frame_rate:
@@ -86,7 +95,8 @@ def _ksampler(exported: ExportedStudent, node: str) -> str:
     same = [n for n, far in off.items() if far <= SAME_LEVELS]
     text = (
         f"In any version, KSampler does as well: {node} with shift {exported.card.shift:g} behind the model, then the "
-        "number of calls as `steps`, cfg 1.0, sampler `euler`, scheduler `simple`. "
+        "number of calls as `steps`, cfg 1.0, "
+        f"sampler `{sampler_name(exported)}`, scheduler `simple`. "
     )
     if exported.boundary is not None:
         text += (

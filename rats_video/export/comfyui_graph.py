@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # The sockets and widgets of each node in turn, and its outputs; a widget has no type. Read from ComfyUI 0.10.0, commit
-# 9d273d3a: nodes.py and comfy_extras/nodes_{custom_sampler,hunyuan,lt,model_advanced,video,wan}.py.
+# 9d273d3a: nodes.py and comfy_extras/nodes_{custom_sampler,flux,hunyuan,lt,model_advanced,video,wan}.py.
 _SIZE = dict.fromkeys(("width", "height", "length", "batch_size"))
 _CONDITIONED = ("CONDITIONING", "CONDITIONING", "LATENT")
 OPTIONAL = {
@@ -19,6 +19,8 @@ NODES: Mapping[str, tuple[Mapping[str, str | None], tuple[str, ...]]] = {
     "LoraLoaderModelOnly": ({"model": "MODEL", "lora_name": None, "strength_model": None}, ("MODEL",)),
     "CheckpointLoaderSimple": ({"ckpt_name": None}, ("MODEL", "CLIP", "VAE")),
     "CLIPLoader": ({"clip_name": None, "type": None, "device": None}, ("CLIP",)),
+    "DualCLIPLoader": ({"clip_name1": None, "clip_name2": None, "type": None, "device": None}, ("CLIP",)),
+    "FluxGuidance": ({"conditioning": "CONDITIONING", "guidance": None}, ("CONDITIONING",)),
     "VAELoader": ({"vae_name": None}, ("VAE",)),
     "CLIPTextEncode": ({"clip": "CLIP", "text": None}, ("CONDITIONING",)),
     "LTXVConditioning": (

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rats_video.export.base import ExportedStudent
-from rats_video.export.comfyui_card import high_noise_calls
+from rats_video.export.comfyui_card import high_noise_calls, sampler_name
 from rats_video.export.comfyui_graph import Graph, Output
 from rats_video.export.pictures import EXAMPLE, LAST_EXAMPLE
 from rats_video.export.usage import sigma_string
@@ -23,6 +23,7 @@ BASES: Mapping[str, tuple[str, ...]] = {
         "wan2.2_i2v_high_noise_14B_fp16.safetensors", "wan2.2_i2v_low_noise_14B_fp16.safetensors",
     ),
     "Wan2.2-TI2V-5B-Diffusers": ("wan2.2_ti2v_5B_fp16.safetensors",),
+    "HunyuanVideo": ("hunyuan_video_t2v_720p_bf16.safetensors",),
     "Wan2.2-T2V-A14B-Diffusers": (
         "wan2.2_t2v_high_noise_14B_fp16.safetensors", "wan2.2_t2v_low_noise_14B_fp16.safetensors",
     ),
@@ -41,6 +42,8 @@ class Needs:
         latent: the node that makes an empty clip.
         vae_of_checkpoint: whether the VAE, and the base of a LoRA, come from a checkpoint.
         clip_vision: in `clip_vision`, for a model that attends to what it sees of the picture; or nothing.
+        text_encoder_2: in `text_encoders`, for a model with two; or nothing.
+        guidance: the scale that the network is told; None for one that takes none.
     """
 
     text_encoder: str
@@ -50,13 +53,16 @@ class Needs:
     source: str
     vae_of_checkpoint: bool = False
     clip_vision: str = ""
+    text_encoder_2: str = ""
+    guidance: float | None = None
 
     def files(self, bases: Sequence[str]) -> list[str]:
         """Their places in ComfyUI's folder, those of a LoRA's base too."""
         vae = f"models/{'checkpoints' if self.vae_of_checkpoint else 'vae'}/{self.vae}"
         diffusion = [] if self.vae_of_checkpoint else [f"models/diffusion_models/{name}" for name in bases]
         seen = [f"models/clip_vision/{self.clip_vision}"] if self.clip_vision else []
-        return [f"models/text_encoders/{self.text_encoder}", vae, *seen, *diffusion]
+        texts = [f"models/text_encoders/{name}" for name in (self.text_encoder, self.text_encoder_2) if name]
+        return [*texts, vae, *seen, *diffusion]
 
 
 _UMT5 = ("umt5_xxl_fp8_e4m3fn_scaled.safetensors", "wan")
@@ -67,6 +73,10 @@ NEEDS: Mapping[tuple[str, int], Needs] = {
     ),
     ("WanTransformer3DModel", 48): Needs(
         *_UMT5, "wan2.2_vae.safetensors", "Wan22ImageToVideoLatent", "Comfy-Org/Wan_2.2_ComfyUI_Repackaged"
+    ),
+    ("HunyuanVideoTransformer3DModel", 16): Needs(
+        "llava_llama3_fp8_scaled.safetensors", "hunyuan_video", "hunyuan_video_vae_bf16.safetensors",
+        "EmptyHunyuanLatentVideo", "Comfy-Org/HunyuanVideo_repackaged", text_encoder_2="clip_l.safetensors",
     ),
     ("LTXVideoTransformer3DModel", 128): Needs(
         "t5xxl_fp16.safetensors", "ltxv", "ltx-video-2b-v0.9.safetensors", "EmptyLTXVLatentVideo",
@@ -83,6 +93,8 @@ def needs_of(exported: ExportedStudent, config: Mapping[str, Any]) -> Needs | No
         return replace(needs, vae="ltx-video-2b-v0.9.5.safetensors")
     if needs is not None and config.get("image_dim"):
         return replace(needs, clip_vision="clip_vision_h.safetensors")
+    if needs is not None and config.get("guidance_embeds"):
+        return replace(needs, guidance=exported.card.embedded_guidance)
     return needs
 
 
@@ -112,9 +124,11 @@ def workflow(exported: ExportedStudent, needs: Needs, files: Sequence[str], step
     """The export's clip in that many calls: loaders, prompt, sampler or two, decoder, video."""
     graph = Graph()
     vae, models = _loaders(graph, exported, needs, files)
-    (clip,) = graph.add("CLIPLoader", clip_name=needs.text_encoder, type=needs.text_type, device="default")
+    clip = _text_encoder(graph, needs)
     (positive,) = graph.add("CLIPTextEncode", clip=clip, text=exported.prompts[0])
     (negative,) = graph.add("CLIPTextEncode", clip=clip, text="")
+    if needs.guidance is not None:
+        (positive,) = graph.add("FluxGuidance", conditioning=positive, guidance=needs.guidance)
     rate = exported.card.clip["fps"]
     latent: Output | None = None
     if exported.pictures is not None:
@@ -124,19 +138,28 @@ def workflow(exported: ExportedStudent, needs: Needs, files: Sequence[str], step
     if latent is None:
         of_vae = {"vae": vae} if needs.latent == TI2V_LATENT else {}
         (latent,) = graph.add(needs.latent, **of_vae, **_sizes(exported))
-    (sampler,) = graph.add("KSamplerSelect", sampler_name="euler")
+    (sampler,) = graph.add("KSamplerSelect", sampler_name=sampler_name(exported))
     (line,) = graph.add("ManualSigmas", sigmas=sigma_string(exported.sigmas[steps]))
     first = high_noise_calls(exported, steps)
     lines = (line,) if first == steps else graph.add("SplitSigmas", sigmas=line, step=first)
     for model, sigmas in zip(models, lines, strict=False):
+        again = 0 if sigmas == lines[0] or sampler_name(exported) == "euler" else 1  # the second draws noise of its own
         latent, _ = graph.add(
             "SamplerCustom", model=model, positive=positive, negative=negative, sampler=sampler, sigmas=sigmas,
-            latent_image=latent, add_noise=sigmas == lines[0], noise_seed=0, cfg=1.0,
+            latent_image=latent, add_noise=sigmas == lines[0], noise_seed=again, cfg=1.0,
         )  # fmt: skip
     (images,) = graph.add("VAEDecode", samples=latent, vae=vae)
     (video,) = graph.add("CreateVideo", images=images, fps=rate)
     graph.add("SaveVideo", video=video, filename_prefix=f"video/{exported.file_stem}", format="auto", codec="auto")
     return graph
+
+
+def _text_encoder(graph: Graph, needs: Needs) -> Output:
+    kind: dict[str, Any] = {"type": needs.text_type, "device": "default"}
+    if needs.text_encoder_2:
+        names = {"clip_name1": needs.text_encoder_2, "clip_name2": needs.text_encoder}
+        return graph.add("DualCLIPLoader", **names, **kind)[0]
+    return graph.add("CLIPLoader", clip_name=needs.text_encoder, **kind)[0]
 
 
 def _sizes(exported: ExportedStudent) -> dict[str, int]:

@@ -24,6 +24,7 @@ from rats_video.export.merged import SCHEDULER, load_scheduler
 from rats_video.export.parts import bring_base
 from rats_video.export.stock import open_base
 from rats_video.export.usage import base_snippet
+from rats_video.inference.student import EULER
 from rats_video.inference.style import experts_of
 
 _SECOND: Mapping[str, dict[str, bool]] = {HIGH_NOISE: {}, LOW_NOISE: {"load_into_transformer_2": True}}
@@ -123,6 +124,7 @@ def header(student: PipelineBackbone, exported: ExportedStudent) -> dict[str, st
         "sigmas": {str(steps): student.sigmas(steps, card.shift).tolist() for steps in card.num_steps},
         "shift": card.shift,
         "guidance_scale": 1.0,
+        **({} if card.sampler == EULER else {"sampler": card.sampler}),
         "clip": card.clip,
         "training_steps": card.steps,
         "seed": card.seed,

@@ -37,10 +37,6 @@ class Quantized(Diffusers):
                 "quantising needs torchao", where="--format", fix="pip install 'rats-video[quant]', or another format"
             )
 
-    def own_card(self, exported: ExportedStudent, folder: Path) -> None:  # noqa: ARG002
-        """None: we read no quantised weights."""
-        return
-
     def finish(self, exported: ExportedStudent, folder: Path) -> list[str]:
         """Quantise the denoisers in place, one at a time; returns their bytes on disk before and after."""
         from diffusers import TorchAoConfig

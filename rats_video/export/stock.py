@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rats_video.backbones.folder import DECODERS
 from rats_video.backbones.words import loses_spaces
 from rats_video.errors import UserError
 from rats_video.export.base import Clips, ExportedStudent
 from rats_video.hub import INDEX
 from rats_video.reading import read_json
 from rats_video.seeds import seeded
+from rats_video.types import FreshNoise
 
 TOKENIZER = "PreTrainedTokenizerFast"  # of transformers: reads any tokenizer.json as it stands
 
@@ -52,7 +55,7 @@ def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, kind: 
     disable_progress_bar()
     # Not DiffusionPipeline, which takes no notice of a transformer given to it where Wan's signature has it optional.
     pipeline = (class_in(folder / INDEX) if kind is None else _class(kind, folder)).from_pretrained(
-        folder, dtype={"default": dtype, "vae": torch.float32}, local_files_only=True,
+        folder, dtype={"default": dtype, **dict.fromkeys(DECODERS, torch.float32)}, local_files_only=True,
         **misread_tokenizers(folder), **parts,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
@@ -92,11 +95,16 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
             torch.manual_seed(stock.seed)
             latents, generator = stock.latents(noise.to(pipeline.device)), seeded(stock.seed)
             drawing = _drawing(pipeline, latents, generator) if stock.draws_noise else contextlib.nullcontext()
-            with drawing, _by_the_mean(pipeline):
+            fresh = (
+                _renoising(exported.fresh[index], stock.seen or stock.latents)
+                if exported.fresh
+                else contextlib.nullcontext()
+            )
+            with drawing, fresh, _by_the_mean(pipeline):
                 kept.append(latents)
                 made = pipeline(
                     prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
-                    **exported.asked_size, **stock.call, **pictures,
+                    **exported.asked_size, **stock.call, **pictures, **stock.beside(noise.to(pipeline.device)),
                 )  # fmt: skip
             clip: Tensor = made.frames if exported.makes == "video" else made.images[:, None]
         videos.append(clip.float().cpu())
@@ -119,6 +127,23 @@ def _drawing(pipeline: Any, latents: Tensor, generator: torch.Generator) -> Iter
         yield
     finally:
         del pipeline.prepare_latents
+
+
+@contextlib.contextmanager
+def _renoising(fresh: FreshNoise, lay_out: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within it, diffusers' re-noising scheduler draws our noise: pipelines hand it no generator."""
+    from diffusers.schedulers import scheduling_flow_match_lcm as lcm
+
+    own, steps = lcm.randn_tensor, itertools.count()
+
+    def draw(shape: Any, device: torch.device, dtype: torch.dtype, **_: Any) -> Tensor:
+        return lay_out(fresh(next(steps))).to(device, dtype).reshape(shape)
+
+    lcm.randn_tensor = draw
+    try:
+        yield
+    finally:
+        lcm.randn_tensor = own
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from rats_video.export.base import ExportedStudent
 from rats_video.export.pictures import EXAMPLE, LAST_EXAMPLE
 from rats_video.export.stock import TOKENIZER, misread_tokenizers
+from rats_video.inference.student import EULER
 
 _SNIPPET = """\
 import torch
@@ -71,12 +72,15 @@ def _snippet(exported: ExportedStudent, name: str, setup: str, classes: Sequence
 
 
 def _opening(exported: ExportedStudent) -> list[str]:
-    """Lines that open the pictures, and fit them as in training."""
+    """Lines that seed a scheduler that draws noise, and open the pictures and fit them as in training."""
+    seed = "torch.manual_seed(0)  # the scheduler draws noise at each step, and not by `generator`"
+    seeds = [] if exported.card.sampler == EULER else [seed]
     if exported.pictures is None:
-        return []
+        return seeds
     size = f"({exported.size['width']}, {exported.size['height']})"
     files = {"picture": EXAMPLE} | ({} if exported.pictures.last is None else {"last_picture": LAST_EXAMPLE})
     return [
+        *seeds,
         "# yours go here; they are scaled to cover the clip, and equal parts are cut off two sides",
         *(
             f'{name} = ImageOps.fit(ImageOps.exif_transpose(Image.open(folder + "/{file}")).convert("RGB"), {size})'

@@ -10,13 +10,29 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from rats_video.errors import UserError
-from rats_video.inference.demo import MAX_PROMPT, MAX_SEED, DemoClip, DemoModels, Role
+from rats_video.inference.demo import MAX_PICTURE, MAX_PROMPT, MAX_SEED, TOO_LARGE, DemoClip, DemoModels, Role
 from rats_video.inference.demo_style import CSS
 
 if TYPE_CHECKING:
     import gradio as gr
 
 QUEUE = 8  # visitors who may wait
+# Not Gradio's own upload, which keeps files and serves them: the picture comes within the request, and goes with it.
+_PICTURE = """<label>First picture, if you like
+<input type="file" accept="image/png,image/jpeg,image/webp,image/bmp,image/tiff"></label>
+${value.startsWith("data:image/") ? `<img src="${value}" alt="The clip starts from this picture">
+<button type="button">Remove</button>` : ""}"""
+_READ_PICTURE = f"""
+element.addEventListener("change", (event) => {{
+  const file = event.target.files[0];
+  if (!file) return;
+  if (file.size > {MAX_PICTURE}) {{ props.value = "{TOO_LARGE}"; return; }}
+  const reader = new FileReader();
+  reader.onload = () => {{ props.value = reader.result; }};
+  reader.readAsDataURL(file);
+}});
+element.addEventListener("click", (event) => {{ if (event.target.tagName === "BUTTON") props.value = ""; }});
+"""
 
 
 def build_page(studio: DemoModels, examples: Sequence[str], *, name: str, teacher: bool) -> gr.Blocks:
@@ -53,6 +69,9 @@ def build_page(studio: DemoModels, examples: Sequence[str], *, name: str, teache
             for text in examples:
                 example = gr.Button(text, size="sm", variant="secondary", min_width=0, scale=0)
                 example.click(partial(str, text), None, prompt, show_progress="hidden", api_visibility="private")
+        picture = gr.HTML(
+            "", html_template=_PICTURE, js_on_load=_READ_PICTURE, elem_id="picture", visible=studio.takes_pictures
+        )
         with gr.Row(elem_id="knobs", equal_height=True):
             nfe = gr.Slider(
                 fewest, most, studio.trained[0], step=1, label="Network calls of the student",
@@ -66,7 +85,8 @@ def build_page(studio: DemoModels, examples: Sequence[str], *, name: str, teache
                     info=f"{studio.teacher.num_steps} guided steps, {studio.teacher.nfe} calls, from the same noise",
                 )  # fmt: skip
         gr.on(
-            [go.click, prompt.submit], _handler(studio), [prompt, nfe, seed, fresh, beside], [status, seed, *cards],
+            [go.click, prompt.submit], _handler(studio),
+            [prompt, nfe, seed, fresh, beside, picture], [status, seed, *cards],
             concurrency_limit=1, trigger_mode="once", show_progress="full", show_progress_on=[status],
             api_visibility="private",
         )  # fmt: skip
@@ -74,8 +94,13 @@ def build_page(studio: DemoModels, examples: Sequence[str], *, name: str, teache
     return page
 
 
-def launch_page(page: gr.Blocks, port: int) -> None:
+def launch_page(page: gr.Blocks, port: int, *, takes_pictures: bool) -> None:
     """Serve the page on this machine alone, and come back at once.
+
+    Args:
+        page: from `build_page`.
+        port: on this machine.
+        takes_pictures: whether a request may be as large as a picture.
 
     Raises:
         UserError: the port is taken.
@@ -83,18 +108,19 @@ def launch_page(page: gr.Blocks, port: int) -> None:
     import gradio as gr
     from starlette.middleware import Middleware
 
-    from rats_video.inference.demo_guard import PageGuard
+    from rats_video.inference.demo_guard import MAX_BODY, PageGuard
 
     theme = gr.themes.Base(
         primary_hue="indigo", neutral_hue="slate", radius_size="lg",
         font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"],  # Gradio's own come from the web
     )  # fmt: skip
+    max_body = MAX_BODY + (4 * MAX_PICTURE // 3 if takes_pictures else 0)  # base64
     try:
         page.launch(
             server_name="127.0.0.1", server_port=port, share=False, prevent_thread_lock=True, quiet=True,
             show_error=False, allowed_paths=[], max_file_size=1, footer_links=[], ssr_mode=False, mcp_server=False,
             pwa=False, run_history=False, enable_monitoring=False, theme=theme, css=CSS,
-            app_kwargs={"middleware": [Middleware(PageGuard)]},
+            app_kwargs={"middleware": [Middleware(PageGuard, max_body=max_body)]},
         )  # fmt: skip
     except OSError as error:
         raise UserError(f"cannot listen on port {port}", where="--port", fix="give another") from error
@@ -110,10 +136,11 @@ def _handler(studio: DemoModels) -> Any:
         seed: object,
         fresh: object,
         beside: object,
+        picture: object,
         progress: gr.Progress = gr.Progress(),  # noqa: B008  # how Gradio gives one
     ) -> Iterator[tuple[Any, ...]]:
         try:
-            wish = studio.accept(prompt, nfe, random.randint(0, MAX_SEED) if fresh else seed)
+            wish = studio.accept(prompt, nfe, random.randint(0, MAX_SEED) if fresh else seed, picture)
         except UserError as error:
             none = gr.HTML(visible=False)  # the clips of another prompt
             yield _status(str(error), alert=True), gr.skip(), none, none

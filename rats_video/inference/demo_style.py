@@ -16,6 +16,10 @@ CSS = """
   flex: 0 1 auto; width: max-content; min-width: 0; max-width: 100%; font-weight: 400; border-radius: 14px;
   padding: 4px 12px; white-space: normal; text-align: left;
 }
+#picture { font-size: 0.9rem; }
+#picture label { display: inline-flex; flex-wrap: wrap; gap: 8px; align-items: center; }
+#picture img { display: block; height: 96px; max-width: 100%; margin: 8px 0; border-radius: 8px; }
+#picture button { text-decoration: underline; cursor: pointer; }
 #knobs { align-items: start; }
 #status { min-height: 2.6rem; }
 #status p { margin: 0; }

@@ -43,6 +43,7 @@ def plain_card(folder: Path, dtype: Literal["float32", "bfloat16"]) -> StudentCa
     return StudentCard(
         ITSELF, (defaults["num_inference_steps"],), 1.0, clip, steps=0, seed=0,
         embedded_guidance=told or scale, dtype=dtype, guidance_scale=scale,
+        further_guidance=family.further_guidance(configs),
     )  # fmt: skip
 
 

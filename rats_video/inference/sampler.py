@@ -10,17 +10,20 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition, GivenFrames
+from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
-from rats_video.types import Backbone, ClipSpec
+from rats_video.sound import Sound
+from rats_video.types import Backbone, ClipSpec, FreshNoise, SamplerKind, guided_calls
 
 
 @dataclass(frozen=True)
 class SamplerSpec:
     """Settings of sampling: solver steps, grid shift, guidance (1 = off), and what guidance leads away from.
 
-    `guidance_scale_2` is the second expert's, of a model that has two; None = the same.
+    `guidance_scale_2` is the second expert's, of a model that has two; None = the same. `further` is what the family is
+    guided by beside the text. `sampler` is how it steps.
     """
 
     num_steps: int
@@ -28,11 +31,13 @@ class SamplerSpec:
     guidance_scale: float = 1.0
     negative_prompt: str = ""
     guidance_scale_2: float | None = None
+    further: AudioVideoGuidance | None = None
+    sampler: SamplerKind = "euler"
 
     @property
     def nfe(self) -> int:
-        """Network evaluations a clip: guidance doubles them."""
-        return self.num_steps * (1 if self.guidance_scale == 1.0 else 2)
+        """Network evaluations a clip: guidance doubles them, or more."""
+        return self.num_steps * guided_calls(self.guidance_scale, self.further)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Samples:
         seconds_per_clip: of wall time.
         seconds_in_calls: of wall time, for all B clips' network calls.
         first: the pictures `[B, 3, height, width]` in [0, 1] that they start from, if any.
+        sound: of the clips, where they have one.
     """
 
     videos: Tensor
@@ -56,11 +62,25 @@ class Samples:
     seconds_per_clip: float
     seconds_in_calls: float
     first: Tensor | None = None
+    sound: Sound | None = None
 
 
 def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Tensor:
     """Starting noise `[1, C, F, H, W]` of the `index`-th clip: the same for every model, batch size and machine."""
     return backbone.sample_noise(1, clip, seeded(seed, 2, index))
+
+
+def fresh_noise(noise: Tensor, clips: Sequence[tuple[int, int]]) -> FreshNoise:
+    """What a re-noising sampler draws on the way, like the starting `noise` `[B, C, F, H, W]`.
+
+    It depends on the seed and index of each of the B `clips`, and on the step, alone.
+    """
+
+    def draw(step: int) -> Tensor:
+        own = [torch.randn(noise.shape[1:], generator=seeded(seed, 2, index, step)) for seed, index in clips]
+        return torch.stack(own).to(noise)
+
+    return draw
 
 
 def picture_seed(seed: int, index: int) -> int:
@@ -85,14 +105,21 @@ def sample_batch(
     spec: SamplerSpec,
     advance: Callable[[], None] = lambda: None,
     given: GivenFrames | None = None,
+    fresh: FreshNoise | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Clips `[B, T, 3, height, width]` in [0, 1] and latents of B prompts, from `noise` `[B, C, F, H, W]`.
 
     `advance` is called before every solver step; what it raises ends the sampling. `given` are the frames that they
-    start from.
+    start from, `fresh` what a re-noising sampler draws (`fresh_noise`).
     """
-    videos, latents, _ = timed_batch(backbone, prompts, noise, spec, advance, given)
+    videos, latents, _ = timed_batch(backbone, prompts, noise, spec, advance, given, fresh)
     return videos, latents
+
+
+@torch.no_grad()
+def sound_of(backbone: Backbone, latents: Tensor) -> Sound | None:
+    """The sound of sampled clips, or None of a family whose clips have none."""
+    return backbone.decode_sound(latents)
 
 
 @torch.no_grad()
@@ -103,8 +130,11 @@ def timed_batch(
     spec: SamplerSpec,
     advance: Callable[[], None] = lambda: None,
     given: GivenFrames | None = None,
+    fresh: FreshNoise | None = None,
 ) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
     """As `sample_batch`, and the wall seconds of text, denoiser and decoder; a GPU is waited for after each."""
+    renoises = spec.sampler == "renoise"
+    assert fresh is not None or not renoises, "a re-noising sampler needs fresh noise"
     times = [time.perf_counter()]
 
     def lap() -> None:
@@ -126,7 +156,8 @@ def timed_batch(
         text,
         negative=negative,
         guidance_scale=scale_of(backbone, spec.guidance_scale, spec.guidance_scale_2),
-        guide=backbone.guide,
+        guide=backbone.guidance(spec.further),
+        fresh=fresh if renoises else None,
     )
     lap()
     videos = backbone.decode(path.x0)
@@ -154,8 +185,10 @@ def sample_videos(
         batch = tuple(prompts[i] for i in indices)
         began = time.perf_counter()
         noise = torch.cat([clip_noise(backbone, clip, seed, i) for i in indices])
+        fresh = fresh_noise(noise, [(seed, index) for index in indices])
         pictures = draw_pictures(backbone, batch, seed, indices)
         given = None if pictures is None else backbone.given_frames(clip, *pictures)
-        videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec, given=given)
+        videos, latents, (_, in_calls, _) = timed_batch(backbone, batch, noise, spec, given=given, fresh=fresh)
         seconds = (time.perf_counter() - began) / len(batch)
-        yield Samples(videos, latents, batch, indices, seconds, in_calls, None if pictures is None else pictures[0])
+        first, sound = None if pictures is None else pictures[0], sound_of(backbone, latents)
+        yield Samples(videos, latents, batch, indices, seconds, in_calls, first, sound)

@@ -12,15 +12,18 @@ from pydantic import Field, TypeAdapter
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.kinds import AUTO, BackboneConfig
 from rats_video.config.fields import ClipConfig, NonNegativeInt, PositiveFloat, Seed, SolverSteps
+from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.errors import UserError
 from rats_video.files import replacing, write_json
 from rats_video.hub import CARD
 from rats_video.inference.style import BaseLoraConfig
 from rats_video.reading import DAMAGED, read_json
+from rats_video.types import SamplerKind, guided_calls
 
 ITSELF = "."  # as a card's model
-_RARE = ("guidance_scale_2", "first_frame")
-_KINDS = ("backbone", "base_loras")
+EULER: SamplerKind = "euler"
+_RARE: Mapping[str, object] = {"guidance_scale_2": None, "first_frame": False, "sampler": EULER}
+_KINDS = ("backbone", "base_loras", "further_guidance")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class StudentCard:
         guidance_scale_2: of the second expert, where it has a scale of its own; written only then.
         first_frame: True if it was trained on clips that start from pictures; written only then.
         base_loras: LoRAs that are part of the base; written only if there are any.
+        further_guidance: of LTX-2, beside the scale of the text; written only then.
+        sampler: how it steps; written only if it re-noises.
     """
 
     model: str
@@ -56,17 +61,26 @@ class StudentCard:
     guidance_scale_2: PositiveFloat | None = None
     first_frame: bool = False
     base_loras: tuple[BaseLoraConfig, ...] = ()
+    further_guidance: AudioVideoGuidance | None = None
+    sampler: SamplerKind = EULER
+
+    @property
+    def calls(self) -> int:
+        """Network evaluations of one of its steps, a clip."""
+        return guided_calls(self.guidance_scale, self.further_guidance)
 
     def as_json(self) -> dict[str, Any]:
         """The card as `rats.json` holds it."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in _KINDS}
-        for name in _RARE:
-            if not content[name]:
+        for name, usual in _RARE.items():
+            if content[name] == usual:
                 del content[name]
         if self.backbone != AUTO:
             content["backbone"] = self.backbone.model_dump(mode="json")
         if self.base_loras:
             content["base_loras"] = [lora.model_dump(mode="json") for lora in self.base_loras]
+        if self.further_guidance is not None:
+            content["further_guidance"] = self.further_guidance.model_dump(mode="json")
         return content
 
 
@@ -95,6 +109,6 @@ def load_card(folder: Path) -> StudentCard:
         return _CARD.validate_python(content)
     except DAMAGED as error:
         raise UserError(
-            f"no student here ({CARD} is missing or unreadable)", where=str(folder),
+            f"no student here: {CARD} is missing or unreadable", where=str(folder),
             fix="give the folder of a finished `rats-video distill`",
         ) from error  # fmt: skip

@@ -22,6 +22,7 @@ from rats_video.files import weights_digest
 from rats_video.reading import check_plain_file
 
 _NAME = "style"
+_OF_THIS_BASE = "give one that was trained on this base"
 _SCALED = re.compile(r"(?P<file>.+):(?P<scale>-?\d+(\.\d*)?|-?\.\d+)", re.DOTALL)
 _LOW, _HIGH = re.compile(r"low[-_]?noise", re.IGNORECASE), re.compile(r"high[-_]?noise", re.IGNORECASE)
 
@@ -120,14 +121,13 @@ def _check(network: nn.Module, tensors: Mapping[str, Tensor], where: str) -> Non
     for name, layer in network.named_modules():
         if isinstance(layer, LowBitLinear):  # which a LoRA before this one may have wrapped
             sizes[name.removesuffix(".base_layer")] = torch.Size((layer.out_features, layer.in_features))
-    fix = "give one that was trained on this base"
     if not tensors:
-        raise UserError(f"holds nothing for a {type(network).__name__}", where=where, fix=fix)
+        raise UserError(f"holds nothing for a {type(network).__name__}", where=where, fix=_OF_THIS_BASE)
     layers: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         name, _, matrix = key.partition(".lora_")
         if name not in sizes:
-            raise UserError(f"was trained on another model: this one has no {name}", where=where, fix=fix)
+            raise UserError(f"was trained on another model: this one has no {name}", where=where, fix=_OF_THIS_BASE)
         layers.setdefault(name, {})[matrix.replace("down.", "A.").replace("up.", "B.")] = tensor
     for name, matrices in layers.items():
         _check_layer(name, matrices, sizes[name], where)
@@ -143,7 +143,7 @@ def _check_layer(name: str, matrices: Mapping[str, Tensor], size: torch.Size, wh
         if theirs != ours:
             raise UserError(
                 f"was trained on another model: {name} has {theirs} channels there, {ours} here", where=where,
-                fix="give one that was trained on this base",
+                fix=_OF_THIS_BASE,
             )  # fmt: skip
     if len(down) != up.shape[1]:
         ranks = f"rank {len(down)} in lora_A and {up.shape[1]} in lora_B"

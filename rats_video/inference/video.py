@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from rats_video.sound import Sound
+
 _RANGE_SLACK = 0.01  # decoders overshoot [0, 1] by a rounding; [-1, 1] or 0..255 pixels are a caller's bug
 _HASH_DIGITS = 10
+_DIVERGED = "the model diverged: try an earlier checkpoint, or float32 instead of half precision"
 # Of small pictures x264's macroblock tree is not the same every time: the same frames would give other bytes.
 _ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high", "x264-params": "mbtree=0"}
+_AUDIO_BITS = 192_000  # a second
 _BT709 = 1  # the same code for matrix, primaries and transfer
 _LIMITED_RANGE = 1
 # Whatever its name, a file may be a playlist that reads other files, or fetches them.
@@ -36,8 +40,8 @@ _DEMUXER_OPTIONS = {
 }  # fmt: skip
 
 
-def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
-    """Write a clip that plays everywhere: H.264, yuv420p, BT.709, the index before the data.
+def write_mp4(frames: Tensor, path: Path, *, fps: float, sound: Sound | None = None) -> None:
+    """Write a clip that plays everywhere: H.264, yuv420p, BT.709, AAC, the index before the data.
 
     The same frames give the same bytes. The file appears at `path` complete or not at all: it is encoded beside it and
     moved into place. Odd heights and widths, which yuv420p cannot hold, grow by one repeated edge row or column.
@@ -46,15 +50,18 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float) -> None:
         frames: pixels `[T, 3, H, W]`, floating point in [0, 1], on any device.
         path: the file to write, replaced if it exists; missing parent folders are made.
         fps: frames a second.
+        sound: of this clip alone, if it has one.
 
     Raises:
         ValueError: `frames` is not such a tensor or `fps` is not positive.
-        UserError: `frames` holds NaN or infinity, or the file cannot be encoded or written.
+        UserError: `frames` or `sound` hold NaN or infinity, or the file cannot be encoded or written.
     """
     frames = frames.detach()
     _check_clip(frames, fps, where=str(path))
+    if sound is not None and not bool(sound.waves.isfinite().all()):
+        raise UserError("the sound holds NaN or infinity", where=str(path), fix=_DIVERGED)
     with replacing(path, "video") as partial:
-        _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001))
+        _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001), sound=sound)
 
 
 def write_png(frame: Tensor, path: Path, remarks: Mapping[str, str] | None = None) -> None:
@@ -87,12 +94,14 @@ def to_picture(frame: Tensor) -> Image.Image:
     return Image.fromarray(_bytes(frame.detach()).permute(1, 2, 0).contiguous().numpy())
 
 
-def write_clip(frames: Tensor, path: Path, *, fps: float, remarks: Mapping[str, str]) -> None:
+def write_clip(
+    frames: Tensor, path: Path, *, fps: float, remarks: Mapping[str, str], sound: Sound | None = None
+) -> None:
     """Write a clip `[T, 3, H, W]` as `write_mp4` does; one frame, of a file called `.png`, as `write_png` does."""
     if path.suffix == ".png":
         write_png(frames[0], path, remarks)
     else:
-        write_mp4(frames, path, fps=fps)
+        write_mp4(frames, path, fps=fps, sound=sound)
 
 
 def is_whole_png(path: Path) -> bool:
@@ -145,6 +154,28 @@ def read_mp4(path: Path) -> tuple[Tensor, float]:
     return torch.stack(images).permute(0, 3, 1, 2).float() / 255, float(rate)
 
 
+def read_clip(path: Path) -> tuple[Tensor, float]:
+    """What `write_clip` wrote: frames `[T, 3, H, W]` and the frames a second, 1 of a PNG.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if path.suffix != ".png":
+        return read_mp4(path)
+    import numpy as np
+    from PIL import Image
+
+    try:
+        check_plain_file(path)
+        with Image.open(path, formats=("PNG",)) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(f"holds more than {MOST_PIXELS} pixels", where=str(path), fix="give a smaller one")
+            pixels = np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:
+        raise UserError(f"cannot read the image: {first_line(error)}", where=str(path)) from error
+    return torch.tensor(pixels).permute(2, 0, 1)[None].float() / 255, 1.0
+
+
 def slugify(prompt: str, max_length: int = 48) -> str:
     """A readable file name stem for a prompt, e.g. "a-red-circle-moving-left-1f0c9d2b7a".
 
@@ -178,26 +209,25 @@ def _check_clip(frames: Tensor, fps: float, *, where: str) -> None:
     if not 0 < fps < float("inf"):
         raise ValueError(f"fps must be positive, got {fps}")
     if not bool(torch.isfinite(frames).all()):
-        fix = "the model diverged: try an earlier checkpoint, or float32 instead of half precision"
-        raise UserError("the frames hold NaN or infinity", where=where, fix=fix)
+        raise UserError("the frames hold NaN or infinity", where=where, fix=_DIVERGED)
     low, high = (value.item() for value in torch.aminmax(frames))
     if low < -_RANGE_SLACK or high > 1 + _RANGE_SLACK:
         raise ValueError(f"frames must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
 
 
-def _encode(frames: Tensor, path: Path, *, rate: Fraction) -> None:
+def _encode(frames: Tensor, path: Path, *, rate: Fraction, sound: Sound | None) -> None:
     """Encode `frames` `[T, 3, H, W]` into a new file at `path`; raises OSError if that fails."""
     import av
 
     try:
-        _write_frames(frames, path, rate)
+        _write_frames(frames, path, rate, sound)
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
             raise
         raise OSError(f"the encoder failed: {error}") from error  # of PyAV's errors only the disk's derive from it
 
 
-def _write_frames(frames: Tensor, path: Path, rate: Fraction) -> None:
+def _write_frames(frames: Tensor, path: Path, rate: Fraction, sound: Sound | None) -> None:
     import av
 
     height, width = frames.shape[-2:]
@@ -210,12 +240,27 @@ def _write_frames(frames: Tensor, path: Path, rate: Fraction) -> None:
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
+        track = (
+            None
+            if sound is None
+            else container.add_stream("aac", rate=sound.rate, layout=_layout(sound), bit_rate=_AUDIO_BITS)
+        )
         for index, image in enumerate(_rgb_images(frames)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+        if track is not None and sound is not None:
+            waves = sound.waves[0].detach().float().clamp(-1, 1).cpu().contiguous().numpy()
+            played = av.AudioFrame.from_ndarray(waves, format="fltp", layout=_layout(sound))
+            played.sample_rate, played.pts, played.time_base = sound.rate, 0, Fraction(1, sound.rate)
+            container.mux(track.encode(played))
+            container.mux(track.encode(None))
+
+
+def _layout(sound: Sound) -> str:
+    return "mono" if sound.waves.shape[1] == 1 else "stereo"
 
 
 def _rgb_images(frames: Tensor) -> Iterator[NDArray[np.uint8]]:

@@ -14,16 +14,17 @@ from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, P
 from rats_video.methods.real_data import RealData, RealDataConfig, RealSource
 from rats_video.methods.teacher import TeacherSampler
 from rats_video.optim import OptimizerConfig
-from rats_video.types import Backbone, PromptBatch, Reward, VelocityAndFeatures
+from rats_video.types import Backbone, PromptBatch, Reward, SamplerKind, VelocityAndFeatures
 
 
 class StepsConfig(Config):
-    """The student's step counts, and which of its steps carry gradient."""
+    """The student's sampler, its step counts, and which of its steps carry gradient."""
 
     num_steps: tuple[SolverSteps, ...] = Field((4,), min_length=1, description="NFE trained for; several take turns")
     grad_steps: PositiveInt | tuple[NonNegativeInt, ...] | None = Field(
         None, description="how many of the last steps carry gradient, or which (0 is the first); null = all"
     )
+    sampler: SamplerKind = Field("euler", description="how it steps; renoise draws its noise anew (diffusers' LCM)")
 
     @model_validator(mode="after")
     def _every_nfe_learns(self) -> Self:
@@ -43,6 +44,10 @@ class StepsConfig(Config):
                 return tuple(range(max(0, num_steps - last), num_steps))
             case chosen:
                 return tuple(step for step in chosen if step < num_steps)
+
+    def most_gradient_steps(self, num_steps: int) -> int:
+        """How many of them one update has in memory: of a student that re-noises one."""
+        return 1 if self.sampler == "renoise" else len(self.gradient_steps(num_steps))
 
 
 WITH_GRADIENT = 3
@@ -90,6 +95,11 @@ class BaseMethodConfig(Config):
         return False
 
     @property
+    def needs_euler(self) -> str | None:
+        """What a re-noising student does not go with, as a clause; None if nothing."""
+        return "learns from points of an Euler trajectory"
+
+    @property
     def needs_every_teacher(self) -> str | None:
         """What of it needs the teacher's rollout of every clip, if anything."""
         return "the loss" if self.uses_teacher or self.uses_trajectory else None
@@ -101,7 +111,7 @@ class BaseMethodConfig(Config):
 
     @property
     def policy_samples(self) -> int:
-        """Further rollouts of the student, a clip and update, that are decoded and scored beside its own."""
+        """Further rollouts of the student, a clip and update, decoded and scored beside its own."""
         return 0
 
     @property
@@ -122,6 +132,11 @@ class BaseMethodConfig(Config):
             teacher: evaluations of a teacher rollout.
             guided: evaluations of one call of the guided teacher.
         """
+
+    def evaluations_of(self, steps: StepsConfig, num_steps: int, teacher: float, guided: float) -> float:
+        """The same of a run's student, as its `steps` say."""
+        student = num_steps + (WITH_GRADIENT - 1) * len(steps.gradient_steps(num_steps))
+        return self.evaluations(num_steps, student, teacher, guided)
 
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -54,6 +54,23 @@ class FakeScoreConfig(Config):
             guided: evaluations of one call of the guided teacher.
         """
         return self.rounds * (sample + WITH_GRADIENT) + guided + 1
+
+
+class TrainsFakeScore:
+    """Of a method's settings: the critic that learns beside the student is the fake score."""
+
+    if TYPE_CHECKING:  # a field of the method's own settings
+        fake_score: FakeScoreConfig
+
+    @property
+    def critic_rounds(self) -> int:
+        """The fake score's."""
+        return self.fake_score.rounds
+
+    @property
+    def critic_optimizer(self) -> OptimizerConfig:
+        """The fake score's."""
+        return self.fake_score.optimizer
 
 
 NAME = "fake_score"

@@ -1,14 +1,15 @@
 """Distribution matching distillation, DMD2 (arXiv 2405.14867), the core of SenseFlow and AdvDMD.
 
-The matched clips are those that the student makes when used: by its whole Euler rollout from noise (DMD2's backward
-simulation, section 4.4). Gradient goes back through the steps that `student.grad_steps` names, all unless it is set.
-DMD2 takes the x0 prediction of one step instead, since its students draw noise anew between steps, so that each
-prediction is a clip that the next step starts from; an Euler student's early predictions are never shown.
+The matched clips come from noise, as when the student is used (DMD2's backward simulation, section 4.5). A student
+that re-noises (`student.sampler`) trains as DMD2's do: it is rolled out without gradient to one of its noise levels,
+drawn for each batch, and the clean clip that it predicts there has the gradient of that one call. An Euler student's
+early predictions are never shown: its clip is that of the whole rollout, with gradient through all steps. Either way
+`student.grad_steps` narrows the steps that learn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar, Literal, Self
@@ -21,15 +22,29 @@ from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeFloat, PositiveFloat
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow, MethodContext
+from rats_video.methods.base import (
+    WITH_GRADIENT,
+    BaseMethod,
+    BaseMethodConfig,
+    Critic,
+    LogRow,
+    MethodContext,
+    StepsConfig,
+)
 from rats_video.methods.discriminator import Discriminator, GanConfig, build_head
-from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
-from rats_video.methods.draws import DISCRIMINATOR, FAKE_SCORE, REAL, STUDENT_LEVEL, draw_noise
+from rats_video.methods.distribution_matching import (
+    NAME,
+    DistributionMatching,
+    FakeScoreConfig,
+    TrainsFakeScore,
+    build_matching,
+)
+from rats_video.methods.draws import DISCRIMINATOR, FAKE_SCORE, REAL, RENOISE, STUDENT_LEVEL, draw_noise
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_rollouts
 from rats_video.methods.real_data import RealSource
-from rats_video.methods.student import score_student_clip
-from rats_video.optim import OptimizerConfig, ema_update_
+from rats_video.methods.student import score_student_clip, step_noise
+from rats_video.optim import ema_update_
 from rats_video.seeds import seeded
 from rats_video.types import PromptBatch, RewardScores
 
@@ -45,7 +60,7 @@ class AdversarialRewardConfig(Config):
     policy: PolicyConfig = PolicyConfig()
 
 
-class Dmd2Config(BaseMethodConfig):
+class Dmd2Config(TrainsFakeScore, BaseMethodConfig):
     """Loss = distribution matching (- reward_weight * R_student) (+ gan.weight * gan), on the student's last clip.
 
     With `adversarial_reward` a policy gradient joins them.
@@ -78,16 +93,6 @@ class Dmd2Config(BaseMethodConfig):
         return self
 
     @property
-    def critic_rounds(self) -> int:
-        """The fake score's."""
-        return self.fake_score.rounds
-
-    @property
-    def critic_optimizer(self) -> OptimizerConfig:
-        """The fake score's."""
-        return self.fake_score.optimizer
-
-    @property
     def uses_gradient(self) -> bool:
         """True with a weight on the reward."""
         return self.reward_weight > 0
@@ -97,10 +102,26 @@ class Dmd2Config(BaseMethodConfig):
         """True if its rollouts are the discriminator's real clips."""
         return self.gan is not None and self.real_data is None
 
+    @property
+    def needs_euler(self) -> str | None:
+        """The policy of an adversarial reward, unless its steps are those of a re-noising student."""
+        return None if self.adversarial_reward is None else self.adversarial_reward.policy.needs_euler
+
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
         """Rollouts for student and fake score, its updates, the gradient; a mean if some begin at real clips."""
         share = 1 - self.data_forcing * (1 - (num_steps + 1) / 2 / num_steps)  # of a rollout's steps that are made
-        found = share * student + self.fake_score.evaluations(share * num_steps, guided)
+        return self._evaluations(num_steps, share * student, share * num_steps, teacher, guided)
+
+    def evaluations_of(self, steps: StepsConfig, num_steps: int, teacher: float, guided: float) -> float:
+        """Of a student that re-noises, the mean over the levels that it is simulated to; from real clips one call."""
+        if steps.sampler == "euler":
+            return super().evaluations_of(steps, num_steps, teacher, guided)
+        levels = steps.gradient_steps(num_steps)
+        calls = 1 + (1 - self.data_forcing) * sum(levels) / len(levels)
+        return self._evaluations(num_steps, calls + WITH_GRADIENT - 1, calls, teacher, guided)
+
+    def _evaluations(self, num_steps: int, student: float, sample: float, teacher: float, guided: float) -> float:
+        found = student + self.fake_score.evaluations(sample, guided)
         if self.gan is not None:
             found += WITH_GRADIENT * (self.fake_score.rounds + 1) + teacher * self.uses_teacher
         if self.adversarial_reward is not None:
@@ -200,21 +221,33 @@ class Dmd2(BaseMethod):
 
         With data forcing, a share of the batches begins at real clips noised to one of the student's levels.
         """
+        sigmas, grad_steps = self.steps(batch, *stream)
+        forced, place = torch.rand(2, generator=seeded(self.seed, REAL, batch.index)).tolist()
+        noise = batch.noise if stream == (STUDENT_LEVEL,) else draw_noise(batch, *stream, 2)
+        fresh, real = step_noise(self.student_config, batch, *stream), None
+        if forced >= self.config.data_forcing:
+            first, text = 0, batch.condition(self.student)
+        else:
+            real, text = self.real_clips(batch)
+            # One step that carries gradient is always left.
+            first = grad_steps[0] if fresh is not None else int(place * (grad_steps[-1] + 1))
+            noise = add_noise(real, noise, sigmas[first].to(real).expand(len(real)))
+        left = [step - first for step in grad_steps if step >= first]
+        path = rollout(self.student.velocity, noise, sigmas[first:], text, grad_steps=left, fresh=fresh)
+        return GeneratedClips(path.x0, text, real)
+
+    def steps(self, batch: PromptBatch, *stream: int) -> tuple[Tensor, Sequence[int]]:
+        """Noise levels of the rollout that makes a clip, and its steps that carry gradient.
+
+        A student that re-noises goes to one level, the same for all clips and processes, and from there to 0 at once.
+        """
         sigmas = self.student.sigmas(batch.num_steps, self.shift)
         grad_steps = self.student_config.gradient_steps(batch.num_steps)
-        generator = seeded(self.seed, REAL, batch.index)
-        forced, place = torch.rand(2, generator=generator).tolist()
-        noise = batch.noise if stream == (STUDENT_LEVEL,) else draw_noise(batch, *stream, 2)
-        if forced >= self.config.data_forcing:
-            text = batch.condition(self.student)
-            return GeneratedClips(rollout(self.student.velocity, noise, sigmas, text, grad_steps=grad_steps).x0, text)
-        real, text = self.real_clips(batch)
-        first = int(place * (grad_steps[-1] + 1))  # one step that carries gradient is always left
-        start = add_noise(real, noise, sigmas[first].to(real).expand(len(real)))
-        left = [step - first for step in grad_steps if step >= first]
-        return GeneratedClips(
-            rollout(self.student.velocity, start, sigmas[first:], text, grad_steps=left).x0, text, real
-        )
+        if self.student_config.sampler == "euler":
+            return sigmas, grad_steps
+        generator = seeded(self.seed, RENOISE, batch.index, *stream)
+        level = grad_steps[int(torch.randint(len(grad_steps), (), generator=generator))]
+        return torch.cat([sigmas[: level + 1], sigmas[-1:]]), (level,)
 
     def logit(self, gan: Discriminator, made: GeneratedClips, batch: PromptBatch) -> Tensor:
         """Logits `[B]` of a batch's clips, noised; level and noise are the same for all clips of a prompt."""

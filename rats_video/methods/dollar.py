@@ -18,14 +18,19 @@ from torch import Tensor
 from rats_video.config.fields import NonNegativeFloat
 from rats_video.methods.base import BaseMethod, Critic, LogRow, MethodContext
 from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
-from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
+from rats_video.methods.distribution_matching import (
+    NAME,
+    DistributionMatching,
+    FakeScoreConfig,
+    TrainsFakeScore,
+    build_matching,
+)
 from rats_video.methods.draws import FAKE_SCORE, draw_noise
 from rats_video.methods.student import score_student_clip, student_rollout
-from rats_video.optim import OptimizerConfig
 from rats_video.types import PromptBatch
 
 
-class DollarConfig(BaseConsistencyConfig):
+class DollarConfig(TrainsFakeScore, BaseConsistencyConfig):
     """Loss = score_weight * distribution matching + consistency_weight * consistency - reward_weight * R (DOLLAR).
 
     In the paper the reward is a latent one (`reward.kind=latent`), which needs no decoder; any other works as well.
@@ -37,16 +42,6 @@ class DollarConfig(BaseConsistencyConfig):
     fake_score: FakeScoreConfig = FakeScoreConfig(rounds=2)
     score_weight: NonNegativeFloat = Field(1.0, description="of distribution matching")
     consistency_weight: NonNegativeFloat = Field(1.0, description="of consistency")
-
-    @property
-    def critic_rounds(self) -> int:
-        """The fake score's."""
-        return self.fake_score.rounds
-
-    @property
-    def critic_optimizer(self) -> OptimizerConfig:
-        """The fake score's."""
-        return self.fake_score.optimizer
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
         """The student's rollout, for matching and the reward; the fake score's own; the pairs."""

@@ -27,8 +27,10 @@ def finite_clips(*scored: RewardScores) -> Tensor:
 def mask_scores(scores: RewardScores, kept: Tensor, other: float = 0.0) -> RewardScores:
     """The scores of clips that are kept `[B]`; the others get one that passes no gradient on."""
     frames = None if scores.frames is None else torch.where(kept[:, None], scores.frames, other)
-    parts = {name: torch.where(kept, part, other) for name, part in scores.parts.items()}
-    return RewardScores(torch.where(kept, scores.clip, other), frames, parts)
+    parts, judged = (
+        {name: torch.where(kept, part, other) for name, part in each.items()} for each in (scores.parts, scores.judged)
+    )
+    return RewardScores(torch.where(kept, scores.clip, other), frames, parts, judged)
 
 
 def block_gradient(latents: Tensor, kept: Tensor) -> None:

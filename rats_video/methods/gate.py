@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 import torch
@@ -47,6 +47,21 @@ class ConstantGateConfig(Config):
 
 GateConfig = Annotated[SigmoidGateConfig | ConstantGateConfig, Field(discriminator="kind")]
 """Every gate, by `method.gate.kind`. A new one is a class above, with its `build`, and its name here."""
+
+
+def gate_parts(gate: GateFn, teacher: RewardScores, student: RewardScores, parts: Iterable[str]) -> dict[str, Tensor]:
+    """The weight of each part of the latents, `[B, F]` or `[B, 1]`: by the scores of what sees it, or hears it.
+
+    A part that nothing judges is held in full: no score says that the student does it better than its teacher.
+    """
+    weights = {}
+    for part in parts:
+        theirs, ours = teacher.of_part(part), student.of_part(part)
+        if theirs is None or ours is None:
+            weights[part] = torch.ones_like(student.clip)[:, None].detach()
+        else:
+            weights[part] = gate(theirs, ours)
+    return weights
 
 
 def build_gate(cfg: GateConfig, temporal_stride: int) -> GateFn:

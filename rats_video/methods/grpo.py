@@ -32,6 +32,11 @@ class GrpoConfig(BaseMethodConfig):
         0.0, description="pull towards the base model's steps, in Kullback-Leibler divergence a latent number"
     )
 
+    @property
+    def needs_euler(self) -> str | None:
+        """The policy, unless its steps are those of a re-noising student."""
+        return self.policy.needs_euler
+
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The group's rollouts, and a call of the base at each trained step."""
         base = self.policy.samples * self.policy.num_trained(num_steps) if self.kl_weight > 0 else 0

@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
 from rats_video.methods.finite import SKIPPED
-from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
+from rats_video.methods.shaping import ShapingConfig, shaping_of_parts, weigh_horizons
 from rats_video.methods.student import student_rollout
 from rats_video.types import PromptBatch
 
@@ -56,9 +57,10 @@ class Imitation(BaseMethod):
         """Loss of one batch, and what to log of it."""
         teacher = self.teacher.rollout(batch)
         student = student_rollout(self, batch, predictions=self.config.compares_predictions)
-        by_horizon = shaping_by_horizon(student, teacher.trajectory, self.config.shaping)
-        loss = weigh_horizons(by_horizon, self.config.shaping.horizon_weights).mean()
-        apart = by_horizon.detach().mean(dim=(1, 2)).tolist()
+        parts = shaping_of_parts(self.student.split, student, teacher.trajectory, self.config.shaping)
+        losses = [weigh_horizons(each, self.config.shaping.horizon_weights).mean() for each in parts.values()]
+        loss = torch.stack(losses).mean()
+        apart = torch.stack([each.detach().mean(dim=(1, 2)) for each in parts.values()]).mean(dim=0).tolist()
         row = {f"shaping/{sigma:.3f}": distance for sigma, distance in zip(student.sigmas, apart, strict=True)}
         reward = float(teacher.scores.clip.mean())  # finite or not: nothing learns from it
         return loss, {"loss": float(loss.detach()), "reward/teacher": reward, SKIPPED: 0.0, **row}

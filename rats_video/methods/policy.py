@@ -42,6 +42,11 @@ class PolicyConfig(Config):
         1.0, gt=0, le=1, description="share of the noisy steps that learn from an update, chosen at random, rounded up"
     )
 
+    @property
+    def needs_euler(self) -> str | None:
+        """What a re-noising student, which draws all noise anew, does not go with, as a clause; None if nothing."""
+        return None if self.noise == 1 else f"draws a share of the noise anew (policy.noise={self.noise:g}, not 1)"
+
     def num_trained(self, num_steps: int) -> int:
         """Number of steps, of `num_steps`, that learn from an update."""
         return math.ceil(self.trained_share * (num_steps - 1) - 1e-9)

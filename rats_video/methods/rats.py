@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar, Literal
@@ -15,10 +15,10 @@ from rats_video.config.fields import NonNegativeFloat
 from rats_video.diffusion.causal import with_hidden_frames
 from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
 from rats_video.methods.finite import ASKED, SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
-from rats_video.methods.gate import GateConfig, GateFn, build_gate
+from rats_video.methods.gate import GateConfig, GateFn, build_gate, gate_parts
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_group
 from rats_video.methods.scoring import score_clips
-from rats_video.methods.shaping import ShapingConfig, shaping_by_horizon, weigh_horizons
+from rats_video.methods.shaping import ShapingConfig, shaping_of_parts, weigh_horizons
 from rats_video.methods.student import student_rollout
 from rats_video.methods.teacher import TeacherRollout
 from rats_video.types import PromptBatch, RewardScores, Rows
@@ -126,18 +126,19 @@ def rats_step(rats: Rats, batch: PromptBatch) -> tuple[Tensor, LogRow]:
     r_student, kept_asked = mask_scores(scores, kept), kept[asked, None]
     r_teacher, r_asked = mask_scores(teacher.scores, kept[asked]), r_student.take(asked)
 
-    by_horizon = shaping_by_horizon(student.take(asked), teacher.trajectory, config.shaping) * kept_asked  # [K, A, F]
-    shaping = weigh_horizons(by_horizon, config.shaping.horizon_weights)  # [A, F]
-    gate = rats.gate(r_teacher, r_asked) * kept_asked  # [A, F] or [A, 1]
+    parts = shaping_of_parts(rats.student.split, student.take(asked), teacher.trajectory, config.shaping)
+    parts = {part: by_horizon * kept_asked for part, by_horizon in parts.items()}  # [K, A, F] each
+    gates = gate_parts(rats.gate, r_teacher, r_asked, parts)
+    gates = {part: gate * kept_asked for part, gate in gates.items()}  # [A, F] or [A, 1] each
     rewards = group.rewards(kept) if group else r_student.clip  # [K, B] or [B]
     rewards = capped_reward(rewards, r_teacher.clip, config.reward_margin)
     reward_term = policy_loss(group, rewards).mean() if group else -rewards.mean()
     alpha = config.alpha * rats.shaping_strength / rats.teacher.cfg.asked
-    shaping_term = (with_hidden_frames(gate, shaping.shape[1]) * shaping).sum() / (clips * shaping.shape[1])
+    shaping_term = gated_shaping(gates, parts, config.shaping, clips)
     loss = config.reward_weight * reward_term + alpha * shaping_term
 
-    distances = dict(zip(student.sigmas, by_horizon, strict=True))
-    row = _log(loss, r_student, kept, rewards) | _log_of_teacher(r_teacher, r_asked, gate, distances, clips)
+    row = _log(loss, r_student, kept, rewards)
+    row |= _log_of_teacher(r_teacher, r_asked, clips) | _log_of_parts(gates, parts, student.sigmas, clips)
     if batch.asked is not None:
         row[ASKED] = float(kept_asked.sum()) / clips
     if row[SKIPPED] > 0:
@@ -150,6 +151,23 @@ def rows_of(batch: PromptBatch) -> Rows:
     if batch.asked is None:
         return slice(None)
     return torch.tensor(batch.asked_rows, dtype=torch.long, device=batch.noise.device)
+
+
+def gated_shaping(gates: Mapping[str, Tensor], parts: Mapping[str, Tensor], cfg: ShapingConfig, clips: int) -> Tensor:
+    """The mean over the latents' parts, all clips and a part's frames of gate times shaping, 0-d.
+
+    Args:
+        gates: by part `[A, F]` or `[A, 1]`.
+        parts: by part the shaping `[K, A, F]`.
+        cfg: weighs the horizons.
+        clips: B, of which A were asked about.
+    """
+    terms = []
+    for part, by_horizon in parts.items():
+        shaping = weigh_horizons(by_horizon, cfg.horizon_weights)  # [A, F]
+        gate = with_hidden_frames(gates[part], shaping.shape[1])
+        terms.append((gate * shaping).sum() / (clips * shaping.shape[1]))
+    return torch.stack(terms).mean()
 
 
 def policy_group(rats: Rats, batch: PromptBatch) -> Group | None:
@@ -177,16 +195,26 @@ def _log(loss: Tensor, student: RewardScores, kept: Tensor, rewards: Tensor) -> 
     return {name: float(value.detach()) for name, value in row.items()}
 
 
-def _log_of_teacher(
-    teacher: RewardScores, student: RewardScores, gate: Tensor, distances: Mapping[float, Tensor], clips: int
-) -> LogRow:
+def _log_of_teacher(teacher: RewardScores, student: RewardScores, clips: int) -> LogRow:
     """What needs the teacher: sums over the clips that it was asked about, as parts of a mean over all `clips`."""
-    frames = gate.unbind(dim=1)
-    row = {
-        "reward/teacher": teacher.clip,
-        "reward/gap": student.clip - teacher.clip,
-        "gate/weight": gate,
-        **{f"shaping/{sigma:.3f}": distance for sigma, distance in distances.items()},  # [A, F] each
-        **{f"gate/frame{f}": column for f, column in enumerate(frames) if len(frames) > 1},
-    }
+    return _share({"reward/teacher": teacher.clip, "reward/gap": student.clip - teacher.clip}, clips)
+
+
+def _log_of_parts(
+    gates: Mapping[str, Tensor], parts: Mapping[str, Tensor], sigmas: Sequence[float], clips: int
+) -> LogRow:
+    """The same of gates and distances; those of the sound have its name in theirs."""
+    row: dict[str, Tensor] = {}
+    for part, gate in gates.items():
+        inside, name = ("", "weight") if part == "video" else (f"{part}/", part)
+        frames = gate.unbind(dim=1)
+        row |= {
+            f"gate/{name}": gate,
+            **{f"shaping/{inside}{sigma:.3f}": each for sigma, each in zip(sigmas, parts[part], strict=True)},
+            **{f"gate/frame{f}": column for f, column in enumerate(frames) if len(frames) > 1},
+        }
+    return _share(row, clips)
+
+
+def _share(row: Mapping[str, Tensor], clips: int) -> LogRow:
     return {name: float(value.detach().sum()) / (clips * prod(value.shape[1:])) for name, value in row.items()}

@@ -30,6 +30,11 @@ class ReflConfig(BaseMethodConfig):
         """True: it is the loss."""
         return True
 
+    @property
+    def needs_euler(self) -> None:
+        """Nothing: any rollout has last steps."""
+        return
+
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The student's rollout, with gradient in its last steps."""
         return num_steps + (WITH_GRADIENT - 1) * min(self.last_steps, num_steps)

@@ -18,7 +18,13 @@ from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat, PositiveFloat
 from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow, MethodContext
-from rats_video.methods.distribution_matching import NAME, DistributionMatching, FakeScoreConfig, build_matching
+from rats_video.methods.distribution_matching import (
+    NAME,
+    DistributionMatching,
+    FakeScoreConfig,
+    TrainsFakeScore,
+    build_matching,
+)
 from rats_video.methods.draws import FAKE_SCORE, draw_noise
 from rats_video.methods.grpo import group_row
 from rats_video.methods.policy import PolicyConfig, policy_loss, sample_group, stochastic_rollout
@@ -26,7 +32,7 @@ from rats_video.optim import OptimizerConfig
 from rats_video.types import PromptBatch
 
 
-class RtdmdConfig(BaseMethodConfig):
+class RtdmdConfig(TrainsFakeScore, BaseMethodConfig):
     """Loss = policy_weight * policy - reward_weight * R through the last step + distribution_weight * matching."""
 
     draws_levels: ClassVar[bool] = True
@@ -41,19 +47,14 @@ class RtdmdConfig(BaseMethodConfig):
     fake_score: FakeScoreConfig = FakeScoreConfig(rounds=1, optimizer=OptimizerConfig(lr=3e-4))
 
     @property
-    def critic_rounds(self) -> int:
-        """The fake score's."""
-        return self.fake_score.rounds
-
-    @property
-    def critic_optimizer(self) -> OptimizerConfig:
-        """The fake score's."""
-        return self.fake_score.optimizer
-
-    @property
     def uses_gradient(self) -> bool:
         """True with a weight on the reward."""
         return self.reward_weight > 0
+
+    @property
+    def needs_euler(self) -> str | None:
+        """The policy, unless its steps are those of a re-noising student."""
+        return self.policy.needs_euler
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The group's rollouts with gradient in their last step too, both scores of each, and the fake score's rounds.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -58,6 +59,23 @@ def shaping_by_horizon(student: Trajectory, teacher: Trajectory, cfg: ShapingCon
         latents_distance(ours, theirs.detach(), cfg)
         for ours, theirs in zip(student.latents, teacher.latents, strict=True)
     ])  # fmt: skip
+
+
+def shaping_of_parts(
+    split: Callable[[Tensor], Mapping[str, Tensor]], student: Trajectory, teacher: Trajectory, cfg: ShapingConfig
+) -> dict[str, Tensor]:
+    """`shaping_by_horizon` of each part of the latents, `[K, B, F]` with as many frames F as the part has."""
+    ours, theirs = split_path(split, student), split_path(split, teacher)
+    return {part: shaping_by_horizon(ours[part], theirs[part], cfg) for part in ours}
+
+
+def split_path(split: Callable[[Tensor], Mapping[str, Tensor]], path: Trajectory) -> dict[str, Trajectory]:
+    """A trajectory's parts."""
+    kept = [split(latents) for latents in path.latents]
+    clean = {} if path.predictions is None else split_path(split, path.predictions)
+    return {
+        part: replace(path, latents=tuple(each[part] for each in kept), predictions=clean.get(part)) for part in kept[0]
+    }
 
 
 def latents_distance(ours: Tensor, theirs: Tensor, cfg: ShapingConfig) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.base import BaseMethod, LogRow, Method
+from rats_video.methods.base import BaseMethod, LogRow, Method, StepsConfig
+from rats_video.methods.draws import RENOISE, draw_noise
 from rats_video.methods.finite import SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
 from rats_video.methods.scoring import score_clips
-from rats_video.types import PromptBatch, RewardScores, Trajectory
+from rats_video.types import FreshNoise, PromptBatch, RewardScores, Trajectory
 
 
 def student_rollout(
@@ -35,7 +37,13 @@ def student_rollout(
         keep=range(1, batch.num_steps + 1),
         grad_steps=grad_steps,
         predict=range(batch.num_steps) if predictions else (),
+        fresh=step_noise(method.student_config, batch),
     )
+
+
+def step_noise(steps: StepsConfig, batch: PromptBatch, *stream: int) -> FreshNoise | None:
+    """What the student draws on its way, by each prompt's own seed and the step; None of one that does not re-noise."""
+    return partial(draw_noise, batch, RENOISE, *stream) if steps.sampler == "renoise" else None
 
 
 def score_student_clip(

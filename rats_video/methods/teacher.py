@@ -13,13 +13,14 @@ from torch import Tensor
 
 from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeInt, PositiveFloat, PositiveInt, SolverSteps
+from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.diffusion.guidance import GuidanceScale, guided, scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.methods.horizon import at_horizons, match_horizons, match_levels
 from rats_video.methods.scoring import score_clips
 from rats_video.optim import ema_update_
 from rats_video.timing import phase
-from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, Trajectory
+from rats_video.types import Backbone, Guide, PromptBatch, Reward, RewardScores, Trajectory, guided_calls
 
 NegativePrompt = Annotated[
     str, Field(description="what guidance leads away from; empty, as the stock pipelines have it, is no prompt")
@@ -29,6 +30,13 @@ NegativePrompt = Annotated[
 GuidanceScale2 = Annotated[
     PositiveFloat | None,
     Field(description="of the second expert (Wan 2.2 A14B's low noise); null = guidance_scale for both"),
+]
+Further = Annotated[
+    AudioVideoGuidance | None,
+    Field(
+        description="what LTX-2 is guided by beside the text; null is the text alone, at one scale",
+        exclude_if=lambda further: further is None,
+    ),
 ]
 Asked = Annotated[
     float,
@@ -50,6 +58,7 @@ class FrozenTeacherConfig(Config):
     num_steps: SolverSteps = Field(48, description="solver steps; a multiple of the student's, so that horizons nest")
     guidance_scale: PositiveFloat = Field(3.0, description="of classifier-free guidance; 1 is off and halves its calls")
     guidance_scale_2: GuidanceScale2 = None
+    further_guidance: Further = None
     negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     asked: Asked = 1.0
@@ -59,7 +68,7 @@ class FrozenTeacherConfig(Config):
     @property
     def calls_per_step(self) -> int:
         """Network evaluations of one guided call."""
-        return 1 if self.guidance_scale == 1.0 else 2
+        return guided_calls(self.guidance_scale, self.further_guidance)
 
     def guided_share(self, steps: int) -> float:  # noqa: ARG002  # it never fades
         """The share of a run of `steps` updates in which it is guided."""
@@ -76,6 +85,7 @@ class EmaTeacherConfig(Config):
     guidance_scale_2: GuidanceScale2 = None
     guidance_end: PositiveFloat = Field(1.0, description="at guidance_fade_steps: the student absorbs guidance itself")
     guidance_fade_steps: NonNegativeInt = Field(0, description="updates from guidance_scale to guidance_end")
+    further_guidance: Further = None
     negative_prompt: NegativePrompt = ""
     reuse: PositiveInt = Field(1, description="student updates served by one teacher rollout")
     asked: Asked = 1.0
@@ -84,7 +94,9 @@ class EmaTeacherConfig(Config):
     @property
     def calls_per_step(self) -> int:
         """Network evaluations of one guided call, while guidance lasts."""
-        return 1 if self.guidance_scale == self.guidance_end == 1.0 else 2
+        return guided_calls(
+            self.guidance_scale if self.guidance_scale != 1.0 else self.guidance_end, self.further_guidance
+        )
 
     def guided_share(self, steps: int) -> float:
         """The share of a run of `steps` updates in which it is guided: guidance may fade to none."""
@@ -162,6 +174,11 @@ class TeacherSampler:
             second = None if second is None else second + progress * (cfg.guidance_end - second)
         return scale_of(self.backbone, first, second)
 
+    @property
+    def guide(self) -> Guide:
+        """How it is guided."""
+        return self.backbone.guidance(self.cfg.further_guidance)
+
     @phase("teacher")
     @torch.no_grad()
     def rollout(self, batch: PromptBatch) -> TeacherRollout:
@@ -207,7 +224,7 @@ class TeacherSampler:
         """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
         if self.guidance_scale == 1.0:
             return self.backbone.velocity(latents, sigma, condition)
-        guiding = guided(self.backbone.velocity, self._negative, self.guidance_scale, self.backbone.guide)
+        guiding = guided(self.backbone.velocity, self._negative, self.guidance_scale, self.guide)
         return guiding(latents, sigma, condition)
 
     def _scored_rollout(self, batch: PromptBatch) -> TeacherRollout:
@@ -232,7 +249,7 @@ class TeacherSampler:
             batch.condition(self.backbone),
             negative=self._negative,
             guidance_scale=self.guidance_scale,
-            guide=self.backbone.guide,
+            guide=self.guide,
             keep=keep,
             predict=predict,
         )

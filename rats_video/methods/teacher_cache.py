@@ -70,6 +70,7 @@ class DiskRolloutCache:
         path, trajectory, scores = self._path(batch), rollout.trajectory, rollout.scores
         tensors = {f"latents.{k}": latents for k, latents in enumerate(trajectory.latents)}
         tensors |= {f"part.{name}": part for name, part in scores.parts.items()} | {"clip": scores.clip}
+        tensors |= {f"judged.{name}": part for name, part in scores.judged.items()}
         if scores.frames is not None:
             tensors["frames"] = scores.frames
         if (clean := trajectory.predictions) is not None:
@@ -102,7 +103,8 @@ def _bytes(tensor: Tensor) -> bytes:
 def _parse(tensors: dict[str, Tensor], header: dict[str, Any]) -> TeacherRollout:
     latents = tuple(tensors[f"latents.{k}"] for k in range(len(header["sigmas"])))
     parts = {name: tensors[f"part.{name}"] for name in header["parts"]}
-    scores = RewardScores(tensors["clip"], tensors.get("frames"), parts)
+    judged = {name.removeprefix("judged."): part for name, part in tensors.items() if name.startswith("judged.")}
+    scores = RewardScores(tensors["clip"], tensors.get("frames"), parts, judged)
     predictions = None
     if levels := tuple(header.get("clean_sigmas", ())):  # older files have none
         predictions = Trajectory(levels, tuple(tensors[f"clean.{k}"] for k in range(len(levels))), header["nfe"])

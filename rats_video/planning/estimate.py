@@ -106,7 +106,7 @@ def unpacking_seconds(cfg: DistillConfig, counted: TracedCosts, device: Device) 
     """
     calls, numbers = counted.calls, cfg.student.num_steps
     again = 2 if cfg.compute.activation_checkpointing else 1
-    backward = sum(len(cfg.student.gradient_steps(num_steps)) for num_steps in numbers) / len(numbers)
+    backward = sum(map(cfg.student.most_gradient_steps, numbers)) / len(numbers)
     found = cfg.teacher.num_steps * rollouts_per_clip(cfg, calls) + calls[STUDENT] + again * backward
     found += calls.get(SCORES, 0.0) + counted.rounds * (calls.get(SAMPLES, 0.0) + (1 + again) * calls.get(CRITIC, 0.0))
     traffic = counted.step.get(("low bit", TRAFFIC), 0.0)

@@ -55,7 +55,7 @@ def useful_options(
     """
     compute, steps = cfg.compute, max(cfg.student.num_steps)
     critic = cfg.method.critic_optimizer
-    gradient = len(cfg.student.gradient_steps(steps))
+    gradient = cfg.student.most_gradient_steps(steps)
     is_full = isinstance(cfg.student.weights, FullWeightsConfig)
     useful = {
         "compute.cache_text=true": not compute.cache_text,

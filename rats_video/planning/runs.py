@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,7 +36,7 @@ from rats_video.planning.trace import (
     trace_step,
     trace_text,
 )
-from rats_video.planning.watched import PlannedRun, count_calls
+from rats_video.planning.watched import PlannedRun, count_calls, simulated
 from rats_video.rewards.latent import LatentRewardConfig
 from rats_video.types import PromptBatch, Reward
 
@@ -82,15 +82,17 @@ class PlanBuilder:
         Raises:
             UserError: the model cannot make such a clip, or no layer is called as the adapter's targets say.
         """
+        most = max(cfg.student.num_steps)
+        longest = simulated(cfg, most)[-1]
         counted = TracedCosts(
-            step=self._step(cfg),
+            step=self._step(longest),
             decode=self._decode(cfg),
             reward=self._scores(cfg),
             text=self._text(cfg),
             pictures=self._pictures(cfg),
             blocks=sum(self._architecture.depths.values()),
             calls=self.calls(cfg),
-            traced=self._counted(cfg, max(cfg.student.num_steps)),
+            traced=self._counted(longest, most),
             micro_batches=self._micro_batches(cfg),
             rounds=cfg.method.critic_rounds,
             clips=self._clips(cfg),
@@ -159,15 +161,20 @@ class PlanBuilder:
 
         Of a critic one round counts, and of the teacher a rollout of every update.
         """
-        each = [self._counted(cfg, steps) for steps in cfg.student.num_steps]
-        return {phase: sum(found[phase] for found in each) / len(each) for phase in each[0]}
+        each = [_mean([self._counted(one, n) for one in simulated(cfg, n)]) for n in cfg.student.num_steps]
+        return _mean(each)
 
     def _counted(self, cfg: DistillConfig, num_steps: int) -> dict[str, float]:
         """The same at one step count: the method's own step, by roles that compute nothing."""
-        base = self._base(cfg)
-        base.text_cache = self._once(f"text {cfg.compute.dtype}", lambda: self._text_cache(cfg))
-        batch = self._batch(cfg, base, num_steps)
-        return count_calls(cfg, base, batch)
+
+        def run() -> dict[str, float]:
+            base = self._base(cfg)
+            base.text_cache = self._once(f"text {cfg.compute.dtype}", lambda: self._text_cache(cfg))
+            return count_calls(cfg, base, self._batch(cfg, base, num_steps))
+
+        key = f"calls {cfg.student!r} {cfg.compute.dtype} {self._clips(cfg)} {num_steps}"
+        numbers: dict[str, float] = self._once(key, run)
+        return numbers
 
     def _batch(self, cfg: DistillConfig, backbone: PipelineBackbone, num_steps: int | None = None) -> PromptBatch:
         steps = num_steps or max(cfg.student.num_steps)
@@ -255,3 +262,7 @@ def plan_of_run(cfg: DistillConfig, device: torch.device, processes: int = 1) ->
     """
     where = detect_device(device)
     return PlanBuilder(cfg, where, processes).plan(cfg, where).as_json()
+
+
+def _mean(each: Sequence[dict[str, float]]) -> dict[str, float]:
+    return {phase: sum(found[phase] for found in each) / len(each) for phase in each[0]}

@@ -203,6 +203,15 @@ def planned_method(cfg: DistillConfig) -> MethodConfig:
     return method.model_copy(update={"data_forcing": 0.0}) if isinstance(method, Dmd2Config) else method
 
 
+def simulated(cfg: DistillConfig, num_steps: int) -> list[DistillConfig]:
+    """The run at each noise level that DMD2 may simulate a re-noising student to, the longest rollout last."""
+    if not isinstance(cfg.method, Dmd2Config) or cfg.student.sampler == "euler":
+        return [cfg]
+    levels = sorted(cfg.student.gradient_steps(num_steps))
+    one = [cfg.student.model_copy(update={"grad_steps": (level,)}) for level in levels]
+    return [cfg.model_copy(update={"student": student}) for student in one]
+
+
 def count_calls(cfg: DistillConfig, base: PipelineBackbone, batch: PromptBatch) -> dict[str, float]:
     """Network evaluations by phase, and decoded clips, a clip: of the method's own step, by roles that compute nothing.
 

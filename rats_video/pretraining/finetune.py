@@ -261,7 +261,7 @@ class Heldout:
             made = rollout(
                 self.role.velocity, noise, self.role.sigmas(look.num_steps, self.cfg.shift),
                 self._on_device(self.cache.read([record])[1]), negative=self._on_device(self.cache.empty_prompt),
-                guidance_scale=look.guidance_scale, guide=self.role.guide,
+                guidance_scale=look.guidance_scale, guide=self.role.guidance(),
             )  # fmt: skip
             write_mp4(self.role.decode(made.x0)[0].cpu(), path, fps=spec.fps)
 

@@ -111,7 +111,7 @@ def sampled_twice(backbone: WanBackbone, cfg: FlowTrainConfig, prompts: Sequence
     for num_steps, scale in ((cfg.eval_steps, cfg.guidance_scale), (4, 1.0)):
         sigmas = sigma_grid(num_steps, cfg.shift)
         clips = rollout(
-            backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale, guide=backbone.guide
+            backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale, guide=backbone.guidance()
         )
         yield num_steps, decoded(backbone, clips.x0)
 

@@ -177,7 +177,7 @@ class LatentSampler:
             noise = role.sample_noise(len(places), self.cfg.clip.spec, generator)
             grid, text = role.sigmas(steps, self.cfg.shift), role.encode_text(self.own_prompts(places))
             return rollout(
-                role.velocity, noise, grid, text, negative=negative, guidance_scale=scale, guide=role.guide
+                role.velocity, noise, grid, text, negative=negative, guidance_scale=scale, guide=role.guidance()
             ).x0
 
         return self._scored("sample clips", count, stream, make)

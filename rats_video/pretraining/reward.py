@@ -138,7 +138,13 @@ def sample_pool(
             noise = backbone.sample_noise(batch, cfg.clip.spec, generator)
             sigmas, text = sigma_grid(steps, cfg.shift), backbone.encode_text(prompts)
             clips = rollout(
-                backbone.velocity, noise, sigmas, text, negative=negative, guidance_scale=scale, guide=backbone.guide
+                backbone.velocity,
+                noise,
+                sigmas,
+                text,
+                negative=negative,
+                guidance_scale=scale,
+                guide=backbone.guidance(),
             )
             pools.append(_pool(backbone.decode(clips.x0), prompts))
             progress.advance(batch)

@@ -108,9 +108,7 @@ class ClipReward(FrameReward):
 
     def condition(self, prompts: Sequence[str]) -> Condition:
         """Unit features `[B, D]` of the prompts."""
-        tokens = self.text.tokens(prompts).to(self.model.device)
-        features = self.model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return {"text": F.normalize(features.pooler_output.float(), dim=-1)}
+        return {"text": self.text.unit_features(self.model, prompts)}
 
     def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end."""

@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+from torch.nn import functional as F
+
 
 def cleaned(prompt: str) -> str:
     """The text that the tokenizer is given (github openai/CLIP, clip/simple_tokenizer.py; HPSv2's and ViCLIP's alike).
@@ -39,6 +42,12 @@ class ClipText:
             [self.clean(prompt) for prompt in prompts],
             padding=True, truncation=True, max_length=self.limit, return_tensors="pt",
         )  # fmt: skip
+
+    def unit_features(self, model: Any, prompts: Sequence[str]) -> Tensor:
+        """Unit features `[B, D]` of the prompts, by transformers' CLIP or CLAP."""
+        tokens = self.tokens(prompts).to(model.device)
+        features = model.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return F.normalize(features.pooler_output.float(), dim=-1)
 
     def counts(self, prompts: Sequence[str]) -> list[int]:
         """Tokens of each prompt with start and end, before any is cut."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from rats_video.config.explain import KIND
 from rats_video.rewards.aesthetic import AestheticConfig, AestheticV25Config
+from rats_video.rewards.clap_score import ClapScoreConfig
 from rats_video.rewards.clip_score import ClipScoreConfig, PickScoreConfig
 from rats_video.rewards.custom import CustomRewardConfig
 from rats_video.rewards.hpsv2 import HPSv2Config
@@ -34,6 +35,7 @@ SingleRewardConfig = (
     | ViClipConfig
     | TemporalConfig
     | SubjectConsistencyConfig
+    | ClapScoreConfig
     | VideoAlignConfig
     | HPSv3Config
     | CustomRewardConfig

@@ -13,8 +13,10 @@ from torch.nn import functional as F
 from rats_video.errors import UserError
 from rats_video.rewards.base import frames_seen_for, is_differentiable
 from rats_video.seeds import seeded
+from rats_video.sound import Sound, hears, sees
 from rats_video.types import ClipSpec, LatentScorer, Reward, RewardScores
 
+_RATE = 24_000  # of the sound that a reward is tested on, a second
 _SAME = 5e-3  # of a score: bfloat16 rounds other batch sizes differently
 _SAME_OF_GAP = 0.25  # of the two clips' difference: a mean over both clips would change a score by half of it
 
@@ -84,11 +86,13 @@ def self_test(
     Raises:
         UserError: scores have another shape than `RewardScores` says, are not finite, or depend on the other clip.
     """
-    pair, score = (prompts[0], prompts[-1]), _scorer(reward)
+    pair, score = (prompts[0], prompts[-1]), _scorer(reward, clip, device)
     if isinstance(reward, LatentScorer):
         assert latent_shape is not None
         inputs, frame_dim = smooth_latents(latent_shape).to(device), 2
         seen = torch.arange(latent_shape[1])
+    elif not sees(reward):
+        inputs, frame_dim, seen = smooth_sound(clip).to(device), 1, torch.arange(clip.num_frames)
     else:
         inputs, frame_dim = smooth_clips(clip).to(device), 1
         seen = frames_seen_for(reward, pair[0], clip.num_frames)
@@ -109,8 +113,33 @@ def self_test(
     return SelfTest(where, scores, differentiable, tuple(seen.tolist()), gradient, forward_seconds, backward_seconds)
 
 
-def _scorer(reward: Reward | LatentScorer) -> Callable[[Tensor, Sequence[str]], RewardScores]:
-    return reward.score_latents if isinstance(reward, LatentScorer) else reward
+def _scorer(
+    reward: Reward | LatentScorer, clip: ClipSpec, device: torch.device | str
+) -> Callable[[Tensor, Sequence[str]], RewardScores]:
+    """Scores the inputs: latents, pixels, or the sound of a reward that only hears, cut into a stretch a frame."""
+    if isinstance(reward, LatentScorer):
+        return reward.score_latents
+    if not hears(reward):
+        return reward
+
+    def score(inputs: Tensor, prompts: Sequence[str]) -> RewardScores:
+        stretches = inputs if not sees(reward) else smooth_sound(clip)[: len(inputs)].to(device)
+        sound = Sound(stretches.flatten(1)[:, None], _RATE)
+        scores: RewardScores = reward(inputs, prompts, sound)  # type: ignore[call-arg]
+        return scores
+
+    return score
+
+
+def smooth_sound(clip: ClipSpec) -> Tensor:
+    """The sound of two clips `[2, T, samples a frame]`: two chords with a little noise, always the same ones."""
+    samples = round(_RATE / clip.fps)
+    time = torch.arange(clip.num_frames * samples) / _RATE
+    chords = [[220.0, 523.0, 1318.0], [311.0, 740.0, 2489.0]]
+    waves = torch.stack([sum((torch.sin(2 * torch.pi * tone * time) for tone in chord), time * 0) for chord in chords])
+    noise = torch.randn(waves.shape, generator=seeded(0, 8))
+    stretches: Tensor = (0.1 * waves + 0.02 * noise).unflatten(1, (clip.num_frames, samples))
+    return stretches
 
 
 def smooth_clips(clip: ClipSpec) -> Tensor:

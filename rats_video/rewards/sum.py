@@ -17,6 +17,7 @@ from rats_video.config.fields import Config, PositiveFloat
 from rats_video.errors import UserError
 from rats_video.rewards.base import BaseRewardConfig, RewardContext, frames_seen, is_differentiable
 from rats_video.rewards.kinds import SingleRewardConfig, word_by_default
+from rats_video.sound import Sound, hears, sees
 from rats_video.types import LatentScorer, PromptChecker, Reward, RewardScores
 
 
@@ -128,12 +129,23 @@ class SumReward(nn.Module):
         seen: Tensor = torch.cat([frames_seen(term.reward, num_frames) for term in self.counted]).unique()
         return seen
 
-    def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
+    @property
+    def hears(self) -> bool:
+        """True if a term does."""
+        return any(hears(term.reward) for term in self.terms.values())
+
+    @property
+    def sees(self) -> bool:
+        """True if a term does."""
+        return any(sees(term.reward) for term in self.terms.values())
+
+    def forward(self, videos: Tensor, prompts: Sequence[str], sound: Sound | None = None) -> RewardScores:
         """Score `[B, T, 3, height, width]` in [0, 1]; parts are the terms' scores and, as `term/part`, their parts."""
         scored: dict[str, RewardScores] = {}
         for name, term in self.terms.items():
             with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight != 0):
-                scored[name] = term.reward(videos, prompts)
+                heard = (sound,) if hears(term.reward) else ()
+                scored[name] = term.reward(videos, prompts, *heard)
         return add_up(self.terms, scored)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
@@ -144,15 +156,26 @@ class SumReward(nn.Module):
 
 
 def add_up(terms: Mapping[str, Term], scored: Mapping[str, RewardScores]) -> RewardScores:
-    """The sum's scores from those of its terms, by name."""
+    """The sum's scores from those of its terms, by name; if one judges the sound, also those of each part's own."""
     counted = [(term, scored[name]) for name, term in terms.items() if term.weight]
     clip = reduce(add, [term.count(scores.clip) for term, scores in counted])
-    frames = reduce(add, [term.count(_of_frames(scores)) for term, scores in counted])
-    has_frames = any(scores.frames is not None for _, scores in counted)
+    parts_judged = sorted({part for _, scores in counted for part in scores.judged})
+    by_part = {
+        part: [(term, own) for term, scores in counted if (own := scores.of_part(part)) is not None]
+        for part in {"video": None} | dict.fromkeys(parts_judged)
+    }
+    judged = {
+        part: reduce(add, [term.count(own.clip) for term, own in owns])
+        for part, owns in by_part.items()
+        if owns and parts_judged
+    }
+    seen = by_part["video"]
+    has_frames = any(scores.frames is not None for _, scores in seen)
+    frames = reduce(add, [term.count(_of_frames(scores)) for term, scores in seen]) if has_frames else None
     parts: dict[str, Tensor] = {}
     for name, scores in scored.items():
         parts |= {name: scores.clip, **{f"{name}/{part}": values for part, values in scores.parts.items()}}
-    return RewardScores(clip, frames if has_frames else None, parts)
+    return RewardScores(clip, frames, parts, judged)
 
 
 def _of_frames(scores: RewardScores) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
@@ -37,6 +37,17 @@ class Callback:
 
     def on_end(self) -> None:
         """Called when the training ends, also by an error, even if it never began."""
+
+
+class StepCallback(Callback):
+    """Tells a function of each step: its number, the first is 1, and what is logged of it."""
+
+    def __init__(self, function: Callable[[int, LogRow], None]) -> None:
+        self._function = function
+
+    def on_step(self, step: int, row: LogRow) -> None:
+        """See `Callback`."""
+        self._function(step, row)
 
 
 class CallbackList:

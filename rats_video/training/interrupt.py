@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import NoReturn, Self
 
@@ -11,7 +12,10 @@ from rats_video.runtime import ALONE, Runtime
 
 
 class StopRequest:
-    """Context in which the first of these signals only sets `requested`, and the second one interrupts at once."""
+    """Context in which the first of these signals only sets `requested`, and the second one interrupts at once.
+
+    In a thread beside the main one, which alone may take signals, it never stops.
+    """
 
     def __init__(self) -> None:
         self.code = 0  # exit code of the process; 0 while nobody has asked to stop
@@ -23,6 +27,8 @@ class StopRequest:
         return self.code > 0
 
     def __enter__(self) -> Self:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             self._previous[number] = signal.signal(number, self._ask)
         return self

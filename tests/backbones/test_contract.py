@@ -65,7 +65,7 @@ def test_guided_samples_are_the_pipelines(case: Case) -> None:
     text, negative = case.backbone.encode_text(PROMPTS), case.backbone.encode_text([""])
     path = rollout(
         case.backbone.velocity, case.noise, theirs.sigmas, text, negative=negative, guidance_scale=3.0,
-        guide=case.backbone.guide,
+        guide=case.backbone.guidance(),
     )  # fmt: skip
     close(path.x0, theirs.x0)
 
@@ -115,7 +115,7 @@ def test_guidance_is_the_formula_clip_by_clip(case: Case) -> None:
     negative = case.backbone.encode_text([""])
     path = rollout(
         case.backbone.velocity, case.noise, levels, case.backbone.encode_text(PROMPTS), negative=negative,
-        guidance_scale=3.0, guide=case.backbone.guide,
+        guidance_scale=3.0, guide=case.backbone.guidance(),
     )  # fmt: skip
     for i, prompt in enumerate(PROMPTS):
         noise, sigma = case.noise[i : i + 1], levels[:1]

@@ -25,7 +25,7 @@ def test_middle_features_come_with_the_same_velocity(case: Case) -> None:
     see, width = middle_features(role)
     velocity, features = see(case.noise, case.sigma, role.encode_text(PROMPTS))
     assert torch.equal(velocity, case.velocity(role))
-    _, _, *size = case.noise.shape
+    _, _, *size = case.video.shape
     tokens = math.prod(each // patch for each, patch in zip(size, role.patch_size, strict=True))
     assert features.shape == (2, tokens, width)
     network = role.denoiser

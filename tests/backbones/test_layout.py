@@ -110,7 +110,7 @@ LTX = "25 GB: hf download Lightricks/LTX-Video --exclude 'ltx*' --local-dir mode
             "it holds Wan2.1_VAE.pth and no model_index.json, as the original authors' layout does {wan}",
         ),
         (
-            "ltx", ["ltxv-13b.safetensors"],
+            "ltx-video", ["ltxv-13b.safetensors"],
             "it holds ltxv-13b.safetensors and no model_index.json, as the original authors' layout does {ltx}",
         ),
     ],
@@ -162,12 +162,12 @@ def test_other_channels_are_refused_before_weights_are_read(
 
 
 def test_other_networks_are_refused_by_the_name_of_their_pipeline(tiny_wan: Path, tmp_path: Path) -> None:
-    folder = relabelled(tiny_wan, tmp_path / "model", "LTX2Pipeline")
+    folder = relabelled(tiny_wan, tmp_path / "model", "MochiPipeline")
     index = folder / "model_index.json"
     content = json.loads(index.read_text())
-    content["transformer"] = ["diffusers", "LTX2VideoTransformer3DModel"]
+    content["transformer"] = ["diffusers", "MochiTransformer3DModel"]
     index.write_text(json.dumps(content))
-    assert refusal(folder).startswith(": is a LTX2Pipeline (give one of: WanPipeline, WanImageToVideoPipeline, ")
+    assert refusal(folder).startswith(": is a MochiPipeline (give one of: WanPipeline, WanImageToVideoPipeline, ")
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])

@@ -103,7 +103,8 @@ def adapter_gradients(case: Case, backbone: PipelineBackbone) -> list[Tensor]:
     with torch.no_grad():
         disturb(student)
     loss = student.velocity(case.noise, case.sigma, case.backbone.encode_text(PROMPTS)).square().mean()
-    return [loss.detach(), *torch.autograd.grad(loss, list(student.weights.values()))]
+    weights = list(student.weights.values())  # not all are used: the last block's text goes nowhere in some families
+    return [loss.detach(), *torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)]
 
 
 @pytest.mark.parametrize("quantization", ["int8", "nf4"])

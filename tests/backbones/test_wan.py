@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rats_video.backbones.wan import TEXT_LENGTH, WanBackbone
 from rats_video.condition import Condition
+from rats_video.errors import UserError
 from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
@@ -93,6 +94,15 @@ def test_encode_is_the_vaes_normalised_mean(loaded: WanBackbone, pipeline: Any) 
 @pytest.mark.parametrize(("frames", "latent_frames"), [(1, 1), (5, 2), (17, 5), (81, 21)])
 def test_latent_shape(loaded: WanBackbone, frames: int, latent_frames: int) -> None:
     assert loaded.latent_shape(ClipSpec(frames, 64, 32, 8.0)) == (4, latent_frames, 8, 4)
+
+
+def test_no_clip_is_larger_than_the_positions_that_the_model_has(loaded: WanBackbone) -> None:
+    assert loaded.denoiser.config.rope_max_seq_len == 32
+    assert loaded.latent_shape(ClipSpec(125, 512, 512, 8)) == (4, 32, 64, 64)
+    for name, larger, most in (("num_frames", 129, 125), ("height", 528, 512), ("width", 528, 512)):
+        size = {"num_frames": 17, "height": 64, "width": 64, name: larger}
+        with pytest.raises(UserError, match=rf"^clip\.{name}: {larger} is more than .* \(at most {most}\)$"):
+            loaded.latent_shape(ClipSpec(**size, fps=8))
 
 
 @pytest.mark.parametrize(

@@ -197,11 +197,20 @@ def test_pages_quote_the_students_that_ship() -> None:
     teacher, student = (mean.metrics for mean in means.values() if mean is not None)
     for name in ("reward", "smoothness"):
         assert student[name].mean - student[name].ci95 > teacher[name].mean + teacher[name].ci95, name
-    for name in ("heldout_reward", "adherence"):
-        assert student[name].mean > teacher[name].mean, name
+    leads = {(each.against, each.nfe, each.metric): (each.mean, each.ci95) for each in compared.differences}
+    for name in ("reward", "heldout_reward", "adherence"):  # clip by clip it is ahead of its teacher on all three
+        mean, ci95 = leads["teacher", 4, name]
+        assert ci95 is not None
+        assert mean > ci95, name
+    shares = {who: compared.mean_of(who, 4).metrics["diversity_share"].mean for who in ("rats", "refl")}  # type: ignore[union-attr]  # both are there
+    assert shares["rats"] > 0.85
+    assert shares["refl"] < 0.5
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for who, nfe in (("teacher", None), ("base", 4), ("rats", 4), ("base", 2), ("rats", 2)):
+    for who, nfe in (("teacher", None), ("base", 4), ("rats", 4), ("refl", 4), ("base", 2), ("rats", 2)):
         mean = compared.mean_of(who, nfe)
         assert mean is not None
-        cells = [mean.metrics[name] for name in ("adherence", "heldout_reward", "reward", "smoothness")]
-        assert f"| {mean.nfe} | {' | '.join(f'{m.mean:.3f} ± {m.ci95:.3f}' for m in cells)} |" in readme
+        cells = [mean.metrics[name] for name in ("adherence", "heldout_reward", "reward")]
+        share = mean.metrics["diversity_share"]
+        kept = "1" if who == "teacher" else f"{share.mean:.2f} ± {share.ci95:.2f}"
+        quoted = " | ".join(f"{m.mean:.3f} ± {m.ci95:.3f}" for m in cells)
+        assert f"| {mean.nfe} | {quoted} | {kept} |" in readme.replace("**", "")

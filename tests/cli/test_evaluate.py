@@ -62,7 +62,7 @@ def test_evaluate_as_the_run_was(command: Command, finished: Path, tmp_path: Pat
 def test_folder_that_is_no_run(command: Command, finished: Path, tmp_path: Path, name: list[str]) -> None:
     refused(command(*name, tmp_path), f"{tmp_path}: not a run: it has no config.resolved.yaml")
     (tmp_path / "config.resolved.yaml").write_bytes((finished / "config.resolved.yaml").read_bytes())
-    refused(command(*name, tmp_path), "no student here (rats.json is missing")
+    refused(command(*name, tmp_path), "no student here: rats.json is missing")
     (tmp_path / "file").write_text("")
     few = ["--num-clips", 1] if name == ["evaluate"] else []
     refused(command(*name, finished, *few, "--nfe", 1, "--output", tmp_path / "file"), str(tmp_path / "file"))

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ OPTIONS = {
     "sample": [*VIDEOS, *SHARED, *CHOICES, "--model", "--batch-size", "--overwrite"],
     "demo": ["--port", "--device", "--base"],
     "export comparison": [*VIDEOS, *SHARED, "RUN"],
+    "doctor": [],
+    "rate": [*VIDEOS[:-1], "--batch-size", "--port", "--results", "--reward", "--min-attention", "--overwrite"],
     "plan": ["--config", "--set", "--gpu-memory", "--gpus", "--device-name", "--utilisation", "--json"],
     "evaluate": [
         "--base",
@@ -66,8 +68,12 @@ OPTIONS = {
     "rewards convert": [],
     "train reward": [*TRAIN, "--latent", "--data", "--preferences"],
 }
+COMMANDS = (
+    "run", "distill", "plan", "sample", "demo", "export", "evaluate", "prepare", "train", "rewards", "calibrate",
+    "rate", "doctor",
+)  # fmt: skip
 SUBCOMMANDS = {
-    "": ["run", "distill", "plan", "sample", "demo", "export", "evaluate", "prepare", "train", "rewards", "calibrate"],
+    "": COMMANDS,
     "export": ["comparison"],
     "train": ["vae", "teacher", "paths", "reward"],
     "rewards": ["list", "check", "convert"],
@@ -137,7 +143,7 @@ def test_examples_set_keys_that_are(example: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "commands"), SUBCOMMANDS.items())
-def test_help_lists_the_commands(command: Callable[..., Outcome], name: str, commands: list[str]) -> None:
+def test_help_lists_the_commands(command: Callable[..., Outcome], name: str, commands: Sequence[str]) -> None:
     code, out, _ = command(*name.split(), "--help")
     assert code == 0
     assert set(commands) <= set(out.split())

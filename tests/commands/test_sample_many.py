@@ -79,7 +79,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         seen.append(list(prompts))
         return sample_batch(backbone, prompts, *rest, **options)
 
-    monkeypatch.setattr("rats_video.commands.sample.sample_batch", watched)
+    monkeypatch.setattr("rats_video.commands.sample_pictures.sample_batch", watched)
     return seen
 
 
@@ -94,11 +94,11 @@ def test_stopped_list_goes_on_and_ends_as_if_it_had_not(
     requests = list_requests(prompts, nfe=2, seed=3)
     written: list[Path] = []
 
-    def stopping(frames: Tensor, path: Path, *, fps: float) -> None:
+    def stopping(frames: Tensor, path: Path, *, fps: float, sound: None) -> None:
         if len(written) == stop_at:
             raise KeyboardInterrupt
         written.append(path)
-        write_mp4(frames, path, fps=fps)
+        write_mp4(frames, path, fps=fps, sound=sound)
 
     with monkeypatch.context() as patch:
         patch.setattr("rats_video.inference.video.write_mp4", stopping)

@@ -26,8 +26,10 @@ from rats_video.pretraining.preference import PreferenceTrainConfig
 from rats_video.pretraining.reward import RewardTrainConfig
 from rats_video.pretraining.teacher import TeacherTrainConfig
 from rats_video.pretraining.vae import VaeConfig
+from rats_video.rewards.clap_score import ClapScoreConfig
 from rats_video.rewards.clip_score import ClipScoreConfig, PickScoreConfig
 from rats_video.rewards.frames import scored_frames
+from rats_video.rewards.sum import SumRewardConfig
 from rats_video.rewards.word import WordRewardConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -41,14 +43,20 @@ STRIDES = {
     "wan21_1b": (16, 4, 4), "wan21_14b": (16, 4, 4), "wan22_a14b": (16, 4, 4), "wan22_5b": (32, 4, 4),
     "ltx_video": (32, 8, 8), "hunyuan_video": (16, 4, 4), "cogvideox_5b": (16, 4, 8),
     "cogvideox15_5b": (16, 4, 8), "wan21_i2v_14b": (16, 4, 4), "wan22_i2v_a14b": (16, 4, 4), "wan22_5b_i2v": (32, 4, 4),
-    "ltx_video_i2v": (32, 8, 8), "flux1_dev": (16, 1, 1), "sd35_medium": (16, 1, 1), "qwen_image": (16, 1, 1),
-    "flux2_klein_4b": (16, 1, 1),
+    "ltx_video_i2v": (32, 8, 8), "ltx2": (32, 8, 8), "flux1_dev": (16, 1, 1), "sd35_medium": (16, 1, 1),
+    "qwen_image": (16, 1, 1), "flux2_klein_4b": (16, 1, 1),
 }  # fmt: skip
 IMAGES = ("flux1_dev", "sd35_medium", "qwen_image", "flux2_klein_4b")
 
 
 def read(name: str, *overrides: str) -> DistillConfig:
     return load_config(DistillConfig, name, group="distill", overrides=overrides)
+
+
+def seeing(reward: BaseModel) -> list[BaseModel]:
+    """The rewards of a sum, or the one, but for those that hear."""
+    found = [term.reward for term in reward.terms.values()] if isinstance(reward, SumRewardConfig) else [reward]
+    return [each for each in found if not isinstance(each, ClapScoreConfig)]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +76,8 @@ def test_clip_fits_the_model_and_every_latent_frame_is_scored(name: str) -> None
     cfg = read(name)
     pixels, stride, step = STRIDES[name]
     assert (cfg.clip.height % pixels, cfg.clip.width % pixels, (cfg.clip.num_frames - 1) % step) == (0, 0, 0)
-    for reward in (cfg.reward, cfg.heldout_reward):
+    assert cfg.heldout_reward is not None
+    for reward in (*seeing(cfg.reward), cfg.heldout_reward):
         assert isinstance(reward, PickScoreConfig | ClipScoreConfig)
         scored = scored_frames(cfg.clip.num_frames, reward.frames, [""])[0]
         latent_frames = {(int(frame) + stride - 1) // stride for frame in scored}
@@ -99,7 +108,7 @@ def test_a_decode_window_is_asked_of_families_that_have_one() -> None:
 @pytest.mark.parametrize("name", STRIDES)
 def test_recipe_of_a_real_model(name: str) -> None:
     cfg = read(name)
-    assert isinstance(cfg.reward, PickScoreConfig)
+    assert [type(reward) for reward in seeing(cfg.reward)] == [PickScoreConfig]
     assert isinstance(cfg.heldout_reward, ClipScoreConfig)
     assert isinstance(cfg.student.weights, LoraConfig)
     assert isinstance(cfg.teacher, FrozenTeacherConfig)
@@ -135,7 +144,7 @@ def test_teacher_nests_in_3_4_and_8_steps_and_is_near_at_5(name: str) -> None:
         for steps in cfg.student.num_steps
     }
     assert {residual[steps] for steps in cfg.student.num_steps if steps != 5} == {0}
-    assert 0.01 < residual[5] < 0.02
+    assert 0.005 < residual[5] < 0.02
 
 
 @pytest.mark.parametrize(("name", "boundary"), [("wan22_a14b", 0.875), ("wan22_i2v_a14b", 0.9)])
@@ -171,8 +180,9 @@ def test_shift_of_an_image_is_its_pipelines() -> None:
 @pytest.mark.parametrize("name", STRIDES)
 def test_what_is_missing_comes_with_its_download(name: str) -> None:
     cfg = read(name)
-    assert isinstance(cfg.reward, PickScoreConfig)
-    for folder in (cfg.model, cfg.reward.path, cfg.reward.tokenizer):
+    (reward,) = seeing(cfg.reward)
+    assert isinstance(reward, PickScoreConfig)
+    for folder in (cfg.model, reward.path, reward.tokenizer):
         assert folder is not None
         assert not is_embedded(folder)
         repository = next(known for known in HUB if known.endswith(f"/{folder.removeprefix('models/')}"))

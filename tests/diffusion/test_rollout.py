@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rats_video.condition import Condition
+from rats_video.condition import Condition, GivenFrames
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
 
@@ -107,3 +107,32 @@ def test_no_graph_inside_no_grad(noise: Tensor) -> None:
     with torch.no_grad():
         path = rollout(lambda x, *_: weight * x, noise, sigma_grid(2, 3.0), TEXT, grad_steps=(0, 1))
     assert not path.x0.requires_grad
+
+
+def test_renoising_steps_are_those_of_diffusers(noise: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers.schedulers import scheduling_flow_match_lcm as lcm
+
+    velocity, sigmas = Counter(), sigma_grid(4, 3.0)
+    drawn = torch.randn(4, *noise.shape, generator=torch.Generator().manual_seed(1))
+    left = iter(drawn)
+    monkeypatch.setattr(lcm, "randn_tensor", lambda *_, **__: next(left))
+    scheduler, theirs = lcm.FlowMatchLCMScheduler(shift=1.0), noise
+    scheduler.set_timesteps(sigmas=sigmas[:-1].tolist())
+    for timestep in scheduler.timesteps:
+        slope = velocity(theirs, timestep.expand(2) / 1000, TEXT)
+        theirs = scheduler.step(slope, timestep, theirs, return_dict=False)[0]
+    path = rollout(velocity, noise, sigmas, TEXT, fresh=lambda step: drawn[step])
+    torch.testing.assert_close(path.x0, theirs, atol=1e-5, rtol=1e-5)
+    assert float((path.x0 - rollout(velocity, noise, sigmas, TEXT).x0).abs().max()) > 0.1
+
+
+def test_renoising_leaves_given_frames(noise: Tensor) -> None:
+    given = GivenFrames.hold_first(torch.full((2, 3, 1, 4, 4), 5.0), 2)
+    seen: list[Tensor] = []
+
+    def velocity(latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        seen.append(latents)
+        return condition.at_rest(latents * sigma.view(-1, 1, 1, 1, 1))
+
+    x0 = rollout(velocity, noise, sigma_grid(3, 3.0), TEXT.with_given(given), fresh=lambda _: noise).x0
+    assert all((latents[:, :, 0] == 5.0).all() for latents in (*seen, x0))

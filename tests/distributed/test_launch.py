@@ -24,6 +24,8 @@ from rats_video.errors import Interrupted, UserError
 from rats_video.inference.video import read_mp4
 from rats_video.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., Any]
 TWO = ("--device", "cpu", "--gpus", "2")
 ODD = (  # which two cannot share evenly; latencies differ from run to run

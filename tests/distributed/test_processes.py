@@ -18,6 +18,8 @@ from torch import Tensor
 from rats_video.training.checkpoint import find_damage
 from rats_video.training.metrics import read_metrics
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 EMA = ("teacher.kind=ema", "teacher.num_steps=4", "teacher.decay=0.5")
 FULL = EMA
@@ -51,6 +53,7 @@ METHODS = {
     "dmd2 full": ((DMD2,), [(), (SHARD,), (SHARD, CONTEXT)]),
     "dmd2 lora": ((DMD2, *RANK_2), [(SHARD,), (CONTEXT,), (SHARD, CONTEXT)]),
     "dmd2 reward": ((f"method={{kind: dmd2, {ROUNDS}, reward_weight: 1}}", *RANK_2, *IN_TWO), [(SHARD,), (REWARD,)]),
+    "dmd2 renoise": ((f"method={{kind: dmd2, {ROUNDS}}}", "student.sampler=renoise"), [(), (SHARD,)]),
     "rtdmd full": ((RTDMD, *IN_TWO), [(SHARD,)]),
     "rtdmd lora": ((RTDMD, *RANK_2), [(SHARD, CONTEXT), (REWARD,)]),
     "dollar full": ((DOLLAR,), [(SHARD, CONTEXT)]),

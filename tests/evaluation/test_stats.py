@@ -7,7 +7,15 @@ import math
 import pytest
 import torch
 
-from rats_video.evaluation.stats import Estimate, intervals_apart, mean_ci95, paired_difference, t_quantile95
+from rats_video.evaluation.stats import (
+    Estimate,
+    clustered_share_ci95,
+    intervals_apart,
+    mean_ci95,
+    paired_difference,
+    share_ci95,
+    t_quantile95,
+)
 
 
 @pytest.mark.parametrize(
@@ -122,3 +130,35 @@ def test_paired_difference_groups_and_sign() -> None:
 def test_paired_values_must_pair() -> None:
     with pytest.raises(ValueError, match="got 2 and 3"):
         paired_difference([1.0, 2.0], [1.0, 2.0, 3.0])
+
+
+def test_clustered_share_of_one_vote_each_is_the_wilson_interval_of_fewer() -> None:
+    votes = [1.0] * 12 + [0.0] * 4
+    low, high = clustered_share_ci95(votes, range(16))
+    # One vote a prompt: variance p (1 - p) / 15, and t of 15 degrees of freedom for the normal's quantile.
+    assert (low, high) == pytest.approx(share_ci95(0.75, 15 * (1.959964 / t_quantile95(15)) ** 2), abs=1e-6)
+    assert clustered_share_ci95(votes * 3, [*range(16)] * 3) == pytest.approx((low, high))  # said again: nothing new
+    assert clustered_share_ci95(votes, range(16), ["ann"] * 16) == (low, high)  # one person says nothing of others
+    assert clustered_share_ci95([1.0] * 16, range(16)) == share_ci95(1.0, 16)
+    assert clustered_share_ci95([1.0] * 16, range(16), ["ann", "bob"] * 8) == share_ci95(1.0, 2)
+    assert clustered_share_ci95([1.0], ["a"]) == share_ci95(1.0, 1)
+    with pytest.raises(ValueError, match="empty"):
+        clustered_share_ci95([], [])
+
+
+def test_clustered_share_covers_what_both_prompts_and_people_vary() -> None:
+    """Of 300 ratings by 6 people of 20 prompts, with tastes and hard prompts, about 95% cover the share of all."""
+    generator = torch.Generator().manual_seed(0)
+    prompts, people = torch.arange(20).repeat(6), torch.arange(6).repeat_interleave(20)
+    covered = naive = 0
+    for _ in range(300):
+        taste, hard = 0.8 * torch.randn(6, generator=generator), 0.8 * torch.randn(20, generator=generator)
+        chance = torch.special.ndtr(0.4 + taste[people] + hard[prompts])
+        votes = (torch.rand(120, generator=generator) < chance).double().tolist()
+        truth = float(torch.special.ndtr(torch.tensor(0.4 / (1 + 2 * 0.8**2) ** 0.5)))
+        low, high = clustered_share_ci95(votes, prompts.tolist(), people.tolist())
+        covered += low <= truth <= high
+        low, high = share_ci95(sum(votes) / 120, 120)
+        naive += low <= truth <= high
+    assert covered / 300 > 0.92
+    assert naive / 300 < 0.75  # as if all votes were independent

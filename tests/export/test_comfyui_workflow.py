@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from rats_video.export.base import ExportedStudent
 from rats_video.export.comfyui_workflow import needs_of, workflow
 from rats_video.export.pictures import ExportPictures
 from rats_video.inference.student import StudentCard
+from rats_video.types import SamplerKind
 
 WAN, LTX = "WanTransformer3DModel", "LTXVideoTransformer3DModel"
+HUNYUAN = "HunyuanVideoTransformer3DModel"
 
 
 def graph(
@@ -28,23 +31,35 @@ def graph(
     pipeline: str = "WanPipeline",
     pictures: int = 0,
     image_dim: int | None = None,
+    guidance_embeds: bool = False,
+    sampler: SamplerKind = "euler",
 ) -> Any:
     rows = torch.zeros(1, 3, 4, 4)
     picture = ExportPictures(rows, rows if pictures == 2 else None, rows[0])
     card = StudentCard(f"models/{base}", (4,), 3.0, {"num_frames": 81, "height": 480, "width": 832, "fps": 24.0}, 1, 0)
+    card = replace(card, sampler=sampler)
     exported = ExportedStudent(
         card=card, base=Path("models") / base, run="mine", pipeline=pipeline,
         networks=dict.fromkeys(("transformer", "transformer_2")[:experts], kind), stock=StockCall(None, {}),
         sigmas={4: tuple(sigma_grid(4, 3.0).tolist())}, boundary=0.875 if experts > 1 else None, is_lora=is_lora,
         prompts=("a red kite",), noises=(), clips=None, pictures=picture if pictures else None,
     )  # fmt: skip
-    needs = needs_of(exported, {"_class_name": kind, "out_channels": channels, "image_dim": image_dim})
+    config = {"_class_name": kind, "out_channels": channels, "image_dim": image_dim, "guidance_embeds": guidance_embeds}
+    needs = needs_of(exported, config)
     assert needs is not None
     return workflow(exported, needs, [f"student-{i}.safetensors" for i in range(experts)], 4)
 
 
 def inputs(made: Any, kind: str) -> list[dict[str, Any]]:
     return [node["inputs"] for node in made.api().values() if node["class_type"] == kind]
+
+
+def test_a_student_that_renoises_is_sampled_by_lcm() -> None:
+    made = graph("Wan2.2-T2V-A14B-Diffusers", WAN, 16, is_lora=True, experts=2, sampler="renoise")
+    assert inputs(made, "KSamplerSelect") == [{"sampler_name": "lcm"}]
+    first, second = inputs(made, "SamplerCustom")
+    assert (first["noise_seed"], second["noise_seed"]) == (0, 1)  # or both draw the same noise
+    assert (first["add_noise"], second["add_noise"]) == (True, False)
 
 
 def test_a_lora_on_wan() -> None:
@@ -139,6 +154,23 @@ def test_ltx(pipeline: str, checkpoint: str) -> None:
     (sampler,) = inputs(made, "SamplerCustom")
     assert (sampler["positive"], sampler["negative"]) == (["6", 0], ["6", 1])
     assert len(inputs(made, "EmptyLTXVLatentVideo")) == 1
+
+
+def test_hunyuan_video_has_two_text_encoders_and_is_told_its_guidance() -> None:
+    made = graph("HunyuanVideo", HUNYUAN, 16, is_lora=False, pipeline="HunyuanVideoPipeline", guidance_embeds=True)
+    assert inputs(made, "DualCLIPLoader") == [
+        {
+            "clip_name1": "clip_l.safetensors", "clip_name2": "llava_llama3_fp8_scaled.safetensors",
+            "type": "hunyuan_video", "device": "default",
+        }
+    ]  # fmt: skip
+    assert inputs(made, "CLIPLoader") == []
+    assert inputs(made, "VAELoader") == [{"vae_name": "hunyuan_video_vae_bf16.safetensors"}]
+    assert inputs(made, "UNETLoader") == [{"unet_name": "student-0.safetensors", "weight_dtype": "default"}]
+    assert inputs(made, "FluxGuidance") == [{"conditioning": ["4", 0], "guidance": 6.0}]
+    (sampler,) = inputs(made, "SamplerCustom")
+    assert (sampler["positive"], sampler["negative"], sampler["cfg"]) == (["6", 0], ["5", 0], 1.0)
+    assert made.api()["7"]["class_type"] == "EmptyHunyuanLatentVideo"
 
 
 FITTED = {"upscale_method": "bicubic", "width": 832, "height": 480, "crop": "center"}

@@ -263,7 +263,9 @@ def test_guidance_is_chosen_where_there_is_any(students: Mapping[str, Path], tmp
     with pytest.raises(UserError, match=r"^--guidance-scale-2: this Wan has no second expert \(leave it out\)$"):
         load_chosen(ASSETS / "tiny-wan", CPU, SampleChoices(guidance_scale_2=3.0))
     wan22_family.build(tmp_path / "a14b", experts=True)
-    two = load_chosen(tmp_path / "a14b", CPU, SampleChoices(guidance_scale=4.0, guidance_scale_2=3.0))
+    small = {"num_frames": 5, "height": 64, "width": 64}
+    scales = SampleChoices(size=small, guidance_scale=4.0, guidance_scale_2=3.0)
+    two = load_chosen(tmp_path / "a14b", CPU, scales)
     assert (two.spec(4).guidance_scale, two.spec(4).guidance_scale_2) == (4.0, 3.0)
 
 

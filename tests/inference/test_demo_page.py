@@ -10,7 +10,8 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,15 @@ from rats_video.assets import ASSETS
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.demo import load_studio
 from rats_video.config.load import load_config, write_resolved
+from rats_video.datasets.shapes.render import parse_prompt, render
 from rats_video.distillation.settings import DistillConfig
-from rats_video.inference.demo import MAX_PROMPT, MAX_SEED, DemoClip, DemoModels, DemoRequest, Role
+from rats_video.inference.demo import MAX_PICTURE, MAX_PROMPT, MAX_SEED, DemoClip, DemoModels, DemoRequest, Role
 from rats_video.inference.demo_page import QUEUE, build_page, launch_page
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.student import StudentCard, save_student
+from rats_video.inference.video import read_mp4, write_png
 from rats_video.rewards.word import WordReward
+from rats_video.seeds import seeded
 from rats_video.types import ClipSpec
 
 PROMPT = "a slow blue square moving up on a white background"
@@ -53,6 +57,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@contextmanager
+def served(studio: DemoModels) -> Iterator[str]:
+    page, port = build_page(studio, EXAMPLES, name="<i>mine</i>", teacher=True), free_port()
+    launch_page(page, port, takes_pictures=studio.takes_pictures)
+    yield f"http://127.0.0.1:{port}"
+    page.close(verbose=False)
+
+
 @pytest.fixture(scope="module")
 def studio(loaded: WanBackbone, clip: ClipSpec, reward_folders: tuple[Path, Path]) -> Watched:
     reward = WordReward.load(reward_folders[0])
@@ -64,10 +76,8 @@ def url(studio: Watched, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("gradio")))
-        page, port = build_page(studio, EXAMPLES, name="<i>mine</i>", teacher=True), free_port()
-        launch_page(page, port)
-        yield f"http://127.0.0.1:{port}"
-        page.close(verbose=False)
+        with served(studio) as found:
+            yield found
 
 
 @pytest.fixture(autouse=True)
@@ -185,6 +195,43 @@ def test_keyboard_alone(page: Page, studio: Watched) -> None:
     tab_to("button", name="Generate")
 
 
+def test_a_clip_starts_from_a_picture(
+    watched: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
+    studio = Watched(**vars(load_studio(None, torch.device("cpu"))[0]))
+    studio.open.set()
+    picture = render([parse_prompt(PROMPT)], studio.clip, seeded(3))[0, 0]
+    write_png(picture, tmp_path / "first.png")
+    (tmp_path / "no.png").write_text("no picture")
+    (tmp_path / "large.png").write_bytes(bytes(MAX_PICTURE + 1))
+    with served(studio) as url, watched(url, "data:", "blob:") as page:
+        chooser = page.locator("#picture input")
+        expect(chooser).to_be_visible(timeout=60_000)
+        page.get_by_label("Teacher beside student").uncheck()
+        for name, message in (("no.png", "the picture: damaged"), ("large.png", "more than 8 MiB")):
+            chooser.set_input_files(tmp_path / name)
+            page.get_by_role("button", name="Generate").click()
+            expect(page.get_by_role("alert").filter(has_text=message)).to_be_visible(timeout=60_000)
+        assert studio.made == []
+        chooser.set_input_files(tmp_path / "first.png")
+        expect(page.get_by_alt_text("The clip starts from this picture")).to_be_visible()
+        page.get_by_role("button", name="Generate").click()
+        expect(page.locator("#student-card video")).to_be_visible(timeout=60_000)
+        ((role, wish),) = studio.made
+        assert (role, wish.picture) == ("student", (tmp_path / "first.png").read_bytes())
+        page.get_by_role("button", name="Remove").click()
+        expect(page.get_by_alt_text("The clip starts from this picture")).to_be_hidden()
+
+    def error(wish: DemoRequest) -> float:
+        (tmp_path / "clip.mp4").write_bytes(studio.make("student", wish, lambda: None).mp4)
+        return float((read_mp4(tmp_path / "clip.mp4")[0][0] - picture).square().mean())
+
+    assert error(wish) < 0.004
+    assert error(replace(wish, picture=None)) > 0.01
+
+
 # ------------------------------------------------------------------------------------------------------ its server
 
 
@@ -200,7 +247,7 @@ def ask(url: str, path: str, body: bytes | None = None, **headers: str) -> tuple
 def function(url: str) -> int:
     """Which of the page's functions Generate is."""
     config = json.loads(ask(url, "/config")[1])
-    return next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 5)
+    return next(each["id"] for each in config["dependencies"] if len(each["inputs"]) == 6)
 
 
 def generate(url: str, session: str, *data: object) -> str:
@@ -215,7 +262,7 @@ def events(url: str, session: str) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in stream.decode().splitlines() if line.startswith("data: ")]
 
 
-GOOD = (PROMPT, 4, 0, False, False)
+GOOD = (PROMPT, 4, 0, False, False, "")
 
 
 @pytest.mark.parametrize(
@@ -223,7 +270,7 @@ GOOD = (PROMPT, 4, 0, False, False)
     [
         (0, "a red " * MAX_PROMPT), (0, "a red circle\0"), (0, 5), (0, None), (0, ["a red circle"]), (0, ""),
         (1, 999), (1, 2), (1, 4.5), (1, "4; rm"), (1, None), (1, [4]), (1, True), (1, 1e308),
-        (2, -1), (2, MAX_SEED + 1), (2, "x"), (2, None), (2, {}),
+        (2, -1), (2, MAX_SEED + 1), (2, "x"), (2, None), (2, {}), (5, "data:image/png;base64,AAAA"), (5, 7),
     ],
 )  # fmt: skip
 def test_server_keeps_its_own_bounds(

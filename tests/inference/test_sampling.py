@@ -11,10 +11,14 @@ from rats_video.inference.sampler import SamplerSpec, clip_noise, sample_videos
 from rats_video.types import ClipSpec
 
 SPEC = SamplerSpec(2, 3.0, guidance_scale=2.0)
+RENOISE = SamplerSpec(3, 3.0, sampler="renoise")
 
 
-def sample(backbone: WanBackbone, prompts: tuple[str, ...], clip: ClipSpec, *, seed: int, batch_size: int) -> Tensor:
-    parts = list(sample_videos(backbone, prompts, clip, SPEC, seed=seed, batch_size=batch_size))
+def sample(
+    backbone: WanBackbone, prompts: tuple[str, ...], clip: ClipSpec, *, seed: int, batch_size: int,
+    spec: SamplerSpec = SPEC,
+) -> Tensor:  # fmt: skip
+    parts = list(sample_videos(backbone, prompts, clip, spec, seed=seed, batch_size=batch_size))
     assert [prompt for part in parts for prompt in part.prompts] == list(prompts)
     assert all(part.seconds_per_clip > 0 for part in parts)
     return torch.cat([part.videos for part in parts])
@@ -25,13 +29,14 @@ def prompts(captions: tuple[str, ...]) -> tuple[str, ...]:
     return (*captions[:3], "a red circle", "")  # of unequal length: padding must not show
 
 
-@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize(("batch_size", "spec"), [(1, SPEC), (2, SPEC), (2, RENOISE)])
 def test_split_batches_equal_the_whole(
-    loaded: WanBackbone, clip: ClipSpec, prompts: tuple[str, ...], batch_size: int
+    loaded: WanBackbone, clip: ClipSpec, prompts: tuple[str, ...], batch_size: int, spec: SamplerSpec
 ) -> None:
-    whole = sample(loaded, prompts, clip, seed=1, batch_size=5)
+    whole = sample(loaded, prompts, clip, seed=1, batch_size=5, spec=spec)
     assert whole.shape == (5, 5, 3, 32, 32)
-    torch.testing.assert_close(sample(loaded, prompts, clip, seed=1, batch_size=batch_size), whole, atol=2e-6, rtol=0)
+    parts = sample(loaded, prompts, clip, seed=1, batch_size=batch_size, spec=spec)
+    torch.testing.assert_close(parts, whole, atol=2e-6, rtol=0)
 
 
 def test_seed_repeats_and_differs(loaded: WanBackbone, clip: ClipSpec, prompts: tuple[str, ...]) -> None:

@@ -79,7 +79,7 @@ def test_folder_without_a_card(tmp_path: Path, content: str | None) -> None:
         (tmp_path / CARD).write_text(content)
     with pytest.raises(UserError) as caught:
         load_card(tmp_path)
-    assert str(caught.value).startswith(f"{tmp_path}: no student here ({CARD} is missing or unreadable)")
+    assert str(caught.value).startswith(f"{tmp_path}: no student here: {CARD} is missing or unreadable")
 
 
 def test_stock_pipeline_samples_the_student(folder: Path, tiny_wan: Path, loaded: WanBackbone, clip: ClipSpec) -> None:

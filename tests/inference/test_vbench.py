@@ -64,8 +64,8 @@ def test_layout_is_found_resumed_and_reproduced(
 
     monkeypatch.setattr(
         "rats_video.commands.vbench.sample_batch",
-        lambda backbone, prompts, *rest, real=vbench.sample_batch: (
-            made.append(len(prompts)) or real(backbone, prompts, *rest)
+        lambda backbone, prompts, *rest, real=vbench.sample_batch, **options: (
+            made.append(len(prompts)) or real(backbone, prompts, *rest, **options)
         ),
     )
     options = ["evaluate", run, "--prompts", info, "--teacher", "--vbench-layout", tmp_path / "v"]

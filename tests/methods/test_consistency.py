@@ -240,7 +240,6 @@ def test_the_classes(make_method: Callable[..., tuple[Any, DistillConfig]]) -> N
         ("consistency", ["method.stages=[2]"], r"the last of the stages \[2\] must be 1"),
         ("consistency", ["teacher.cache=somewhere"], "set teacher.cache=null"),
         ("t2v_turbo", ["parallel.reward_ranks=1"], "a reward rank has one reward"),
-        ("dollar", ["parallel.shard=true"], "set parallel.shard=false"),
     ],
 )
 def test_what_cannot_be(make_config: MakeConfig, kind: str, overrides: list[str], message: str) -> None:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from rats_video.condition import Condition
+from rats_video.diffusion.guidance import PLAIN
 from rats_video.diffusion.schedule import sigma_grid
 from rats_video.distillation.settings import DistillConfig
 from rats_video.methods.consistency_loss import PairsConfig, SegmentGrid, draw_pairs, trajectory_consistency_loss
 from rats_video.methods.teacher import TeacherSampler
-from rats_video.types import PromptBatch
+from rats_video.types import Guide, PromptBatch
 
 MakeConfig = Callable[..., DistillConfig]
 
@@ -40,6 +41,9 @@ class Field(nn.Module):
 
     def sigmas(self, num_steps: int, shift: float) -> Tensor:
         return sigma_grid(num_steps, shift)
+
+    def guidance(self, _further: object = None) -> Guide:
+        return PLAIN
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from rats_video.errors import UserError
 from rats_video.methods.distribution_matching import DistributionMatching
 from rats_video.methods.dmd2 import Dmd2
 from rats_video.methods.draws import FAKE_SCORE, draw_noise
-from rats_video.training.batches import draw_batch
 from rats_video.training.loop import train_loop
 from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
@@ -54,21 +53,14 @@ def cache(
 
 
 @pytest.fixture
-def make(loaded: WanBackbone, make_config: Callable[..., DistillConfig], cache: Path) -> Make:
+def make(build_dmd2: Callable[[DistillConfig], Dmd2], make_config: Callable[..., DistillConfig], cache: Path) -> Make:
     def call(options: str, *overrides: str) -> tuple[DistillConfig, Dmd2]:
         rounds = "" if "fake_score:" in options else ROUNDS
         method = f"method={{kind: dmd2{rounds}{options.replace('CACHE', str(cache))}}}"
         cfg = make_config(method, *overrides)
-        built = build_method(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
-        assert isinstance(built, Dmd2)
-        return cfg, built
+        return cfg, build_dmd2(cfg)
 
     return call
-
-
-@pytest.fixture
-def draw(loaded: WanBackbone, captions: tuple[str, ...]) -> Callable[..., Any]:
-    return lambda cfg, step=0: draw_batch(loaded, cfg, captions, step)
 
 
 @pytest.mark.parametrize("name", METHODS)

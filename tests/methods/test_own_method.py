@@ -143,4 +143,4 @@ def test_the_example_trains(
         assert row["evaluations"] == 2 * (2.5 + 3)
     code, _, err = command("plan", "--config", config_file, "--set", method)
     assert (code, err.count("\n")) == (2, 1)
-    assert "plan counts the step of rats, not of custom" in err
+    assert "method.kind: is code of your own, which plan does not run (plan a packaged method)" in err

@@ -140,7 +140,7 @@ TOTALS = {
     "wan21_1b": 1.42e9, "wan21_14b": 14.3e9, "wan22_5b": 5.0e9, "wan22_a14b": 2 * 14.3e9, "ltx_video": 1.92e9,
     "hunyuan_video": 12.8e9, "cogvideox_5b": 5.57e9, "cogvideox15_5b": 5.57e9, "wan21_i2v_14b": 16.4e9,
     "wan22_i2v_a14b": 2 * 14.3e9, "flux1_dev": 11.9e9, "sd35_medium": 2.24e9, "qwen_image": 20.43e9,
-    "flux2_klein_4b": 3.88e9,
+    "flux2_klein_4b": 3.88e9, "ltx2": 18.9e9,
 }  # fmt: skip
 
 

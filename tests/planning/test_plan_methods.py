@@ -25,7 +25,7 @@ from rats_video.planning.runs import PlanBuilder
 from rats_video.training.loop import train_loop
 from rats_video.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.pipeline
+pytestmark = [pytest.mark.pipeline, pytest.mark.slow]
 
 CPU = Device("cpu", 0, 0.1, 0.1, 0.1, 0.5)
 LORA = ("student.weights.kind=lora", "student.weights.rank=4")
@@ -150,6 +150,8 @@ def test_network_calls_by_hand(calls: Calls) -> None:
 def test_network_calls_of_the_rivals_by_hand(calls: Calls) -> None:
     both = "student.num_steps=[2, 4]"
     assert calls("method={kind: dmd2, fake_score: {rounds: 2}}", both) == {"student": 3, "scores": 3, "critic": 8}
+    found = calls("method={kind: dmd2, fake_score: {rounds: 2}}", both, "student.sampler=renoise")
+    assert found == {"student": 2, "scores": 3, "critic": 6}  # to a level: 1.5 of 2 steps, 2.5 of 4
     found = calls("method={kind: dmd2, fake_score: {rounds: 2}, gan: {}}", "teacher.num_steps=10")
     assert found == {"teacher": 20, "student": 4, "scores": 4, "critic": 12}  # a round: 4, the student's, the real
     found = calls("method={kind: rtdmd, policy: {samples: 3}, fake_score: {rounds: 2}}", both)
