@@ -45,7 +45,6 @@ class CheckpointWriter:
 
     def __init__(self, folder: Path, keep: int, runtime: Runtime = ALONE) -> None:
         self._folder, self._keep, self._runtime = folder, keep, runtime
-        self._group: Any = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -118,12 +117,11 @@ class CheckpointWriter:
         """Where to write, and copies of this process's shards in host memory."""
         from rats_video.training import shards
 
-        self._group = self._group or shards.new_group(self._runtime)  # the thread must not meddle with the training's
         aside = self._runtime.broadcast(beside(_path(self._folder, step)))
         return aside, {part: shards.stage(tensors) for part, tensors in content.items()}
 
     def _write_shards(self, state: Mapping[str, Any], aside: Path, content: Mapping[str, dict[str, Tensor]]) -> None:
-        _write_shards(self._folder, state, aside, content, self._group)
+        _write_shards(self._folder, state, aside, content, self._runtime.savers)  # meddles not with the training
         if self._runtime.is_main:
             self._prune()
 

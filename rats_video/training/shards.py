@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
-from rats_video.runtime import Runtime, is_split
+from rats_video.runtime import is_split
 
 Weights = Mapping[str, Tensor]
 _FILE_BYTES = 2**31  # of one process's file: safetensors copies a file's tensors in host memory while it writes them
-_PATIENCE = timedelta(hours=2)  # for the slowest process's disk
 
 
 class _Writer(HuggingFaceStorageWriter):
@@ -54,14 +52,6 @@ class _Writer(HuggingFaceStorageWriter):
                 where=str(self._folder.parent), fix="give an --output on a disk that all machines share",
             )  # fmt: skip
         self._seal(digests)
-
-
-def new_group(runtime: Runtime) -> dist.ProcessGroup:
-    """A way for the training processes to talk while they train; all of them call it together."""
-    group: dist.ProcessGroup = dist.new_group(
-        range(runtime.trainers), backend="gloo", timeout=_PATIENCE, use_local_synchronization=True
-    )
-    return group
 
 
 def stage(tensors: Weights) -> dict[str, Tensor]:
