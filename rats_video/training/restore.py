@@ -82,7 +82,7 @@ def load_checkpoint(
             _restore_optimizer(optimizers[part], tensors)
         state: dict[str, Any] = read_json(path / STATE)
         return {key: value for key, value in state.items() if key != DIGESTS} | {"step": int(state["step"])}
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
         reason = first_line(error)
         raise UserError(
             f"cannot resume from it: {reason}", where=str(path), fix="start anew with --overwrite"

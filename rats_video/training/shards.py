@@ -109,21 +109,20 @@ def read(
     """
     saved = HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata
     targets = {f"{part}/{name}": each.detach() for part, them in weights.items() for name, each in them.items()}
-    wanted = {name: each for name, each in saved.items() if name.split("/")[0] in {*weights, *optimizers}}
+    if odd := {key for key in saved if key.split("/")[0] in weights} ^ targets.keys():
+        raise KeyError(f"{min(odd)} is in the model or in the checkpoint alone")
     state: dict[str, dict[str, Tensor]] = {part: {} for part in optimizers}
-    for key, each in wanted.items():
+    for key, each in saved.items():
+        part, _, name = key.partition("/")
         assert isinstance(each, TensorStorageMetadata), "safetensors hold nothing else"
         if sum(math.prod([*chunk.sizes]) for chunk in each.chunks) != math.prod([*each.size]):
             raise ValueError(f"{key} lacks shards")
-        part, name = key.split("/", 1)
         if part in optimizers:
             like = optimizers[part][int(name.split(".")[0])].detach()
             is_like = is_split(like) and like.shape == each.size
             dtype = each.properties.dtype
             empty = torch.empty_like(like, dtype=dtype) if is_like else torch.empty(each.size, dtype=dtype)
             targets[key] = state[part][name] = empty
-    if odd := wanted.keys() ^ targets.keys():
-        raise KeyError(f"{min(odd)} is in the model or in the checkpoint alone")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads on its own
         try:

@@ -126,7 +126,7 @@ def launch(folder: Path, count: int, jobs: Sequence[processes.Job]) -> None:
     address = ["--rdzv-endpoint=localhost:0", "--local-addr=localhost"]
     done = subprocess.run(
         [sys.executable, "-m", *launcher, *address, processes.__file__, str(folder / "jobs.json")],
-        capture_output=True, text=True, timeout=900, check=False,
+        capture_output=True, text=True, timeout=3600, check=False,  # two busy cores take long
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
 

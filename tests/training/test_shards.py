@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -15,10 +16,14 @@ from pathlib import Path
 import pytest
 import torch
 from processes import tensors_of
-from sharded import begin, end, train
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sharded import begin, end, network, train
 
+from rats_video.errors import UserError
 from rats_video.runtime import Runtime
 from rats_video.training.checkpoint import find_damage, list_checkpoints
+from rats_video.training.restore import load_checkpoint
 
 pytestmark = pytest.mark.pipeline
 
@@ -162,3 +167,38 @@ def test_damaged_shards_give_way_to_the_checkpoint_before(
     assert said.startswith(f"warning: {folder}/step-000003: damaged, the one before it is taken: ")
     assert SHARD in said
     assert_same_end(folder, in_shards)
+
+
+def without_sharding(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def of_another_optimizer(path: Path) -> None:
+    with safe_open(path, "pt") as file:
+        tensors, header = load_file(path), json.dumps(json.loads(file.metadata()["DCP_SHARDING_INFO"]))
+    tensors["optimizer/9.exp_avg"] = tensors.pop("optimizer/0.exp_avg")
+    save_file(tensors, path, {"DCP_SHARDING_INFO": header.replace('"optimizer/0.exp_avg"', '"optimizer/9.exp_avg"')})
+
+
+@pytest.mark.parametrize(
+    ("damage", "width", "average", "expected"),
+    [
+        (Path.unlink, 5, False, "Size mismatch between saved torch.Size([3]) and current: torch.Size([5])"),
+        (truncate, 5, False, "incomplete"),
+        (without_sharding, 5, False, "lacks shards"),
+        (of_another_optimizer, 5, False, "index out of range"),
+        (lambda _: None, 4, False, "Size mismatch between saved torch.Size([5]) and current: torch.Size([4])"),
+        (lambda _: None, 5, True, "teacher/0.bias is in the model or in the checkpoint alone"),
+    ],
+)
+def test_shards_that_do_not_fit_are_one_line(
+    in_shards: Path, tmp_path: Path, damage: Callable[[Path], None], width: int, expected: str, *, average: bool
+) -> None:
+    path = shutil.copytree(in_shards / "step-000003", tmp_path / "step-000003")
+    damage(path / SHARD)
+    model = network(width)
+    teacher = dict(network().named_parameters()) if average else None
+    with pytest.raises(UserError, match=r"cannot resume from it: .*\(start anew with --overwrite\)") as caught:
+        load_checkpoint(path, dict(model.named_parameters()), teacher, torch.optim.AdamW(model.parameters()))
+    assert expected in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
