@@ -87,7 +87,8 @@ def measure(options: argparse.Namespace) -> tuple[dict[str, float], list[dict[st
     from rats_video.datasets.prompts.split import load_prompts
     from rats_video.evaluation.sweep import EvaluatedModel
     from rats_video.inference.sampler import SamplerSpec
-    from rats_video.training.checkpoint import list_checkpoints, load_student_weights, steps_done
+    from rats_video.training.checkpoint import list_checkpoints, steps_done
+    from rats_video.training.restore import load_student_weights
 
     device, rows = pick_device("auto"), []
     teacher_file = Path(options.work) / options.judge / f"teacher-{options.clips}.json"

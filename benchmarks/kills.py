@@ -1,6 +1,6 @@
 """A hundred SIGKILLs in a row: is the run that was killed, bit for bit, the run that was not?
 
-    python benchmarks/kills.py [--kills 100] [--steps 200] [--work DIR]
+    python benchmarks/kills.py --work DIR [--kills 100] [--steps 200] [--processes 1]
 
 A tiny random Wan is distilled twice with an EMA teacher whose rollouts serve two updates each, a guard that looks every
 10 steps, and checkpoints every 3: once undisturbed, and once killed again and again, each time gone on with by the
@@ -8,20 +8,25 @@ same command line and --resume. The moment of a kill is drawn uniformly over wha
 looking, training, saving, and after the last step writing the student. How long that is, is set on the way, so that the
 kills spread over the whole run: longer where it has come too short a way for their number, shorter where too long.
 
-Sessions are forks of the process that did the undisturbed run: a real start differs by its imports alone, which take
-longer than all the rest. Every `fresh`-th session is a new interpreter. Then the last session is left alone, and
-everything that a run leaves is compared: the bytes of student, last checkpoint, best student, and guard record, all
-metrics rows but for seconds, and that no half-written file is left. Writes results/kills.json.
+Sessions are forks of this process: a real start differs by its imports alone, which take longer than all the rest.
+Every `fresh`-th session is a new interpreter. Then the last session is left alone, and everything that a run leaves is
+compared: student, last checkpoint, best student, and guard record bit for bit, all metrics rows but for seconds, and
+that no half-written file is left. Writes results/kills.json.
+
+With `--processes 2` the weights are split (`parallel.shard`) and checkpoints are shards, which both processes write. A
+kill takes one of them or all at once; those left live on for up to half a second. Writes results/kills_in_shards.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,11 +48,12 @@ teacher: {{kind: ema, num_steps: 4, guidance_scale: 2.0, decay: 0.9, reuse: 2}}
 student: {{num_steps: [2]}}
 guard: {{every: 10, num_clips: 2}}
 training: {{steps: {steps}, batch_size: 2, optimizer: {{lr: 1.0e-3}}, checkpoint_every: 3}}
+parallel: {{shard: {shard}}}
 """
-RESULTS = Path(__file__).parent / "results" / "kills.json"
+RESULTS = Path(__file__).parent / "results"
 
 
-def prepare(work: Path, steps: int) -> None:
+def prepare(work: Path, steps: int, *, shard: bool) -> None:
     """A pipeline folder and a reward of random weights, and the configuration of a distillation on them."""
     import torch
 
@@ -78,7 +84,7 @@ def prepare(work: Path, steps: int) -> None:
     )  # fmt: skip
     save_pipeline(backbone, work / "model", shift=3.0)
     WordReward([word for words in WORDS.values() for word in words], "frames", width=16).save(work / "reward")
-    (work / "config.yaml").write_text(CONFIG.format(work=work.resolve(), steps=steps))
+    (work / "config.yaml").write_text(CONFIG.format(work=work.resolve(), steps=steps, shard=shard))
 
 
 # --------------------------------------------------------------------------------------------------------- sessions
@@ -90,18 +96,65 @@ def command(work: Path, run: Path) -> list[str]:
     return ["distill", "--config", f"{work}/config.yaml", "--output", str(run), "--device", "cpu", *resume]
 
 
-def start(arguments: list[str], log: Path, *, fresh: bool) -> int:
-    """Begin a session and return its process id: a fork of this process, or a new interpreter."""
+class Session:
+    """The processes of a command: forks of this one, or new interpreters.
+
+    Args:
+        arguments: the command line.
+        log: where they print.
+        count: how many processes.
+        fresh: new interpreters.
+    """
+
+    def __init__(self, arguments: list[str], log: Path, count: int, *, fresh: bool = False) -> None:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+        self._codes: dict[int, int | None] = {}
+        for rank in range(count):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count,
+                     "MASTER_ADDR": "localhost", "MASTER_PORT": port} if count > 1 else {}  # fmt: skip
+            env = {name: str(value) for name, value in place.items()}
+            self._codes[_start(arguments, log, env, fresh=fresh)] = None
+
+    def ended(self, seconds: float | None = None) -> int | None:
+        """The exit code, once all have ended, of the first that failed; None if one lives on after these seconds."""
+        began = time.monotonic()
+        while seconds is None or time.monotonic() - began < seconds:
+            for pid in self._alive:
+                found, status = os.waitpid(pid, os.WNOHANG)
+                self._codes[pid] = os.waitstatus_to_exitcode(status) if found else None
+            if not self._alive:
+                return next(filter(None, self._codes.values()), 0)
+            time.sleep(0.002)
+        return None
+
+    def kill(self, draw: random.Random) -> None:
+        """Kill some of them, drawn, and soon the others, as a launcher does with those that are left."""
+        for pid in draw.sample(self._alive, draw.randint(1, len(self._alive))):
+            os.kill(pid, signal.SIGKILL)
+        if self.ended(0.5 * draw.random()) is None:
+            for pid in self._alive:
+                os.kill(pid, signal.SIGKILL)
+            self.ended()
+
+    @property
+    def _alive(self) -> list[int]:
+        return [pid for pid, code in self._codes.items() if code is None]
+
+
+def _start(arguments: list[str], log: Path, env: dict[str, str], *, fresh: bool) -> int:
     with log.open("a") as file:
         if fresh:
             line = [sys.executable, "-m", "rats_video.cli", *arguments]
-            return subprocess.Popen(line, stdout=file, stderr=file).pid  # noqa: S603
+            return subprocess.Popen(line, stdout=file, stderr=file, env=os.environ | env).pid  # noqa: S603
         if pid := os.fork():
             return pid
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     code = 1
     try:
+        os.environ.update(env)
         code = run_here(arguments)
     finally:
         os._exit(code)
@@ -116,17 +169,6 @@ def run_here(arguments: list[str]) -> int:
         app.main()
     except SystemExit as end:
         return int(end.code or 0)
-
-
-def ended(pid: int, seconds: float | None = None) -> int | None:
-    """The exit status of a session, once it ends; None if it lives on after these seconds."""
-    began = time.monotonic()
-    while seconds is None or time.monotonic() - began < seconds:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    return None
 
 
 class Kill(NamedTuple):
@@ -155,12 +197,11 @@ def kill_again_and_again(options: argparse.Namespace, work: Path, run: Path) -> 
     while len(kills) < options.kills:
         fresh = len(kills) % options.fresh == 0
         seconds = draw.random() * life[fresh]
-        pid = start(command(work, run), work / "killed.log", fresh=fresh)
-        if code := ended(pid, seconds):
+        session = Session(command(work, run), work / "killed.log", options.processes, fresh=fresh)
+        if code := session.ended(seconds):
             sys.exit(f"a session ended by itself with code {code}: see {work / 'killed.log'}")
         if code is None:
-            os.kill(pid, signal.SIGKILL)
-            ended(pid)
+            session.kill(draw)
             kills.append(Kill(round(seconds, 3), fresh, *look(run)))
             print(f"kill {len(kills)}: {kills[-1]}")
         is_early = code == 0 or look(run)[0] > options.steps * len(kills) / options.kills
@@ -176,7 +217,7 @@ def differences(one: Path, other: Path) -> dict[str, bool]:
     files = sorted({
         str(path.relative_to(run)) for run in (one, other) for path in run.rglob("*.safetensors")
     } | {"guard.json", "student/rats.json"})  # fmt: skip
-    same = {name: _bytes(one / name) == _bytes(other / name) != b"" for name in files}
+    same = {name: (content := _content(one / name)) is not None and content == _content(other / name) for name in files}
     rows = [
         [{key: value for key, value in row.items() if key != "seconds"} for row in read_metrics(run / "metrics.jsonl")]
         for run in (one, other)
@@ -184,8 +225,15 @@ def differences(one: Path, other: Path) -> dict[str, bool]:
     return same | {"metrics.jsonl but for seconds": rows[0] == rows[1]}
 
 
-def _bytes(path: Path) -> bytes:
-    return path.read_bytes() if path.is_file() else b""
+def _content(path: Path) -> Any:
+    """Bytes; of safetensors the header as an object, whose metadata come in any order, and the bytes of the tensors."""
+    if not path.is_file():
+        return None
+    content = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return content
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
 
 
 def main() -> None:
@@ -194,25 +242,32 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--fresh", type=int, default=20, help="every how many-th session is a new interpreter")
+    parser.add_argument("--processes", type=int, default=1, help="2: split weights, checkpoints in shards")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--work", type=Path, required=True, help="an empty folder, kept")
     options = parser.parse_args()
     work: Path = options.work
     work.mkdir(parents=True)
-    prepare(work, options.steps)
+    prepare(work, options.steps, shard=options.processes > 1)
 
+    for module in ("accelerate", "torch.distributed.fsdp", "rats_video.training.shards"):
+        importlib.import_module(module)  # for the forks
+    warm_up = ["--set", "training.steps=1", "--set", "parallel.shard=false"]
+    if code := run_here([*command(work, work / "warm-up"), *warm_up]):
+        sys.exit(f"the first run ended with code {code}")
     began = time.monotonic()
-    if code := run_here(command(work, work / "whole")):
-        sys.exit(f"the undisturbed run ended with code {code}")
+    if code := Session(command(work, work / "whole"), work / "whole.log", options.processes).ended():
+        sys.exit(f"the undisturbed run ended with code {code}: see {work / 'whole.log'}")
     whole = time.monotonic() - began
     options.life = whole / 40
     kills = kill_again_and_again(options, work, work / "killed")
-    last = ended(start(command(work, work / "killed"), work / "killed.log", fresh=False))
+    last = Session(command(work, work / "killed"), work / "killed.log", options.processes).ended()
 
     same = differences(work / "whole", work / "killed")
     _, _, left = look(work / "killed")
     result: dict[str, Any] = {
-        "kills": len(kills), "steps": options.steps, "seed": options.seed, "fresh_interpreters": options.fresh,
+        "kills": len(kills), "processes": options.processes, "steps": options.steps, "seed": options.seed,
+        "fresh_interpreters": options.fresh,
         "identical": last == 0 and left == 0 and all(same.values()), "same": same, "left_over_at_the_end": left,
         "killed_before_a_new_row": sum(b.row <= a.row for a, b in itertools.pairwise(kills)),
         "killed_with_something_half_written": sum(kill.left_over > 0 for kill in kills),
@@ -220,7 +275,8 @@ def main() -> None:
         "seconds_undisturbed": round(whole, 1), "seconds_in_all": round(time.monotonic() - began, 1),
         "sessions": [kill._asdict() for kill in kills],
     }  # fmt: skip
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    name = "kills.json" if options.processes == 1 else "kills_in_shards.json"
+    (RESULTS / name).write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps({key: value for key, value in result.items() if key != "sessions"}, indent=1))
     sys.exit(not result["identical"])
 

@@ -41,7 +41,7 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
     Raises:
         UserError: the folder or the file cannot be written (permissions, a full disk, a folder in its place).
     """
-    partial, old = _beside(path, "partial"), _beside(path, "old")
+    partial, old = beside(path, "partial"), beside(path, "old")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -61,12 +61,18 @@ def replacing(path: Path, what: str) -> Iterator[Path]:
                 shutil.rmtree(partial)
             partial.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:  # PyAV's disk errors derive from OSError, safetensors' do not
-        reason = getattr(error, "strerror", None) or str(error)
-        fix = "check that the folder can be written to and has space left"
-        raise UserError(f"cannot write the {what}: {reason}", where=str(path), fix=fix) from error
+        raise cannot_write(path, what, error) from error
 
 
-def _beside(path: Path, kind: str) -> Path:
+def cannot_write(path: Path, what: str, error: Exception) -> UserError:
+    """The one line of a write that failed."""
+    reason = getattr(error, "strerror", None) or str(error)
+    fix = "check that the folder can be written to and has space left"
+    return UserError(f"cannot write the {what}: {reason}", where=str(path), fix=fix)
+
+
+def beside(path: Path, kind: str = "partial") -> Path:
+    """A new name in the same folder, of what `tidy` deletes (partial) or puts back (old) should we be killed."""
     return path.with_name(f".{uuid.uuid4().hex}.{kind}.{path.name}")
 
 
@@ -85,7 +91,7 @@ def _sync(path: Path, *, below: bool = True) -> None:
 
 def remove(path: Path) -> None:
     """Delete a folder that is there whole or not at all, should we be killed meanwhile."""
-    doomed = _beside(path, "partial")
+    doomed = beside(path, "partial")
     path.replace(doomed)
     shutil.rmtree(doomed)
 

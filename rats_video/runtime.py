@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 GIB = 2**30
+PATIENCE = timedelta(hours=2)  # how long a reward rank waits for a slow teacher, and all ranks for a checkpoint
 _BUCKET_ELEMENTS = 64 * 2**20  # 256 MB of float32 travel at once: few messages, little extra memory
 
 
@@ -37,6 +39,7 @@ class Runtime:
         mesh: the trainers as `[data, 1, context]`, the last two by diffusers' names; None for a process on its own.
         everyone: the trainers in a row.
         links: the pair of each trainer with its reward rank, by trainer.
+        savers: the trainers, over the network of the CPUs: for a thread that writes while they train.
     """
 
     device: torch.device
@@ -47,6 +50,7 @@ class Runtime:
     mesh: DeviceMesh | None = None
     everyone: DeviceMesh | None = None
     links: tuple[dist.ProcessGroup, ...] = ()
+    savers: dist.ProcessGroup | None = None
 
     @staticmethod
     def join(device: torch.device, *, context: int = 1, reward_ranks: int = 0) -> Runtime:
@@ -77,7 +81,8 @@ class Runtime:
             dist.new_group([trainer, trainers + trainer % reward_ranks])
             for trainer in range(trainers if reward_ranks else 0)
         )
-        return Runtime(device, dist.get_rank(), trainers, context, reward_ranks, mesh, everyone, links)
+        savers = dist.new_group(list(range(trainers)), backend="gloo", timeout=PATIENCE)
+        return Runtime(device, dist.get_rank(), trainers, context, reward_ranks, mesh, everyone, links, savers)
 
     @property
     def is_main(self) -> bool:

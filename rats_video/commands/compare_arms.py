@@ -23,8 +23,8 @@ from rats_video.evaluation.stats import finite
 from rats_video.evaluation.sweep import EvaluatedModel
 from rats_video.files import replacing, tidy, write_json
 from rats_video.runtime import Runtime
-from rats_video.training.checkpoint import load_student_weights
 from rats_video.training.metrics import read_metrics
+from rats_video.training.restore import load_student_weights
 from rats_video.training.run_folder import RunFolder
 
 

@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 import torch
 
 from rats_video.backbones.compute import ParallelConfig
-from rats_video.commands.folders import PATIENCE
 from rats_video.errors import UserError
-from rats_video.runtime import Runtime
+from rats_video.runtime import PATIENCE, Runtime
 
 
 def pick_device(name: str) -> torch.device:

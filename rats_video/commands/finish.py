@@ -18,9 +18,10 @@ from rats_video.evaluation.plots import plot_training
 from rats_video.hub import CARD
 from rats_video.inference.student import StudentCard, load_card, save_student
 from rats_video.reading import read_json
-from rats_video.training.checkpoint import find_damage, list_checkpoints, load_student_weights, steps_done
+from rats_video.training.checkpoint import find_damage, list_checkpoints, steps_done
 from rats_video.training.guard import drop_former
 from rats_video.training.metrics import read_metrics
+from rats_video.training.restore import load_student_weights
 from rats_video.training.run_folder import RunFolder
 
 

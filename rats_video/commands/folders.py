@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from rats_video.runtime import ALONE, Runtime
 from rats_video.training.run_folder import CONFIG
 
 _MOST_NAMED = 3  # runs, in an error
-PATIENCE = timedelta(hours=2)  # how long a reward rank waits for a slow teacher, and all ranks for the last checkpoint
 
 
 def claim_folder(folder: Path, *, overwrite: bool) -> None:

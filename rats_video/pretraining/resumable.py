@@ -13,8 +13,9 @@ from rats_video.config.changes import differences
 from rats_video.files import tidy
 from rats_video.progress import ProgressBar
 from rats_video.runtime import ALONE, Runtime
-from rats_video.training.checkpoint import CheckpointWriter, Weights, resume
+from rats_video.training.checkpoint import CheckpointWriter, Weights
 from rats_video.training.interrupt import StopRequest
+from rats_video.training.restore import resume
 
 FREE_OF_PRETRAINING = {
     "eval_clips", "eval_steps", "checkpoint_every", "prune_channels", "student",
@@ -61,7 +62,7 @@ def resumable_steps(
     with (
         StopRequest() as stop,
         ProgressBar(title, total, start) as progress,
-        CheckpointWriter(folder, 2, writes=runtime.is_main) as writer,
+        CheckpointWriter(folder, 2, runtime) as writer,
     ):
         for step in range(start, total):
             yield step, progress
@@ -69,8 +70,7 @@ def resumable_steps(
             if is_stop or (step + 1) % every == 0:
                 writer.save(step + 1, weights, average, optimizer)
             if is_stop:
-                writer.wait()
-                runtime.barrier()
+                writer.finish()
                 stop.end(f"stopped after step {step + 1}, which is saved", runtime)
         writer.wait()
 

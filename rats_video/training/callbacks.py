@@ -125,8 +125,8 @@ class GuardCallback:
 class StudentSnapshots(Callback):
     """Saves the student after each of `steps` in `run.milestone(step)`, whatever becomes of the checkpoints.
 
-    A step that is done again is saved again. All processes have this callback, since they may have to gather the
-    shards of split weights.
+    A step that is done again is saved again. All processes have this callback, since each holds shards of
+    split weights.
     """
 
     steps: Collection[int]
@@ -137,4 +137,4 @@ class StudentSnapshots(Callback):
     def on_step(self, step: int, row: LogRow) -> None:  # noqa: ARG002  # a Callback's
         """Save the student, if it is time."""
         if step in self.steps:
-            save_weights(self.run.milestones, step, self.student, writes=self.runtime.is_main)
+            save_weights(self.run.milestones, step, self.student, self.runtime)

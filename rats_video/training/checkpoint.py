@@ -1,13 +1,15 @@
 """Checkpoints: written aside, then renamed; with checksums; only what trains; no pickle.
 
-A checkpoint looks the same whatever the number of processes and however the weights are split over them.
+Adapters, and what is whole on each process, are one file a part, whatever the number of processes. Full weights that
+are split are never gathered: each process writes its shards (`shards.py`). A run goes on from either (`restore.py`).
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -15,18 +17,18 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from rats_video.errors import UserError, first_line, warn
-from rats_video.files import json_digest, remove, replacing, weights_digest, write_json
+from rats_video.errors import first_line
+from rats_video.files import beside, cannot_write, json_digest, remove, replacing, weights_digest, write_json
 from rats_video.reading import read_json
 from rats_video.runtime import ALONE, Runtime, is_split
 
 Weights = Mapping[str, Tensor]
 Trained = tuple[Weights, torch.optim.Optimizer]
 STATE = "state.json"
-_DIGESTS = "sha256"
+DIGESTS = "sha256"
 _NAME = re.compile(r"step-\d+")
 
 
@@ -38,11 +40,11 @@ class CheckpointWriter:
     Args:
         folder: the run's checkpoint folder.
         keep: how many checkpoints stay.
-        writes: True on one process; the others only send their shards of split weights.
+        runtime: the processes, which save together; the first one writes what is whole.
     """
 
-    def __init__(self, folder: Path, keep: int, *, writes: bool = True) -> None:
-        self._folder, self._keep, self._writes = folder, keep, writes
+    def __init__(self, folder: Path, keep: int, runtime: Runtime = ALONE) -> None:
+        self._folder, self._keep, self._runtime = folder, keep, runtime
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
 
@@ -82,9 +84,19 @@ class CheckpointWriter:
             content["teacher"] = teacher
         for name, (weights, its_optimizer) in (critics or {}).items():
             content |= {name: weights, f"{name}-optimizer": _optimizer_tensors(its_optimizer)}
+        full = {"step": step, **(state or {})}
+        if in_shards(student):
+            self._pending = self._thread.submit(self._write_shards, full, *self._staged(step, content))
+            return
         copies = {name: {key: self._copy(tensor) for key, tensor in part.items()} for name, part in content.items()}
-        if self._writes:
-            self._pending = self._thread.submit(self._write, {"step": step, **(state or {})}, copies)
+        if self._runtime.is_main:
+            self._pending = self._thread.submit(self._write, full, copies)
+
+    def check(self) -> None:
+        """Raise UserError if a checkpoint could not be written; all processes call it together."""
+        pending = self._pending
+        if self._runtime.any(pending is not None and pending.done() and pending.exception() is not None):
+            self.wait()
 
     def wait(self) -> None:
         """Wait until everything is written; raises UserError if it could not be."""
@@ -92,26 +104,71 @@ class CheckpointWriter:
         if pending is not None:
             pending.result()
 
+    def finish(self) -> None:
+        """`wait` on all processes together: none goes on while another one writes."""
+        self.wait()
+        self._runtime.barrier()
+
     def _copy(self, tensor: Tensor) -> Tensor:
         whole = _whole(tensor)
-        return whole.to("cpu", copy=True).contiguous() if self._writes else tensor
+        return whole.to("cpu", copy=True).contiguous() if self._runtime.is_main else tensor
+
+    def _staged(self, step: int, content: Mapping[str, Weights]) -> tuple[Path, dict[str, dict[str, Tensor]]]:
+        """Where to write, and copies of this process's shards in host memory."""
+        from rats_video.training import shards
+
+        aside = self._runtime.broadcast(beside(_path(self._folder, step)))
+        return aside, {part: shards.stage(tensors) for part, tensors in content.items()}
+
+    def _write_shards(self, state: Mapping[str, Any], aside: Path, content: Mapping[str, dict[str, Tensor]]) -> None:
+        _write_shards(self._folder, state, aside, content, self._runtime.savers)  # meddles not with the training
+        if self._runtime.is_main:
+            self._prune()
 
     def _write(self, state: Mapping[str, Any], content: Mapping[str, dict[str, Tensor]]) -> None:
         _write(self._folder, state, content)
+        self._prune()
+
+    def _prune(self) -> None:
         for old in list_checkpoints(self._folder)[: -self._keep]:
             remove(old)
 
 
 def _write(folder: Path, state: Mapping[str, Any], content: Mapping[str, dict[str, Tensor]]) -> None:
-    with replacing(folder / f"step-{state['step']:06d}", "checkpoint") as aside:
+    with replacing(_path(folder, state["step"]), "checkpoint") as aside:
         aside.mkdir()
         digests = {}
         for name, tensors in content.items():
             file = aside / f"{name}.safetensors"
             save_file(tensors, file)
             digests[file.name] = weights_digest([file])
-        plain = json.loads(json.dumps(state))
-        write_json(aside / STATE, {**plain, _DIGESTS: {**digests, STATE: json_digest(plain)}})
+        _write_state(aside, state, digests)
+
+
+def _write_shards(
+    folder: Path, state: Mapping[str, Any], aside: Path, content: Mapping[str, Weights], group: Any
+) -> None:
+    """Write each process's shards into `aside`, which becomes the checkpoint once all have written."""
+    from rats_video.training import shards
+
+    path = _path(folder, state["step"])
+
+    def seal(digests: dict[str, str]) -> None:
+        _write_state(aside, state, digests)
+        with replacing(path, "checkpoint") as partial:
+            aside.replace(partial)
+
+    try:
+        shards.write(aside, content, group, seal)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(path, "checkpoint", error) from error
+    finally:  # by now nobody writes any more
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_state(aside: Path, state: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    plain = json.loads(json.dumps(state))
+    write_json(aside / STATE, {**plain, DIGESTS: {**digests, STATE: json_digest(plain)}})
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -119,11 +176,26 @@ def _whole(tensor: Tensor) -> Tensor:
     return (tensor.full_tensor() if is_split(tensor) else tensor).detach()
 
 
-def save_weights(folder: Path, step: int, weights: Weights, *, writes: bool) -> None:
+def in_shards(weights: Weights) -> bool:
+    """True if a checkpoint of these weights is in shards: full weights that are split; adapters are small."""
+    return any(map(is_split, weights.values())) and not any(".lora_" in name for name in weights)
+
+
+def save_weights(folder: Path, step: int, weights: Weights, runtime: Runtime = ALONE) -> None:
     """Write the weights that train, and nothing else, to `folder/step-NNNNNN`; all processes call it together."""
+    if in_shards(weights):
+        assert runtime.everyone is not None
+        aside = runtime.broadcast(beside(_path(folder, step)))
+        content = {"student": {name: weight.detach().cpu() for name, weight in weights.items()}}
+        _write_shards(folder, {"step": step}, aside, content, runtime.everyone.get_group())
+        return
     copies = {name: _whole(weight).cpu().contiguous() for name, weight in weights.items()}
-    if writes:
+    if runtime.is_main:
         _write(folder, {"step": step}, {"student": copies})
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"
 
 
 def steps_done(path: Path) -> int:
@@ -139,8 +211,10 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def find_damage(path: Path) -> str | None:
     """The damage of a checkpoint's files, one clause; None if they are as they were written."""
     try:
+        if (path / ".metadata").exists():
+            return "it has torch's pickled .metadata, which may run code"
         state = read_json(path / STATE)
-        digests = state.pop(_DIGESTS, {})  # older ones have none
+        digests = state.pop(DIGESTS, {})  # older ones have none
         if state["step"] != steps_done(path):
             return f"it says that it is of step {state['step']}"
         for name, digest in digests.items():
@@ -149,102 +223,6 @@ def find_damage(path: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"unreadable: {first_line(error)}"
     return None
-
-
-def resume(
-    folder: Path,
-    student: Weights,
-    teacher: Weights | None,
-    optimizer: torch.optim.Optimizer,
-    runtime: Runtime = ALONE,
-    is_exact: Callable[[int], bool] = lambda _: True,
-    critics: Mapping[str, Trained] | None = None,
-) -> dict[str, Any]:
-    """Restore everything in place from a checkpoint; all processes call it together.
-
-    It takes the newest undamaged one of a step from which a run continues exactly, or else the newest undamaged one.
-    Later checkpoints are deleted: their steps will be done again.
-
-    Returns:
-        Its state; `{"step": 0}` where there is no checkpoint.
-
-    Raises:
-        UserError: there are checkpoints, but all are damaged, or the one chosen does not fit.
-    """
-    chosen = runtime.broadcast(_choose(folder, is_exact) if runtime.is_main else None)
-    if chosen is None:
-        return {"step": 0}
-    state = load_checkpoint(chosen, student, teacher, optimizer, critics)
-    runtime.barrier()
-    if runtime.is_main:
-        for path in list_checkpoints(folder):
-            if steps_done(path) > state["step"]:
-                remove(path)
-    return state
-
-
-def _choose(folder: Path, is_exact: Callable[[int], bool]) -> Path | None:
-    found = sorted(list_checkpoints(folder), key=lambda path: (is_exact(steps_done(path)), steps_done(path)))
-    for path in reversed(found):
-        if damage := find_damage(path):
-            warn(f"damaged, the one before it is taken: {damage}", where=str(path))
-            continue
-        if not is_exact(steps_done(path)):
-            warn("amid the use of one teacher rollout: a new one takes its place, the run will differ", where=str(path))
-        return path
-    if found:
-        raise UserError("all checkpoints are damaged", where=str(folder), fix="start anew with --overwrite")
-    return None
-
-
-def load_checkpoint(
-    path: Path,
-    student: Weights,
-    teacher: Weights | None,
-    optimizer: torch.optim.Optimizer,
-    critics: Mapping[str, Trained] | None = None,
-) -> dict[str, Any]:
-    """Restore everything in place and return the state; raises UserError if the checkpoint does not fit."""
-    try:
-        load_student_weights(path, student)
-        if teacher is not None:
-            _restore(teacher, load_file(path / "teacher.safetensors"))
-        _restore_optimizer(optimizer, load_file(path / "optimizer.safetensors"))
-        for name, (weights, its_optimizer) in (critics or {}).items():
-            _restore(weights, load_file(path / f"{name}.safetensors"))
-            _restore_optimizer(its_optimizer, load_file(path / f"{name}-optimizer.safetensors"))
-        state: dict[str, Any] = read_json(path / STATE)
-        return {key: value for key, value in state.items() if key != _DIGESTS} | {"step": int(state["step"])}
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = first_line(error)
-        raise UserError(
-            f"cannot resume from it: {reason}", where=str(path), fix="start anew with --overwrite"
-        ) from error
-
-
-def load_student_weights(path: Path, student: Weights) -> None:
-    """Restore the weights that train, and nothing else, in place."""
-    _restore(student, load_file(path / "student.safetensors"))
-
-
-@torch.no_grad()
-def _restore(weights: Weights, saved: Weights) -> None:
-    if missing := weights.keys() ^ saved.keys():
-        raise KeyError(f"{min(missing)} is in the model or in the checkpoint alone")
-    for name, tensor in weights.items():
-        if tensor.shape != saved[name].shape:
-            raise ValueError(f"{name} is {list(saved[name].shape)}, not {list(tensor.shape)}")
-        tensor.copy_(_split_like(tensor, saved[name]))
-
-
-def _split_like(like: Tensor, whole: Tensor) -> Tensor:
-    """This process's shard of a whole tensor, if `like` is split."""
-    if not is_split(like) or whole.shape != like.shape:
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    # Every process has read the file: no need to send it around.
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -262,17 +240,3 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
     # A file cannot hold one tensor twice, and 8-bit states share their code book: the copies to host memory are apart.
     return {f"{i}.{name}": value for i, values in state.items() for name, value in flatten(values).items()}
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    state: dict[int, dict[str, Any]] = {}
-    for key, tensor in tensors.items():
-        index, path = key.split(".", 1)
-        *outer, name = path.split("/")
-        values = state.setdefault(int(index), {})
-        for each in outer:
-            values = values.setdefault(each, {})
-        is_count = tensor.ndim == 0 and not tensor.is_floating_point()  # a Python int: bitsandbytes' step
-        values[name] = int(tensor) if is_count else _split_like(weights[int(index)], tensor)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -170,7 +170,7 @@ class Guard:
         seen = GuardEvaluation(step, self._score(EvaluatedModel("student", method.student, self._clips.spec)), drift)
         self.evaluations.append(replace(seen, alarms=tuple(self._alarms(seen))))
         if self.best is self.evaluations[-1]:
-            save_weights(self._run.best, step, method.student.weights, writes=self._runtime.is_main)
+            save_weights(self._run.best, step, method.student.weights, self._runtime)
         if self._runtime.is_main:
             drop_former(self._run)
             write_json(self._run.guard, self.record)

@@ -15,12 +15,13 @@ from rats_video.training.anchor import InitialWeights
 from rats_video.training.asking import AskedShare
 from rats_video.training.batches import draw_batch, slice_batch, with_pictures
 from rats_video.training.callbacks import Callback, CallbackList, GuardCallback
-from rats_video.training.checkpoint import CheckpointWriter, resume
+from rats_video.training.checkpoint import CheckpointWriter
 from rats_video.training.faults import SKIPPED_STEP, FaultPolicy, RollBack
 from rats_video.training.guard import Guard
 from rats_video.training.interrupt import StopRequest
 from rats_video.training.metrics import MetricsFile
 from rats_video.training.plan_check import PlanCheck
+from rats_video.training.restore import resume
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.settings import RunSettings, TrainingConfig
 from rats_video.training.skipped import SkippedClips
@@ -93,7 +94,7 @@ def _train(
     callbacks.on_start(state)
     if start < training.steps and runtime.any(stop.requested):  # meanwhile
         stop.end(f"stopped before step {start + 1}", runtime)
-    with CheckpointWriter(run.checkpoints, _num_kept(training, reuse), writes=runtime.is_main) as writer:
+    with CheckpointWriter(run.checkpoints, _num_kept(training, reuse), runtime) as writer:
         for step in range(start, start if watch.stops else training.steps):
             began = time.perf_counter()
             batch = asked.draw(draw_batch(method.student, cfg, prompts, step))
@@ -107,6 +108,7 @@ def _train(
                 check.step_done(seconds)
             callbacks.on_step(step + 1, row)
             watch.on_step(step + 1)
+            writer.check()
             is_last = step + 1 == training.steps or watch.stops
             is_stop = (step + 1) % reuse == 0 and runtime.any(stop.requested)
             if is_last or is_stop or _is_due(step + 1, training, reuse):
@@ -114,8 +116,7 @@ def _train(
                     callbacks.on_checkpoint()
                     writer.save(step + 1, student, ema, optimizer, watch.state | faults.state | asked.state, trained)
                 if is_last or is_stop:  # nobody leaves while the last checkpoint is being written
-                    writer.wait()
-                    runtime.barrier()
+                    writer.finish()
                 if is_stop and not is_last:
                     stop.end(f"stopped after step {step + 1}, which is saved", runtime)
             if is_last:

@@ -79,5 +79,6 @@ class RunFolder:
         files = (self.config, self.environment, self.text, self.plan, self.metrics, self.guard, self.guard_figure)
         tidy(self.root, {path.name for path in (*files, self.tracking, self.student, self.curves)})
         tidy(self.checkpoints)
+        tidy(self.milestones)
         tidy(self.best)
         tidy(self.validation)

@@ -13,7 +13,8 @@ from torch import nn
 
 from rats_video.errors import UserError
 from rats_video.optim import OptimizerConfig, build_optimizer, learning_rate
-from rats_video.training.checkpoint import CheckpointWriter, load_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter
+from rats_video.training.restore import load_checkpoint
 
 
 def model() -> nn.Module:

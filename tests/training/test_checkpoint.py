@@ -15,9 +15,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from rats_video.errors import Interrupted, UserError
+from rats_video.runtime import Runtime
 from rats_video.training import checkpoint
-from rats_video.training.checkpoint import CheckpointWriter, list_checkpoints, load_checkpoint
+from rats_video.training.checkpoint import CheckpointWriter, find_damage, list_checkpoints
 from rats_video.training.interrupt import StopRequest
+from rats_video.training.restore import load_checkpoint
 
 
 def trained(steps: int, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -123,7 +125,7 @@ def test_failed_write_is_said_at_the_next(tmp_path: Path) -> None:
 
 def test_other_processes_write_nothing(tmp_path: Path) -> None:
     model, optimizer = trained(1)
-    with CheckpointWriter(tmp_path, keep=2, writes=False) as writer:
+    with CheckpointWriter(tmp_path, 2, Runtime(torch.device("cpu"), rank=1)) as writer:
         writer.save(1, weights(model), None, optimizer)
         writer.wait()
     assert names(tmp_path) == []
@@ -176,6 +178,14 @@ def test_crash_while_writing_leaves_the_old_one(
     assert load_checkpoint(kept, weights(again), None, resumed) == {"step": 1}
     assert same(again, model)
     assert names(tmp_path) == ["step-000001"]  # and nothing half-written stays
+
+
+def test_pickled_metadata_is_refused_unread(tmp_path: Path) -> None:
+    model, optimizer = trained(1)
+    path = save_checkpoint(tmp_path, 1, weights(model), None, optimizer, keep=1)
+    assert find_damage(path) is None
+    (path / ".metadata").write_bytes(b"cposix\nabort\n(tR.")  # unpickled, it ends this process
+    assert find_damage(path) == "it has torch's pickled .metadata, which may run code"
 
 
 def test_no_folder_no_checkpoint(tmp_path: Path) -> None:

@@ -221,7 +221,7 @@ def test_best_students_of_all_checkpoints_are_kept(watch: Callable[..., Guard], 
     rising = [scores(0.1 * i, 0.1 * i) for i in range(1, 5)]
     assert kept_steps(watch(*rising[:3])) == [0, 10, 20]  # no checkpoint yet: all may be needed
     for step in (10, 20):
-        save_weights(tmp_path / "run" / "checkpoints", step, {"a": torch.ones(1)}, writes=True)
+        save_weights(tmp_path / "run" / "checkpoints", step, {"a": torch.ones(1)})
     assert kept_steps(watch(*rising)) == [10, 20, 30]
 
 
