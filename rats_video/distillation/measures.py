@@ -31,7 +31,7 @@ from rats_video.evaluation.features import (
 )
 from rats_video.evaluation.i3d import I3D, I3dFeaturesConfig
 from rats_video.evaluation.sets import Reference
-from rats_video.evaluation.sound import SoundMeasure
+from rats_video.evaluation.sound import AlignMeasure, SoundMeasure
 from rats_video.evaluation.sweep import FeatureFn, Measure, motion_measure, path_measure, reward_measure, shapes_measure
 from rats_video.files import replacing, weights_digest
 from rats_video.reading import check_plain_file
@@ -51,7 +51,7 @@ def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
         measures += [shapes_measure, path_measure] if cfg.prompts.paths else [shapes_measure]
     if cfg.clip.num_frames > 2:
         measures.append(motion_measure)
-    return [*measures, SoundMeasure()]
+    return [*measures, SoundMeasure(), AlignMeasure()]
 
 
 MOST_REAL = 256  # clips of a reference; beyond, the few clips of an arm are what limits

@@ -1,4 +1,4 @@
-"""Monitors of clips' sound: how loud it is, how much of it is clipped, and how much is silence."""
+"""Measures of clips' sound: how loud it is, how much is clipped, how much is silence, and if it fits what is seen."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from rats_video.inference.audio import sound_frame
+from rats_video.rewards.av_sync import av_align
 from rats_video.sound import Sound
 
 LOUDNESS, CLIPPED, SILENCE = "loudness", "clipped_sound", "silence"
 MONITORS = (LOUDNESS, CLIPPED, SILENCE)
+ALIGNED = "av_align"
 _SHORTEST = 0.4  # seconds of one block of BS.1770
 _FULL = 1 - 2.0**-15  # one step of 16 bits below the end
 _WINDOW, _QUIET = 0.05, 1e-3  # seconds; root mean square of -60 dBFS
@@ -28,9 +30,21 @@ class SoundMeasure:
         """Values `[B]` by name; NaN of a sound that is not finite."""
         if sound is None:
             return {}
-        broken = ~sound.waves.isfinite().flatten(1).all(dim=1)
         found = {LOUDNESS: loudness(sound), CLIPPED: clipped_sound(sound), SILENCE: silence(sound)}
-        return {name: values.masked_fill(broken.to(values.device), math.nan) for name, values in found.items()}
+        return {name: values.cpu().masked_fill(_broken(sound.waves), math.nan) for name, values in found.items()}
+
+
+class AlignMeasure:
+    """`av_align` of clips with sound as a `Measure`; nothing of clips that have none, or too few frames."""
+
+    hears = True
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str], sound: Sound | None = None) -> dict[str, Tensor]:  # noqa: ARG002
+        """Values `[B]`; NaN where pixels or sound are not finite."""
+        if sound is None or videos.shape[1] < 3:
+            return {}
+        found = av_align(videos.nan_to_num(), Sound(sound.waves.nan_to_num(), sound.rate))
+        return {ALIGNED: found.masked_fill(_broken(sound.waves) | _broken(videos), math.nan)}
 
 
 def loudness(sound: Sound) -> Tensor:
@@ -51,6 +65,11 @@ def silence(sound: Sound) -> Tensor:
     size = min(sound.waves.shape[2], round(_WINDOW * sound.rate))
     power = sound.waves.float().unfold(2, size, size).square().mean(dim=(1, 3))
     return (power.sqrt() < _QUIET).float().mean(dim=1)
+
+
+def _broken(values: Tensor) -> Tensor:
+    """Which clips hold what is not finite, `[B]`, in host memory."""
+    return ~values.isfinite().flatten(1).all(dim=1).cpu()
 
 
 def _integrated(sound: Sound) -> float:

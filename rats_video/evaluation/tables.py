@@ -57,7 +57,7 @@ _DIRECTIONS: dict[str, Direction] = {
     **dict.fromkeys(
         (
             "diversity", "diversity_share", "pixel_diversity", "pixel_diversity_share", "dynamic_degree", "saturation",
-            "contrast", "clipped", "picture_likeness", "dynamic_degree_share", "displacement", "av_align", "loudness",
+            "contrast", "clipped", "picture_likeness", "dynamic_degree_share", "displacement", "loudness",
             "clipped_sound", "silence", "loudness_difference", "clipped_sound_difference", "silence_difference",
         ),
         "near teacher",
