@@ -13,7 +13,6 @@ import torch
 from playwright.sync_api import expect
 from sounds import heard, tone, until_heard
 
-from rats_video.backbones.wan import WanBackbone
 from rats_video.inference.demo import DemoClip, DemoModels, DemoRequest, Role
 from rats_video.inference.demo_page import build_page, launch_page
 from rats_video.inference.sampler import SamplerSpec
@@ -31,6 +30,11 @@ class Sounding(DemoModels):
 
     folder: Path = Path()
 
+    takes_pictures = False
+
+    def accept(self, prompt: object, nfe: object, seed: object, picture: object = None) -> DemoRequest:  # noqa: ARG002
+        return DemoRequest(str(prompt), 4, 0)
+
     def make(self, role: Role, wish: DemoRequest, advance: Callable[[], None]) -> DemoClip:  # noqa: ARG002
         path = self.folder / f"{role}.mp4"
         write_mp4(torch.rand(16, 3, 32, 32, generator=seeded(1)), path, fps=8.0, sound=tone(HZ[role], 2.0))
@@ -38,10 +42,12 @@ class Sounding(DemoModels):
 
 
 @pytest.fixture
-def url(loaded: WanBackbone, clip: ClipSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "False")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
-    studio = Sounding(loaded, loaded, clip, 3.0, (4,), SamplerSpec(3, 3.0, 2.0), None, folder=tmp_path)
+    nobody: Any = None
+    clip, spec = ClipSpec(16, 32, 32, 8.0), SamplerSpec(3, 3.0, 2.0)
+    studio = Sounding(nobody, nobody, clip, 3.0, (4,), spec, None, folder=tmp_path)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])

@@ -23,7 +23,7 @@ HZ = {"one": 500.0, "two": 2000.0}
 
 @pytest.fixture
 def made(tmp_path: Path) -> tuple[Rating, Path]:
-    return rating_of(tmp_path, {"one": 0.2, "two": 0.5}, PROMPTS[:2], hz=HZ)
+    return rating_of(tmp_path, {"one": 0.2, "two": 0.5}, PROMPTS[:2], frames=24, hz=HZ)
 
 
 @pytest.fixture

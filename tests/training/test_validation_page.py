@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,11 @@ def test_prompts_are_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)" in page
 
 
+def served(server: ThreadingHTTPServer) -> str:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return f"http://127.0.0.1:{server.server_port}/"
+
+
 def test_a_click_lets_one_clip_be_heard(tmp_path: Path, watched: Callable[..., Any]) -> None:
     rows = []
     for step, hz in ((1, 500.0), (2, 2000.0)):
@@ -30,7 +38,11 @@ def test_a_click_lets_one_clip_be_heard(tmp_path: Path, watched: Callable[..., A
         rows.append({"step": step, "clips": [{"prompt": "bells", "file": f"{step}.mp4", "scores": {}, "sound": True}]})
     write_page(tmp_path / "index.html", rows)
     one, two = "td:nth-child(2) video", "td:nth-child(3) video"
-    with watched((tmp_path / "index.html").as_uri(), "file:") as page:
+    # Over HTTP: what a page of a file plays, no script may listen to.
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=tmp_path)) as server,
+        watched(served(server)) as page,
+    ):
         page.locator(one).hover()
         assert heard(page, one, two) == {one: 0, two: 0}
         page.locator(one).click()
@@ -39,3 +51,4 @@ def test_a_click_lets_one_clip_be_heard(tmp_path: Path, watched: Callable[..., A
         until_heard(page, {one: 0, two: 2000.0})
         page.locator(two).click()
         until_heard(page, {one: 0, two: 0})
+        server.shutdown()
