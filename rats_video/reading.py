@@ -19,6 +19,11 @@ from rats_video.errors import UserError
 MOST_TEXT = 2**26  # bytes: no tokenizer, log or list of prompts comes near
 MOST_LAYERS = 1000  # of a network; the deepest published ones have about a hundred
 MOST_UNITS = 2**20  # of anything a model's configuration counts: words, positions, channels
+# Whatever its name, a file may be a playlist that reads other files, or fetches them.
+DEMUXER_OPTIONS = {
+    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file",
+}  # fmt: skip
+"""What FFmpeg may open where a clip is expected."""
 DAMAGED = (
     OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError, RuntimeError,
     ImportError, SafetensorError,

@@ -18,10 +18,14 @@ class Sound:
         """The sound of some clips."""
         return Sound(self.waves[rows], self.rate)
 
+    def one(self, row: int) -> Sound:
+        """The sound of one clip, in host memory."""
+        return Sound(self.waves[row : row + 1].cpu(), self.rate)
 
-def hears(reward: object) -> bool:
-    """True if a reward says that it takes the clips' sound as a third argument; its scores say what they judge."""
-    return bool(getattr(reward, "hears", False))
+
+def hears(scorer: object) -> bool:
+    """True if a reward or a measure says that it takes the clips' sound as a third argument."""
+    return bool(getattr(scorer, "hears", False))
 
 
 def sees(reward: object) -> bool:

@@ -46,8 +46,15 @@ class LTX2Backbone(LTXBackbone):
     lora_targets = (
         "to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "audio_ff.net.0.proj", "audio_ff.net.2",
     )  # fmt: skip
-    lora_alpha_tensors = True
-    original_names = ()
+    original_names = (
+        (r"^(audio_)?proj_in\.", r"\1patchify_proj."),
+        (r"^(audio_)?time_embed\.", r"\1adaln_single."),
+        (r"^(audio_)?prompt_adaln\.", r"\1prompt_adaln_single."),
+        (r"^av_cross_attn_(video|audio)_scale_shift\.", r"av_ca_\1_scale_shift_adaln_single."),
+        (r"^av_cross_attn_(?:video|audio)_(a2v|v2a)_gate\.", r"av_ca_\1_gate_adaln_single."),
+        (r"\.(video|audio)_a2v_cross_attn_scale_shift_table$", r".scale_shift_table_a2v_ca_\1"),
+        (r"\.norm_([qk])\.", r".\1_norm."),
+    )
 
     @classmethod
     def native_clip(cls, index: Mapping[str, Any], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:  # noqa: ARG003
@@ -99,13 +106,10 @@ class LTX2Backbone(LTXBackbone):
         if text != "gemma3":
             what = f"its text encoder is a {text!r}, as LTX-2.5's: LTX-2 and 2.3 have a 'gemma3'"
             raise UserError(what, where=where, fix="give LTX-2 or 2.3")
-        denoiser = configs.get(DENOISER, {})
-        keys = ("patch_size", "patch_size_t", "audio_patch_size", "audio_patch_size_t")
-        if large := [key for key in keys if denoiser.get(key, 1) != 1]:
-            what = f"its transformer has {large[0]} {denoiser[large[0]]}: every latent of LTX-2 is a token"
+        patches = [f"{sound}patch_size{time}" for sound in ("", "audio_") for time in ("", "_t")]
+        if large := [key for key in patches if configs.get(DENOISER, {}).get(key, 1) != 1]:
+            what = f"its transformer has {large[0]} {configs[DENOISER][large[0]]}: every latent of LTX-2 is a token"
             raise UserError(what, where=where, fix="give LTX-2 or 2.3")
-
-    # ----------------------------------------------------------------------------------------------- parts of latents
 
     @property
     def sound_width(self) -> int:
@@ -141,8 +145,7 @@ class LTX2Backbone(LTXBackbone):
         channels, frames, height, width = shape[-4:]
         numbers = channels * height * width
         fits = (n for n in range(1, frames) if n + self._sound_frames(n, numbers, self.fps) == frames)
-        found = next(fits, None)
-        if found is None:
+        if (found := next(fits, None)) is None:
             raise ValueError(f"no clip at {self.fps:g} fps has latents of {tuple(shape)}")
         return found
 
@@ -226,8 +229,6 @@ class LTX2Backbone(LTXBackbone):
         made: Tensor = tokens * vae.latents_std.to(tokens) + vae.latents_mean.to(tokens)
         return made
 
-    # ----------------------------------------------------------------------------------------------------- guidance
-
     def guidance(self, further: FurtherGuidance | None = None) -> Guide:
         """By the text alone, at one scale for pictures and sound; or as `LTX2Pipeline` guides, by `further`.
 
@@ -239,8 +240,9 @@ class LTX2Backbone(LTXBackbone):
         config = self.parts["transformer"].config
         if further.uses_stg and not config.perturbed_attn:
             what = "this transformer cannot skip its self-attention (LTX-2; 2.3 can): the call would change nothing"
-            fix = "set stg_scale and audio_stg_scale to 0"
-            raise UserError(what, where="teacher.further_guidance.stg_scale", fix=fix)
+            raise UserError(
+                what, where="teacher.further_guidance.stg_scale", fix="set stg_scale and audio_stg_scale to 0"
+            )
         is_plan = self.parts["transformer"].device.type == "meta"  # of a transformer that is cut short
         if further.uses_stg and not is_plan and max(further.stg_blocks) >= config.num_layers:
             what = f"its transformer has {config.num_layers} blocks, got {max(further.stg_blocks)}"

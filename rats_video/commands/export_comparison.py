@@ -16,8 +16,9 @@ from rats_video.distillation.pictures import give_pictures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.evaluation.sweep import EvaluatedModel, measure_samples
 from rats_video.files import write_json
+from rats_video.inference.panel import GIVEN, Panel, with_tracks
 from rats_video.inference.sampler import SamplerSpec, sample_videos
-from rats_video.inference.side_by_side import GIVEN, Panel, compose_comparison, panel_boxes
+from rats_video.inference.side_by_side import compose_comparison, panel_boxes
 from rats_video.inference.video import slugify, write_mp4
 from rats_video.progress import ClipBar, Pace
 from rats_video.runtime import Runtime
@@ -64,7 +65,8 @@ def compare_files(
 
     Where clips start from pictures, these come first.
 
-    `index.json` has, for each file, the place of every panel in the picture, its cost and its scores.
+    `index.json` has, for each file, the place of every panel in the picture, its cost and its scores, and the track
+    that has its sound.
     """
     make_folder(output)
     give_pictures(cfg, loaded.base, loaded.student)
@@ -88,8 +90,8 @@ def compare_files(
                 cost = (arm.spec.num_steps, arm.spec.nfe, samples.seconds_per_clip)
                 rewards = scores["reward"][arm.name][-len(samples.videos) :]
                 panels += [
-                    Panel(arm.name, frames.cpu(), *cost, score)
-                    for frames, score in zip(samples.videos, rewards, strict=True)
+                    Panel(arm.name, frames.cpu(), *cost, score, samples.heard(row))
+                    for row, (frames, score) in enumerate(zip(samples.videos, rewards, strict=True))
                 ]
                 if arm is arms[0] and samples.first is not None:
                     frames = samples.first[:, None].expand_as(samples.videos).cpu()
@@ -99,21 +101,34 @@ def compare_files(
             columns.append(panels)
     columns = [given, *columns] if given else columns
     mine: list[dict[str, object]] = []
-    for place, (index, *panels) in enumerate(zip(share, *columns, strict=True)):
+    for place, (index, *found) in enumerate(zip(share, *columns, strict=True)):
         prompt = prompts[index]
         name = f"{index:03d}-{slugify(prompt)}.mp4"
-        write_mp4(compose_comparison(panels, prompt=prompt), output / name, fps=loaded.clip.fps)
+        panels = _write(found, prompt, output / name, loaded.clip.fps)
         measured = {metric: {arm: values[place] for arm, values in arms.items()} for metric, arms in scores.items()}
-        shown = [
-            {"title": panel.title, **_cost(panel), "box": box}
-            for panel, box in zip(panels, panel_boxes(panels), strict=True)
-        ]
-        mine.append({"file": name, "prompt": prompt, "seed": seed, **measured, "panels": shown})
+        mine.append({"file": name, "prompt": prompt, "seed": seed, **measured, "panels": _described(panels)})
     rows = runtime.gather_shards(mine)
     if runtime.is_main:
         write_json(output / "index.json", rows)
     names = " | ".join((*([GIVEN] if given else []), *(arm.name for arm in arms)))
-    return [f"{len(prompts)} comparisons ({names}, same noise): {output}"]
+    has_sound = loaded.student.has_sound
+    heard = "; the student's sound plays, the teacher's is track 2 and the base's track 3" if has_sound else ""
+    return [f"{len(prompts)} comparisons ({names}, same noise{heard}): {output}"]
+
+
+def _write(panels: Sequence[Panel], prompt: str, path: Path, fps: float) -> list[Panel]:
+    """Write one comparison; returns the panels, told their tracks."""
+    told, sounds = with_tracks(panels)
+    write_mp4(compose_comparison(told, prompt=prompt), path, fps=fps, sound=sounds)
+    return told
+
+
+def _described(panels: Sequence[Panel]) -> list[dict[str, object]]:
+    """For each panel its title, cost, place, and track if it has sound."""
+    return [
+        {"title": panel.title, **_cost(panel), "box": box, **({} if panel.track is None else {"track": panel.track})}
+        for panel, box in zip(panels, panel_boxes(panels), strict=True)
+    ]
 
 
 def _cost(panel: Panel) -> dict[str, float]:

@@ -21,8 +21,9 @@ from rats_video.commands.students import LoadedStudent, SampleChoices, find_stud
 from rats_video.commands.teacher import judged_teacher
 from rats_video.datasets.prompts.files import read_rows
 from rats_video.datasets.prompts.split import load_prompts
-from rats_video.errors import UserError
+from rats_video.errors import UserError, warn
 from rats_video.evaluation.tables import TEACHER
+from rats_video.inference.audio import read_sound
 from rats_video.inference.manifest import MANIFEST, SampledClip, read_clips
 from rats_video.inference.requests import Request, list_requests
 from rats_video.inference.video import read_clip, write_clip
@@ -86,7 +87,10 @@ def make_rating(runs: Sequence[Path], options: RateOptions, asked: Asked, output
         _check_size(each, output)
         for file in each.files.values():
             (output / file).with_suffix(".txt").write_text(each.prompt + "\n", encoding="utf-8")
-    rating = Rating(asked=asked, arms=tuple(found), clips=tuple(clips), checks=tuple(_checks(clips, output)))
+    rating = Rating(
+        asked=asked, arms=tuple(found), clips=tuple(clips), checks=tuple(_checks(clips, output)),
+        has_sound=_have_sound(clips, output),
+    )  # fmt: skip
     rating.save(output)
     return rating
 
@@ -197,6 +201,15 @@ def _check_size(clips: RatedClips, output: Path) -> None:
         raise UserError(f"clips of one prompt differ in size: {said}", where="RUN", fix=fix)
 
 
+def _have_sound(clips: Sequence[RatedClips], output: Path) -> bool:
+    """True if all clips have a sound; warns where only some have."""
+    silent = [file for each in clips for file in each.files.values() if read_sound(output / file) is None]
+    total = sum(len(each.files) for each in clips)
+    if 0 < len(silent) < total:
+        warn(f"{len(silent)} of {total} clips have no sound: all are shown without, which is fair", where="rate")
+    return not silent
+
+
 def _checks(clips: Sequence[RatedClips], output: Path) -> list[ShownPair]:
     """One check for every `CHECK_EVERY` pairs, at least two: by turns a clip and its damaged copy, and a clip twice."""
     arms = clips[0].files
@@ -210,6 +223,7 @@ def _checks(clips: Sequence[RatedClips], output: Path) -> list[ShownPair]:
         damaged = f"{CHECKS}/{number:03d}{Path(file).suffix}"
         frames, fps = read_clip(output / file)
         grain = torch.randn(frames.shape, generator=seeded(0, 24, number))
-        write_clip((frames + _GRAIN * grain).clamp(0, 1), output / damaged, fps=fps, remarks={})
+        noisy, sound = (frames + _GRAIN * grain).clamp(0, 1), read_sound(output / file)
+        write_clip(noisy, output / damaged, fps=fps, remarks={}, sound=sound)
         checks.append(ShownPair(left=file, right=damaged, prompt=prompt, answer="left"))
     return checks

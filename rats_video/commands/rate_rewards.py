@@ -14,6 +14,7 @@ from rats_video.commands.students import find_student
 from rats_video.config.explain import KIND
 from rats_video.errors import UserError, warn
 from rats_video.hub import CARD
+from rats_video.inference.audio import read_sound
 from rats_video.inference.student import load_card
 from rats_video.inference.video import read_clip
 from rats_video.methods.scoring import score_pixels
@@ -66,7 +67,7 @@ def _scores(
     scores = {}
     for file, prompt in prompt_of.items():
         videos = read_clip(folder / file)[0][None].to(device)
-        scores[file] = float(score_pixels(reward, videos, [prompt]).clip)
+        scores[file] = float(score_pixels(reward, videos, [prompt], read_sound(folder / file)).clip)
     return scores
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rats_video.distillation.run_rewards import RunRewards
 from rats_video.distillation.settings import DistillConfig
+from rats_video.evaluation.sound import SoundMeasure
 from rats_video.evaluation.sweep import Measure, RewardMeasure, reward_measure
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.rewards.temporal import dynamic_degree, saturation
@@ -60,7 +61,7 @@ def guard_measures(cfg: DistillConfig, rewards: RunRewards, device: torch.device
         measures.append(_Visiting(HELDOUT, rewards.heldout, with_parts=True, device=device))
     if cfg.clip.num_frames > 1:
         measures.append(lambda videos, _: {MOTION: dynamic_degree(videos).clip})
-    measures.append(lambda videos, _: {SATURATION: saturation(videos).clip})
+    measures += [lambda videos, _: {SATURATION: saturation(videos).clip}, SoundMeasure()]
     return measures
 
 

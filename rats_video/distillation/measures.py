@@ -31,6 +31,7 @@ from rats_video.evaluation.features import (
 )
 from rats_video.evaluation.i3d import I3D, I3dFeaturesConfig
 from rats_video.evaluation.sets import Reference
+from rats_video.evaluation.sound import AlignMeasure, SoundMeasure
 from rats_video.evaluation.sweep import FeatureFn, Measure, motion_measure, path_measure, reward_measure, shapes_measure
 from rats_video.files import replacing, weights_digest
 from rats_video.reading import check_plain_file
@@ -41,7 +42,7 @@ from rats_video.types import ClipSpec
 
 
 def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
-    """Trained reward, held-out reward where there is one, what can be measured on the shapes, and on what moves."""
+    """Trained reward, held-out reward where there is one, what can be measured on shapes, on what moves, on sound."""
     measures = [reward_measure("reward", build_reward(cfg.reward, device, where="reward", clip=cfg.clip.spec))]
     if cfg.heldout_reward is not None:
         heldout = build_reward(cfg.heldout_reward, device, where="heldout_reward", clip=cfg.clip.spec)
@@ -50,7 +51,7 @@ def build_measures(cfg: DistillConfig, device: torch.device) -> list[Measure]:
         measures += [shapes_measure, path_measure] if cfg.prompts.paths else [shapes_measure]
     if cfg.clip.num_frames > 2:
         measures.append(motion_measure)
-    return measures
+    return [*measures, SoundMeasure(), AlignMeasure()]
 
 
 MOST_REAL = 256  # clips of a reference; beyond, the few clips of an arm are what limits

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from rats_video.evaluation.frechet import Gaussian, frechet_distance, jackknife, kernel_distance
 from rats_video.evaluation.pictures import PSNR
-from rats_video.evaluation.stats import Estimate, mean_ci95
+from rats_video.evaluation.sound import MONITORS
+from rats_video.evaluation.stats import Estimate, mean_ci95, paired_difference
 from rats_video.evaluation.sweep import ArmScores
 from rats_video.evaluation.tables import TEACHER, MetricValue
 
@@ -141,7 +142,14 @@ def motion_share(arm: ArmScores, teacher: ArmScores) -> Estimate | None:
 
 
 def fill_shares(arm: ArmScores, teacher: ArmScores) -> None:
-    """Give an arm its diversity as a share of the teacher's, in place; both must have their `spreads`."""
+    """Give an arm its diversity as a share of the teacher's, and how its sound differs from the teacher's, in place.
+
+    Both must have their `spreads`. The sound is compared clip by clip, where both have the same prompts.
+    """
+    for name in MONITORS:
+        if name in arm.metrics and name in teacher.metrics and arm.prompts == teacher.prompts:
+            apart = paired_difference(arm.metrics[name], teacher.metrics[name], arm.prompts)
+            arm.sets[f"{name}_difference"] = MetricValue.of(apart)
     for name, theirs in teacher.spreads.items():
         if name in arm.spreads and (share := diversity(arm.spreads[name], theirs)):
             arm.sets[f"{name}_share"] = MetricValue.of(share)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,12 +16,13 @@ from rats_video.inference.sampler import SamplerSpec, Samples, sample_videos
 from rats_video.methods.scoring import score_pixels
 from rats_video.motion_path import MARK
 from rats_video.runtime import interleave
-from rats_video.sound import Sound
+from rats_video.sound import Sound, hears
 from rats_video.types import Backbone, ClipSpec, Reward
 
 T = TypeVar("T")
 Measure = Callable[[Tensor, Sequence[str]], Mapping[str, Tensor]]
-"""`(videos, prompts) -> named scores [B]`; `tables.better` gives their direction."""
+"""`(videos, prompts) -> named scores [B]`; `tables.better` gives their direction. One that `hears` is also given the
+clips' sound, or None."""
 FeatureFn = Callable[[Tensor], Tensor]
 """`videos -> features [B, D]` that clips are compared by."""
 
@@ -99,6 +100,8 @@ class RewardMeasure:
 
     It is a `Measure`, and takes the sound of clips that have one.
     """
+
+    hears: ClassVar[bool] = True
 
     name: str
     reward: Reward
@@ -202,7 +205,7 @@ def measure_samples(samples: Samples, measures: Sequence[Measure]) -> dict[str, 
     """All measures of clips' pixels, and how they keep to the pictures that they start from."""
     found: dict[str, Tensor] = {}
     for measure in measures:
-        heard = (samples.sound,) if isinstance(measure, RewardMeasure) else ()
+        heard = (samples.sound,) if hears(measure) else ()
         found |= measure(samples.videos, samples.prompts, *heard)
     if samples.first is None:
         return found

@@ -37,11 +37,18 @@ METRIC_TITLES: dict[str, str] = {
     "picture_likeness": "likeness to the picture",
     "dynamic_degree_share": "dynamic degree / teacher's",
     "displacement": "displacement / the prompt's",
+    "loudness": "loudness, LUFS",
+    "clipped_sound": "clipped samples",
+    "loudness_difference": "loudness - teacher's, LU",
+    "clipped_sound_difference": "clipped samples - teacher's",
+    "silence_difference": "silence - teacher's",
+    "av_align": "AV-Align",
 }
 _HEADLINE = 4  # metrics that fit a page
 BESIDE = (
     "fvd", "kvd", "fid", "kid", "diversity_share", "pixel_diversity_share", "flicker", "motion_smoothness",
     "dynamic_degree", "saturation", "first_frame_psnr", "picture_likeness", "dynamic_degree_share", "displacement",
+    "av_align", "loudness_difference", "clipped_sound_difference", "silence_difference",
 )  # fmt: skip
 """Metrics of a second table: no reward, and nothing that a reward is trained for."""
 Direction = Literal["higher", "lower", "near teacher"]
@@ -50,7 +57,8 @@ _DIRECTIONS: dict[str, Direction] = {
     **dict.fromkeys(
         (
             "diversity", "diversity_share", "pixel_diversity", "pixel_diversity_share", "dynamic_degree", "saturation",
-            "contrast", "clipped", "picture_likeness", "dynamic_degree_share", "displacement",
+            "contrast", "clipped", "picture_likeness", "dynamic_degree_share", "displacement", "loudness",
+            "clipped_sound", "silence", "loudness_difference", "clipped_sound_difference", "silence_difference",
         ),
         "near teacher",
     ),

@@ -137,7 +137,7 @@ class ComfyUI(Form):
         """Folder, nodes and noise levels."""
         files = [f"{placed(exported)}/{file}" for file in file_names(exported).values()]
         needs = needs_of(exported, denoiser_config(exported))
-        alone = "Copy `models` over ComfyUI's folder. There is no ready workflow for a model of this size."
+        alone = "Copy `models` over ComfyUI's folder. There is no ready workflow for this model."
         ready = alone if needs is None else workflow_section(exported, needs)
         return "\n\n".join([ready, sampling_section(exported, model_of(exported), files)])
 

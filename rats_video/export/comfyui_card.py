@@ -81,6 +81,8 @@ def _sampler(exported: ExportedStudent, model: ComfyModel) -> str:
             text += " Give them different `noise_seed`s: `lcm` draws noise in both."
     if exported.pictures is not None:
         text += f" The picture, scaled to the clip with crop `center`, goes into {model.picture_node}."
+    if model.sound_nodes:
+        text += f" {model.sound_nodes}."
     if model.takes_frame_rate:
         text += f" Put LTXVConditioning with `frame_rate` {exported.card.clip['fps']:g} behind the prompt."
     if model.guidance_node is not None:

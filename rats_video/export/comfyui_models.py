@@ -1,13 +1,13 @@
 """What ComfyUI takes for granted of a denoiser, by the class that diffusers has for it.
 
-Read from ComfyUI 0.10.0: comfy/model_detection.py, comfy/ldm/wan/model.py and comfy/ldm/lightricks/model.py.
+Read from ComfyUI 0.10.0: comfy/model_detection.py, comfy/ldm/wan/model.py, comfy/ldm/lightricks/{model,av_model}.py.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rats_video.backbones.family import DENOISER
@@ -33,12 +33,18 @@ class ComfyModel:
         takes_frame_rate: whether its conditioning has a frame rate.
         picture_node: that takes the picture of image to video, and gives the latent to sample.
         picture_channels: further channels of its input that a picture may take.
-        header: keys that ComfyUI reads from the `config` of the file's header, where there is one.
+        header: what ComfyUI reads from the `config` of the file's header, by key of diffusers' config; or nothing.
+        header_fixed: what else it reads there, the same for every model of the kind.
+        whole_fixed: values beside `fixed` that a whole denoiser must have, and a LoRA need not.
+        sound_nodes: that join its latent with the sound's, take them apart, and decode the sound.
     """
 
     name: str
     fixed: Mapping[str, tuple[Any, ...]]
-    header: tuple[str, ...] = ()
+    header: Mapping[str, str] = field(default_factory=dict)
+    header_fixed: Mapping[str, Any] = field(default_factory=dict)
+    whole_fixed: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    sound_nodes: str = ""
     lora_programs: str = ""
     for_musubi: bool = False
     lora_refused: str = ""
@@ -62,13 +68,10 @@ class ComfyModel:
         if taken is not None and made is not None and taken not in {made, made + self.picture_channels}:
             other = f" or {made + self.picture_channels}" if self.picture_channels else ""
             return f"its {self.name} takes {taken} channels and makes {made}: ComfyUI's takes {made}{other}"
-        wrong = [
-            f"{key} {_plain(config[key])} (not {' or '.join(str(_plain(value)) for value in values)})"
-            for key, values in self.fixed.items()
-            if key in config and _plain(config[key]) not in map(_plain, values)
-        ]
-        if wrong:
+        if wrong := _differing(config, self.fixed):
             return f"ComfyUI cannot load a {self.name} of {', '.join(wrong)}"
+        if not is_lora and (newer := _differing(config, self.whole_fixed)):
+            return f"a whole {self.name} of {', '.join(newer)} cannot be checked: diffusers' converter cannot read it"
         if not is_lora and config.get("pos_embed_seq_len") is not None:
             return f"a {self.name} of first and last pictures cannot be checked: diffusers' converter knows no emb_pos"
         return ""
@@ -82,11 +85,27 @@ class ComfyModel:
         """
         if not self.header:
             return {}
-        sizes = {key: config[key] for key in self.header}
-        return {CONFIG: json.dumps({"transformer": {**sizes, "causal_temporal_positioning": is_causal}})}
+        sizes = {theirs: config[ours] for ours, theirs in self.header.items() if ours in config}
+        causal = {"causal_temporal_positioning": is_causal}
+        return {CONFIG: json.dumps({"transformer": {**sizes, **causal, **self.header_fixed}})}
 
 
 _RMS = ("rms_norm_across_heads",)
+_LTX_SIZES = {
+    name: name
+    for name in (
+        "in_channels", "num_attention_heads", "attention_head_dim", "cross_attention_dim", "num_layers",
+        "caption_channels",
+    )
+}  # fmt: skip
+_LTX2_AUDIO = {
+    name: name
+    for name in ("audio_num_attention_heads", "audio_attention_head_dim", "audio_cross_attention_dim")
+}  # fmt: skip
+_LTX_FIXED = {
+    "patch_size": (1,), "patch_size_t": (1,), "qk_norm": _RMS, "norm_eps": (1e-6,), "norm_elementwise_affine": (False,),
+    "attention_bias": (True,), "attention_out_bias": (True,), "activation_fn": ("gelu-approximate",),
+}  # fmt: skip
 MODELS: Mapping[str, ComfyModel] = {
     "WanTransformer3DModel": ComfyModel(
         "Wan",
@@ -105,19 +124,38 @@ MODELS: Mapping[str, ComfyModel] = {
     ),
     "LTXVideoTransformer3DModel": ComfyModel(
         "LTX-Video",
-        fixed={
-            "patch_size": (1,), "patch_size_t": (1,), "qk_norm": _RMS, "norm_eps": (1e-6,),
-            "norm_elementwise_affine": (False,), "attention_bias": (True,), "attention_out_bias": (True,),
-            "activation_fn": ("gelu-approximate",),
-        },
-        header=(
-            "in_channels", "num_attention_heads", "attention_head_dim", "cross_attention_dim", "num_layers",
-            "caption_channels",
-        ),
+        fixed=_LTX_FIXED,
+        header=_LTX_SIZES,
         lora_programs="This is for ComfyUI and LightX2V, which take it as it is",
         ruined_by="ModelSamplingSD3",
         takes_frame_rate=True,
         picture_node="LTXVImgToVideo with `strength` 1, which gives the latent to sample",
+    ),
+    "LTX2VideoTransformer3DModel": ComfyModel(
+        "LTX-2",
+        # Comfy's model divides the sound's 128 numbers into 8 channels of 16 bands.
+        fixed={**_LTX_FIXED, "audio_patch_size": (1,), "audio_patch_size_t": (1,), "audio_in_channels": (128,)},
+        # What LTX-2.3 and later ones have besides, diffusers' converter of whole denoisers does not know.
+        whole_fixed={
+            "gated_attn": (False,), "cross_attn_mod": (False,), "audio_gated_attn": (False,),
+            "audio_cross_attn_mod": (False,), "use_prompt_embeddings": (True,), "causal_offset": (1,),
+            "ff_bias": (True,), "audio_ff_bias": (True,), "use_keyframes_abs_pos_embedding": (False,),
+            "rope_double_precision": (True,),
+        },
+        header={
+            **_LTX_SIZES, **_LTX2_AUDIO, "audio_in_channels": "audio_in_channels", "rope_type": "rope_type",
+            "rope_theta": "positional_embedding_theta", "timestep_scale_multiplier": "timestep_scale_multiplier",
+            "cross_attn_timestep_scale_multiplier": "av_ca_timestep_scale_multiplier",
+        },
+        header_fixed={
+            "causal_temporal_positioning": True, "use_middle_indices_grid": True, "frequencies_precision": "float64",
+        },
+        lora_programs="This is for ComfyUI, which takes it as it is",
+        ruined_by="ModelSamplingSD3",
+        takes_frame_rate=True,
+        picture_node="LTXVImgToVideo with `strength` 1, which gives the latent of the pictures",
+        sound_nodes="LTXVEmptyLatentAudio makes the sound's latent, LTXVConcatAVLatent joins it to the pictures' "
+        "before SamplerCustom, LTXVSeparateAVLatent takes them apart behind it, and LTXVAudioVAEDecode plays the sound",
     ),
     "HunyuanVideoTransformer3DModel": ComfyModel(
         "HunyuanVideo",
@@ -165,6 +203,15 @@ def only_diffusers(exported: ExportedStudent) -> str:
         others = "ComfyUI cannot tell what model it is (`Could not detect model type`)"
     offer = "" if refusal(config, is_lora=exported.is_lora) else "; take `--format comfyui` there"
     return f"This is for diffusers alone, whose names its weights have. {others}{offer}."
+
+
+def _differing(config: Mapping[str, Any], wanted: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """Each key whose value is none of those wanted, with both; what the configuration does not state is right."""
+    return [
+        f"{key} {_plain(config[key])} (not {' or '.join(str(_plain(value)) for value in values)})"
+        for key, values in wanted.items()
+        if key in config and _plain(config[key]) not in map(_plain, values)
+    ]
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.datasets.video.pictures import read_sent_picture
 from rats_video.errors import UserError
-from rats_video.inference.sampler import SamplerSpec, clip_noise, fresh_noise, sample_batch
+from rats_video.inference.sampler import SamplerSpec, clip_noise, fresh_noise, sample_batch, sound_of
 from rats_video.inference.video import write_mp4
 from rats_video.methods.scoring import score_pixels
 from rats_video.types import ClipSpec, PromptChecker, Reward, SamplerKind
@@ -42,7 +42,7 @@ class DemoRequest:
 
 @dataclass(frozen=True)
 class DemoClip:
-    """A clip as an mp4 file's bytes, what it cost, and the reward's score where there is a reward."""
+    """A clip as an mp4 file's bytes, what it cost, the reward's score where there is a reward, whether it has sound."""
 
     role: Role
     mp4: bytes
@@ -50,6 +50,7 @@ class DemoClip:
     nfe: int
     seconds: float
     reward: float | None
+    has_sound: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,13 +144,14 @@ class DemoModels:
         first = None if wish.picture is None else _fitted(wish.picture, self.clip)[None]
         given = None if first is None else backbone.given_frames(self.clip, first)
         fresh = fresh_noise(noise, [(wish.seed, 0)])
-        videos, _ = sample_batch(backbone, [wish.prompt], noise, spec, advance, given, fresh)
+        videos, latents = sample_batch(backbone, [wish.prompt], noise, spec, advance, given, fresh)
+        sound = sound_of(backbone, latents)
         seconds = time.perf_counter() - began
-        score = None if self.reward is None else float(score_pixels(self.reward, videos, [wish.prompt]).clip)
+        score = None if self.reward is None else float(score_pixels(self.reward, videos, [wish.prompt], sound).clip)
         with tempfile.TemporaryDirectory(prefix="rats-video-") as folder:
             path = Path(folder) / "clip.mp4"
-            write_mp4(videos[0].cpu(), path, fps=self.clip.fps)
-            return DemoClip(role, path.read_bytes(), spec.num_steps, spec.nfe, seconds, score)
+            write_mp4(videos[0].cpu(), path, fps=self.clip.fps, sound=sound)
+            return DemoClip(role, path.read_bytes(), spec.num_steps, spec.nfe, seconds, score, sound is not None)
 
 
 def _whole(name: str, value: object, low: int, high: int) -> int:

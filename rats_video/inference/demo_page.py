@@ -33,6 +33,13 @@ element.addEventListener("change", (event) => {{
 }});
 element.addEventListener("click", (event) => {{ if (event.target.tagName === "BUTTON") props.value = ""; }});
 """
+# A browser plays no sound before it is asked to; of two clips one is heard.
+_HEAR_ONE = """
+element.addEventListener("volumechange", (event) => {
+  if (event.target.muted) return;
+  for (const other of document.querySelectorAll("#clips video")) if (other !== event.target) other.muted = true;
+}, true);
+"""
 
 
 def build_page(studio: DemoModels, examples: Sequence[str], *, name: str, teacher: bool) -> gr.Blocks:
@@ -64,7 +71,9 @@ def build_page(studio: DemoModels, examples: Sequence[str], *, name: str, teache
         status = gr.HTML(_status("Press Enter in the prompt, or Generate."), elem_id="status")
         # Above the rest: on a phone they would lie below the fold, and Generate seem to do nothing.
         with gr.Row(elem_id="clips"):
-            cards = [gr.HTML(visible=False, elem_id=f"{role}-card") for role in ("student", "teacher")]
+            cards = [
+                gr.HTML(visible=False, elem_id=f"{role}-card", js_on_load=_HEAR_ONE) for role in ("student", "teacher")
+            ]
         with gr.Row(elem_id="examples"):
             for text in examples:
                 example = gr.Button(text, size="sm", variant="secondary", min_width=0, scale=0)
@@ -195,9 +204,10 @@ def _card(made: DemoClip, ratio: float) -> str:
     facts += [] if made.reward is None else [("reward", f"{made.reward:.3f}")]
     rows = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts)
     title = made.role.capitalize()
+    hint = "<p>Muted at first: its speaker button turns the sound on.</p>" if made.has_sound else ""
     return (
         f'<figure class="clip"><figcaption>{title}<a href="{data}" download="{made.role}.mp4">Save</a></figcaption>'
         f'<video src="{data}" style="--ratio: {ratio:.4g}" aria-label="{title}\'s clip" '
         "controls autoplay loop muted playsinline></video>"
-        f"<dl>{rows}</dl></figure>"
+        f"{hint}<dl>{rows}</dl></figure>"
     )

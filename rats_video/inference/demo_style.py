@@ -38,6 +38,7 @@ figure.clip a { font-weight: 400; }
 figure.clip video {
   display: block; width: min(100%, 60vh * var(--ratio)); aspect-ratio: var(--ratio); margin: 0 auto; object-fit: fill;
 }
+figure.clip p { margin: 0; padding: 8px 14px 0; color: var(--body-text-color-subdued); font-size: 0.85rem; }
 figure.clip dl { display: flex; flex-wrap: wrap; gap: 4px 24px; margin: 0; padding: 10px 14px; }
 figure.clip dl div { display: flex; flex-direction: column-reverse; }
 figure.clip dd { margin: 0; font-size: 1.15rem; font-weight: 600; font-variant-numeric: tabular-nums; }

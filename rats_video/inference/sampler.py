@@ -64,6 +64,10 @@ class Samples:
     first: Tensor | None = None
     sound: Sound | None = None
 
+    def heard(self, row: int) -> Sound | None:
+        """The sound of one of them, in host memory."""
+        return None if self.sound is None else self.sound.one(row)
+
 
 def clip_noise(backbone: Backbone, clip: ClipSpec, seed: int, index: int) -> Tensor:
     """Starting noise `[1, C, F, H, W]` of the `index`-th clip: the same for every model, batch size and machine."""

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from rats_video.inference.panel import SEPARATOR, Panel
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from PIL.ImageFont import FreeTypeFont, ImageFont
     from torch import Tensor
 
-GIVEN = "given"
-"""Title of the picture that clips start from."""
 _BACKGROUND = (15, 18, 23)
 _LABEL_BAR = (27, 32, 40)
 _TITLE_INK = (245, 247, 250)
@@ -27,46 +27,10 @@ _PROMPT_INK = (214, 220, 228)
 _MIN_TEXT = 11  # pixels: smaller is unreadable on a README page, so text wraps or is cut instead
 _MIN_NUMBER = 6
 _OVERSAMPLE = 4  # small text drawn large and averaged down keeps the font's own letter spacing
-_SEPARATOR = " · "
 _ELLIPSIS = "…"
 # Pillow's bundled font draws a box for anything outside ASCII and these.
 _DRAWABLE = frozenset("©«°±´·»‘’“”…‹›™")  # noqa: RUF001
 _LOOKALIKES = str.maketrans({"–": "-", "—": "-", "−": "-", "×": "x", "→": ">", "\n": " ", "\t": " "})  # noqa: RUF001
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One sampler's clip and what it cost; or, without a cost, the picture that all of them start from.
-
-    Args:
-        title: the sampler's name, e.g. "teacher".
-        frames: pixels `[T, 3, H, W]` in [0, 1].
-        num_steps: solver steps.
-        nfe: network evaluations a clip.
-        seconds: wall time a clip.
-        reward: the clip's score, or None where none was computed.
-    """
-
-    title: str
-    frames: Tensor
-    num_steps: int = 0
-    nfe: int = 0
-    seconds: float = 0.0
-    reward: float | None = None
-
-    @property
-    def stats(self) -> str:
-        """E.g. "50 steps · 100 NFE · 1.52 s · reward -0.16"."""
-        if not self.nfe:
-            return "first frame"
-        parts = [
-            f"{self.num_steps} step{'s' if self.num_steps != 1 else ''}",
-            f"{self.nfe} NFE",
-            f"{self.seconds:.2f} s" if self.seconds < 100 else f"{self.seconds:.0f} s",
-        ]
-        if self.reward is not None:
-            parts.append(f"reward {self.reward:z.2f}")
-        return _SEPARATOR.join(parts)
 
 
 @dataclass(frozen=True)
@@ -174,11 +138,11 @@ def _plan(panels: Sequence[Panel], *, height: int, width: int, min_height: int) 
 
 def _fit_stats(texts: Sequence[str], width: int, size: int) -> tuple[int, tuple[tuple[str, ...], ...]]:
     """The font size and lines that fit `width` for every panel: one line if a readable size allows, else more."""
-    parts = [text.split(_SEPARATOR) for text in texts]
+    parts = [text.split(SEPARATOR) for text in texts]
     most = max(map(len, parts))
     for per_line in (most, (most + 1) // 2, 1):  # one line, two balanced ones, a column
         lines = tuple(
-            tuple(_SEPARATOR.join(part[i : i + per_line]) for i in range(0, len(part), per_line)) for part in parts
+            tuple(SEPARATOR.join(part[i : i + per_line]) for i in range(0, len(part), per_line)) for part in parts
         )
         # A cut number misleads, so a column may shrink below what is comfortable.
         for candidate in range(size, (_MIN_TEXT if per_line > 1 else _MIN_NUMBER) - 1, -1):

@@ -13,7 +13,9 @@ import torch
 from rats_video.config.fields import MOST_PIXELS
 from rats_video.errors import UserError, first_line
 from rats_video.files import replacing
-from rats_video.reading import check_plain_file
+from rats_video.inference.audio import open_tracks, write_tracks
+from rats_video.reading import DEMUXER_OPTIONS, check_plain_file
+from rats_video.sound import Sound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -24,23 +26,16 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from rats_video.sound import Sound
-
 _RANGE_SLACK = 0.01  # decoders overshoot [0, 1] by a rounding; [-1, 1] or 0..255 pixels are a caller's bug
 _HASH_DIGITS = 10
 _DIVERGED = "the model diverged: try an earlier checkpoint, or float32 instead of half precision"
 # Of small pictures x264's macroblock tree is not the same every time: the same frames would give other bytes.
 _ENCODER_OPTIONS = {"crf": "18", "preset": "medium", "profile": "high", "x264-params": "mbtree=0"}
-_AUDIO_BITS = 192_000  # a second
 _BT709 = 1  # the same code for matrix, primaries and transfer
 _LIMITED_RANGE = 1
-# Whatever its name, a file may be a playlist that reads other files, or fetches them.
-_DEMUXER_OPTIONS = {
-    "format_whitelist": "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi", "protocol_whitelist": "file",
-}  # fmt: skip
 
 
-def write_mp4(frames: Tensor, path: Path, *, fps: float, sound: Sound | None = None) -> None:
+def write_mp4(frames: Tensor, path: Path, *, fps: float, sound: Sound | Mapping[str, Sound] | None = None) -> None:
     """Write a clip that plays everywhere: H.264, yuv420p, BT.709, AAC, the index before the data.
 
     The same frames give the same bytes. The file appears at `path` complete or not at all: it is encoded beside it and
@@ -50,7 +45,7 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float, sound: Sound | None = N
         frames: pixels `[T, 3, H, W]`, floating point in [0, 1], on any device.
         path: the file to write, replaced if it exists; missing parent folders are made.
         fps: frames a second.
-        sound: of this clip alone, if it has one.
+        sound: of this clip alone, if it has one; of several by name, one track each, players play the first.
 
     Raises:
         ValueError: `frames` is not such a tensor or `fps` is not positive.
@@ -58,10 +53,11 @@ def write_mp4(frames: Tensor, path: Path, *, fps: float, sound: Sound | None = N
     """
     frames = frames.detach()
     _check_clip(frames, fps, where=str(path))
-    if sound is not None and not bool(sound.waves.isfinite().all()):
+    sounds = {"": sound} if isinstance(sound, Sound) else sound or {}
+    if not all(bool(each.waves.isfinite().all()) for each in sounds.values()):
         raise UserError("the sound holds NaN or infinity", where=str(path), fix=_DIVERGED)
     with replacing(path, "video") as partial:
-        _encode(frames, partial, rate=Fraction(fps).limit_denominator(1001), sound=sound)
+        _encode(frames, partial, Fraction(fps).limit_denominator(1001), sounds)
 
 
 def write_png(frame: Tensor, path: Path, remarks: Mapping[str, str] | None = None) -> None:
@@ -134,7 +130,7 @@ def read_mp4(path: Path) -> tuple[Tensor, float]:
     images: list[Tensor] = []
     try:
         check_plain_file(path)
-        with av.open(str(path), options=_DEMUXER_OPTIONS) as container:
+        with av.open(str(path), options=DEMUXER_OPTIONS) as container:
             stream = next(iter(container.streams.video), None)
             if stream is None or stream.codec_context is None:
                 raise UserError("holds no video stream", where=str(path), fix=fix)
@@ -215,19 +211,19 @@ def _check_clip(frames: Tensor, fps: float, *, where: str) -> None:
         raise ValueError(f"frames must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
 
 
-def _encode(frames: Tensor, path: Path, *, rate: Fraction, sound: Sound | None) -> None:
+def _encode(frames: Tensor, path: Path, rate: Fraction, sounds: Mapping[str, Sound]) -> None:
     """Encode `frames` `[T, 3, H, W]` into a new file at `path`; raises OSError if that fails."""
     import av
 
     try:
-        _write_frames(frames, path, rate, sound)
+        _write_frames(frames, path, rate, sounds)
     except av.error.FFmpegError as error:
         if isinstance(error, OSError):
             raise
         raise OSError(f"the encoder failed: {error}") from error  # of PyAV's errors only the disk's derive from it
 
 
-def _write_frames(frames: Tensor, path: Path, rate: Fraction, sound: Sound | None) -> None:
+def _write_frames(frames: Tensor, path: Path, rate: Fraction, sounds: Mapping[str, Sound]) -> None:
     import av
 
     height, width = frames.shape[-2:]
@@ -240,27 +236,14 @@ def _write_frames(frames: Tensor, path: Path, rate: Fraction, sound: Sound | Non
         context = stream.codec_context
         context.colorspace = context.color_primaries = context.color_trc = _BT709
         context.color_range = _LIMITED_RANGE
-        track = (
-            None
-            if sound is None
-            else container.add_stream("aac", rate=sound.rate, layout=_layout(sound), bit_rate=_AUDIO_BITS)
-        )
+        tracks = open_tracks(container, sounds, "aac")
         for index, image in enumerate(_rgb_images(frames)):
             frame = av.VideoFrame.from_ndarray(image, format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
             frame.pts, frame.time_base = index, 1 / rate
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-        if track is not None and sound is not None:
-            waves = sound.waves[0].detach().float().clamp(-1, 1).cpu().contiguous().numpy()
-            played = av.AudioFrame.from_ndarray(waves, format="fltp", layout=_layout(sound))
-            played.sample_rate, played.pts, played.time_base = sound.rate, 0, Fraction(1, sound.rate)
-            container.mux(track.encode(played))
-            container.mux(track.encode(None))
-
-
-def _layout(sound: Sound) -> str:
-    return "mono" if sound.waves.shape[1] == 1 else "stereo"
+        write_tracks(container, tracks)
 
 
 def _rgb_images(frames: Tensor) -> Iterator[NDArray[np.uint8]]:

@@ -17,11 +17,14 @@ _BODY = f"""<link rel="icon" href="data:,">
   <ul>
     <li>You see two clips of the same prompt. Choose the one that you like better and that shows what the prompt says.
     <li><kbd>1</kbd> the first, <kbd>2</kbd> the second, <kbd>0</kbd> no difference, <kbd>U</kbd> undo.
+    <li>If the clips have sound, you hear one at a time, by turns. <kbd>S</kbd> plays the other.
     <li>Stop whenever you like. Under the same name you go on where you stopped.
   </ul>
 </form>
 <section id="trial" aria-label="Two clips" hidden>
   <p id="prompt"></p>
+  <p id="hint" hidden>Listen to both: you hear one at a time, by turns. To hear one now, click it, or press
+    <kbd>S</kbd> for the other.</p>
   <div id="clips">
     <figure>
       <video id="clip1" muted playsinline aria-label="Clip 1"></video>

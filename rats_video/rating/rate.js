@@ -4,6 +4,8 @@
   const videos = [at("clip1"), at("clip2")], images = [at("image1"), at("image2")], buttons = [...document.querySelectorAll("#choices button")];
   const NAME = "rats-video-person", CHOICES = { 1: "left", 2: "right", 0: "same" };
   let person = "", trial = null, busy = false;
+  let sound = false, heard = 0;  // whether the pair has sound; the side whose is heard
+  const listened = new Set();  // the sides that were heard
 
   const ask = async (path, body) => {
     const answer = await fetch(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body) });
@@ -20,14 +22,40 @@
   const figures = [...document.querySelectorAll("figure")];
   const unmark = () => figures.forEach((figure) => figure.classList.remove("chosen"));
   const complain = (text) => { at("alert").textContent = text; at("alert").hidden = !text; };
+  const canChoose = () => trial && (!sound || listened.size === 2);
   const enable = () => {
     busy = false;
-    for (const button of buttons) button.disabled = button.id === "undo" ? at("progress").dataset.done === "0" : !trial;
+    for (const button of buttons) button.disabled = button.id === "undo" ? at("progress").dataset.done === "0" : !canChoose();
   };
 
-  // Both begin together, and again once both have ended.
-  const play = () => videos.forEach((video) => { video.currentTime = 0; video.play().catch(() => {}); });
-  videos.forEach((video) => video.addEventListener("ended", () => { if (videos.every((each) => each.ended)) play(); }));
+  // Both begin together, and again once both have ended; of clips with sound, then the other one's is heard.
+  const play = () => videos.forEach(async (video, side) => {
+    const audible = sound && side === heard;
+    video.currentTime = 0;
+    video.muted = !audible;
+    figures[side].classList.toggle("heard", audible);
+    try {
+      await video.play();
+    } catch (error) {
+      if (error.name !== "NotAllowedError") return;  // the next pair came meanwhile
+      video.muted = true;  // this browser wants a click on the clip first
+      figures[side].classList.remove("heard");
+      video.play().catch(() => {});
+      return;
+    }
+    if (!audible) return;
+    listened.add(side);
+    if (!busy) enable();
+  });
+  const hear = (side) => { if (sound && trial) { heard = side; play(); } };
+  videos.forEach((video, side) => {
+    video.addEventListener("ended", () => {
+      if (!videos.every((each) => each.ended)) return;
+      if (sound) heard = 1 - heard;
+      play();
+    });
+    video.addEventListener("click", () => hear(side));
+  });
   const ready = (side, { url, still }) => new Promise((resolve, reject) => {
     const [shown, other] = still ? [images[side], videos[side]] : [videos[side], images[side]];
     other.hidden = true;
@@ -53,6 +81,9 @@
     await Promise.all(clips.map((clip, side) => ready(side, clip)));
     unmark();
     trial = state.trial.name;
+    [sound, heard] = [state.sound, 0];
+    listened.clear();
+    at("hint").hidden = !sound;
     play();
   };
 
@@ -74,7 +105,7 @@
     enable();
   };
   const choose = (choice) => {
-    if (!trial || busy) return;
+    if (!canChoose() || busy) return;
     if (choice !== "right") figures[0].classList.add("chosen");
     if (choice !== "left") figures[1].classList.add("chosen");
     step("/vote", { trial, choice });
@@ -94,5 +125,6 @@
     if (!at("start").hidden || event.repeat || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key in CHOICES) choose(CHOICES[event.key]);
     else if (event.key.toLowerCase() === "u") undo();
+    else if (event.key.toLowerCase() === "s") hear(1 - heard);
   });
 })();

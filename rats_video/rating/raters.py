@@ -48,6 +48,11 @@ class Raters:
         self._trials: dict[str, dict[str, Trial]] = {}
         self._files: dict[str, tuple[Path, Path]] = {}
 
+    @property
+    def has_sound(self) -> bool:
+        """True if the clips are heard, too."""
+        return self._rating.has_sound
+
     def progress(self, person: str) -> Progress:
         """Where a person stands."""
         with self._lock:

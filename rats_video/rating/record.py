@@ -70,13 +70,14 @@ class Asked(Config):
 
 
 class Rating(Config):
-    """A folder of clips that people compare."""
+    """A folder of clips that people compare; with sound if all of them have one."""
 
     format: Literal[1] = 1
     asked: Asked
     arms: tuple[str, ...] = Field(min_length=2)
     clips: tuple[RatedClips, ...] = Field(min_length=1)
     checks: tuple[ShownPair, ...]
+    has_sound: bool = False
 
     @property
     def pairs(self) -> list[ShownPair]:

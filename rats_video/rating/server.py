@@ -115,7 +115,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse()
             return
         try:
-            self._say(200, _shown(actions[self.path](self.rfile.read(int(length)))))
+            progress = actions[self.path](self.rfile.read(int(length)))
+            self._say(200, _shown(progress, has_sound=self.server.raters.has_sound))
         except ValidationError as error:
             self._say(400, {"error": first_mistake(error)})
         except KeyError:
@@ -155,8 +156,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def _shown(progress: Progress) -> dict[str, Any]:
+def _shown(progress: Progress, *, has_sound: bool) -> dict[str, Any]:
     """What the page may know: no arm, no file, not whether it is a check."""
     trial = progress.trial
     shown = None if trial is None else {"name": trial.name, "prompt": trial.pair.prompt}
-    return {"trial": shown, "done": progress.done, "total": progress.total}
+    return {"trial": shown, "done": progress.done, "total": progress.total, "sound": has_sound}

@@ -12,15 +12,18 @@ from torch import Tensor
 from rats_video.errors import UserError, warn
 from rats_video.evaluation.compare_result import BASE
 from rats_video.evaluation.tables import METRIC_TITLES, TEACHER, metric_title
-from rats_video.inference.side_by_side import GIVEN
+from rats_video.inference.audio import read_sound
+from rats_video.inference.panel import GIVEN
 from rats_video.inference.video import read_mp4
 from rats_video.reporting.clips import WebClip, crop, encode_clip
 from rats_video.reporting.markup import cut, details, short, tag
 from rats_video.reporting.sources import ComparisonClip, PanelBox, Run
 from rats_video.reporting.training import colors
+from rats_video.sound import Sound
 
 REWARD, STUDENT, GAP = "reward", "student", "gap"
 _PAUSE = "M5 3h4v14H5zM12 3h4v14h-4z"
+_SPEAKER = "M2 7v6h4l5 5V2L6 7zM13 6.5v1.7a2 2 0 0 1 0 3.6v1.7a3.6 3.6 0 0 0 0-7z"
 _NOISE = ("model", "clip", "shift", "embedded_guidance", "evaluation")
 """The settings that, with prompt, place and seed, decide teacher's and base model's clips."""
 
@@ -135,7 +138,7 @@ def _add_cells(card: PromptGroup, run: Run, clip: ComparisonClip, look: str, *, 
             continue
         part = frames if frames is None or panel is whole else crop(frames, panel.box)
         trouble = problem or ("" if part is not None else "its place in the picture is not inside it")
-        encoded = None if part is None else encode_clip(part, fps)
+        encoded = None if part is None else encode_clip(part, fps, _sound(clip, panel))
         facts = {name: values[panel.title] for name, values in clip.metrics.items() if panel.title in values}
         if panel.title != TEACHER and REWARD in facts and TEACHER in clip.metrics[REWARD]:
             facts = {REWARD: facts[REWARD], GAP: facts[REWARD] - clip.metrics[REWARD][TEACHER], **facts}
@@ -143,6 +146,17 @@ def _add_cells(card: PromptGroup, run: Run, clip: ComparisonClip, look: str, *, 
             GalleryClip(title, look if is_student else panel.title, _cost(panel), encoded, trouble, facts)
         )
     card.cells.sort(key=lambda cell: {GIVEN: 0, TEACHER: 1, BASE: 2}.get(cell.look, 3))
+
+
+def _sound(clip: ComparisonClip, panel: PanelBox) -> Sound | None:
+    """The sound of a panel; None, with a warning, where it cannot be read."""
+    if panel.track is None:
+        return None
+    try:
+        return read_sound(clip.path, panel.track - 1)
+    except UserError as error:
+        warn(error.what, where=str(clip.path))
+        return None
 
 
 def _cost(panel: PanelBox) -> str:
@@ -228,11 +242,17 @@ def _cell(cell: GalleryClip, prompt: str) -> Element:
             data_seconds=clip.num_frames / clip.fps,
         )  # fmt: skip
     facts = list(cell.facts.items())
+    label = f"Sound of {cell.title}"
+    switch = tag(
+        "button", _icon(_SPEAKER), " Sound", type="button", class_="sound", aria_label=label, aria_pressed="false",
+        title=f"{label}, or silence", hidden="",
+    )  # fmt: skip
     first = [(name, value) for name, value in facts if name in {REWARD, GAP}]
     rest = [(name, value) for name, value in facts if name not in {REWARD, GAP}]
     return tag(
         "figure",
         picture,
+        switch if clip is not None and clip.has_sound else None,
         tag(
             "figcaption",
             tag("div", tag("span", class_=f"key {cell.look}", aria_hidden="true"), tag("b", cell.title)),

@@ -78,7 +78,7 @@
   const [play, scrub, shown, speed, loop] = ["play", "scrub", "frame", "speed", "loop"].map((id) => document.getElementById(id));
   const sources = new Map(videos.map((video) => [video, video.getAttribute("src")]));
   const visible = new Set();
-  let clock = 0, playing = false, last = 0;
+  let clock = 0, playing = false, last = 0, heard = null;
 
   const place = (video) => Math.min(Math.floor(clock * fps + 1e-6) / fps + half, Number(video.dataset.seconds) - half);
   const seek = (video) => { if (video.readyState > 0 && Math.abs(video.currentTime - place(video)) > half / 2) video.currentTime = place(video); };
@@ -101,6 +101,8 @@
     if (!playing) return;
     clock += ((now - last) / 1000) * Number(speed.value);
     last = now;
+    // What is heard leads: hurrying it would be heard.
+    if (heard && heard.readyState >= 2 && !heard.seeking && !heard.paused) clock = heard.currentTime;
     if (clock >= length) {
       if (!loop.checked) { setPlaying(false); go(count - 1); return; }
       clock %= length;
@@ -132,6 +134,20 @@
   };
   const step = (by) => { const frame = Math.floor(clock * fps + 1e-6) + by; if (playing) setPlaying(false); go((frame + count) % count); };
 
+  // ---- sound: of one clip at a time, of none at first
+  const switches = all(".sound", gallery);
+  const hear = (video) => {
+    heard = video;
+    videos.forEach((each) => { each.muted = each !== heard; });
+    switches.forEach((each) => each.setAttribute("aria-pressed", String(heard !== null && each.parentNode.contains(heard))));
+    if (heard && !playing) setPlaying(true);
+  };
+  for (const each of switches) {
+    const video = one("video", each.parentNode);
+    each.hidden = false;
+    each.addEventListener("click", () => hear(video === heard ? null : video));
+  }
+
   // Only what is in view holds a decoder.
   const watcher = new IntersectionObserver((entries) => {
     for (const { target: video, isIntersecting } of entries) {
@@ -140,6 +156,7 @@
         video.src = sources.get(video);
         video.load();
       } else if (!isIntersecting && visible.delete(video)) {
+        if (video === heard) hear(null);
         video.removeAttribute("src");
         video.load();
       }

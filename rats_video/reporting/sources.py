@@ -44,13 +44,14 @@ class GuardRecord(BaseModel):
 
 
 class PanelBox(BaseModel):
-    """One panel of a comparison's picture; box: left, top, width, height in pixels."""
+    """One panel of a comparison's picture; box: left, top, width, height in pixels; track: of its sound, from 1."""
 
     title: str
     num_steps: int | None = None
     nfe: int | None = None
     seconds: float | None = None
     box: tuple[int, int, int, int] = Field()
+    track: int | None = Field(None, ge=1)
 
 
 @dataclass(frozen=True)

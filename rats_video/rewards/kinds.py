@@ -6,6 +6,7 @@ from typing import Any
 
 from rats_video.config.explain import KIND
 from rats_video.rewards.aesthetic import AestheticConfig, AestheticV25Config
+from rats_video.rewards.av_sync import AvSyncConfig
 from rats_video.rewards.clap_score import ClapScoreConfig
 from rats_video.rewards.clip_score import ClipScoreConfig, PickScoreConfig
 from rats_video.rewards.custom import CustomRewardConfig
@@ -36,6 +37,7 @@ SingleRewardConfig = (
     | TemporalConfig
     | SubjectConsistencyConfig
     | ClapScoreConfig
+    | AvSyncConfig
     | VideoAlignConfig
     | HPSv3Config
     | CustomRewardConfig

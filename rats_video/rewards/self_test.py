@@ -101,29 +101,32 @@ def self_test(
 
     began = _now(device)
     with torch.set_grad_enabled(inputs.requires_grad):
-        scores = score(inputs, pair)
+        scores = score(inputs, pair, 0)
     forward_seconds = _now(device) - began
     _check_scores(scores, clip.num_frames, where)
     began = _now(device)
     gradient = _gradient(scores.clip[0], inputs, frame_dim) if inputs.requires_grad else None
     backward_seconds = _now(device) - began
     with torch.no_grad():
-        alone = torch.cat([score(inputs[i : i + 1], pair[i : i + 1]).clip for i in range(2)])
+        alone = torch.cat([score(inputs[i : i + 1], pair[i : i + 1], i).clip for i in range(2)])
     _check_alone(scores.clip.detach(), alone, where)
     return SelfTest(where, scores, differentiable, tuple(seen.tolist()), gradient, forward_seconds, backward_seconds)
 
 
 def _scorer(
     reward: Reward | LatentScorer, clip: ClipSpec, device: torch.device | str
-) -> Callable[[Tensor, Sequence[str]], RewardScores]:
-    """Scores the inputs: latents, pixels, or the sound of a reward that only hears, cut into a stretch a frame."""
-    if isinstance(reward, LatentScorer):
-        return reward.score_latents
-    if not hears(reward):
-        return reward
+) -> Callable[[Tensor, Sequence[str], int], RewardScores]:
+    """Scores the inputs: latents, pixels, or the sound of a reward that only hears, cut into a stretch a frame.
 
-    def score(inputs: Tensor, prompts: Sequence[str]) -> RewardScores:
-        stretches = inputs if not sees(reward) else smooth_sound(clip)[: len(inputs)].to(device)
+    The last argument says which of the two clips is the first of them.
+    """
+
+    def score(inputs: Tensor, prompts: Sequence[str], first: int) -> RewardScores:
+        if isinstance(reward, LatentScorer):
+            return reward.score_latents(inputs, prompts)
+        if not hears(reward):
+            return reward(inputs, prompts)
+        stretches = inputs if not sees(reward) else smooth_sound(clip)[first : first + len(inputs)].to(device)
         sound = Sound(stretches.flatten(1)[:, None], _RATE)
         scores: RewardScores = reward(inputs, prompts, sound)  # type: ignore[call-arg]
         return scores

@@ -13,6 +13,7 @@ from pydantic import Field
 from rats_video.config.fields import Config, NonNegativeFloat, NumClips, PositiveInt
 from rats_video.errors import warn
 from rats_video.evaluation.pictures import DISPLACEMENT, PSNR
+from rats_video.evaluation.sound import CLIPPED, LOUDNESS, MONITORS, SILENCE
 from rats_video.evaluation.stats import Estimate, finite, paired_difference
 from rats_video.evaluation.sweep import EvaluatedModel, Measure, score_arm
 from rats_video.files import remove, write_json
@@ -27,8 +28,8 @@ from rats_video.types import ClipSpec
 class GuardConfig(Config):
     """Looks at the student on fixed held-out prompts every few steps; nothing it sees enters a loss.
 
-    The best student is the one with the highest held-out reward among those whose motion and saturation are still like
-    the teacher's (without a held-out reward: with the highest reward).
+    The best student is the one with the highest held-out reward among those whose motion, saturation and sound are
+    still like the teacher's (without a held-out reward: with the highest reward).
     """
 
     every: PositiveInt = Field(50, description="steps; also before the first and after the last one")
@@ -39,6 +40,11 @@ class GuardConfig(Config):
     )
     motion_loss: NonNegativeFloat = Field(0.3, le=1, description="share of the teacher's motion that may be lost")
     saturation_gain: NonNegativeFloat = Field(0.3, description="how far saturation may exceed the teacher's, relative")
+    loudness_change: NonNegativeFloat = Field(
+        6.0, description="LU that sound may be louder or softer than the teacher's"
+    )
+    silence_gain: NonNegativeFloat = Field(0.25, description="how far its share of silence may exceed the teacher's")
+    clipping_gain: NonNegativeFloat = Field(0.01, description="how far its share of clipped samples may exceed theirs")
 
 
 REWARD, HELDOUT, MOTION, SATURATION = "reward", "heldout_reward", "dynamic_degree", "saturation"
@@ -77,7 +83,7 @@ class GuardClips:
         spec: sampler of the student.
         teacher: sampler of the teacher.
         measures: `reward`; where they count also `heldout_reward` and its parts, as `heldout_reward/part`,
-            `imitated_reward`, `dynamic_degree` and `saturation`.
+            `imitated_reward`, `dynamic_degree`, `saturation` and the monitors of sound.
         latent_measures: those that take latents.
         seed: of the noise; not the evaluation's, since nothing may be chosen on the clips of the evaluation.
         batch_size: clips at a time.
@@ -187,13 +193,20 @@ class Guard:
 
     def _broken(self, evaluation: GuardEvaluation) -> list[str]:
         """Monitors out of bounds around the teacher's values."""
-        bounds = {MOTION: (1 - self.cfg.motion_loss, math.inf), SATURATION: (-math.inf, 1 + self.cfg.saturation_gain)}
-        broken = []
-        for name, (least, most) in bounds.items():
-            if name in self._teacher:
-                mean, guide = evaluation.mean(name), finite_mean(self._teacher[name])
-                if not least * guide <= mean <= most * guide:
-                    broken.append(f"{name.replace('_', ' ')} is {mean:.3g}, the teacher's {guide:.3g}")
+        cfg, broken = self.cfg, []
+        for name in (MOTION, SATURATION, LOUDNESS, SILENCE, CLIPPED):
+            if name not in self._teacher:
+                continue
+            mean, guide = evaluation.mean(name), finite_mean(self._teacher[name])
+            least, most = {
+                MOTION: ((1 - cfg.motion_loss) * guide, math.inf),
+                SATURATION: (-math.inf, (1 + cfg.saturation_gain) * guide),
+                LOUDNESS: (guide - cfg.loudness_change, guide + cfg.loudness_change),
+                SILENCE: (-math.inf, guide + cfg.silence_gain),
+                CLIPPED: (-math.inf, guide + cfg.clipping_gain),
+            }[name]
+            if not least <= mean <= most:
+                broken.append(f"{name.replace('_', ' ')} is {mean:.3g}, the teacher's {guide:.3g}")
         return broken
 
     def _alarms(self, evaluation: GuardEvaluation) -> list[str]:
@@ -232,7 +245,7 @@ class Guard:
         evaluation, best, teacher = self.evaluations[-1], self.best, self._teacher
         shown = [
             f"{name.replace('_', ' ')} {evaluation.mean(name):.3g} ({finite_mean(teacher[name]):.3g})"
-            for name in (REWARD, IMITATED, HELDOUT, MOTION, SATURATION, PSNR, DISPLACEMENT)
+            for name in (REWARD, IMITATED, HELDOUT, MOTION, SATURATION, PSNR, DISPLACEMENT, *MONITORS)
             if name in teacher
         ]
         line = f"guard at step {evaluation.step} (teacher): {', '.join(shown)}, drift {evaluation.drift:.3g}"

@@ -19,6 +19,7 @@ from rats_video.inference.video import slugify, write_mp4
 from rats_video.methods.base import LogRow
 from rats_video.reading import DAMAGED, read_json
 from rats_video.runtime import ALONE, Runtime
+from rats_video.sound import Sound
 from rats_video.timing import phase
 from rats_video.training.callbacks import Callback
 from rats_video.training.checkpoint import list_checkpoints, steps_done
@@ -29,6 +30,8 @@ from rats_video.training.validation_page import write_page, write_sheet
 from rats_video.types import Backbone
 
 SCORES, SHEET, INDEX = "scores.json", "sheet.png", "index.json"
+KeptClip = tuple[Tensor, Sound | None]
+"""Bytes `[T, 3, H, W]`, and the sound."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class ValidationEvaluation:
 class ValidationClips(Callback):
     """Samples and scores clips on all processes, each its share, and writes them beside the training.
 
-    `RUN/validation/step-NNNNNN/` has an mp4 a prompt, `sheet.png` and `scores.json`; `RUN/validation/index.json` lists
-    all steps, `index.html` shows them side by side. A thread of the main process
+    `RUN/validation/step-NNNNNN/` has an mp4 a prompt, with its sound if it has one, `sheet.png` and `scores.json`;
+    `RUN/validation/index.json` lists all steps, `index.html` shows them side by side. A thread of the main process
     encodes and writes them; only a checkpoint and the next clips wait for it. A failed write is a warning.
 
     Args:
@@ -121,18 +124,13 @@ class ValidationClips(Callback):
         return found
 
     def _evaluate(self, step: int) -> None:
-        clips, runtime, pixels = self._clips, self._runtime, list[Tensor | None]()
-
-        def keep(videos: Tensor, _: Sequence[str]) -> dict[str, Tensor]:
-            pixels.extend(to_bytes(video) for video in videos)
-            return {}
-
+        clips, runtime, keep = self._clips, self._runtime, _Kept()
         scored = score_arm(
             EvaluatedModel("student", self._student, clips.spec), clips.prompts, clips.clip, [keep, *clips.measures],
             latent_measures=clips.latent_measures, seed=clips.seed, batch_size=clips.batch_size,
             share=runtime.equal_share(len(clips.prompts)),
         )  # fmt: skip
-        found = runtime.of_groups(runtime.gather_to_main((pixels, scored.metrics)))
+        found = runtime.of_groups(runtime.gather_to_main((keep.clips, scored.metrics)))
         self._seen.add(step)
         if runtime.is_main:
             self.on_checkpoint()
@@ -140,27 +138,30 @@ class ValidationClips(Callback):
 
     # ---------------------------------------------------------------------------------------------- the thread's work
 
-    def _write(self, step: int, found: Sequence[tuple[list[Tensor | None], dict[str, list[float]]]]) -> None:
+    def _write(self, step: int, found: Sequence[tuple[list[KeptClip | None], dict[str, list[float]]]]) -> None:
         prompts, folder = self._clips.prompts, self._folder / f"step-{step:06d}"
-        pixels = [clip for share, _ in found for clip in share][: len(prompts)]
+        made = [clip for share, _ in found for clip in share][: len(prompts)]
         scores = {name: [value for _, by in found for value in by[name]][: len(prompts)] for name in found[0][1]}
+        has_sound = any(clip is not None and clip[1] is not None for clip in made)
         clips: list[dict[str, Any]] = [
             {
                 "prompt": prompt,
-                "file": None if pixels[i] is None else f"{i:02d}-{slugify(prompt)}.mp4",
+                "file": None if made[i] is None else f"{i:02d}-{slugify(prompt)}.mp4",
                 "scores": {name: finite_or_none(values[i]) for name, values in scores.items()},
+                **({"sound": True} if has_sound else {}),
             }
             for i, prompt in enumerate(prompts)
         ]
         try:
             with replacing(folder, "validation clips") as aside:
                 aside.mkdir()
-                for clip, video in zip(clips, pixels, strict=True):
-                    if video is None:
+                for clip, kept in zip(clips, made, strict=True):
+                    if kept is None:
                         warn(f"not finite after step {step}: {clip['prompt']}", where="validation")
                     else:
-                        write_mp4(video.float() / 255, aside / clip["file"], fps=self._clips.clip.fps)
-                write_sheet(aside / SHEET, pixels)
+                        video, sound = kept
+                        write_mp4(video.float() / 255, aside / clip["file"], fps=self._clips.clip.fps, sound=sound)
+                write_sheet(aside / SHEET, [None if clip is None else clip[0] for clip in made])
                 write_json(aside / SCORES, clips)
             self._write_index()
         except UserError as error:
@@ -189,6 +190,23 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
         except DAMAGED as error:
             warn(f"unreadable: {error}", where=str(path))
     return rows
+
+
+class _Kept:
+    """Keeps the clips that measures are given, and measures nothing; None where pixels or sound are not finite."""
+
+    hears = True
+
+    def __init__(self) -> None:
+        self.clips: list[KeptClip | None] = []
+
+    def __call__(self, videos: Tensor, prompts: Sequence[str], sound: Sound | None = None) -> dict[str, Tensor]:  # noqa: ARG002
+        """Keep a batch."""
+        for row, video in enumerate(videos):
+            pixels, heard = to_bytes(video), None if sound is None else sound.one(row)
+            is_finite = pixels is not None and (heard is None or bool(heard.waves.isfinite().all()))
+            self.clips.append((pixels, heard) if pixels is not None and is_finite else None)
+        return {}
 
 
 def to_bytes(video: Tensor) -> Tensor | None:

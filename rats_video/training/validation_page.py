@@ -26,12 +26,22 @@ th, td { text-align: left; vertical-align: top; padding: 6px; border-bottom: 1px
 th[scope=row] { position: sticky; left: 0; background: Canvas; width: 12rem; min-width: 8rem; font-weight: normal;
   overflow-wrap: anywhere; }
 video { display: block; width: 160px; background: #0f172a; border-radius: 6px; }
+video.heard { outline: 3px solid #38bdf8; }
 small { display: block; color: var(--dim); font-variant-numeric: tabular-nums; }
 """
 )
 JS = """
 for (const each of document.querySelectorAll("video")) each.addEventListener("pointerenter", () => {
   for (const other of each.closest("tr").querySelectorAll("video")) { other.currentTime = 0; other.play(); }
+});
+for (const each of document.querySelectorAll("video[data-sound]")) each.addEventListener("click", () => {
+  const heard = each.muted;
+  for (const other of document.querySelectorAll("video")) {
+    other.muted = other !== each || !heard;
+    other.classList.toggle("heard", !other.muted);
+  }
+  each.currentTime = 0;
+  each.play();
 });
 """
 
@@ -73,8 +83,10 @@ def write_page(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     lines = "\n".join(
         f'<tr><th scope="row">{as_text(prompt)}' + "".join(_cell(row, prompt) for row in rows) for prompt in prompts
     )
+    has_sound = any(clip.get("sound") for row in rows for clip in row["clips"])
+    hint = "<p>A row plays under the pointer. Click a clip to hear it, again to mute it.</p>" if has_sound else ""
     body = f"""<h1>The student's clips while it trained</h1>
-<div><table><tr><td>{heads}
+{hint}<div><table><tr><td>{heads}
 {lines}
 </table></div>"""
     page = small_page("Clips while training", CSS, body, JS, "media-src 'self' file:")
@@ -92,5 +104,6 @@ def _cell(row: Mapping[str, Any], prompt: str) -> str:
         if value is not None and "/" not in name
     )
     source = escape(clip["file"] or "", quote=True)
-    video = f'<video src="{source}" muted loop playsinline preload="metadata"></video>'
+    heard = " data-sound" if clip.get("sound") else ""
+    video = f'<video src="{source}"{heard} muted loop playsinline preload="metadata"></video>'
     return f"<td>{video if source else 'not finite'}{scores}"

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rats_video.inference import side_by_side
-from rats_video.inference.side_by_side import Panel, compose_comparison
+from rats_video.inference.panel import Panel
+from rats_video.inference.side_by_side import compose_comparison
 from rats_video.inference.video import read_mp4, write_mp4
 
 PROMPT = "a fast red circle moving left on a gray background"

@@ -99,6 +99,30 @@ def test_student_that_froze_or_oversaturates_is_never_best(
     )
 
 
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        ({"loudness": -12.0}, "loudness is -12, the teacher's -20"),
+        ({"loudness": -31.0}, "loudness is -31, the teacher's -20"),
+        ({"silence": 0.6}, "silence is 0.6, the teacher's 0.1"),
+        ({"clipped_sound": 0.04}, "clipped sound is 0.04, the teacher's 0.002"),
+    ],
+)
+def test_student_that_goes_silent_or_clips_or_shouts_is_never_best(
+    watch: Callable[..., Guard], broken: dict[str, float], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sound = {"loudness": -20.0, "silence": 0.1, "clipped_sound": 0.002}
+    like = {"loudness": -17.0, "silence": 0.2, "clipped_sound": 0.005}
+    guard = watch(
+        scores(0.1, 0.1, **sound), scores(0.3, 0.3, **like), scores(0.9, 0.9, **sound | broken), teacher=sound
+    )
+    assert best_step(guard) == 10
+    (alarm,) = guard.evaluations[2].alarms
+    assert alarm.startswith(said[:-5])
+    shown = capsys.readouterr().err
+    assert "loudness -17 (-20), clipped sound 0.005 (0.002), silence 0.2 (0.1)" in shown
+
+
 def test_monitor_that_was_broken_at_the_start_raises_no_alarm_but_is_not_best(watch: Callable[..., Guard]) -> None:
     guard = watch(*(scores(0.1 * i, 0.1 * i, dynamic_degree=0.2) for i in range(3)))
     assert [look.alarms for look in guard.evaluations] == [(), (), ()]
