@@ -27,7 +27,7 @@ class ClipSpec:
     fps: float
 
 
-SamplerKind = Literal["euler", "renoise"]
+SamplerKind = Literal["euler", "renoise", "cps"]
 """How a step gets to the next noise level: along the velocity, or by its predicted clean clip and fresh noise."""
 
 FreshNoise = Callable[[int], Tensor]

@@ -55,6 +55,11 @@ def make_clips(
         free = (stock.seen or stock.latents)(given.free(noises[:1])).cpu()
         noises = given.hold(noises)
     fresh: tuple[FreshNoise, ...] = ()
+    if spec.sampler == "cps":
+        raise UserError(
+            "no scheduler of diffusers or ComfyUI makes its steps", where="student.sampler=cps",
+            fix="sample it with rats-video, or distill with student.sampler=euler or renoise",
+        )  # fmt: skip
     if spec.sampler == "renoise":
         stock = renoising(stock, pipeline, student.sigmas(spec.num_steps, spec.shift).tolist(), spec.shift)
         fresh = tuple(fresh_noise(noise.cpu(), [(SEED, i)]) for i, noise in enumerate(noises.split(1)))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor
+
+from rats_video.types import SamplerKind
 
 
 def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -16,6 +19,10 @@ def add_noise(x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
 def euler_step(latents: Tensor, velocity: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
     """Latents at `sigma_next`, following `velocity = d latents / d sigma` from `sigma` (0-d tensors)."""
     return latents + (sigma_next - sigma) * velocity
+
+
+FRESH_SHARES: Mapping[SamplerKind, float] = {"euler": 0.0, "renoise": 1.0, "cps": math.sin(0.9 * math.pi / 2)}
+"""The share of its noise that each step but the last draws anew, by the sampler; of cps, RTDMD's eta 0.9."""
 
 
 def stochastic_step(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rats_video.condition import Condition
-from rats_video.diffusion.flow import add_noise, euler_step
+from rats_video.diffusion.flow import add_noise, euler_step, stochastic_step
 from rats_video.diffusion.guidance import PLAIN, GuidanceScale, guided
 from rats_video.types import FreshNoise, Guide, Trajectory, VelocityFn
 
@@ -26,11 +26,13 @@ def rollout(
     grad_steps: Collection[int] = (),
     predict: Collection[int] = (),
     fresh: FreshNoise | None = None,
+    share: float = 1.0,
 ) -> Trajectory:
     """Integrate from `noise` at `sigmas[0]` to `sigmas[-1]`.
 
     With `fresh` noise each step but the last re-noises the clean clip that it predicts, `(1 - sigma_next) * x0 +
     sigma_next * fresh`, as diffusers' `FlowMatchLCMScheduler` and ComfyUI's `lcm` do; without it steps are Euler's.
+    With a smaller `share` each keeps the rest of the noise that it has (`stochastic_step`).
 
     Args:
         velocity: the denoiser.
@@ -44,7 +46,8 @@ def rollout(
         grad_steps: steps (0 ... N - 1) whose evaluation carries gradient. The others run without graph, and pass
             gradient straight from their output to their input, as truncated backpropagation does.
         predict: steps whose predicted clean clip is kept as well.
-        fresh: noise of each step, for the re-noising sampler.
+        fresh: noise of each step, for the samplers that draw it.
+        share: of a step's noise that is drawn anew.
 
     Returns:
         Trajectory: `nfe` counts network evaluations a clip.
@@ -65,12 +68,15 @@ def rollout(
         with torch.set_grad_enabled(torch.is_grad_enabled() and step in grad_steps):
             slope = velocity(latents, sigmas[step].expand(len(latents)), condition)
         drawn = fresh if step + 1 < num_steps else None  # at the end nothing is
-        if step in predict or drawn is not None:
+        if step in predict or (drawn is not None and share == 1.0):
             x0 = euler_step(latents, slope, sigmas[step], torch.zeros_like(sigmas[step]))
         if step in predict:
             clean.append(x0)
         if drawn is None:
             latents = euler_step(latents, slope, sigmas[step], sigmas[step + 1])
+        elif share < 1.0:
+            mean, std = stochastic_step(latents, slope, sigmas[step], sigmas[step + 1], share)
+            latents = condition.hold(mean + std * drawn(step))
         else:
             latents = condition.hold(add_noise(x0, drawn(step), sigmas[step + 1].expand(len(latents))))
         if step + 1 in kept:

@@ -18,14 +18,17 @@ from rats_video.distillation.real_data import build_real_data, open_real_data
 from rats_video.distillation.roles import build_fake_score
 from rats_video.distillation.run_rewards import loss_reward
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.vision import build_vision
 from rats_video.errors import UserError
 from rats_video.files import weights_digest
 from rats_video.inference.style import base_styles
-from rats_video.methods.base import Method, MethodInputs
+from rats_video.methods.base import Method
+from rats_video.methods.context import MethodInputs
 from rats_video.methods.rats import Rats, RatsConfig
 from rats_video.methods.real_data import RealDataConfig, RealSource
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.methods.teacher_cache import DiskRolloutCache
+from rats_video.methods.vision import VisionConfig, VisionFeatures
 from rats_video.rewards.remote import RankLink, RemoteReward
 from rats_video.rewards.reward import reward_folders
 from rats_video.runtime import ALONE, Runtime
@@ -116,6 +119,10 @@ class RunContext:
     def mean_of_tokens(self, found: Tensor) -> Tensor:
         """Of means `[B]` over the tokens that this process has of each clip, those over all its tokens."""
         return self.runtime.mean_over_context(found)
+
+    def vision(self, cfg: VisionConfig) -> VisionFeatures:
+        """Frozen networks that see frames and read prompts; raises UserError if they cannot be loaded."""
+        return build_vision(cfg, self.student.device)
 
     def clips(self, real: RealDataConfig) -> RealSource:
         """Real clips of a prepared cache."""

@@ -10,6 +10,7 @@ from rats_video.backbones.compute import ComputeConfig, FullWeightsConfig, Paral
 from rats_video.backbones.kinds import AUTO, BackboneConfig
 from rats_video.config.fields import ClipConfig, Config, NumClips, PositiveFloat, Seed
 from rats_video.datasets.prompts.settings import PromptsConfig, ShapesPromptsConfig
+from rats_video.diffusion.flow import FRESH_SHARES
 from rats_video.evaluation.settings import EvaluationConfig
 from rats_video.inference.sampler import SamplerSpec
 from rats_video.inference.style import BaseLoraConfig
@@ -90,6 +91,8 @@ class DistillConfig(Config):
             raise ValueError(f"guard.on_alarm=shape strengthens the shaping of rats; {self.method.kind} has none")
         if self.student.sampler == "renoise" and (needs := self.method.needs_euler):
             raise ValueError(f"{self.method.kind} {needs}: set student.sampler=euler, or take method.kind=dmd2")
+        if self.student.sampler == "cps" and (needs := self.method.needs_other_noise(FRESH_SHARES["cps"])):
+            raise ValueError(f"{self.method.kind} {needs}: set student.sampler=euler")
         if min(self.student.num_steps) < self.method.least_steps:
             raise ValueError(f"{self.method.kind} learns from the steps before the last: student.num_steps=1 has none")
         if self.method.uses_trajectory and isinstance(self.teacher, FrozenTeacherConfig) and self.teacher.cache:

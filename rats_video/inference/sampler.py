@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rats_video.condition import Condition, GivenFrames
 from rats_video.config.guidance import AudioVideoGuidance
+from rats_video.diffusion.flow import FRESH_SHARES
 from rats_video.diffusion.guidance import scale_of
 from rats_video.diffusion.rollout import rollout
 from rats_video.seeds import seeded
@@ -137,8 +138,8 @@ def timed_batch(
     fresh: FreshNoise | None = None,
 ) -> tuple[Tensor, Tensor, tuple[float, float, float]]:
     """As `sample_batch`, and the wall seconds of text, denoiser and decoder; a GPU is waited for after each."""
-    renoises = spec.sampler == "renoise"
-    assert fresh is not None or not renoises, "a re-noising sampler needs fresh noise"
+    draws = spec.sampler != "euler"
+    assert fresh is not None or not draws, f"{spec.sampler} needs fresh noise"
     times = [time.perf_counter()]
 
     def lap() -> None:
@@ -161,7 +162,8 @@ def timed_batch(
         negative=negative,
         guidance_scale=scale_of(backbone, spec.guidance_scale, spec.guidance_scale_2),
         guide=backbone.guidance(spec.further),
-        fresh=fresh if renoises else None,
+        fresh=fresh if draws else None,
+        share=FRESH_SHARES[spec.sampler],
     )
     lap()
     videos = backbone.decode(path.x0)

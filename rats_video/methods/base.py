@@ -5,16 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self, TypedDict, TypeVar
+from typing import Any, ClassVar, Protocol, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from rats_video.config.fields import Config, NonNegativeFloat, NonNegativeInt, PositiveInt, SolverSteps
-from rats_video.methods.real_data import RealData, RealDataConfig, RealSource
+from rats_video.methods.real_data import RealData, RealDataConfig
 from rats_video.methods.teacher import TeacherSampler
 from rats_video.optim import OptimizerConfig
-from rats_video.types import Backbone, PromptBatch, Reward, SamplerKind, VelocityAndFeatures
+from rats_video.types import Backbone, PromptBatch, Reward, SamplerKind
 
 
 class StepsConfig(Config):
@@ -24,7 +24,9 @@ class StepsConfig(Config):
     grad_steps: PositiveInt | tuple[NonNegativeInt, ...] | None = Field(
         None, description="how many of the last steps carry gradient, or which (0 is the first); null = all"
     )
-    sampler: SamplerKind = Field("euler", description="how it steps; renoise draws its noise anew (diffusers' LCM)")
+    sampler: SamplerKind = Field(
+        "euler", description="how it steps; renoise draws its noise anew (diffusers' LCM), cps most of it (RTDMD)"
+    )
 
     @model_validator(mode="after")
     def _every_nfe_learns(self) -> Self:
@@ -90,6 +92,11 @@ class BaseMethodConfig(Config):
         return False
 
     @property
+    def pixel_gradient(self) -> bool:
+        """True if gradient comes to the student through decoded pixels: the reward's, or a discriminator's."""
+        return self.uses_gradient
+
+    @property
     def uses_teacher(self) -> bool:
         """True if the loss needs teacher rollouts."""
         return False
@@ -119,6 +126,18 @@ class BaseMethodConfig(Config):
         """Rewards in the loss beside the run's: settings, of a type that methods do not see, and weights."""
         return {}
 
+    def needs_other_noise(self, share: float) -> str | None:  # noqa: ARG002
+        """What a student that draws a share in (0, 1) of its noise anew does not go with, as a clause, if anything."""
+        return "knows no such sampler"
+
+    def simulates(self, steps: StepsConfig) -> bool:  # noqa: ARG002
+        """True if an update learns from one step alone, whose input is simulated without gradient."""
+        return False
+
+    def for_plan(self) -> Self:
+        """The settings without what a plan does not see: a reward's parts, and starts at real clips."""
+        return self
+
     def check_horizons(self, num_steps: int) -> None:
         """Raise UserError if teacher and student cannot be compared at that many student steps."""
 
@@ -139,8 +158,6 @@ class BaseMethodConfig(Config):
         return self.evaluations(num_steps, student, teacher, guided)
 
 
-Network = TypeVar("Network", bound=nn.Module)
-
 LogRow = dict[str, float]
 """Numbers logged of a batch: `loss` and `reward/skipped` always, the rest by `group/name`."""
 
@@ -155,12 +172,14 @@ class Critic:
             about to learn from. What it draws is a pure function of the batch's seeds and the round.
         optimizer: its own.
         rounds: updates before each one of the student.
+        until: index of the first batch in which it learns no more; None = it always learns.
     """
 
     weights: Mapping[str, nn.Parameter]
     loss: Callable[[PromptBatch, int], tuple[Tensor, LogRow]]
     optimizer: OptimizerConfig
     rounds: int = 1
+    until: int | None = None
 
 
 class Method(Protocol):
@@ -214,64 +233,6 @@ class Method(Protocol):
 
     def with_shaping(self, strength: float) -> Method:
         """The method with its shaping this many times as strong; itself if it has none."""
-        ...
-
-
-class MethodInputs(TypedDict):
-    """The fields that every method has; see `Method`."""
-
-    student: Backbone
-    teacher: TeacherSampler
-    reward: Reward
-    student_config: StepsConfig
-    shift: float
-    real_data: RealData | None
-
-
-class MethodContext(Protocol):
-    """The run, as a method sees it while it is built. A method calls `inputs` first."""
-
-    @property
-    def seed(self) -> int:
-        """The run's."""
-        ...
-
-    @property
-    def num_batches(self) -> int:
-        """Batches of the run: each serves `teacher.reuse` updates."""
-        ...
-
-    @property
-    def temporal_stride(self) -> int:
-        """Pixel frames of one latent frame."""
-        ...
-
-    def inputs(self) -> MethodInputs:
-        """Load reward, teacher and real clips."""
-        ...
-
-    @property
-    def critic(self) -> Backbone:
-        """A third role that trains, of the student's kind of weights; it starts as the base model."""
-        ...
-
-    def critic_features(self) -> tuple[VelocityAndFeatures, int]:
-        """Calls of the critic that also give its middle block's output, and the width D of that.
-
-        With `parallel.context` each process has the features of its own tokens.
-        """
-        ...
-
-    def place(self, network: Network) -> Network:
-        """A network of the method's own that trains beside the roles: put where they are, and split as they are."""
-        ...
-
-    def mean_of_tokens(self, found: Tensor) -> Tensor:
-        """Of means `[B]` over the tokens that this process has of each clip, those over all its tokens."""
-        ...
-
-    def clips(self, real: RealDataConfig) -> RealSource:
-        """Real clips of a prepared cache."""
         ...
 
 

@@ -15,8 +15,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat, PositiveInt
-from rats_video.methods.base import WITH_GRADIENT, BaseMethod, LogRow, MethodContext
+from rats_video.methods.base import WITH_GRADIENT, BaseMethod, LogRow
 from rats_video.methods.consistency_loss import BaseConsistencyConfig, trajectory_consistency_loss
+from rats_video.methods.context import MethodContext
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.student import score_student_clip, student_rollout
 from rats_video.types import PromptBatch

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.errors import UserError
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, Critic, LogRow, MethodContext
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, Critic, LogRow
+from rats_video.methods.context import MethodContext
 from rats_video.methods.finite import SKIPPED
 from rats_video.types import PromptBatch
 from rats_video.user_code import Blame, Options, Target, load_code

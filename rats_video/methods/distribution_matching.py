@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -20,7 +20,8 @@ from rats_video.config.fields import Config, PositiveInt
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.schedule import shift_sigma
 from rats_video.errors import UserError
-from rats_video.methods.base import WITH_GRADIENT, Critic, LogRow, MethodInputs
+from rats_video.methods.base import WITH_GRADIENT, Critic, LogRow
+from rats_video.methods.context import MethodInputs
 from rats_video.methods.draws import FAKE_SCORE, SCORE_LEVEL, draw_noise, draw_uniform
 from rats_video.methods.teacher import FrozenTeacherConfig, TeacherSampler
 from rats_video.optim import OptimizerConfig
@@ -37,6 +38,10 @@ class FakeScoreConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig(lr=3e-4)
     levels: tuple[float, float] = Field(
         (0.02, 0.98), description="least and greatest u of the levels `shift * u / (1 + (shift - 1) * u)` drawn for it"
+    )
+    density: Literal["uniform", "logit_normal"] = Field(
+        "uniform",
+        description="how u is drawn between them; logit_normal, the sigmoid of a normal number, favours the middle",
     )
 
     @model_validator(mode="after")
@@ -96,7 +101,8 @@ class DistributionMatching:
     def renoise(self, x0: Tensor, batch: PromptBatch, *stream: int) -> tuple[Tensor, Tensor, Tensor]:
         """Clips `[B, C, F, H, W]` noised to levels of their own: `latents, noise, sigma [B]`."""
         low, high = self.cfg.levels
-        u = low + (high - low) * draw_uniform(batch, *stream, 0)
+        u = draw_uniform(batch, *stream, 0)
+        u = low + (high - low) * (u if self.cfg.density == "uniform" else torch.special.ndtri(u).sigmoid())
         sigma = self.fake.nearest_levels(shift_sigma(u, self.shift)).to(x0)
         noise = draw_noise(batch, *stream, 1)
         return add_noise(x0, noise, sigma), noise, sigma
@@ -108,6 +114,7 @@ class DistributionMatching:
         *stream: int,
         condition: Condition | None = None,
         teacher_at: Tensor | None = None,
+        guidance: float | None = None,
     ) -> Tensor:
         """`[B]`: means over a clip's elements, so that the gradient by each of them is that of DMD's equations 7 and 8.
 
@@ -122,17 +129,16 @@ class DistributionMatching:
             stream: tells draws apart where a step needs several.
             condition: the clips were made of it; None = that of the batch.
             teacher_at: clips whose noised version the teacher is asked about instead, with the same noise and level.
+            guidance: scale of the teacher's; None = its own.
         """
         with torch.no_grad():
             latents, noise, sigma = self.renoise(x0, batch, SCORE_LEVEL, *stream)
             seen = latents if teacher_at is None else add_noise(teacher_at, noise, sigma)
             condition = condition or batch.condition(self.fake)
             away = sigma.view(-1, 1, 1, 1, 1)
-            by_teacher = seen - away * self.teacher.velocity(seen, sigma, condition)
+            by_teacher = seen - away * self.teacher.velocity(seen, sigma, condition, guidance)
             by_fake = latents - away * self.fake.velocity(latents, sigma, condition)
-            size = (x0 - by_teacher).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
-            target = x0 - (by_fake - by_teacher) / size
-        return (x0 - target).square().mean(dim=(1, 2, 3, 4)) / 2
+        return matching_loss(x0, by_teacher, by_fake)
 
     @staticmethod
     def flow_error(velocity: Tensor, x0: Tensor, noise: Tensor) -> Tensor:
@@ -158,6 +164,14 @@ class DistributionMatching:
             return self.fake_loss(x0, batch.condition(self.fake), batch, index)
 
         return Critic(self.fake.weights, loss, self.cfg.optimizer, self.cfg.rounds)
+
+
+def matching_loss(made: Tensor, by_teacher: Tensor, by_fake: Tensor) -> Tensor:
+    """`[B]`, whose gradient by `made` is, over its size, `(by_fake - by_teacher) / mean |made - by_teacher|`."""
+    with torch.no_grad():
+        size = (made - by_teacher).abs().mean(dim=(1, 2, 3, 4), keepdim=True)
+        target = made - (by_fake - by_teacher) / size
+    return (made - target).square().mean(dim=(1, 2, 3, 4)) / 2
 
 
 def build_matching(cfg: FakeScoreConfig, inputs: MethodInputs, critic: Backbone) -> DistributionMatching:

@@ -22,15 +22,8 @@ from rats_video.condition import Condition
 from rats_video.config.fields import Config, NonNegativeFloat, PositiveFloat
 from rats_video.diffusion.flow import add_noise
 from rats_video.diffusion.rollout import rollout
-from rats_video.methods.base import (
-    WITH_GRADIENT,
-    BaseMethod,
-    BaseMethodConfig,
-    Critic,
-    LogRow,
-    MethodContext,
-    StepsConfig,
-)
+from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, Critic, LogRow, StepsConfig
+from rats_video.methods.context import MethodContext
 from rats_video.methods.discriminator import Discriminator, GanConfig, build_head
 from rats_video.methods.distribution_matching import (
     NAME,
@@ -106,6 +99,14 @@ class Dmd2Config(TrainsFakeScore, BaseMethodConfig):
     def needs_euler(self) -> str | None:
         """The policy of an adversarial reward, unless its steps are those of a re-noising student."""
         return None if self.adversarial_reward is None else self.adversarial_reward.policy.needs_euler
+
+    def simulates(self, steps: StepsConfig) -> bool:
+        """True of a student that re-noises."""
+        return steps.sampler == "renoise"
+
+    def for_plan(self) -> Self:
+        """Without starts at real clips."""
+        return self.model_copy(update={"data_forcing": 0.0})
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:
         """Rollouts for student and fake score, its updates, the gradient; a mean if some begin at real clips."""

@@ -9,7 +9,7 @@ from rats_video.seeds import seeded
 from rats_video.types import PromptBatch
 
 # First number of each stream; those of `policy.py` count its rollouts from 0.
-FAKE_SCORE, STUDENT_LEVEL, SCORE_LEVEL, DISCRIMINATOR, TRAJECTORY, REAL, RENOISE = range(10**6, 10**6 + 7)
+FAKE_SCORE, STUDENT_LEVEL, SCORE_LEVEL, DISCRIMINATOR, TRAJECTORY, REAL, RENOISE, GUIDANCE = range(10**6, 10**6 + 8)
 
 
 def draw_noise(batch: PromptBatch, *stream: int) -> Tensor:

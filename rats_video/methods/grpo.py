@@ -15,7 +15,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow
+from rats_video.methods.context import MethodContext
 from rats_video.methods.finite import SKIPPED, warn_skipped
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_group
 from rats_video.types import PromptBatch
@@ -36,6 +37,10 @@ class GrpoConfig(BaseMethodConfig):
     def needs_euler(self) -> str | None:
         """The policy, unless its steps are those of a re-noising student."""
         return self.policy.needs_euler
+
+    def needs_other_noise(self, share: float) -> str | None:
+        """The policy, unless its steps are those of the sampler."""
+        return self.policy.needs_other_noise(share)
 
     def evaluations(self, num_steps: int, student: float, teacher: float, guided: float) -> float:  # noqa: ARG002
         """The group's rollouts, and a call of the base at each trained step."""

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow
+from rats_video.methods.context import MethodContext
 from rats_video.methods.finite import SKIPPED
 from rats_video.methods.shaping import ShapingConfig, sampled_frames, shaping_of_parts, weigh_horizons
 from rats_video.methods.student import student_rollout

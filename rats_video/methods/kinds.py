@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from rats_video.methods.advdmd import AdvDmdConfig
 from rats_video.methods.consistency import ConsistencyConfig
 from rats_video.methods.custom import CustomMethodConfig
 from rats_video.methods.dmd2 import Dmd2Config
@@ -15,6 +16,7 @@ from rats_video.methods.imitation import ImitationConfig
 from rats_video.methods.rats import RatsConfig
 from rats_video.methods.refl import ReflConfig
 from rats_video.methods.rtdmd import RtdmdConfig
+from rats_video.methods.senseflow import SenseFlowConfig
 from rats_video.methods.t2v_turbo import T2VTurboConfig
 
 MethodConfig = Annotated[
@@ -24,6 +26,8 @@ MethodConfig = Annotated[
     | GrpoConfig
     | RtdmdConfig
     | Dmd2Config
+    | SenseFlowConfig
+    | AdvDmdConfig
     | ConsistencyConfig
     | T2VTurboConfig
     | DollarConfig

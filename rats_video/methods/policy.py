@@ -25,6 +25,8 @@ from rats_video.methods.scoring import score_clips
 from rats_video.seeds import seeded
 from rats_video.types import Backbone, PromptBatch, Reward, RewardScores, VelocityFn
 
+SAME_SHARE = 0.005
+
 
 class PolicyConfig(Config):
     """Noisy rollouts of the student, judged against one another (Flow-GRPO, arXiv 2505.05470): needs no gradient.
@@ -47,6 +49,12 @@ class PolicyConfig(Config):
         """What a re-noising student, which draws all noise anew, does not go with, as a clause; None if nothing."""
         return None if self.noise == 1 else f"draws a share of the noise anew (policy.noise={self.noise:g}, not 1)"
 
+    def needs_other_noise(self, share: float) -> str | None:
+        """What a student that draws that share anew when it is sampled does not go with, as a clause, if anything."""
+        if abs(self.noise - share) < SAME_SHARE:
+            return None
+        return f"draws another share of the noise anew (policy.noise={self.noise:g}, where {share:.3f} would do)"
+
     def num_trained(self, num_steps: int) -> int:
         """Number of steps, of `num_steps`, that learn from an update."""
         return math.ceil(self.trained_share * (num_steps - 1) - 1e-9)
@@ -68,11 +76,13 @@ class StochasticRollout:
         x0: the clips `[B, C, F, H, W]`, with gradient to the student through the last step alone, if any.
         log_likelihood: `[B]`, of the trained steps given each step's latents, with gradient to the student.
         divergence: `[B]`, Kullback-Leibler divergence of the trained steps from the reference's; 0 without one.
+        states: the latents `[B, C, F, H, W]` after each step but the last, data.
     """
 
     x0: Tensor
     log_likelihood: Tensor
     divergence: Tensor
+    states: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -193,7 +203,7 @@ def stochastic_rollout(
     sigmas = sigmas.to(batch.noise.device)
     last = len(sigmas) - 2
     trained = range(last) if trained is None else trained
-    latents = text.hold(batch.noise)
+    latents, states = text.hold(batch.noise), []
     log_likelihood = divergence = batch.noise.new_zeros(len(batch.noise))
     for step, (sigma, sigma_next) in enumerate(itertools.pairwise(sigmas)):
         before, level = latents, sigma.expand(len(latents))
@@ -205,13 +215,14 @@ def stochastic_rollout(
             continue
         mean, latents = latents, latents.detach()
         latents = text.hold(latents + std * draw_noise(batch, sample if step in trained else 0, step))
+        states.append(latents)
         if step in trained:
             log_likelihood = log_likelihood - half_mean_square((latents - mean) / std)
             if reference is not None:
                 with torch.no_grad():
                     base, _ = stochastic_step(before, reference(before, level, text), sigma, sigma_next, fresh)
                 divergence = divergence + half_mean_square((mean - base) / std)
-    return StochasticRollout(latents, log_likelihood, divergence)
+    return StochasticRollout(latents, log_likelihood, divergence, tuple(states))
 
 
 def half_mean_square(latents: Tensor) -> Tensor:

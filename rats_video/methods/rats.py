@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rats_video.config.fields import NonNegativeFloat
 from rats_video.diffusion.causal import with_hidden_frames
-from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow, MethodContext
+from rats_video.methods.base import BaseMethod, BaseMethodConfig, LogRow
+from rats_video.methods.context import MethodContext
 from rats_video.methods.finite import ASKED, SKIPPED, block_gradient, finite_clips, mask_scores, warn_skipped
 from rats_video.methods.gate import GateConfig, GateFn, build_gate, gate_parts
 from rats_video.methods.policy import Group, PolicyConfig, policy_loss, sample_group
@@ -77,6 +78,11 @@ class RatsConfig(BaseMethodConfig):
     def policy_samples(self) -> int:
         """The group's rollouts."""
         return 0 if self.policy_in_loss is None else self.policy_in_loss.samples
+
+    def for_plan(self) -> Self:
+        """Without the parts of the reward that its gates go by."""
+        gates = {name: gate for name in ("gate", "motion_gate") if (gate := getattr(self, name)) is not None}
+        return self.model_copy(update={name: gate.model_copy(update={"part": None}) for name, gate in gates.items()})
 
     def check_horizons(self, num_steps: int) -> None:
         """Raise UserError if its weights do not fit that many steps."""

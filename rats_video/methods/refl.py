@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import Tensor
 
 from rats_video.config.fields import PositiveFloat, PositiveInt
-from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, LogRow, MethodContext
+from rats_video.methods.base import WITH_GRADIENT, BaseMethod, BaseMethodConfig, LogRow
+from rats_video.methods.context import MethodContext
 from rats_video.methods.student import score_student_clip, student_rollout
 from rats_video.types import PromptBatch
 

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from rats_video.diffusion.flow import FRESH_SHARES
 from rats_video.diffusion.rollout import rollout
 from rats_video.methods.base import BaseMethod, LogRow, Method, StepsConfig
 from rats_video.methods.draws import RENOISE, draw_noise
@@ -38,12 +39,13 @@ def student_rollout(
         grad_steps=grad_steps,
         predict=range(batch.num_steps) if predictions else (),
         fresh=step_noise(method.student_config, batch),
+        share=FRESH_SHARES[method.student_config.sampler],
     )
 
 
 def step_noise(steps: StepsConfig, batch: PromptBatch, *stream: int) -> FreshNoise | None:
-    """What the student draws on its way, by each prompt's own seed and the step; None of one that does not re-noise."""
-    return partial(draw_noise, batch, RENOISE, *stream) if steps.sampler == "renoise" else None
+    """What the student draws on its way, by each prompt's own seed and the step; None of an Euler sampler."""
+    return None if steps.sampler == "euler" else partial(draw_noise, batch, RENOISE, *stream)
 
 
 def score_student_clip(

@@ -236,11 +236,14 @@ class TeacherSampler:
             self._index, self._rollouts, self._trajectories = index, {}, {}
 
     @phase("teacher")
-    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one."""
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition, guidance: float | None = None) -> Tensor:
+        """The teacher's guided velocity `[B, C, F, H, W]` at noise levels `[B]`: two evaluations a clip, or one.
+
+        A `guidance` scale takes the place of a guided teacher's own.
+        """
         if self.guidance_scale == 1.0:
             return self.backbone.velocity(latents, sigma, condition)
-        guiding = guided(self.backbone.velocity, self._negative, self.guidance_scale, self.guide)
+        guiding = guided(self.backbone.velocity, self._negative, guidance or self.guidance_scale, self.guide)
         return guiding(latents, sigma, condition)
 
     def _scored_rollout(self, batch: PromptBatch) -> TeacherRollout:

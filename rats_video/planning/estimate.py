@@ -12,7 +12,7 @@ from rats_video.planning.devices import Device
 from rats_video.planning.memory import Memory, TracedCosts, estimate_memory
 from rats_video.planning.reading import Reading
 from rats_video.planning.trace import FLOPS, PICTURES, TRAFFIC
-from rats_video.planning.watched import CRITIC, PIXELS, SAMPLES, SCORES, STUDENT, TEACHER, TEACHER_PIXELS
+from rats_video.planning.watched import CRITIC, CRITIC_PIXELS, PIXELS, SAMPLES, SCORES, STUDENT, TEACHER, TEACHER_PIXELS
 
 UNPACKING = "unpacking the base"
 
@@ -46,7 +46,7 @@ def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float
     step, decode, reward, calls = counted.step, counted.decode, counted.reward, counted.calls
     rollouts, scored = rollouts_per_clip(cfg, calls), calls.get(PIXELS, 0.0)
     judged = rollouts * (TEACHER_PIXELS in calls)  # a teacher that is only followed is not decoded
-    in_graph = scored * cfg.method.uses_gradient
+    in_graph, is_judged = scored * cfg.method.pixel_gradient, cfg.method.uses_gradient == cfg.method.pixel_gradient
     is_guided = cfg.teacher.guided_share(cfg.training.steps) > 0  # the traced call is two evaluations then
     teacher = network_calls(cfg, calls, counted.rounds).get("teacher", 0.0) / (2 if is_guided else 1)
     if cfg.method.uses_trajectory:  # all of it was traced
@@ -64,13 +64,14 @@ def estimate_tflops(cfg: DistillConfig, counted: TracedCosts) -> dict[str, float
         "critic samples": of_step("critic samples", SAMPLES),
         "critic forward": of_step("critic forward", CRITIC),
         "critic backward": of_step("critic backward", CRITIC),
+        "critic decode": decode["teacher decode", FLOPS] * counted.rounds * calls.get(CRITIC_PIXELS, 0.0),
         "teacher rollout": step.get((TEACHER, FLOPS), 0.0) * teacher,
         "teacher decode": decode["teacher decode", FLOPS] * judged,
         "teacher reward": reward["teacher reward", FLOPS] * judged,
         "student rollout": of_step("student rollout", STUDENT),
         "scores": of_step("scores", SCORES),
         "student decode": decode["student decode", FLOPS] * scored,
-        "student reward": reward["student reward", FLOPS] * scored,
+        "student reward": reward["student reward", FLOPS] * scored * is_judged,
         "reward backward": reward.get(("reward backward", FLOPS), 0.0) * in_graph,
         "decode backward": decode.get(("decode backward", FLOPS), 0.0) * in_graph,
         "student backward": of_step("student backward", STUDENT),
@@ -94,7 +95,7 @@ def estimate_seconds(cfg: DistillConfig, tflops: Mapping[str, float], device: De
     ours = ("text", TEACHER, STUDENT, SCORES, SAMPLES, CRITIC, "critic backward", "student backward")
     rates = dict.fromkeys(ours, denoising)
     if cfg.compute.decode.dtype == "bfloat16":
-        rates |= dict.fromkeys(("teacher decode", "student decode", "decode backward"), device.half)
+        rates |= dict.fromkeys(("teacher decode", "critic decode", "student decode", "decode backward"), device.half)
     rates |= dict.fromkeys(("teacher reward", "student reward", "reward backward"), device.single)
     return {name: count / (rates.get(name, device.conv) * device.utilisation) for name, count in tflops.items()}
 

@@ -95,7 +95,7 @@ def estimate_memory(cfg: DistillConfig, counted: TracedCosts, gpus: int = 1) -> 
     if (critic := cfg.method.critic_optimizer) is not None:
         count = counted.step["parameters", CRITIC_WEIGHTS]
         held["critic optimizer"] = _moments(critic, count, weights[CRITIC_WEIGHTS])
-    phases = _phases(counted, in_graph=counted.traced.get(PIXELS, 0.0) if cfg.method.uses_gradient else 0.0)
+    phases = _phases(counted, in_graph=counted.traced.get(PIXELS, 0.0) if cfg.method.pixel_gradient else 0.0)
     if cfg.compute.cache_text:
         held[TEXT] = 0.0
         phases.pop("text", None)

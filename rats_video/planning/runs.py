@@ -222,14 +222,15 @@ class PlanBuilder:
         return cpu_workspace if self._cpu else no_workspace
 
     def _decode(self, cfg: DistillConfig) -> Counts:
-        """The share of the VAE: nothing where the reward needs no pixels."""
-        if isinstance(cfg.reward, LatentRewardConfig):
+        """The share of the VAE: nothing where neither reward nor discriminator needs pixels."""
+        judged = cfg.method.pixel_gradient == cfg.method.uses_gradient  # by the reward alone
+        if isinstance(cfg.reward, LatentRewardConfig) and judged:
             return dict.fromkeys((("teacher decode", FLOPS), ("student decode", FLOPS)), 0.0)
 
         def run() -> Counts:
             base = self._base(cfg)
             return trace_decode(
-                base, self._batch(cfg, base), with_gradient=cfg.method.uses_gradient, workspace=self._workspace
+                base, self._batch(cfg, base), with_gradient=cfg.method.pixel_gradient, workspace=self._workspace
             )
 
         numbers: Counts = self._once(f"decode {cfg.compute.decode!r} {self._clips(cfg)}", run)

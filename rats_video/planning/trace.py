@@ -48,7 +48,7 @@ def trace_step(run: PlannedRun, *, micro_batches: int, foreach: bool) -> Counts:
     tracker.own_modules(RESIDENT, [role.denoiser for role in (student, run.teacher, run.role) if role is not None])
     tracker.own("gradients", (weight.grad for weight in weights if weight.grad is not None))
     method = run.build()
-    tracker.own_modules(RESIDENT, run.own)
+    tracker.own_modules(RESIDENT, [*run.own, *run.frozen])
     for critic in method.critics.values():
         _trace_critic(run, critic, micro_batches=micro_batches, foreach=foreach)
     with tracker:
@@ -199,6 +199,8 @@ def _weights(run: PlannedRun, base: PipelineBackbone, reward: Reward) -> Iterato
         yield CRITIC_WEIGHTS, list(run.role.weights.values())
     for network in run.own:
         yield CRITIC_WEIGHTS, _held_by(network)
+    for network in run.frozen:
+        yield "vision", _held_by(network)
     if isinstance(run.cfg.teacher, EmaTeacherConfig):
         yield AVERAGE, list(run.teacher.weights.values())
     for role in (run.teacher, run.student, *([] if run.role is None else [run.role])):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -15,13 +16,13 @@ from rats_video.backbones.features import middle_features
 from rats_video.condition import Condition
 from rats_video.distillation.roles import build_fake_score, build_roles
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.vision import Vision, vision_on_meta
 from rats_video.meta import META
-from rats_video.methods.base import Method, MethodInputs
-from rats_video.methods.dmd2 import Dmd2Config
-from rats_video.methods.kinds import MethodConfig
-from rats_video.methods.rats import RatsConfig
+from rats_video.methods.base import Method
+from rats_video.methods.context import MethodInputs
 from rats_video.methods.real_data import RealDataConfig, RealSource
 from rats_video.methods.teacher import TeacherSampler
+from rats_video.methods.vision import VisionConfig, VisionFeatures
 from rats_video.planning.memory_tracker import MemoryTracker
 from rats_video.rewards.base import free_reward
 from rats_video.types import PromptBatch, Trajectory, VelocityAndFeatures
@@ -33,6 +34,9 @@ a critic's round, for the clips that it learns from and on them."""
 
 TEACHER_PIXELS, PIXELS = "teacher pixels", "student pixels"
 """Phases that begin where a role's clips are decoded."""
+
+CRITIC_PIXELS = "critic pixels"
+"""Clips that a critic's round decodes are counted under this name; no phase begins there."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -89,7 +93,10 @@ class WatchedRole:
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:  # noqa: ARG002
         """A view of the latents."""
-        self.watch.enter(TEACHER_PIXELS if self._name == "teacher" else PIXELS, len(latents))
+        if self.watch.in_critic:  # without gradient
+            self.watch.clips[CRITIC_PIXELS] += len(latents)
+        else:
+            self.watch.enter(TEACHER_PIXELS if self._name == "teacher" else PIXELS, len(latents))
         return latents[:, :1].transpose(1, 2)
 
 
@@ -103,6 +110,34 @@ class WatchedTeacher(TeacherSampler):
             return super()._rollout(*args, **kwargs)
         finally:
             watch.in_rollout = False
+
+
+@dataclass(frozen=True)
+class PlannedVision:
+    """Vision features of frames whose decode cost nothing, and which have not their size."""
+
+    vision: Vision
+    height: int
+    width: int
+
+    @property
+    def widths(self) -> Sequence[int]:
+        """Its own."""
+        return self.vision.widths
+
+    @property
+    def text_width(self) -> int:
+        """Its own."""
+        return self.vision.text_width
+
+    def maps(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """Of frames of the run's size."""
+        mean = frames.mean(dim=(1, 2, 3), keepdim=True)
+        return self.vision.maps(mean.expand(-1, 3, self.height, self.width))
+
+    def text(self, prompts: Sequence[str]) -> Tensor:
+        """Of short prompts: nothing."""
+        return torch.empty(len(prompts), self.text_width, device=META)
 
 
 @dataclass
@@ -128,6 +163,7 @@ class PlannedRun:
     computes: bool = True
     num_batches: int = 1
     own: list[nn.Module] = field(default_factory=list)
+    frozen: list[nn.Module] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.watch = Watch(MemoryTracker())
@@ -144,7 +180,7 @@ class PlannedRun:
 
     def build(self) -> Method:
         """The method on watched roles."""
-        return planned_method(self.cfg).build(self)
+        return self.cfg.method.for_plan().build(self)
 
     def inputs(self) -> MethodInputs:
         """Watched roles, and a reward that costs nothing."""
@@ -189,24 +225,22 @@ class PlannedRun:
         """Itself."""
         return found
 
+    def vision(self, cfg: VisionConfig) -> VisionFeatures:
+        """The networks without weights, on frames of the run's size."""
+        with META:
+            vision = vision_on_meta(cfg)
+        self.frozen.append(vision)
+        return PlannedVision(vision, self.cfg.clip.height, self.cfg.clip.width)
+
     def clips(self, real: RealDataConfig) -> RealSource:  # noqa: ARG002
         """Real clips of the batch's size."""
         found = torch.empty_like(self.batch.noise), self.batch.condition(self.student)
         return lambda _index: found
 
 
-def planned_method(cfg: DistillConfig) -> MethodConfig:
-    """The method's settings, without what a plan does not see: a reward's parts, and starts at real clips."""
-    method = cfg.method
-    if isinstance(method, RatsConfig):
-        gates = {name: gate for name in ("gate", "motion_gate") if (gate := getattr(method, name)) is not None}
-        return method.model_copy(update={name: gate.model_copy(update={"part": None}) for name, gate in gates.items()})
-    return method.model_copy(update={"data_forcing": 0.0}) if isinstance(method, Dmd2Config) else method
-
-
 def simulated(cfg: DistillConfig, num_steps: int) -> list[DistillConfig]:
-    """The run at each noise level that DMD2 may simulate a re-noising student to, the longest rollout last."""
-    if not isinstance(cfg.method, Dmd2Config) or cfg.student.sampler == "euler":
+    """The run at each noise level that its method may simulate the student to, the longest rollout last."""
+    if not cfg.method.simulates(cfg.student):
         return [cfg]
     levels = sorted(cfg.student.gradient_steps(num_steps))
     one = [cfg.student.model_copy(update={"grad_steps": (level,)}) for level in levels]

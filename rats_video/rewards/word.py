@@ -101,12 +101,17 @@ class WordReward(nn.Module):
     def logits(self, videos: Tensor) -> tuple[Tensor, Tensor]:
         """Log-odds of each word, and last of being undamaged: clip `[B, V + 1]` and frame `[B, T, V + 1]`."""
         batch = len(videos)
-        # Half the resolution: shapes stay legible, and no gradient can reward patterns finer than two pixels.
-        frames = F.avg_pool2d(rearrange(videos * 2 - 1, "b t c h w -> (b t) c h w"), 2)
-        cues = torch.cat([frames, _contrast(frames), _coordinates(frames)], dim=1)
+        cues = self.cues(rearrange(videos, "b t c h w -> (b t) c h w"))
         features = self.encoder(rearrange(cues, "(b t) c h w -> b t c h w", b=batch))
         pooled = torch.cat([features.mean(dim=1), features.amax(dim=1)], dim=-1)
         return self.clip_head(pooled), self.frame_head(features)
+
+    @staticmethod
+    def cues(frames: Tensor) -> Tensor:
+        """Frames `[N, 3, height, width]` in [0, 1] as the encoder sees them, `[N, 6, height / 2, width / 2]`."""
+        # Half the resolution: shapes stay legible, and no gradient can reward patterns finer than two pixels.
+        frames = F.avg_pool2d(frames * 2 - 1, 2)
+        return torch.cat([frames, _contrast(frames), _coordinates(frames)], dim=1)
 
     def forward(self, videos: Tensor, prompts: Sequence[str]) -> RewardScores:
         """Score `[B, T, 3, height, width]` in [0, 1]; may raise UserError for a prompt without a known word."""

@@ -85,6 +85,8 @@ class Updater:
         """Update each critic; returns the means over its rounds."""
         means: dict[str, float] = {}
         for name, critic in method.critics.items():
+            if critic.until is not None and batch.index >= critic.until:
+                continue
             rows = [self._update_critic(name, critic, batch, step, index) for index in range(critic.rounds)]
             means |= {f"{name}/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
         return means

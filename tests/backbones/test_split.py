@@ -101,7 +101,7 @@ def test_levers_that_do_not_go_with_split_weights(make_config: MakeConfig, lever
         check_compute(make_config("parallel.shard=true", lever), CPU)
 
 
-@pytest.mark.parametrize("kind", ["dmd2", "rtdmd", "dollar", "consistency", "t2v_turbo"])
+@pytest.mark.parametrize("kind", ["dmd2", "senseflow", "advdmd", "rtdmd", "dollar", "consistency", "t2v_turbo"])
 def test_experts_that_clips_call_on_their_own_are_not_split(
     loaded: WanBackbone, make_config: MakeConfig, kind: str
 ) -> None:

@@ -17,7 +17,19 @@ from rats_video.evaluation.stats import crossed_ci95
 from rats_video.evaluation.sweep import ArmScores
 from rats_video.inference.sampler import SamplerSpec
 
-KINDS = ["rats", "imitation", "refl", "dmd2", "consistency", "t2v_turbo", "dollar", "grpo", "rtdmd"]
+KINDS = [
+    "rats",
+    "imitation",
+    "refl",
+    "dmd2",
+    "senseflow",
+    "advdmd",
+    "consistency",
+    "t2v_turbo",
+    "dollar",
+    "grpo",
+    "rtdmd",
+]
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,10 @@ ROUNDS = "fake_score: {rounds: 2, optimizer: {lr: 1.0e-3}}"
 GAN = "gan: {weight: 0.1, fake_score_weight: 0.1}"
 GROUP = "policy: {samples: 2, normalize: false, trained_share: 0.5}"
 DMD2 = f"method={{kind: dmd2, {ROUNDS}, {GAN}, ida: 0.9, adversarial_reward: {{weight: 0.5, {GROUP}}}}}"
-RTDMD = f"method={{kind: rtdmd, {ROUNDS}, {GROUP}, distribution_weight: 0.1}}"
+RTDMD = f"method={{kind: rtdmd, {ROUNDS}, {GROUP}, distribution_weight: 0.1, cold_start: 0.5}}"
 DOLLAR = f"method={{kind: dollar, {ROUNDS}, pairs: {{count: 2}}}}"
+SENSEFLOW = f"method={{kind: senseflow, {ROUNDS}, gan: {{vision: {{kind: word}}, halvings: 1}}}}"
+ADVDMD = f"method={{kind: advdmd, {ROUNDS}, {GAN}, policy_from: 0, policy: {{samples: 2, noise: 1, normalize: false}}}}"
 TURBO = "method={kind: t2v_turbo, pairs: {count: 2}, video_reward: {kind: motion_smoothness}}"
 IN_TWO = ("training.batch_size=4", "training.micro_batch_size=1")
 METHODS = {
@@ -54,6 +56,8 @@ METHODS = {
     "dmd2 lora": ((DMD2, *RANK_2), [(SHARD,), (CONTEXT,), (SHARD, CONTEXT)]),
     "dmd2 reward": ((f"method={{kind: dmd2, {ROUNDS}, reward_weight: 1}}", *RANK_2, *IN_TWO), [(SHARD,), (REWARD,)]),
     "dmd2 renoise": ((f"method={{kind: dmd2, {ROUNDS}}}", "student.sampler=renoise"), [(), (SHARD,)]),
+    "advdmd": ((ADVDMD, *RANK_2, "student.sampler=renoise"), [(SHARD,)]),
+    "senseflow": ((SENSEFLOW, *RANK_2), [(SHARD, CONTEXT)]),
     "rtdmd full": ((RTDMD, *IN_TWO), [(SHARD,)]),
     "rtdmd lora": ((RTDMD, *RANK_2), [(SHARD, CONTEXT), (REWARD,)]),
     "dollar full": ((DOLLAR,), [(SHARD, CONTEXT)]),

@@ -76,6 +76,8 @@ COSTED = {
     "grpo": "{kind: grpo, policy: {samples: 3}}",
     "grpo_some": "{kind: grpo, policy: {samples: 2, trained_share: 0.6}, kl_weight: 0.1}",
     "rtdmd": "{kind: rtdmd, policy: {samples: 2}}",
+    "advdmd": "{kind: advdmd, policy_from: 0, policy_every: 1, policy: {samples: 2}, fake_score: {rounds: 2}}",
+    "rtdmd_consistent": "{kind: rtdmd, policy: {samples: 2}, fake_score: {rounds: 1, consistency_weight: 1}}",
     "rtdmd_some": "{kind: rtdmd, policy: {samples: 3, trained_share: 0.5}, reward_weight: 0, fake_score: {rounds: 2}}",
 }
 

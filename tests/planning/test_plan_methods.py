@@ -108,6 +108,8 @@ def test_clips_from_pictures_are_planned_with_them(
 METHODS = {
     "dmd2": ("method={kind: dmd2, gan: {}}",),
     "dmd2 lora, one clip at a time": ("method={kind: dmd2, reward_weight: 1}", *LORA, "training.micro_batch_size=1"),
+    "senseflow": ("method={kind: senseflow, gan: {vision: {kind: word}, halvings: 1}}",),
+    "advdmd": ("method={kind: advdmd, policy_every: 99}", "student.sampler=renoise"),
     "rtdmd": ("method={kind: rtdmd, policy: {samples: 3}}",),
     "dollar": ("method.kind=dollar", *LORA),
     "grpo": ("method={kind: grpo, kl_weight: 0.1}",),
@@ -154,6 +156,8 @@ def test_network_calls_of_the_rivals_by_hand(calls: Calls) -> None:
     assert found == {"student": 2, "scores": 3, "critic": 6}  # to a level: 1.5 of 2 steps, 2.5 of 4
     found = calls("method={kind: dmd2, fake_score: {rounds: 2}, gan: {}}", "teacher.num_steps=10")
     assert found == {"teacher": 20, "student": 4, "scores": 4, "critic": 12}  # a round: 4, the student's, the real
+    found = calls("method={kind: senseflow, fake_score: {rounds: 2}, gan: null}", "teacher.num_steps=10")
+    assert found == {"student": 3.5, "scores": 5, "critic": 7}  # to a level: 2.5 of 4 steps, and one for the guidance
     found = calls("method={kind: rtdmd, policy: {samples: 3}, fake_score: {rounds: 2}}", both)
     assert found == {"student": 9, "scores": 9, "critic": 8}
     assert calls("method={kind: dollar, pairs: {count: 2}, fake_score: {rounds: 1}}", "teacher.num_steps=10", both) == {
