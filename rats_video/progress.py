@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -13,12 +16,49 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 _PLAIN_EVERY_SECONDS = 15.0
 
+SecondsLater = Callable[[], float | None]
+_LATER: ContextVar[tuple[SecondsLater, ...]] = ContextVar("later", default=())
+
 
 def format_seconds(seconds: float) -> str:
     """`75` -> `1:15`; hours only where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def followed_by(later: SecondsLater) -> Iterator[None]:
+    """Bars that begin inside it also tell the time left in all.
+
+    Args:
+        later: gives the seconds of the work after this one; None while nobody knows.
+    """
+    token = _LATER.set((*_LATER.get(), later))
+    try:
+        yield
+    finally:
+        _LATER.reset(token)
+
+
+def left_teller() -> Callable[[float], str]:
+    """A function that tells the seconds left of one piece of work, as `1:15`, and what is left in all.
+
+    Inside `followed_by`: `1:15, 4:40 in all`, or `1:15 of this stage` while the rest is unknown. Ask for it where the
+    work begins: the thread that redraws a terminal sees no context variables.
+    """
+    after = _LATER.get()
+
+    def tell(seconds: float) -> str:
+        told, later = format_seconds(seconds), 0.0
+        for seconds_of in after:
+            known = seconds_of()
+            if known is None:
+                return f"{told} of this stage"
+            later += known
+        return f"{told}, {format_seconds(seconds + later)} in all" if after else told
+
+    return tell
 
 
 class ProgressBar:
@@ -33,6 +73,7 @@ class ProgressBar:
     def __init__(self, title: str, total: int, start: int = 0) -> None:
         self._title, self._total, self._start, self._done = title, total, start, start
         self._began = self._last_line = time.monotonic()
+        self._tell_left = left_teller()
         # Plain lines in a notebook, which claims to be a terminal that takes colours.
         self._console = Console(file=sys.stderr, force_jupyter=False, force_terminal=sys.stderr.isatty())
         self._bar: Progress | None = None
@@ -63,13 +104,13 @@ class ProgressBar:
         """`steps` more are done; `info` are figures to show beside the bar."""
         self._done += steps
         now = time.monotonic()
-        left = self._seconds_left(now)
+        left = self._tell_left(self._seconds_left(now))
         text = "  ".join(f"{name} {value:.3g}" for name, value in info.items())
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._done, left=format_seconds(left), info=text)
+            self._bar.update(self._task, completed=self._done, left=left, info=text)
         elif now - self._last_line > _PLAIN_EVERY_SECONDS or self._done == self._total:
             self._last_line = now
-            line = f"{self._title} {self._done}/{self._total}  left {format_seconds(left)}  {text}"
+            line = f"{self._title} {self._done}/{self._total}  left {left}  {text}"
             self._console.print(line.rstrip(), highlight=False, soft_wrap=True)
 
     def _seconds_left(self, now: float) -> float:

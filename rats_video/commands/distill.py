@@ -17,7 +17,7 @@ from rats_video.distillation.real_data import with_data_digest
 from rats_video.distillation.settings import DistillConfig
 from rats_video.methods.base import LogRow
 from rats_video.runtime import Runtime
-from rats_video.training.callbacks import StepCallback
+from rats_video.training.callbacks import Callback, StepCallback
 from rats_video.training.run_folder import RunFolder
 
 
@@ -50,13 +50,20 @@ def run_distill(
 
 
 def train_and_finish(
-    cfg: DistillConfig, run: RunFolder, runtime: Runtime, echo: Callable[[str], None], *, resume: bool, overwrite: bool
+    cfg: DistillConfig,
+    run: RunFolder,
+    runtime: Runtime,
+    echo: Callable[[str], None],
+    *,
+    resume: bool,
+    overwrite: bool,
+    observers: Sequence[Callback] = (),
 ) -> DistillConfig | None:
     """Train and finish, unless that is done; then returns the configuration of the finished run."""
     go_on = resume or (run.config.is_file() and not overwrite)
     if not (go_on and is_finished(cfg, run)):
         with explain_memory(lambda: memory_advice(cfg)):
-            student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite)
+            student = train_student(cfg, run, runtime, resume=go_on, overwrite=overwrite, observers=observers)
         if runtime.is_main and student is not None:
             finish(cfg, run, student)
         echo(f"    student: {run.student}")

@@ -30,7 +30,7 @@ from rats_video.evaluation.tables import (
     write_rows,
 )
 from rats_video.inference.sampler import SamplerSpec
-from rats_video.progress import ClipBar, Pace
+from rats_video.progress import ClipBar, Pace, followed_by
 from rats_video.runtime import ALONE, Runtime
 from rats_video.types import ClipSpec
 
@@ -66,14 +66,17 @@ def evaluate_files(
     arms += [EvaluatedModel("base", loaded.base, SamplerSpec(nfe, cfg.shift)) for nfe in options.nfe]
     arms += [EvaluatedModel("student", loaded.student, loaded.spec(nfe)) for nfe in options.nfe]
     prompts = cycle(load_prompts(cfg.prompts).heldout, options.num_clips)
-    scores = score_arms(
-        cfg, arms, prompts, loaded.clip, seed=seed, runtime=runtime, reference=output / REFERENCE, pace=pace
-    )
+    pace = pace or Pace()
+    repeats = options.latency_clips
+    with followed_by(lambda: pace.seconds(repeats * sum(arm.spec.nfe for arm in arms), repeats * len(arms))):
+        scores = score_arms(
+            cfg, arms, prompts, loaded.clip, seed=seed, runtime=runtime, reference=output / REFERENCE, pace=pace
+        )
     if not runtime.is_main:
         return []
     rows = [score.row() for score in scores]
-    if options.latency_clips:
-        rows = _timed(rows, arms, prompts[0], loaded.clip, options.latency_clips)
+    if repeats:
+        rows = _timed(rows, arms, prompts[0], loaded.clip, repeats)
     return _write(rows, set_notes(scores), output, f"{len(prompts)} held-out clips an arm, seed {seed}; 95% intervals")
 
 

@@ -1,9 +1,9 @@
-"""The steps of `run` that follow the training, and the time they will take."""
+"""The steps of `run` that follow the training, and the time that all of them will take."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,65 +22,99 @@ from rats_video.evaluation.tables import read_rows
 from rats_video.inference.requests import Request, list_requests
 from rats_video.inference.sampler import draw_pictures
 from rats_video.inference.video import write_png
+from rats_video.methods.base import LogRow
 from rats_video.progress import Pace, format_seconds
 from rats_video.runtime import Runtime
-from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 from rats_video.training.trackers import Trackers
 
 
+class Work(NamedTuple):
+    """What a step makes: network calls, of one clip each, and clips."""
+
+    calls: int
+    clips: int
+
+
 class RunStep(NamedTuple):
-    """A step after the training: title, the file written last, function, network calls and clips."""
+    """A step after the training: title, the file written last, function."""
 
     name: str
     made: Path
     make: Callable[[], list[str]]
-    calls: int
-    clips: int
+
+
+def work_after_training(cfg: DistillConfig) -> list[Work]:
+    """What the steps after the training make: sample, compare, evaluate."""
+    options, videos, nfe = cfg.evaluation, cfg.comparison.num_videos, cfg.student.num_steps[0]
+    teacher = cfg.judged_teacher.nfe
+    judged = options.num_clips + len(once_more(cfg, cycle(load_prompts(cfg.prompts).heldout, options.num_clips)))
+    judged += options.latency_clips
+    return [
+        Work(videos * nfe, videos),
+        Work(videos * (teacher + 2 * nfe), videos * 3),
+        Work(judged * (teacher + 2 * sum(options.nfe)), judged * (1 + 2 * len(options.nfe))),
+    ]
+
+
+@dataclass
+class Forecast:
+    """The time of what is to come: by the training's calls at first, by the clips of its own kind once some are made.
+
+    Args:
+        processes: that share the work.
+        coming: what is to come.
+        training: the pace of the training's calls, of one process; their decoding and scoring are counted in.
+        clips: the pace of the clips made after it, of one process.
+    """
+
+    processes: int
+    coming: Sequence[Work]
+    training: Pace = field(default_factory=Pace)
+    clips: Pace = field(default_factory=Pace)
+
+    def learn(self, _step: int, row: LogRow) -> None:
+        """Count a training step by its log row, whose calls are those of all processes."""
+        self.training.add(round(row["evaluations"]), 0, row["seconds"] * self.processes, 0.0)
+
+    def seconds(self) -> float | None:
+        """The seconds of what is to come; None before the first training step."""
+        pace = self.clips if self.clips.clips else self.training
+        if not pace.calls:
+            return None
+        return pace.seconds(sum(w.calls for w in self.coming), sum(w.clips for w in self.coming)) / self.processes
 
 
 def steps_after_training(
     cfg: DistillConfig, loaded: LoadedStudent, run: RunFolder, runtime: Runtime, pace: Pace
 ) -> list[RunStep]:
     """Sample, compare and evaluate; `pace` learns from the clips that they make."""
-    heldout, options = load_prompts(cfg.prompts).heldout, cfg.evaluation
+    heldout = load_prompts(cfg.prompts).heldout
     spec = loaded.spec(loaded.card.num_steps[0])
     prompts = cycle(heldout, cfg.comparison.num_videos)
     requests = list_requests(prompts, nfe=spec.nfe, seed=cfg.seed)
-    teacher = cfg.judged_teacher.nfe
-    judged = options.num_clips + len(once_more(cfg, cycle(heldout, options.num_clips)))
     return [
         RunStep(
             "2/4 sample", run.samples / "manifest.json",
             lambda: sample_files(
                 loaded, _pictured(cfg, loaded, requests, run, runtime), runtime, output=run.samples, overwrite=True
             ),
-            len(prompts) * spec.nfe, len(prompts),
         ),
         RunStep(
             "3/4 export comparison", run.comparison / "index.json",
             lambda: compare_files(
                 cfg, loaded, prompts, spec, runtime, seed=cfg.seed, output=run.comparison, pace=pace
             ),
-            len(prompts) * (teacher + 2 * spec.nfe), len(prompts) * 3,
         ),
         RunStep(
-            "4/4 evaluate", run.evaluation / "evaluation.json", lambda: _evaluate(cfg, loaded, run, runtime, pace),
-            judged * (teacher + 2 * sum(options.nfe)), judged * (1 + 2 * len(options.nfe)),
+            "4/4 evaluate", run.evaluation / "evaluation.json", lambda: _evaluate(cfg, loaded, run, runtime, pace)
         ),
     ]  # fmt: skip
 
 
-def time_left(coming: Sequence[RunStep], pace: Pace, processes: int) -> str:
-    """The time of these steps, as a remark; nothing where none is to be done."""
-    seconds = pace.seconds(sum(step.calls for step in coming), sum(step.clips for step in coming)) / processes
-    return f" (about {format_seconds(seconds)} left in all)" if coming else ""
-
-
-def training_pace(run: RunFolder) -> Pace:
-    """A first guess: the calls of the training, whose decoding and scoring are counted in."""
-    rows = read_metrics(run.metrics)
-    return Pace(calls=round(sum(row["evaluations"] for row in rows)), in_calls=sum(row["seconds"] for row in rows))
+def in_all(seconds: float | None) -> str:
+    """The time left of the whole run, as a remark; nothing where nothing is left or nobody knows."""
+    return f" (about {format_seconds(seconds)} left in all)" if seconds else ""
 
 
 def _pictured(

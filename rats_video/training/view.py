@@ -17,7 +17,7 @@ from rich.text import Text
 
 from rats_video.methods.base import LogRow
 from rats_video.methods.finite import SKIPPED
-from rats_video.progress import ProgressBar, format_seconds
+from rats_video.progress import ProgressBar, format_seconds, left_teller
 from rats_video.timing import Stopwatch
 from rats_video.training.callbacks import Callback
 from rats_video.training.faults import ROLLBACKS, SKIPPED_STEP
@@ -60,6 +60,7 @@ class TerminalView(Callback):
         self._console = console or Console(file=sys.stderr)
         self._steps, self._start, self._done = cfg.training.steps, 0, 0
         self._began, self._taken = time.monotonic(), 0.0  # the second: seconds of the steps that are done
+        self._tell_left = left_teller()
         self._rows: deque[LogRow] = deque(maxlen=REMEMBERED)
         self._skipped = {SKIPPED: 0.0, SKIPPED_STEP: 0.0}
         self._stopwatch = Stopwatch(device)
@@ -120,7 +121,7 @@ class TerminalView(Callback):
     def _standing(self) -> list[str]:
         passed, finished, to_come = time.monotonic() - self._began, self._done - self._start, self._steps - self._done
         left = self._taken / finished * to_come - (passed - self._taken) if finished else None  # it counts down
-        told = "?" if left is None else format_seconds(max(0.0, left))
+        told = "?" if left is None else self._tell_left(max(0.0, left))
         return [f"{self._done}/{self._steps}", f"left {told}", f"passed {format_seconds(passed)}"]
 
     def _bar(self, room: int, *, ascii_only: bool) -> str:

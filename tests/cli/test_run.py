@@ -14,10 +14,10 @@ import torch
 import yaml
 from outcomes import names, refused, snapshot
 
-from rats_video.commands.run_steps import training_pace
+from rats_video.commands.run_steps import Forecast, Work, work_after_training
+from rats_video.distillation.settings import DistillConfig
 from rats_video.inference.video import read_mp4
 from rats_video.runtime import Runtime
-from rats_video.training.run_folder import RunFolder
 
 Command = Callable[..., Any]
 
@@ -43,9 +43,6 @@ def test_run_records_what_it_did(finished: Path) -> None:
     assert config["shift"] == 3.0
     rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2]
-    assert training_pace(RunFolder(finished)).seconds(
-        round(sum(row["evaluations"] for row in rows)), 5
-    ) == pytest.approx(sum(row["seconds"] for row in rows))
     assert all(row["seconds"] > 0 and row["reward/student"] < 0 for row in rows)  # not each asks the teacher
     card = json.loads((finished / "student" / "rats.json").read_text())
     assert (card["num_steps"], card["steps"], card["seed"]) == ([2, 4], 2, 0)
@@ -55,6 +52,28 @@ def test_run_records_what_it_did(finished: Path) -> None:
     assert session["seeds"] == {"training": 0, "guard": 2**20}
     assert session["host"] == platform.node()
     assert re.fullmatch(r"git [0-9a-f]{40}(-dirty)?|rats-video .*", session["code"])
+
+
+def test_time_left_is_the_trainings_pace_until_clips_are_made() -> None:
+    """On two processes; a training step of 40 calls takes 10 s, 0.5 s a call in each process."""
+    forecast = Forecast(2, [Work(100, 4), Work(300, 12)])
+    assert forecast.seconds() is None
+    forecast.learn(1, {"evaluations": 40.0, "seconds": 10.0})
+    assert forecast.seconds() == 400 * 0.5 / 2
+    forecast.clips.add(10, 1, in_calls=2.0, beside=3.0)  # 0.2 s a call, 3 s a clip
+    assert forecast.seconds() == pytest.approx((400 * 0.2 + 16 * 3) / 2)
+    forecast.coming = []
+    assert forecast.seconds() == 0
+
+
+def test_work_to_come_is_counted_before_the_training(make_config: Callable[..., DistillConfig]) -> None:
+    """Two prompts at 2 calls; guided teachers of 3 steps; 5 judged clips, 1 timed, at 2 and at 4 calls."""
+    cfg = make_config(
+        "student.num_steps=[2,4]", "comparison.num_videos=2", "evaluation.teacher_steps=3",
+        "evaluation.guidance_scale=4", "evaluation.nfe=[2,4]", "evaluation.num_clips=5", "evaluation.diversity=null",
+        "evaluation.latency_clips=1",
+    )  # fmt: skip
+    assert work_after_training(cfg) == [Work(4, 2), Work(2 * (6 + 2 + 2), 6), Work(6 * (6 + 2 * 6), 6 * 5)]
 
 
 def test_second_run_skips_what_is_done(command: Command, sets: list[str], own: Path, calls: list[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rats_video import progress
-from rats_video.progress import ClipBar, Pace, ProgressBar
+from rats_video.progress import ClipBar, Pace, ProgressBar, followed_by
 
 
 class Clock:
@@ -29,6 +29,22 @@ def test_equal_steps(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
         clock.sleep(40)
         bar.advance(loss=0.25)
     assert capsys.readouterr().err == "work 2/4  left 1:20  loss 0.25\n"
+
+
+def test_left_in_all_is_told_once_the_rest_is_known(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    rest: list[float | None] = [None]
+    with followed_by(lambda: rest[0]), followed_by(lambda: 5.0), ProgressBar("work", 3) as bar:
+        clock.sleep(20)
+        bar.advance()
+        rest[0] = 75.0
+        clock.sleep(20)
+        bar.advance()
+    with ProgressBar("work", 2) as bar:
+        clock.sleep(20)
+        bar.advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "work 1/3  left 0:40 of this stage", "work 2/3  left 0:20, 1:40 in all", "work 1/2  left 0:20"
+    ]  # fmt: skip
 
 
 def test_decoding_counts_where_calls_are_few(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

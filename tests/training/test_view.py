@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from rats_video.distillation.settings import DistillConfig
+from rats_video.progress import followed_by
 from rats_video.timing import Stopwatch, phase
 from rats_video.training.guard import Guard, GuardEvaluation
 from rats_video.training.run_folder import RunFolder
@@ -107,6 +108,15 @@ def test_run_that_goes_on_shows_its_past(make: Make, tmp_path: Path) -> None:
     assert "2 clips" in text
     assert "1/20" in text
     assert "left ?" in text
+
+
+def test_display_tells_what_is_left_in_all(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with followed_by(lambda: 90.0):
+        view, _ = make(120)
+    view._done, view._taken, now[0] = 2, 10.0, 10.0
+    assert "left 1:30, 3:00 in all" in shown(view, 120)[0]  # 18 steps of 5 seconds
 
 
 def test_log_file_gets_plain_lines(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
