@@ -134,7 +134,7 @@ def _write(
         sigmas={n: tuple(student.sigmas(n, card.shift).tolist()) for n in sorted({nfe, *card.num_steps})},
         boundary=getattr(student, "boundary_ratio", None), is_lora=student.adapters is not None, prompts=prompts,
         noises=made.noises, clips=made.clips, pictures=made.pictures, free=made.free,
-        fresh=made.fresh,
+        fresh=made.fresh, has_sound=student.has_sound,
     )  # fmt: skip
     form.write(student, exported, aside)
     if made.pictures is not None:
