@@ -17,6 +17,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.export.pictures import ExportPictures
 from rats_video.inference.student import StudentCard
+from rats_video.sound import Sound
 from rats_video.types import FreshNoise
 
 BASE = "base"  # folder of the base that an export brings along
@@ -31,10 +32,12 @@ class Clips:
     Args:
         videos: `[N, T, 3, height, width]` in [0, 1].
         latents: that they were decoded from, N first.
+        sounds: of each, where they have one.
     """
 
     videos: Tensor
     latents: Tensor
+    sounds: tuple[Sound, ...] = ()
 
 
 @dataclass(frozen=True)
