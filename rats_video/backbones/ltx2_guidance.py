@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -10,12 +11,25 @@ from rats_video.condition import Condition
 from rats_video.config.guidance import AudioVideoGuidance
 from rats_video.diffusion.guidance import with_spread
 
-if TYPE_CHECKING:
-    from rats_video.backbones.ltx2 import LTX2Backbone
+
+class TwoParts(Protocol):
+    """A model of pictures and sound, as its guidance sees it."""
+
+    def velocity(self, latents: Tensor, sigma: Tensor, condition: Condition, **changed: Any) -> Tensor:
+        """One call; `changed` are arguments of the transformer."""
+        ...
+
+    def split(self, latents: Tensor) -> Mapping[str, Tensor]:
+        """`video` and `audio`."""
+        ...
+
+    def join(self, video: Tensor, audio: Tensor) -> Tensor:
+        """The inverse of `split`."""
+        ...
 
 
 def guide(
-    model: LTX2Backbone, settings: AudioVideoGuidance, cond: Tensor, uncond: Tensor, scale: float | Tensor,
+    model: TwoParts, settings: AudioVideoGuidance, cond: Tensor, uncond: Tensor, scale: float | Tensor,
     latents: Tensor, sigma: Tensor, condition: Condition,
 ) -> Tensor:  # fmt: skip
     """Away from each weaker call, and back towards the spread of the clean clip without guidance.
