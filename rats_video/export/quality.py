@@ -19,7 +19,8 @@ Scores = Mapping[str, Sequence[float]]
 def score(measures: Sequence[Measure], clips: Clips, prompts: Sequence[str], device: torch.device) -> Scores:
     """Scores by name of clips, made one clip at a time."""
     scores: dict[str, list[float]] = {}
-    sounds = [Sound(sound.waves.to(device), sound.rate) for sound in clips.sounds] or [None] * len(prompts)
+    sounds: list[Sound | None] = [Sound(sound.waves.to(device), sound.rate) for sound in clips.sounds]
+    sounds = sounds or [None] * len(prompts)
     for clip, sound, prompt in zip(clips.videos.split(1), sounds, prompts, strict=True):
         for measure in measures:
             heard = (sound,) if hears(measure) else ()
