@@ -81,7 +81,7 @@ class Family(ABC):
         """
         if index["_class_name"] in cls.pipelines:
             return True
-        networks = {name: kind for name, kind in cls.component_classes().items() if hasattr(kind, "forward")}
+        networks = {name: kind for name, kind in cls.classes_in(index).items() if hasattr(kind, "forward")}
         return all(
             index.get(name, [None, None])[1] == kind.__name__
             for name, kind in networks.items()

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from rats_video.backbones.family import DENOISER, NUM_TRAIN_TIMESTEPS, refuse_last, token_timesteps
 from rats_video.backbones.ltx import LTXBackbone
+from rats_video.backbones.ltx2_guidance import guide
+from rats_video.backbones.sizes import divide_clip
 from rats_video.backbones.stock import StockCall
 from rats_video.condition import Condition, GivenFrames
 from rats_video.config.guidance import AudioVideoGuidance
-from rats_video.diffusion.guidance import with_spread
 from rats_video.errors import UserError
 from rats_video.sound import Sound
 from rats_video.types import ClipSpec, FurtherGuidance, Guide
@@ -127,9 +128,12 @@ class LTX2Backbone(LTXBackbone):
         """`(C, F, H, W)` of a clip's latents, with the frames that hold its sound.
 
         Raises:
-            UserError: the VAE cannot divide the clip, or it is too short for a sound.
+            UserError: the VAE cannot divide the clip, or it is too small for its decoder, or too short for a sound.
         """
-        channels, frames, height, width = super().latent_shape(clip)
+        # A decoder that mirrors pictures at their edges, as published, needs two latents a side.
+        least = 2 if self.vae.config.decoder_spatial_padding_mode == "reflect" else 1
+        strides, channels = (self.temporal_stride, self.spatial_stride), self.latent_channels
+        frames, height, width = divide_clip(clip, *strides, self.patch_size, least)
         if self.sound_length(clip.num_frames, clip.fps) < 1:
             raise UserError(f"{clip.num_frames} are too few for a sound at {clip.fps:g} fps", where="clip.num_frames",
                             fix=f"take {1 + self.temporal_stride} or more")  # fmt: skip
@@ -248,32 +252,7 @@ class LTX2Backbone(LTXBackbone):
             what = f"its transformer has {config.num_layers} blocks, got {max(further.stg_blocks)}"
             fix = f"take 0 to {config.num_layers - 1}"
             raise UserError(what, where="teacher.further_guidance.stg_blocks", fix=fix)
-        return Guide(partial(self._guide, further), 2 + further.calls)
-
-    def _guide(
-        self, settings: AudioVideoGuidance, cond: Tensor, uncond: Tensor, scale: float | Tensor,
-        latents: Tensor, sigma: Tensor, condition: Condition,
-    ) -> Tensor:  # fmt: skip
-        """Away from each weaker call, and back towards the spread of the clean clip without guidance.
-
-        The pipeline adds in clean clips `x0 = latents - sigma * velocity`; sums are the same in velocities.
-        """
-        weaker = [(uncond, scale - 1, settings.audio_scale - 1)]
-        if settings.uses_stg:
-            skipped = self.velocity(latents, sigma, condition, spatio_temporal_guidance_blocks=settings.stg_blocks)
-            weaker.append((skipped, settings.stg_scale, settings.audio_stg_scale))
-        if settings.uses_modality:
-            alone = self.velocity(latents, sigma, condition, isolate_modalities=True)
-            weaker.append((alone, settings.modality_scale - 1, settings.audio_modality_scale - 1))
-        noisy, plain = self.split(latents), self.split(cond)
-        others = [(self.split(other), weights) for other, *weights in weaker]
-        level = sigma.view(-1, 1, 1, 1, 1)
-        parts = {}
-        for place, (name, share) in enumerate({"video": settings.rescale, "audio": settings.audio_rescale}.items()):
-            guided = plain[name] + sum(weights[place] * (plain[name] - other[name]) for other, weights in others)
-            clean = with_spread(noisy[name] - level * guided, noisy[name] - level * plain[name], share)
-            parts[name] = (noisy[name] - clean) / level
-        return condition.at_rest(self.join(**parts))
+        return Guide(partial(guide, self, further), 2 + further.calls)
 
     def stock_call(self, num_steps: int, shift: float) -> StockCall:
         """As most; each kind of guidance, which a student has none of, is switched off by its own argument."""

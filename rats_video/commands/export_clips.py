@@ -69,7 +69,8 @@ def make_clips(
         lay_out = stock.seen or stock.latents
         latents = torch.cat([lay_out(each.latents).cpu() for each in samples])
         videos = torch.cat([each.videos.cpu() for each in samples])
-        clips = Clips(videos, latents if free is None else latents * free)
+        sounds = tuple(sound for each in samples if (sound := each.heard(0)) is not None)
+        clips = Clips(videos, latents if free is None else latents * free, sounds)
     return ComparedClips(stock, pipeline, noises.cpu().split(1), clips, pictures, free, fresh)
 
 

@@ -19,7 +19,7 @@ from rats_video.datasets.prompts.split import load_prompts
 from rats_video.distillation.measures import build_measures
 from rats_video.distillation.settings import DistillConfig
 from rats_video.errors import UserError, warn
-from rats_video.export.base import ExportedStudent, Form, rescale
+from rats_video.export.base import Clips, ExportedStudent, Form, rescale
 from rats_video.export.card import model_card, read_training
 from rats_video.export.kinds import find_form
 from rats_video.export.quality import loss_table, score
@@ -134,7 +134,7 @@ def _write(
         sigmas={n: tuple(student.sigmas(n, card.shift).tolist()) for n in sorted({nfe, *card.num_steps})},
         boundary=getattr(student, "boundary_ratio", None), is_lora=student.adapters is not None, prompts=prompts,
         noises=made.noises, clips=made.clips, pictures=made.pictures, free=made.free,
-        fresh=made.fresh,
+        fresh=made.fresh, has_sound=student.has_sound,
     )  # fmt: skip
     form.write(student, exported, aside)
     if made.pictures is not None:
@@ -168,16 +168,16 @@ def _verify(
         return [UNCHECKED]
     theirs = sample_export(form, exported, device, aside)
     _free()
-    difference, videos = Difference.of(exported.clips, theirs), theirs.videos
-    clips = f"{len(videos)} clip{'s' if len(videos) != 1 else ''}"
+    difference, count = Difference.of(exported.clips, theirs), len(theirs.videos)
+    clips = f"{count} clip{'s' if count != 1 else ''}"
     lines = [f"stock {exported.pipeline} against our sampler, {clips} from the same noise: {difference}"]
-    if form.loses and (table := _loss(form, exported, cfg, device, videos)):
+    if form.loses and (table := _loss(form, exported, cfg, device, theirs)):
         lines.append("\n".join(table))
     return lines
 
 
 def _loss(
-    form: Form, exported: ExportedStudent, cfg: DistillConfig | None, device: torch.device, videos: torch.Tensor
+    form: Form, exported: ExportedStudent, cfg: DistillConfig | None, device: torch.device, theirs: Clips
 ) -> list[str]:
     """The cost of quantising by the run's own measures; nothing where they are not at hand."""
     if cfg is None or exported.clips is None:
@@ -187,5 +187,5 @@ def _loss(
     except UserError as error:
         warn(f"the loss is measured in pixels alone: {error}")
         return []
-    before, after = (score(measures, clips, exported.prompts, device) for clips in (exported.clips.videos, videos))
+    before, after = (score(measures, clips, exported.prompts, device) for clips in (exported.clips, theirs))
     return loss_table(form.name, before, after, exported.prompts)

@@ -87,6 +87,6 @@ def _integrated(sound: Sound) -> float:
     found = -70.0
     while True:
         try:
-            found = float(graph.pull().metadata["lavfi.r128.I"])
+            found = float(graph.pull().metadata.get("lavfi.r128.I", found))  # the last, shorter part has none
         except av.error.EOFError:
             return found

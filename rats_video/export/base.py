@@ -17,6 +17,7 @@ from rats_video.backbones.base import PipelineBackbone
 from rats_video.backbones.stock import StockCall
 from rats_video.export.pictures import ExportPictures
 from rats_video.inference.student import StudentCard
+from rats_video.sound import Sound
 from rats_video.types import FreshNoise
 
 BASE = "base"  # folder of the base that an export brings along
@@ -31,10 +32,12 @@ class Clips:
     Args:
         videos: `[N, T, 3, height, width]` in [0, 1].
         latents: that they were decoded from, N first.
+        sounds: of each, where they have one.
     """
 
     videos: Tensor
     latents: Tensor
+    sounds: tuple[Sound, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class ExportedStudent:
         noises: `[1, C, F, H, W]` each, on the CPU.
         clips: our sampler's, the latents as the stock pipeline lays them out; None where nothing is checked.
         makes: what its clips are.
+        has_sound: whether they have sound.
         pictures: that the clips start from; None for text to video.
         fresh: what a re-noising sampler draws for each of the clips; empty for Euler.
         free: 1 where latents are sampled and 0 where a frame is given, laid out so; None where all are sampled.
@@ -73,6 +77,7 @@ class ExportedStudent:
     noises: tuple[Tensor, ...]
     clips: Clips | None
     makes: Literal["video", "image"] = "video"
+    has_sound: bool = False
     pictures: ExportPictures | None = None
     free: Tensor | None = None
     fresh: tuple[FreshNoise, ...] = ()
@@ -141,7 +146,8 @@ class ExportedStudent:
         tokenizers = [folder for folder in self.base.glob("tokenizer*") if folder.is_dir()]
         slow = any((folder / "spiece.model").is_file() and not (folder / FAST).is_file() for folder in tokenizers)
         cleans = self.pipeline == "WanImageToVideoPipeline"  # it calls ftfy without asking if it is there
-        return PACKAGES + (("sentencepiece", "protobuf") if slow else ()) + (("ftfy",) if cleans else ())
+        further = {"sentencepiece": slow, "protobuf": slow, "ftfy": cleans, "av": self.has_sound}
+        return PACKAGES + tuple(name for name, is_needed in further.items() if is_needed)
 
 
 class Form(ABC):

@@ -5,22 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from rats_video.evaluation.stats import mean_ci95, paired_difference
 from rats_video.evaluation.sweep import Measure
 from rats_video.evaluation.tables import aligned, metric_title
+from rats_video.export.base import Clips
+from rats_video.sound import Sound, hears
 
 Scores = Mapping[str, Sequence[float]]
 
 
 @torch.no_grad()
-def score(measures: Sequence[Measure], videos: Tensor, prompts: Sequence[str], device: torch.device) -> Scores:
-    """Scores by name of clips `[B, T, 3, height, width]`, made one clip at a time."""
+def score(measures: Sequence[Measure], clips: Clips, prompts: Sequence[str], device: torch.device) -> Scores:
+    """Scores by name of clips, made one clip at a time."""
     scores: dict[str, list[float]] = {}
-    for clip, prompt in zip(videos.split(1), prompts, strict=True):
+    sounds: list[Sound | None] = [Sound(sound.waves.to(device), sound.rate) for sound in clips.sounds]
+    sounds = sounds or [None] * len(prompts)
+    for clip, sound, prompt in zip(clips.videos.split(1), sounds, prompts, strict=True):
         for measure in measures:
-            for name, value in measure(clip.to(device), [prompt]).items():
+            heard = (sound,) if hears(measure) else ()
+            for name, value in measure(clip.to(device), [prompt], *heard).items():
                 scores.setdefault(name, []).extend(value.tolist())
     return scores
 

@@ -20,6 +20,7 @@ from rats_video.export.base import Clips, ExportedStudent
 from rats_video.hub import INDEX
 from rats_video.reading import read_json
 from rats_video.seeds import seeded
+from rats_video.sound import Sound
 from rats_video.types import FreshNoise
 
 TOKENIZER = "PreTrainedTokenizerFast"  # of transformers: reads any tokenizer.json as it stands
@@ -82,6 +83,7 @@ def misread_tokenizers(folder: Path) -> dict[str, Any]:
 def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
     """Clips, made one at a time, from the student's prompts and noise."""
     videos: list[Tensor] = []
+    sounds: list[Sound] = []
     kept: list[Tensor] = []
     stock = exported.stock
 
@@ -106,10 +108,12 @@ def sample_stock(pipeline: Any, exported: ExportedStudent) -> Clips:
                     prompt=prompt, latents=latents, generator=[generator], output_type="pt", callback_on_step_end=keep,
                     **exported.asked_size, **stock.call, **pictures, **stock.beside(noise.to(pipeline.device)),
                 )  # fmt: skip
+            if exported.has_sound:
+                sounds.append(Sound(made.audio.float().cpu(), int(pipeline.vocoder.config.output_sampling_rate)))
             clip: Tensor = made.frames if exported.makes == "video" else made.images[:, None]
         videos.append(clip.float().cpu())
     latents = torch.cat(kept)
-    return Clips(torch.cat(videos), latents if exported.free is None else latents * exported.free)
+    return Clips(torch.cat(videos), latents if exported.free is None else latents * exported.free, tuple(sounds))
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ pipe.to("cuda" if torch.cuda.is_available() else "cpu")
     {call},
     {size},
     generator=torch.Generator().manual_seed(0), output_type="pil",
-).{made}[0]
+){taken}
 {save}
 """
 
@@ -57,11 +57,10 @@ def base_snippet(
 
 def _snippet(exported: ExportedStudent, name: str, setup: str, classes: Sequence[str] = (), imports: str = "") -> str:
     imports = ("" if exported.pictures is None else "from PIL import Image, ImageOps\n") + imports
-    duration = round(1000 / exported.card.clip["fps"])
-    save = f'frames[0].save("clip.webp", save_all=True, append_images=frames[1:], duration={duration}, loop=0)'
-    is_video = exported.makes == "video"
+    imports = ("from diffusers.utils import encode_video\n" if exported.has_sound else "") + imports
+    made, taken, save = _saving(exported)
     text = _SNIPPET.format(
-        made="frames" if is_video else "images", save=save if is_video else 'images.save("image.png")',
+        made=made, taken=taken, save=save,
         classes=", ".join(sorted([exported.pipeline, *classes])), imports=imports, name=name, setup=setup,
         dtype=exported.card.dtype, prompt=repr(exported.prompts[0]),
         opening="".join(f"\n{line}" for line in _opening(exported)), pictures=_pictures(exported),
@@ -69,6 +68,18 @@ def _snippet(exported: ExportedStudent, name: str, setup: str, classes: Sequence
         size=", ".join(f"{key}={value!r}" for key, value in exported.asked_size.items()),
     )  # fmt: skip
     return fenced(text, "python")
+
+
+def _saving(exported: ExportedStudent) -> tuple[str, str, str]:
+    """The name of what the pipeline makes, what is taken of it, and the line that saves it."""
+    if exported.makes == "image":
+        return "images", ".images[0]", 'images.save("image.png")'
+    fps = exported.card.clip["fps"]
+    if not exported.has_sound:
+        shown = f"duration={round(1000 / fps)}, loop=0"
+        return "frames", ".frames[0]", f'frames[0].save("clip.webp", save_all=True, append_images=frames[1:], {shown})'
+    sound = "audio=made.audio[0].float().cpu(), audio_sample_rate=pipe.vocoder.config.output_sampling_rate"
+    return "made", "", f'encode_video(made.frames[0], fps={fps:g}, output_path="clip.mp4",\n    {sound})'
 
 
 def _opening(exported: ExportedStudent) -> list[str]:

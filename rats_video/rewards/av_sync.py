@@ -51,9 +51,9 @@ class AvSyncReward:
     tolerance: float
     hears = True
 
-    def __call__(self, videos: Tensor, prompts: Sequence[str], sound: Sound | None = None) -> RewardScores:  # noqa: ARG002
+    def __call__(self, videos: Tensor, prompts: Sequence[str], sound: Sound | None = None) -> RewardScores:  # noqa: ARG002  # not read
         """Score clips `[B, T, 3, height, width]` and their sound; raises UserError for clips of fewer than 3 frames."""
-        assert sound is not None  # it hears
+        assert sound is not None, "whoever hears is given the sound"
         clip = av_sync(videos, sound, self.tolerance)
         return RewardScores(clip, judged={"video": clip, "audio": clip})
 

@@ -171,3 +171,20 @@ def test_sigma_grids_fall_and_nest(case: Case) -> None:
     assert many[-1] == 0
     assert (many.diff() < 0).all()
     assert torch.equal(few, many[::4])
+
+
+def test_the_smallest_clip_that_is_taken_is_made(case: Case) -> None:
+    """Sizes are refused beforehand: one that is not comes through the denoiser and the decoder."""
+    backbone, fps = case.backbone, case.family.clip.fps
+    for side in range(8, 129, 8):
+        clip = ClipSpec(1, side, side, fps)
+        try:
+            shape = backbone.latent_shape(clip)
+        except UserError:
+            continue
+        break
+    latents = torch.randn(1, *shape, generator=seeded(3))
+    with torch.no_grad():
+        velocity = backbone.velocity(latents, torch.tensor([0.5]), backbone.encode_text(PROMPTS[:1]))
+        assert velocity.shape == latents.shape
+        assert backbone.decode(latents).shape == (1, 1, 3, side, side)

@@ -34,3 +34,18 @@ def test_neighbours_are_named_and_taken(clip: tuple[int, int, int], patch: tuple
     for number in caught.value.fix.removeprefix("take ").split(" or "):
         size = dict(zip(("num_frames", "height", "width"), clip, strict=True)) | {key: int(number)}
         assert min(divide_clip(ClipSpec(**size, fps=8), 4, 8, patch)) > 0
+
+
+@pytest.mark.parametrize(
+    ("side", "line"),
+    [
+        (32, "clip.height: must be at least 64, got 32 (take 64)"),
+        (16, "clip.height: must be a multiple of 32, got 16 (take 64)"),
+        (80, "clip.height: must be a multiple of 32, got 80 (take 64 or 96)"),
+    ],
+)
+def test_a_decoder_that_needs_two_latents_a_side(side: int, line: str) -> None:
+    with pytest.raises(UserError) as caught:
+        divide_clip(ClipSpec(9, side, 64, 24), 8, 32, (1, 1, 1), least=2)
+    assert str(caught.value) == line
+    assert divide_clip(ClipSpec(9, 64, 96, 24), 8, 32, (1, 1, 1), least=2) == (2, 2, 3)

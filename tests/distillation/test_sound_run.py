@@ -15,6 +15,9 @@ from safetensors.torch import load_file
 from shared import made_once
 from tiny_clap import save_clap
 
+from rats_video.evaluation.sound import loudness
+from rats_video.inference.audio import read_sound
+
 pytestmark = pytest.mark.pipeline
 
 
@@ -67,3 +70,31 @@ def test_each_part_is_gated_and_a_resumed_run_is_the_same(
     ]
     assert any("audio_ff" in key for key in students[0])
     assert all(torch.equal(students[0][key], students[1][key]) for key in students[0])
+
+
+def test_what_a_run_shows_is_heard_and_watched(command: Callable[..., Any], config: Path, tmp_path: Path) -> None:
+    """Guard, validation and comparison: their clips have the sound that `sample` would write."""
+    run = tmp_path / "run"
+    code, _, err = command(
+        "distill", "--config", config, "--output", run, "--set", "training.steps=1",
+        "--set", "guard={every: 1, num_clips: 1}", "--set", "validation={every: 1, num_clips: 1}",
+    )  # fmt: skip
+    assert code == 0, err
+    guard = json.loads((run / "guard.json").read_text())
+    assert {"loudness", "clipped_sound", "silence"} <= guard["teacher"].keys() & guard["looks"][-1]["scores"].keys()
+    assert "loudness " in err
+    (clip,) = json.loads((run / "validation" / "index.json").read_text())[-1]["clips"]
+    assert clip["sound"] is True
+    seen = read_sound(run / "validation" / clip["file"])
+    assert seen is not None
+    assert float(loudness(seen)) == pytest.approx(clip["scores"]["loudness"], abs=1)  # AAC changes little
+
+    code, out, err = command("export", "comparison", run, "--nfe", 1, "--num-videos", 1)
+    assert code == 0, err
+    assert "the student's sound plays, the teacher's is track 2 and the base's track 3" in out
+    (row,) = json.loads((run / "comparison" / "index.json").read_text())
+    assert {panel["title"]: panel["track"] for panel in row["panels"]} == {"teacher": 2, "base": 3, "student": 1}
+    heard = [read_sound(run / "comparison" / row["file"], track) for track in range(3)]
+    for name, sound in zip(("student", "teacher", "base"), heard, strict=True):
+        assert sound is not None
+        assert float(loudness(sound)) == pytest.approx(row["loudness"][name], abs=1)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from ltx2_family import LTX23
 from packaging.requirements import Requirement
 from shared import made_once
 from wan22_family import build
@@ -85,19 +86,23 @@ def test_code_of_the_card_runs(command: Command, lora: Path, tmp_path: Path, for
 def test_code_of_cards_that_open_pictures_runs(
     command: Command, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """One picture, and a first and a last one; both with what each program must be told."""
+    """One picture, a first and a last one, and clips with sound; all with what each program must be told."""
     size = {"num_frames": 9.0, "height": 32.0, "width": 64.0, "fps": 8.0}
     exports: dict[str, tuple[str, Path | str]] = {}
     for kind, form, make in (
         ("wan21-first-last", "diffusers", partial(build_image_pipeline, clip_sees=2, experts=False)),
         ("wan22-5b", "lora", partial(build, experts=False)),
+        ("ltx2.3", "lora", LTX23.build),
     ):
         base = made_once(tmp_path_factory, f"i2v-{kind}", make)
         backbone = load_backbone(base)
         role = (
             backbone.with_adapter("student", LoraConfig(kind="lora", rank=2, alpha=2)) if form == "lora" else backbone
         )
-        card = StudentCard(str(base), (4,), 3.0, size, steps=1, seed=0, first_frame=True)
+        card = StudentCard(
+            str(base), (4,), 3.0, size if kind != "ltx2.3" else size | {"height": 64.0}, steps=1, seed=0,
+            first_frame=True,
+        )  # fmt: skip
         save_student(role, card, tmp_path / "students" / kind)
         exports[kind] = form, tmp_path / "students" / kind
     run_cards(command, tmp_path, exports)
@@ -113,9 +118,9 @@ def run_cards(command: Command, folder: Path, exports: Mapping[str, tuple[str, P
         card = (folder / name / "README.md").read_text()
         environment(card, folder / "packages")
         (python,) = re.findall(r"```python\n(.*?)\n```", card, re.DOTALL)
-        code.append(python.replace("clip.webp", f"{name}.webp"))
+        code.append(re.sub(r"clip\.(webp|mp4)", rf"{name}.\1", python))
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", "\n".join(code)], cwd=folder, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert all((folder / f"{name}.webp").stat().st_size > 100 for name in exports)
+    assert all(next(folder.glob(f"{name}.[wm]*")).stat().st_size > 100 for name in exports)

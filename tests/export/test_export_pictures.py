@@ -11,6 +11,7 @@ import cogvideox_i2v_family
 import pytest
 import torch
 from cogvideox_family import CLIP
+from ltx2_family import LTX2, LTX23
 from ltx_family import LTX_095, LTX_FAMILIES
 from shared import made_once
 from wan22_family import build
@@ -42,6 +43,8 @@ KINDS = {
     "wan22-5b": Kind(partial(build, experts=False), "WanImageToVideoPipeline"),
     "ltx": Kind(LTX_FAMILIES[0].build, "LTXImageToVideoPipeline", LTX_FAMILIES[0].clip),
     "ltx-0.9.5": Kind(LTX_095.build, "LTXConditionPipeline", LTX_095.clip),
+    "ltx2": Kind(LTX2.build, "LTX2ImageToVideoPipeline", LTX2.clip),
+    "ltx2.3": Kind(LTX23.build, "LTX2ImageToVideoPipeline", LTX23.clip),
     "cogvideox-5b": Kind(partial(cogvideox_i2v_family.build, paired=False), "CogVideoXImageToVideoPipeline", CLIP),
     "cogvideox-1.5": Kind(partial(cogvideox_i2v_family.build, paired=True), "CogVideoXImageToVideoPipeline", CLIP),
 }
