@@ -36,45 +36,45 @@ def base(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("form", "kind", "is_lora", "said"),
+    ("form", "kind", "weights", "said"),
     [
         (
-            "comfyui", WAN, True, "This is for ComfyUI, LightX2V and DiffSynth-Studio, which take it as it is. For "
+            "comfyui", WAN, "lora", ("This is for ComfyUI, LightX2V and DiffSynth-Studio, which take it as it is. For "
             "musubi-tuner there is the same under its names in `musubi-tuner`. Diffusers takes it too; `--format lora` "
-            "has its own names.",
+            "has its own names."),
         ),
         (
-            "comfyui", LTX, True, "This is for ComfyUI. LightX2V, DiffSynth-Studio and musubi-tuner have no LTX-Video. "
-            "Diffusers takes it too; `--format lora` has its own names.",
+            "comfyui", LTX, "lora", ("This is for ComfyUI. LightX2V, DiffSynth-Studio and musubi-tuner have no "
+            "LTX-Video. Diffusers takes it too; `--format lora` has its own names."),
         ),
-        ("comfyui", WAN, False, "This is for ComfyUI. Diffusers takes `--format diffusers` or `merged`."),
+        ("comfyui", WAN, "full", "This is for ComfyUI. Diffusers takes `--format diffusers` or `merged`."),
         (
-            "lora", WAN, True, "This is for diffusers alone, whose names its weights have. ComfyUI, LightX2V, "
+            "lora", WAN, "lora", ("This is for diffusers alone, whose names its weights have. ComfyUI, LightX2V, "
             "DiffSynth-Studio and musubi-tuner would apply nothing of a LoRA under them, DiffSynth-Studio without a "
-            "word; take `--format comfyui` there.",
+            "word; take `--format comfyui` there."),
         ),
         (
-            "merged", WAN, False, "This is for diffusers alone, whose names its weights have. ComfyUI cannot tell what "
-            "model it is (`Could not detect model type`); take `--format comfyui` there.",
+            "merged", WAN, "full", ("This is for diffusers alone, whose names its weights have. ComfyUI cannot tell "
+            "what model it is (`Could not detect model type`); take `--format comfyui` there."),
         ),
-        ("lora", SD3, True, "This is for diffusers and ComfyUI, whose LoraLoaderModelOnly takes it as it is."),
+        ("lora", SD3, "lora", "This is for diffusers and ComfyUI, whose LoraLoaderModelOnly takes it as it is."),
         (
-            "lora", QWEN, True, "This is for diffusers and ComfyUI, whose LoraLoaderModelOnly takes it as it is. "
-            "LightX2V, DiffSynth-Studio and musubi-tuner apply nothing of it.",
+            "lora", QWEN, "lora", ("This is for diffusers and ComfyUI, whose LoraLoaderModelOnly takes it as it is. "
+            "LightX2V, DiffSynth-Studio and musubi-tuner apply nothing of it."),
         ),
         (
-            "diffusers", SD3, False,
+            "diffusers", SD3, "full",
             "This is for diffusers and ComfyUI; weights in several files have to be joined for ComfyUI.",
         ),
-        ("int8", SD3, False, "This is for diffusers alone, which reads torchao's 8 bits."),
+        ("int8", SD3, "full", "This is for diffusers alone, which reads torchao's 8 bits."),
         (
-            "fp8", WAN, False,
+            "fp8", WAN, "full",
             "This is for diffusers alone, which reads torchao's 8 bits; take `--format comfyui` for other programs.",
         ),
     ],
 )  # fmt: skip
-def test_programs_of_a_form(base: Path, form: str, kind: str, is_lora: bool, said: str) -> None:
-    assert find_form(form).programs(exported(base, kind, is_lora=is_lora)) == said
+def test_programs_of_a_form(base: Path, form: str, kind: str, weights: str, said: str) -> None:
+    assert find_form(form).programs(exported(base, kind, is_lora=weights == "lora")) == said
 
 
 def test_a_clip_from_a_picture_changes_none_of_the_names(base: Path) -> None:
