@@ -129,8 +129,6 @@ class ComfyUI(Form):
         """As they were run on files of this kind."""
         if not exported.is_lora:
             return "This is for ComfyUI. Diffusers takes `--format diffusers` or `merged`."
-        if exported.pictures is not None:
-            return "This is for ComfyUI. Diffusers takes it too; `--format lora` has its own names."
         return f"{model_of(exported).lora_programs}. Diffusers takes it too; `--format lora` has its own names."
 
     def sampling(self, exported: ExportedStudent, name: str) -> str:  # noqa: ARG002

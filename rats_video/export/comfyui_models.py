@@ -126,7 +126,7 @@ MODELS: Mapping[str, ComfyModel] = {
         "LTX-Video",
         fixed=_LTX_FIXED,
         header=_LTX_SIZES,
-        lora_programs="This is for ComfyUI and LightX2V, which take it as it is",
+        lora_programs="This is for ComfyUI. LightX2V, DiffSynth-Studio and musubi-tuner have no LTX-Video",
         ruined_by="ModelSamplingSD3",
         takes_frame_rate=True,
         picture_node="LTXVImgToVideo with `strength` 1, which gives the latent to sample",
@@ -172,7 +172,7 @@ MODELS: Mapping[str, ComfyModel] = {
 
 TAKEN_AS_THEY_ARE = ("FluxTransformer2DModel", "SD3Transformer2DModel", "QwenImageTransformer2DModel")
 """Denoisers that ComfyUI takes under diffusers' names: `convert_diffusers_mmdit` in comfy/model_detection.py, and
-`model_lora_keys_unet` in comfy/lora.py; Qwen-Image's names are its own."""
+`model_lora_keys_unet` in comfy/lora.py; Qwen-Image's names are its own. LoRAs of all three ran in ComfyUI 0.10.0."""
 
 
 def refusal(config: Mapping[str, Any], *, is_lora: bool) -> str:
@@ -191,11 +191,13 @@ def denoiser_config(exported: ExportedStudent) -> dict[str, Any]:
 
 
 def only_diffusers(exported: ExportedStudent) -> str:
-    """The programs that take weights under diffusers' names, as they were run: none but diffusers."""
+    """The programs that take weights under diffusers' names, as they were run."""
     config = denoiser_config(exported)
-    if config["_class_name"] in TAKEN_AS_THEY_ARE:
-        joined = "" if exported.is_lora else "; weights in several files have to be joined for it"
-        return f"This is for diffusers. ComfyUI's loaders map its names too (read in its code, not run){joined}."
+    if (kind := config["_class_name"]) in TAKEN_AS_THEY_ARE:
+        if exported.is_lora:
+            others = " LightX2V, DiffSynth-Studio and musubi-tuner apply nothing of it." if "Qwen" in kind else ""
+            return f"This is for diffusers and ComfyUI, whose LoraLoaderModelOnly takes it as it is.{others}"
+        return "This is for diffusers and ComfyUI; weights in several files have to be joined for ComfyUI."
     if exported.is_lora:
         others = "ComfyUI, LightX2V, DiffSynth-Studio and musubi-tuner would apply nothing of a LoRA under them, "
         others += "DiffSynth-Studio without a word"

@@ -15,6 +15,7 @@ from typing import Any
 from rats_video.backbones.base import PipelineBackbone
 from rats_video.errors import UserError
 from rats_video.export.base import ExportedStudent
+from rats_video.export.comfyui_models import denoiser_config, refusal
 from rats_video.export.diffusers import Diffusers
 from rats_video.export.merged import network_folders
 from rats_video.export.stock import class_in
@@ -36,6 +37,12 @@ class Quantized(Diffusers):
             raise UserError(
                 "quantising needs torchao", where="--format", fix="pip install 'rats-video[quant]', or another format"
             )
+
+    def programs(self, exported: ExportedStudent) -> str:
+        """Diffusers: ComfyUI has 8 bits of its own."""
+        config = denoiser_config(exported)
+        offer = "" if refusal(config, is_lora=exported.is_lora) else "; take `--format comfyui` for other programs"
+        return f"This is for diffusers alone, which reads torchao's 8 bits{offer}."
 
     def finish(self, exported: ExportedStudent, folder: Path) -> list[str]:
         """Quantise the denoisers in place, one at a time; returns their bytes on disk before and after."""
