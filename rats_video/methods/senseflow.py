@@ -48,8 +48,8 @@ from rats_video.types import PromptBatch
 class LogitNormalFakeScoreConfig(FakeScoreConfig):
     """A model of what the student makes now, at levels drawn as Stable Diffusion 3's are."""
 
-    levels: tuple[float, float] = (0.001, 1.0)
-    density: Literal["uniform", "logit_normal"] = "logit_normal"
+    levels: tuple[float, float] = Field((0.001, 1.0), description="as of the others, all of them")
+    density: Literal["uniform", "logit_normal"] = Field("logit_normal", description="as of the others")
 
 
 class SenseFlowConfig(TrainsFakeScore, BaseMethodConfig):
@@ -127,7 +127,8 @@ class SenseFlowConfig(TrainsFakeScore, BaseMethodConfig):
         matching = build_matching(self.fake_score, inputs, critic)
         if self.gan is not None:
             vision = context.vision(self.gan.vision)
-            gan = VisionDiscriminator(vision, context.place(build_heads(vision, self.gan, context.seed + 2)), self.gan)
+            heads = context.place(build_heads(vision, self.gan, context.seed + 2))
+            gan = VisionDiscriminator(vision, heads, self.gan, context.mean_of_tokens)
         if self.ida is not None:  # adapters start alike, or their factors' mean would be no adapter between the two
             ema_update_(critic.weights, inputs["student"].weights, decay=0.0)
         return SenseFlow(**inputs, config=self, matching=matching, gan=gan, seed=context.seed)
@@ -261,7 +262,8 @@ class SenseFlow(BaseMethod):
         logit, truth = (
             self.gan(each, real, batch, DISCRIMINATOR, index, side) for side, each in enumerate((frames, real))
         )
-        own = self.time_weight(made, batch) * self.gan.discriminator_loss(logit, truth).mean()
+        own = self.gan.mean_of_processes(self.gan.discriminator_loss(logit, truth).mean())
+        own = self.time_weight(made, batch) * own
         parts = {"flow": flow, "gan": own, "real": truth.mean(), "student": logit.mean(), "loss": flow + own}
         return flow + own, {name: float(each.detach()) for name, each in parts.items()}
 

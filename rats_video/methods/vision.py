@@ -7,7 +7,7 @@ multiplied with what the prompt and a real clip of the same prompt say: it asks 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
@@ -176,11 +176,14 @@ class VisionDiscriminator:
         vision: never learns.
         heads: what learns.
         cfg: its settings.
+        mean_of_processes: of a loss that all processes which share each clip find alike: each passes on its share of
+            the gradient to the heads.
     """
 
     vision: VisionFeatures
     heads: VisionHeads
     cfg: VisionGanConfig
+    mean_of_processes: Callable[[Tensor], Tensor] = lambda found: found
 
     def seen(self, videos: Tensor) -> Tensor:
         """The frames of clips `[B, T, 3, height, width]` that it looks at."""
