@@ -15,9 +15,9 @@ from rats_video.commands.finish import is_finished
 from rats_video.commands.pins import pin_models
 from rats_video.commands.prompts import cycle
 from rats_video.datasets.prompts.split import load_prompts
-from rats_video.distillation.method import DECIDES, NOT_SCORED
 from rats_video.distillation.real_data import with_data_digest
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import DECIDES, NOT_SCORED
 from rats_video.errors import UserError, first_line, warn
 from rats_video.evaluation.compare_result import BASE, Cost
 from rats_video.evaluation.compare_stats import StudentScores

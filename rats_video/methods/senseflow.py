@@ -8,7 +8,7 @@ own from between would; a teacher whose guidance is drawn anew; and a discrimina
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal, Self
 
@@ -48,8 +48,8 @@ from rats_video.types import PromptBatch
 class LogitNormalFakeScoreConfig(FakeScoreConfig):
     """A model of what the student makes now, at levels drawn as Stable Diffusion 3's are."""
 
-    levels: tuple[float, float] = (0.001, 1.0)
-    density: Literal["uniform", "logit_normal"] = "logit_normal"
+    levels: tuple[float, float] = Field((0.001, 1.0), description="as of the others, all of them")
+    density: Literal["uniform", "logit_normal"] = Field("logit_normal", description="as of the others")
 
 
 class SenseFlowConfig(TrainsFakeScore, BaseMethodConfig):
@@ -127,7 +127,8 @@ class SenseFlowConfig(TrainsFakeScore, BaseMethodConfig):
         matching = build_matching(self.fake_score, inputs, critic)
         if self.gan is not None:
             vision = context.vision(self.gan.vision)
-            gan = VisionDiscriminator(vision, context.place(build_heads(vision, self.gan, context.seed + 2)), self.gan)
+            heads = context.place(build_heads(vision, self.gan, context.seed + 2))
+            gan = VisionDiscriminator(vision, heads, self.gan, context.mean_of_tokens)
         if self.ida is not None:  # adapters start alike, or their factors' mean would be no adapter between the two
             ema_update_(critic.weights, inputs["student"].weights, decay=0.0)
         return SenseFlow(**inputs, config=self, matching=matching, gan=gan, seed=context.seed)
@@ -156,12 +157,14 @@ class SenseFlow(BaseMethod):
         matching: teacher and fake score.
         gan: the discriminator, if there is one.
         seed: of what is drawn once for a whole batch.
+        known: real frames of the batch at work.
     """
 
     config: SenseFlowConfig
     matching: DistributionMatching
     gan: VisionDiscriminator | None = None
     seed: int = 0
+    known: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
 
     def step(self, batch: PromptBatch) -> tuple[Tensor, LogRow]:
         """Loss of one batch, and what to log of it."""
@@ -172,7 +175,8 @@ class SenseFlow(BaseMethod):
             row["isg/loss"] = self.isg_loss(made, batch)
             loss = loss + self.config.isg_weight * row["isg/loss"]
         if self.gan is not None:
-            logits = self.gan(self.pixels(made.x0, batch), self.real_pixels(batch), batch, DISCRIMINATOR)
+            frames, real = self.frames(self.gan, made.x0, batch), self.real_frames(self.gan, batch)
+            logits = self.gan(frames, real, batch, DISCRIMINATOR)
             own = self.time_weight(made, batch) * self.gan.generator_loss(logits).mean()
             row |= {"gan/loss": own, "gan/student": logits.mean()}
             loss = loss + self.gan.cfg.weight * own
@@ -224,14 +228,19 @@ class SenseFlow(BaseMethod):
         """`(1 - sigma)^2` of the step's level."""
         return float((1 - self.student.sigmas(batch.num_steps, self.shift)[made.level]) ** 2)
 
-    def pixels(self, x0: Tensor, batch: PromptBatch) -> Tensor:
-        """Clips `[B, T, 3, height, width]` in [0, 1]."""
-        return self.student.decode(x0, batch.grad_frames)
+    def frames(self, gan: VisionDiscriminator, x0: Tensor, batch: PromptBatch) -> Tensor:
+        """Those of the student's clips that are judged, `[B, N, 3, height, width]` in [0, 1]."""
+        return gan.seen(self.student.decode(x0, batch.grad_frames))
 
     @torch.no_grad()
-    def real_pixels(self, batch: PromptBatch) -> Tensor:
-        """The teacher's clips of the batch's prompts."""
-        return self.teacher.backbone.decode(self.teacher.rollout(batch).trajectory.x0)
+    def real_frames(self, gan: VisionDiscriminator, batch: PromptBatch) -> Tensor:
+        """The same of the teacher's clips of the batch's prompts, decoded once for all rounds and updates of it."""
+        key = (batch.index, batch.micro_batch)
+        if key not in self.known:
+            for old in [each for each in self.known if each[0] != batch.index]:
+                del self.known[old]
+            self.known[key] = gan.seen(self.teacher.backbone.decode(self.teacher.rollout(batch).trajectory.x0))
+        return self.known[key]
 
     @property
     def critics(self) -> Mapping[str, Critic]:
@@ -249,11 +258,12 @@ class SenseFlow(BaseMethod):
         if self.gan is None:
             return flow, row
         with torch.no_grad():
-            videos, real = self.pixels(made.x0, batch), self.real_pixels(batch)
+            frames, real = self.frames(self.gan, made.x0, batch), self.real_frames(self.gan, batch)
         logit, truth = (
-            self.gan(each, real, batch, DISCRIMINATOR, index, side) for side, each in enumerate((videos, real))
+            self.gan(each, real, batch, DISCRIMINATOR, index, side) for side, each in enumerate((frames, real))
         )
-        own = self.time_weight(made, batch) * self.gan.discriminator_loss(logit, truth).mean()
+        own = self.gan.mean_of_processes(self.gan.discriminator_loss(logit, truth).mean())
+        own = self.time_weight(made, batch) * own
         parts = {"flow": flow, "gan": own, "real": truth.mean(), "student": logit.mean(), "loss": flow + own}
         return flow + own, {name: float(each.detach()) for name, each in parts.items()}
 

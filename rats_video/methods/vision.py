@@ -7,7 +7,7 @@ multiplied with what the prompt and a real clip of the same prompt say: it asks 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol
 
@@ -176,33 +176,35 @@ class VisionDiscriminator:
         vision: never learns.
         heads: what learns.
         cfg: its settings.
+        mean_of_processes: of a loss that all processes which share each clip find alike: each passes on its share of
+            the gradient to the heads.
     """
 
     vision: VisionFeatures
     heads: VisionHeads
     cfg: VisionGanConfig
+    mean_of_processes: Callable[[Tensor], Tensor] = lambda found: found
 
-    def __call__(self, videos: Tensor, real: Tensor, batch: PromptBatch, *stream: int) -> Tensor:
+    def seen(self, videos: Tensor) -> Tensor:
+        """The frames of clips `[B, T, 3, height, width]` that it looks at."""
+        last = videos.shape[1] - 1
+        return videos[:, torch.linspace(0, last, min(self.cfg.frames, last + 1)).round().long().to(videos.device)]
+
+    def __call__(self, frames: Tensor, real: Tensor, batch: PromptBatch, *stream: int) -> Tensor:
         """Logits `[B, places]`.
 
         Args:
-            videos: clips `[B, T, 3, height, width]` in [0, 1] that are judged.
-            real: clips of the same prompts that they are compared with.
+            frames: `[B, N, 3, height, width]` in [0, 1], which are judged.
+            real: as many of clips of the same prompts, which they are compared with.
             batch: of these clips; augmentations are drawn by its seeds.
             stream: tells draws apart.
         """
         if self.cfg.augment:
-            videos = augment(videos, [draw_uniform(batch, *stream, 10 + i) for i in range(7)])
-        here, there = self._maps(videos), self._maps(real)
-        text = self.vision.text(batch.prompts).to(here[0]).repeat_interleave(len(here[0]) // len(videos), dim=0)
+            frames = augment(frames, [draw_uniform(batch, *stream, 10 + i) for i in range(7)])
+        here, there = (self.vision.maps(each.flatten(0, 1).float()) for each in (frames, real))
+        text = self.vision.text(batch.prompts).to(here[0]).repeat_interleave(frames.shape[1], dim=0)
         found: Tensor = self.heads(here, text, there)
-        return found.view(len(videos), -1)
-
-    def _maps(self, videos: Tensor) -> tuple[Tensor, ...]:
-        """Of the frames that are seen, those of a clip together."""
-        last = videos.shape[1] - 1
-        seen = torch.linspace(0, last, min(self.cfg.frames, last + 1)).round().long().to(videos.device)
-        return self.vision.maps(videos[:, seen].flatten(0, 1).float())
+        return found.view(len(frames), -1)
 
     @staticmethod
     def discriminator_loss(student: Tensor, real: Tensor) -> Tensor:

@@ -95,7 +95,10 @@ def estimate_memory(cfg: DistillConfig, counted: TracedCosts, gpus: int = 1) -> 
     if (critic := cfg.method.critic_optimizer) is not None:
         count = counted.step["parameters", CRITIC_WEIGHTS]
         held["critic optimizer"] = _moments(critic, count, weights[CRITIC_WEIGHTS])
-    phases = _phases(counted, in_graph=counted.traced.get(PIXELS, 0.0) if cfg.method.pixel_gradient else 0.0)
+    by_network = cfg.method.pixel_gradient and not cfg.method.uses_gradient
+    phases = _phases(
+        counted, by_network=by_network, in_graph=counted.traced.get(PIXELS, 0.0) if cfg.method.pixel_gradient else 0.0
+    )
     if cfg.compute.cache_text:
         held[TEXT] = 0.0
         phases.pop("text", None)
@@ -122,10 +125,11 @@ def _moments(cfg: OptimizerConfig, count: float, size: float) -> float:
     return count * 2.004 if cfg.kind == "adamw8bit" else 2 * size  # 8 bytes a block of 2048
 
 
-def _phases(counted: TracedCosts, *, in_graph: float) -> dict[str, dict[str, float]]:
+def _phases(counted: TracedCosts, *, in_graph: float, by_network: bool) -> dict[str, dict[str, float]]:
     """The step in order, decode and reward on top of what the denoiser holds when they come.
 
-    `in_graph` clips a clip are decoded and scored with gradient, all before the first backward.
+    `in_graph` clips a clip are decoded and scored with gradient, all before the first backward; `by_network` of the
+    method's own, not by the reward.
     """
     step, decode, reward = counted.step, counted.decode, counted.reward
     phases = {name: _parts(step, name) for name, kind in step if kind == FLOPS and name not in UNCOUNTED}
@@ -138,7 +142,11 @@ def _phases(counted: TracedCosts, *, in_graph: float) -> dict[str, dict[str, flo
         before = _add(before, others) if role == "student" else before
         phases[f"{role} decode"] = _add(before, _parts(decode, f"{role} decode"))
         decoded = _add(before, _held(decode, f"{role} reward"))
-        phases[f"{role} reward"] = _add(decoded, _parts(reward, f"{role} reward"))
+        if role == "student" and by_network:
+            kept = _held(step, "student backward")
+            phases["discriminator"] = _add(decoded, {name: kept.get(name, 0.0) for name in (PIXELS, TEACHER_PIXELS)})
+        else:
+            phases[f"{role} reward"] = _add(decoded, _parts(reward, f"{role} reward"))
     if in_graph:
         before = _add(_held(step, "student pixels"), others)
         decoded = _add(before, _held(decode, "student reward"))

@@ -93,7 +93,7 @@ class WatchedRole:
 
     def decode(self, latents: Tensor, grad_frames: range | None = None) -> Tensor:  # noqa: ARG002
         """A view of the latents."""
-        if self.watch.in_critic:  # without gradient
+        if self.watch.in_critic and self._name == "student":  # without gradient
             self.watch.clips[CRITIC_PIXELS] += len(latents)
         else:
             self.watch.enter(TEACHER_PIXELS if self._name == "teacher" else PIXELS, len(latents))

@@ -21,9 +21,9 @@ from rats_video.backbones.cogvideox_decode import decode_cogvideox
 from rats_video.backbones.compute import DecodeConfig
 from rats_video.backbones.wan import WanBackbone, use_fast_norms
 from rats_video.backbones.wan_decode import decode_unclamped, wan_step
-from rats_video.distillation.method import teacher_identity
 from rats_video.distillation.roles import build_backbone, prepare_base
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.errors import UserError
 from rats_video.methods.teacher import FrozenTeacherConfig
 from rats_video.seeds import seeded

@@ -19,9 +19,9 @@ from rats_video.backbones.architecture import build_on_meta, find_architecture
 from rats_video.backbones.custom import CustomBackboneConfig
 from rats_video.backbones.kinds import find_family, load_backbone
 from rats_video.backbones.wan import WanBackbone
-from rats_video.distillation.method import teacher_identity
 from rats_video.distillation.resume import changed_keys
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.errors import UserError
 from rats_video.methods.teacher import FrozenTeacherConfig
 

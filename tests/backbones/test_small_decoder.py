@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rats_video.backbones.compute import DecodeConfig
 from rats_video.backbones.small_decoder import SmallDecoder, load_small_decoder
-from rats_video.distillation.method import teacher_identity
 from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.errors import UserError
 from rats_video.seeds import seeded
 

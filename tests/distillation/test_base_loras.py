@@ -19,9 +19,9 @@ from rats_video.backbones.lora import LORA_FILE
 from rats_video.backbones.low_bit import LowBitLinear
 from rats_video.backbones.wan import WanBackbone
 from rats_video.commands.students import load_student
-from rats_video.distillation.method import teacher_identity
 from rats_video.distillation.roles import build_backbone, build_roles
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.errors import UserError
 from rats_video.export.comfyui import PREFIX, kohya_name, original_name
 from rats_video.seeds import seeded

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rats_video import files
-from rats_video.distillation.method import teacher_identity
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.methods.teacher import FrozenTeacherConfig
 
 MakeConfig = Callable[..., DistillConfig]

@@ -46,7 +46,7 @@ def test_downloads_and_configurations_are_the_ones_that_ship() -> None:
 
 def test_each_method_has_a_page_a_configuration_and_its_cost() -> None:
     text = (DOCS / "methods.md").read_text()
-    costs = re.findall(r"^\| \[`(\w+)`\]\(methods/\1.md\) \|.*?\| (\d+) \|", text, re.MULTILINE)
+    costs = re.findall(r"^\| \[`(\w+)`\]\(methods/\1.md\) \|.*?\| ([\d.]+) \|", text, re.MULTILINE)
     assert {path.stem for path in (DOCS / "methods").glob("*.md")} == {kind for kind, _ in costs}
     union, _ = get_args(MethodConfig)
     for method in set(get_args(union)) - {CustomMethodConfig}:  # a user's own has neither
@@ -57,7 +57,7 @@ def test_each_method_has_a_page_a_configuration_and_its_cost() -> None:
         assert "$$" in page
         assert f"reference/config/methods.md#{method.__name__}" in page
         defaults = method.model_validate({"kind": kind} | ({"gate": cfg.method.gate} if kind == "rats" else {}))
-        assert defaults.evaluations(4, student=12, teacher=48, guided=2) == int(dict(costs)[kind])
+        assert defaults.evaluations(4, student=12, teacher=48, guided=2) == float(dict(costs)[kind])
 
 
 def test_conversions_are_the_ones_that_errors_name() -> None:

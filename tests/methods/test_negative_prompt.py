@@ -10,9 +10,10 @@ import torch
 from rats_video.backbones.wan import WanBackbone
 from rats_video.diffusion.rollout import rollout
 from rats_video.distillation.compute import encode_prompts
-from rats_video.distillation.method import build_rats, teacher_identity
+from rats_video.distillation.method import build_rats
 from rats_video.distillation.roles import build_roles, checked_prompts
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.errors import UserError
 from rats_video.inference.sampler import sample_batch
 from rats_video.methods.teacher import FrozenTeacherConfig

@@ -14,9 +14,10 @@ from rats_video.backbones.wan import WanBackbone
 from rats_video.condition import Condition
 from rats_video.diffusion.rollout import rollout
 from rats_video.diffusion.schedule import sigma_grid
-from rats_video.distillation.method import build_method, teacher_identity
+from rats_video.distillation.method import build_method
 from rats_video.distillation.roles import build_roles
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.methods.base import BaseMethod
 from rats_video.methods.imitation import Imitation
 from rats_video.methods.shaping import ShapingConfig, cosine_distance, latents_distance, shaping_by_horizon

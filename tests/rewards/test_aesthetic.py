@@ -16,8 +16,8 @@ from tiny_clip import save_clip, save_siglip
 from torch import Tensor, nn
 
 from rats_video.assets import PICKLED
-from rats_video.distillation.method import teacher_identity
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.errors import UserError
 from rats_video.methods.teacher import FrozenTeacherConfig
 from rats_video.planning.memory_tracker import no_workspace

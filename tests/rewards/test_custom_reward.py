@@ -13,9 +13,9 @@ from torch import Tensor
 
 from rats_video.commands.plan import run_plan
 from rats_video.datasets.shapes.measure import measure_shapes
-from rats_video.distillation.method import teacher_identity
 from rats_video.distillation.run_rewards import check_rewards
 from rats_video.distillation.settings import DistillConfig
+from rats_video.distillation.teacher_identity import teacher_identity
 from rats_video.errors import UserError
 from rats_video.methods.teacher import FrozenTeacherConfig
 from rats_video.rewards.custom import CustomReward, CustomRewardConfig
