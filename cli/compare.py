@@ -21,20 +21,30 @@ def compare(
         Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to. [default: runs/compare-CONFIG]")
     ] = None,
     methods: Annotated[
-        str | None, typer.Option("--methods", metavar="A,B,...", help="Only these of the config's methods.")
+        str | None,
+        typer.Option("--methods", metavar="A,B,...", help="Only these of the config's methods. [default: all]"),
     ] = None,
     nfe: Annotated[
-        str | None, typer.Option("--nfe", metavar="N,N,...", help="Network evaluations a clip to judge students at.")
+        str | None,
+        typer.Option(
+            "--nfe", metavar="N,N,...", help="Network evaluations a clip to judge at. [default: the config's]"
+        ),
     ] = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", metavar="K,K,...", help="Training seeds: one student a method and seed.")
+        str | None,
+        typer.Option(
+            "--seeds", metavar="K,K,...", help="Training seeds: one student a method and seed. [default: the config's]"
+        ),
     ] = None,
     budget: Annotated[
-        float | None, typer.Option("--budget", metavar="N", help="Network evaluations of each student's training.")
+        float | None,
+        typer.Option(
+            "--budget", metavar="N", help="Network evaluations to train each student. [default: the config's]"
+        ),
     ] = None,
     num_clips: Annotated[
         int | None,
-        typer.Option("--num-clips", metavar="N", min=1, help="Held-out clips each student is judged on at each NFE."),
+        typer.Option("--num-clips", metavar="N", min=1, help="Held-out clips an arm and NFE. [default: the config's]"),
     ] = None,
     device: DeviceOption = "auto",
     overrides: SetOption = None,

@@ -51,10 +51,11 @@ def evaluate(
         ),
     ] = None,
     dimensions: Annotated[
-        str | None, typer.Option("--dimensions", metavar="A,B,...", help="Only VBench's prompts that test these.")
+        str | None,
+        typer.Option("--dimensions", metavar="A,B,...", help="Only VBench's prompts that test these. [default: all]"),
     ] = None,
     teacher: Annotated[
-        bool, typer.Option("--teacher", help="The teacher's clips for VBench too, from the same noise.")
+        bool, typer.Option("--teacher", help="Write the teacher's clips for VBench too, from the same noise.")
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:

@@ -89,7 +89,12 @@ def model(
     ] = 1.0,
     nfe: Annotated[
         int | None,
-        typer.Option("--nfe", metavar="N", min=1, help="Calls of the clips compared. [default: 4, or one trained for]"),
+        typer.Option(
+            "--nfe",
+            metavar="N",
+            min=1,
+            help="Network evaluations of the clips compared. [default: 4, or one trained for]",
+        ),
     ] = None,
     num_clips: Annotated[
         int, typer.Option("--num-clips", metavar="N", min=1, help="Held-out clips that 8 bits are judged on.")
@@ -98,7 +103,7 @@ def model(
         bool, typer.Option("--verify/--no-verify", help="Compare the stock pipeline's clips with our sampler's.")
     ] = True,
     output: Annotated[
-        Path | None, typer.Option("--output", metavar="DIR", help="Folder to write. [default: RUN/export/FORMAT]")
+        Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to. [default: RUN/export/FORMAT]")
     ] = None,
     overwrite: OverwriteOption = False,
     push_to_hub: Annotated[

@@ -24,7 +24,7 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one config value, as in a.b=c. Repeatable."),
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one config value, as training.steps=100. Repeatable."),
 ]
 RunFolderOption = Annotated[
     Path | None, typer.Option("--output", metavar="DIR", help="Folder to write to. [default: runs/CONFIG]")
@@ -61,15 +61,20 @@ NodesOption = Annotated[
 ]
 NodeRankOption = Annotated[
     int | None,
-    typer.Option("--node-rank", min=0, metavar="I", help="Which machine this is; the first, 0, writes and speaks."),
-]
+    typer.Option("--node-rank", min=0, metavar="I",
+        help="Number of this machine, from 0, which writes and prints. [default: they agree]",
+    ),
+]  # fmt: skip
 RendezvousOption = Annotated[
-    str | None, typer.Option("--rendezvous", metavar="HOST:PORT", help="Where several machines meet: a port of one.")
+    str | None,
+    typer.Option(
+        "--rendezvous", metavar="HOST:PORT", help="Where the machines meet: one of them, and a free port of it."
+    ),
 ]
 RestartsOption = Annotated[
     int,
     typer.Option("--restarts", min=0, metavar="N",
-        help="How often to go on from the last checkpoint when a process is lost; a mistake is never tried again.",
+        help="Times to go on from the last checkpoint when a process is lost; a mistake is never tried again.",
     ),
 ]  # fmt: skip
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder, exactly.")]
@@ -89,7 +94,9 @@ PromptOption = Annotated[
 PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="FILE", help="Text file, one prompt a line.")]
 BaseOption = Annotated[
     Path | None,
-    typer.Option("--base", metavar="DIR|USER/NAME", help="The student's base pipeline now. [default: where it was]"),
+    typer.Option(
+        "--base", metavar="DIR|USER/NAME", help="Where the student's base pipeline is now. [default: where it was]"
+    ),
 ]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished `distill` or `run`.")]
 

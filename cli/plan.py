@@ -15,16 +15,27 @@ def plan(
     config: ConfigOption = "tiny",
     overrides: SetOption = None,
     gpu_memory: Annotated[
-        float | None, typer.Option("--gpu-memory", metavar="GIB", help="Memory of one GPU. [default: the device's]")
+        float | None,
+        typer.Option("--gpu-memory", metavar="GIB", help="Memory of one GPU in GiB. [default: the device's]"),
     ] = None,
     gpus: Annotated[int, typer.Option("--gpus", metavar="N", min=1, help="Processes, each with a GPU of its own.")] = 1,
     device_name: Annotated[
-        str, typer.Option("--device-name", metavar="NAME", help="h100, h200, a100, l40s, rtx4090, or cpu.")
+        str,
+        typer.Option(
+            "--device-name", metavar="NAME", help="Device to plan for: h100, h200, a100, l40s, rtx4090 or cpu."
+        ),
     ] = "h100",
     utilisation: Annotated[
-        float | None, typer.Option("--utilisation", metavar="SHARE", help="Share of the device's peak that is reached.")
+        float | None,
+        typer.Option(
+            "--utilisation",
+            metavar="SHARE",
+            help="Share, 0 to 1, of the device's peak speed that is reached. [default: the device's]",
+        ),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan here.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Also write the plan to this file, as JSON.")
+    ] = None,
 ) -> None:
     """Say what a run will need before anything is loaded: memory, network calls, time, and settings that fit.
 

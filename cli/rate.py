@@ -50,12 +50,12 @@ def rate(
     ] = False,
     reward: Annotated[
         list[Path] | None,
-        typer.Option("--reward", metavar="DIR", help="A reward of `train reward` to hold against people. Repeatable."),
+        typer.Option("--reward", metavar="DIR", help="Folder of a `train reward`, to compare with people. Repeatable."),
     ] = None,
     min_attention: Annotated[
         float,
         typer.Option(
-            "--min-attention", metavar="SHARE", min=0, max=1, help="Attention checks that a counted person gets right."
+            "--min-attention", metavar="SHARE", min=0, max=1, help="Checks a person must pass to count, 0 to 1."
         ),
     ] = 0.75,
     overwrite: OverwriteOption = False,

@@ -14,7 +14,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", metavar="FILE", help="HTML file to write.")] = Path("report.html"),
     max_clips: Annotated[
         int,
-        typer.Option("--max-clips", min=0, metavar="N", help="Prompts to show clips of; each adds to the file."),
+        typer.Option("--max-clips", min=0, metavar="N", help="Prompts to show clips of; each makes the file larger."),
     ] = 24,
 ) -> None:
     """Put runs side by side in one HTML file that can be mailed: curves, tables, and clips to play together.

@@ -15,7 +15,11 @@ def list_rewards(
     *,
     config: Annotated[
         str | None,
-        typer.Option("--config", metavar="NAME|FILE", help="Look for the weights where this config says."),
+        typer.Option(
+            "--config",
+            metavar="NAME|FILE",
+            help="Look for the weights where this config says. [default: in each one's usual folder]",
+        ),
     ] = None,
 ) -> None:
     """List every reward: what it scores, per frame or clip, with gradient or not, and whether its weights are here."""

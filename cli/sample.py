@@ -38,10 +38,10 @@ FramesOption = Annotated[
     int | None, typer.Option("--num-frames", metavar="N", min=1, help="Frames of a clip. [default: as it was trained]")
 ]
 HeightOption = Annotated[
-    int | None, typer.Option("--height", metavar="N", min=1, help="Pixels. [default: as it was trained]")
+    int | None, typer.Option("--height", metavar="N", min=1, help="Height in pixels. [default: as it was trained]")
 ]
 WidthOption = Annotated[
-    int | None, typer.Option("--width", metavar="N", min=1, help="Pixels. [default: as it was trained]")
+    int | None, typer.Option("--width", metavar="N", min=1, help="Width in pixels. [default: as it was trained]")
 ]
 LoraOption = Annotated[
     list[str] | None,
@@ -52,12 +52,20 @@ NegativeOption = Annotated[
 ]
 GuidanceOption = Annotated[
     float | None,
-    typer.Option("--guidance-scale", metavar="SCALE", min=1, help="Of a model with guidance. [default: its own]"),
+    typer.Option(
+        "--guidance-scale",
+        metavar="SCALE",
+        min=1,
+        help="Strength of guidance, where a model has it. [default: its own]",
+    ),
 ]
 Guidance2Option = Annotated[
     float | None,
     typer.Option(
-        "--guidance-scale-2", metavar="SCALE", min=1, help="Of its second expert (Wan 2.2 A14B). [default: the same]"
+        "--guidance-scale-2",
+        metavar="SCALE",
+        min=1,
+        help="Strength in its second expert (Wan 2.2 A14B). [default: the same]",
     ),
 ]
 ListOption = Annotated[
@@ -70,10 +78,10 @@ ListOption = Annotated[
 ]
 ImageOption = Annotated[
     Path | None,
-    typer.Option("--image", metavar="FILE", help="The picture that each video starts from: scaled to cover it, cut."),
+    typer.Option("--image", metavar="FILE", help="Picture that each video starts from: scaled to cover it, then cut."),
 ]
 LastImageOption = Annotated[
-    Path | None, typer.Option("--last-image", metavar="FILE", help="The picture that each video ends at.")
+    Path | None, typer.Option("--last-image", metavar="FILE", help="Picture that each video ends at.")
 ]
 BatchOption = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Videos made together.")]
 OffloadOption = Annotated[

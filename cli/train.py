@@ -29,7 +29,7 @@ def teacher(
     *,
     data: Annotated[
         Path | None,
-        typer.Option("--data", metavar="CACHE", help="Fine-tune a model on clips that `prepare` made."),
+        typer.Option("--data", metavar="CACHE", help="Fine-tune a model on clips that `rats-video prepare` wrote."),
     ] = None,
     options: dict[str, Any],
 ) -> None:
@@ -60,7 +60,7 @@ def paths(*, options: dict[str, Any]) -> None:
 def reward(
     *,
     latent: Annotated[
-        bool, typer.Option("--latent", help="One that needs no pixels, taught by one that does.")
+        bool, typer.Option("--latent", help="Train one that scores latents, taught by one that scores pixels.")
     ] = False,
     data: Annotated[
         Path | None, typer.Option("--data", metavar="CACHE", help="Learn from clips that `rats-video prepare` wrote.")

@@ -7,7 +7,6 @@ mistake raises `UserError`, whose text is one line.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from rats_video.commands.sample import BATCH_SIZE
 from rats_video.commands.sample_pictures import Pictures, make_clips
 from rats_video.commands.students import DEFAULT_STUDENT, LoadedStudent, SampleChoices, find_student, load_chosen
 from rats_video.config.explain import KIND, explain
+from rats_video.config.load import as_overrides
 from rats_video.datasets.prompts.split import check_prompt
 from rats_video.errors import UserError
 from rats_video.evaluation.tables import ArmRow, read_rows
@@ -79,7 +79,7 @@ class Student:
         """
         asked = {"num_frames": num_frames, "height": height, "width": width}
         for name, value in asked.items():
-            check_count(name, value)
+            check_count(name, value, optional=True)
         size = {name: value for name, value in asked.items() if value is not None}
         choices = SampleChoices(None if base is None else Path(base), size)
         return cls(load_chosen(find_student(model), pick_device(device), choices))
@@ -119,8 +119,11 @@ class Student:
         prompts = list(prompt) if isinstance(prompt, Sequence) and not isinstance(prompt, str) else [prompt]
         if not prompts:
             raise UserError("no prompt", where="prompt", fix="say what the clip shows")
-        check_count("nfe", nfe)
+        check_count("nfe", nfe, optional=True)
         check_count("seed", seed, 0)
+        for name, path in {"image": image, "last_image": last_image}.items():
+            if path is not None and not isinstance(path, PathLike):
+                raise UserError(f"must be a path, got {type(path).__name__}", where=name, fix="save it as a picture")
         check_count("batch_size", batch_size)
         nfe = nfe or self.loaded.default_nfe
         spec = self.loaded.spec(nfe)
@@ -146,6 +149,8 @@ class Student:
             UserError: the name ends in neither `.mp4` nor, for one frame, `.png`; or `frames` are no such tensor.
         """
         path = Path(path)
+        if not isinstance(frames, Tensor):
+            raise UserError(f"must be a tensor, got {type(frames).__name__}", where="frames", fix="torch.as_tensor it")
         if frames.ndim != 4:
             raise UserError(
                 f"must be [T, 3, H, W], got {list(frames.shape)}", where="frames", fix="save one clip at a time"
@@ -242,12 +247,8 @@ def distill(
         UserError: the configuration is wrong, or `output` holds something.
         Interrupted: by Ctrl-C, after the step that it came in, with a checkpoint.
     """
-    check_count("seed", seed, 0)
-    if settings is not None and not isinstance(settings, Mapping):
-        raise UserError(
-            f"must be keys and values, got {settings!r}", where="settings", fix='as {"training.steps": 100}'
-        )
-    changes = [f"{key}={json.dumps(value, default=str)}" for key, value in (settings or {}).items()]
+    check_count("seed", seed, 0, optional=True)
+    changes = as_overrides(settings or {})
     if resume and overwrite:
         raise UserError("cannot be used with overwrite", where="resume", fix="give one of them")
     run_distill(
@@ -285,10 +286,10 @@ def evaluate(
         UserError: there is no finished run.
     """
     folder = run.folder if isinstance(run, Run) else Path(run)
-    counts = (nfe,) if isinstance(nfe, int) else None if nfe is None else tuple(nfe)
+    counts = None if nfe is None else tuple(nfe) if isinstance(nfe, Sequence) else (nfe,)
     for count in counts or ():
         check_count("nfe", count)
-    check_count("num_clips", num_clips)
+    check_count("num_clips", num_clips, optional=True)
     check_count("seed", seed, 0)
     written = RunFolder(folder).evaluation if output is None else Path(output)
     run_evaluate(run=folder, base=None, nfe=counts, num_clips=num_clips, seed=seed, output=written, device=device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from types import TracebackType
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -67,9 +69,22 @@ class AsUserError(AbstractContextManager[None]):
             raise UserError(f"{self._what}: {reason}", where=self._where, fix=self._fix) from error
 
 
+_WORDING: ContextVar[Callable[[str], str]] = ContextVar("wording", default=str)
+
+
+@contextmanager
+def worded(wording: Callable[[str], str]) -> Iterator[None]:
+    """Inside it, `wording` says each warning in the words of the caller."""
+    token = _WORDING.set(wording)
+    try:
+        yield
+    finally:
+        _WORDING.reset(token)
+
+
 def warn(what: str, *, where: str = "") -> None:
     """Print a one-line warning on stderr; the work continues."""
-    line = f"warning: {where}: {what}" if where else f"warning: {what}"
+    line = _WORDING.get()(f"warning: {where}: {what}" if where else f"warning: {what}")
     print(printable(line), file=sys.stderr)  # noqa: T201
 
 

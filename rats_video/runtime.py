@@ -64,12 +64,12 @@ class Runtime:
         if trainers < 1:
             raise UserError(
                 f"{reward_ranks} of {world} processes leave none to train", where="parallel.reward_ranks",
-                fix="start more with --gpus and --nodes",
+                fix="start more: rats-video distill --gpus N --nodes M",
             )  # fmt: skip
         if trainers % context:
             raise UserError(
                 f"{trainers} training processes are no multiple of {context}", where="parallel.context",
-                fix="start more with --gpus and --nodes",
+                fix="start more: rats-video distill --gpus N --nodes M",
             )  # fmt: skip
         if world == 1:
             return Runtime(device)

@@ -91,6 +91,11 @@ def test_a_clip_from_a_picture(command: Command, student: Student, tmp_path: Pat
     assert not torch.allclose(model.sample(PROMPT, nfe=4), clip, atol=0.05)
 
 
+def test_warnings_name_arguments(student: Student, capsys: pytest.CaptureFixture[str]) -> None:
+    student.sample(PROMPT, nfe=1)
+    assert capsys.readouterr().err == "warning: nfe=1: this student was trained for 2, 4; quality may drop\n"
+
+
 def test_one_frame_is_a_picture(command: Command, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     folder = made_once(tmp_path_factory, FLUX.name, FLUX.build)
     model = Student.load(folder, height=32, width=48, device="cpu")
@@ -124,7 +129,7 @@ def test_distilling_tells_of_each_step(run: Run, steps: list[tuple[int, float]],
     assert [step for step, _ in steps] == [1, 2]
     clip = run.student(device="cpu").sample(PROMPT)
     assert clip.shape == (5, 3, 32, 32)
-    with pytest.raises(UserError, match=r"holds a run \(resume goes on with it, overwrite replaces it\)"):
+    with pytest.raises(UserError, match=r"holds a run \(resume=True goes on with it, overwrite=True replaces it\)"):
         distill(config_file, run.folder, device="cpu")
 
 
@@ -200,10 +205,15 @@ def test_evaluating(run: Run, tmp_path: Path) -> None:
             lambda: distill("tiny", "o", settings="training.steps=3"),
             """settings: must be keys and values, got 'training.steps=3' (as {"training.steps": 100})""",
         ),
+        (
+            lambda: distill("tiny", "o", settings={"": 5}),
+            """settings: '' is not a key (as {"training.steps": 100})""",
+        ),
         (lambda: distill("tiny", "o", seed=-1), "seed: must be a whole number from 0, got -1"),
         (lambda: distill("tiny", "o", resume=True, overwrite=True), "resume: cannot be used with overwrite"),
         (lambda: evaluate("nope"), "nope: not a run: it has no config.resolved.yaml (give the folder of a "),
         (lambda: evaluate("nope", nfe=[4, 0]), "nfe: must be a whole number from 1, got 0"),
+        (lambda: evaluate("nope", nfe=2.5), "nfe: must be a whole number from 1, got 2.5"),  # type: ignore[arg-type]
         (lambda: evaluate("nope", num_clips=0), "num_clips: must be a whole number from 1, got 0"),
         (lambda: Run(Path("nope")).metrics, "nope: not a run: it has no metrics.jsonl"),
     ],
@@ -228,8 +238,10 @@ def test_a_mistake_is_one_line(
         ({"nfe": 0}, "nfe: must be a whole number from 1, got 0"),
         ({"nfe": "4"}, "nfe: must be a whole number from 1, got '4'"),
         ({"seed": -1}, "seed: must be a whole number from 0, got -1"),
+        ({"seed": None}, "seed: must be a whole number from 0, got None"),
         ({"batch_size": 0}, "batch_size: must be a whole number from 1, got 0"),
         ({"image": "nope.png"}, "image: no such picture: nope.png"),
+        ({"image": Image.new("RGB", (8, 8))}, "image: must be a path, got Image (save it as a picture)"),
         ({"last_image": "nope.png"}, "last_image: a last picture needs a first one"),
     ],
 )

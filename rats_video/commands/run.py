@@ -56,7 +56,7 @@ def run_all(
         loaded = load_student(output, runtime.device)
         if not forecast.training.calls:  # it was trained before
             for row in read_metrics(run.metrics):
-                forecast.learn(row["step"], row)
+                forecast.learn(int(row["step"]), row)
         steps = steps_after_training(cfg, loaded, run, runtime, forecast.clips)
         # Missing, made with another student, or judged in another way.
         to_do = runtime.broadcast([before != cfg or not step.made.is_file() for step in steps])

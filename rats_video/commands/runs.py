@@ -22,8 +22,11 @@ def load_run(folder: Path) -> tuple[RunFolder, DistillConfig]:
     run = RunFolder(folder)
     if not run.config.is_file():
         if find_hub_id(str(folder)):
-            raise UserError("a student on the hub has no run beside it", where=str(folder),
-                            fix="give the folder of a `rats-video distill`, or `sample --model` this")  # fmt: skip
+            raise UserError(
+                "a student on the hub has no run beside it",
+                where=str(folder),
+                fix="give the folder of a `rats-video distill`; `rats-video sample --model` takes this one",
+            )
         raise UserError(
             "not a run: it has no config.resolved.yaml",
             where=str(folder),

@@ -49,8 +49,11 @@ def train_student(
     for steps in cfg.student.num_steps:
         check_horizons(cfg, steps)
     if cfg.parallel.shard and runtime.trainers == 1:
-        raise UserError("one process has nobody to share the weights with", where="parallel.shard",
-                        fix="start more with --gpus and --nodes, or set parallel.shard=false")  # fmt: skip
+        raise UserError(
+            "one process has nobody to share the weights with",
+            where="parallel.shard",
+            fix="start more: rats-video distill --gpus N --nodes M; or set parallel.shard=false",
+        )
     check_trackers(cfg.tracking.trackers)
     rows = runtime.rows(cfg.training.batch_size)
     cfg.training.num_micro_batches(rows.stop - rows.start)

@@ -5,9 +5,10 @@ Whatever is wrong ends as one `UserError` line that names the file or `--set`, t
 
 from __future__ import annotations
 
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from importlib import resources
 from pathlib import Path
@@ -27,7 +28,9 @@ _MAX_DEPTH = 32
 _MOST_YAML = 2**18  # bytes: a second's work for a parser in Python
 _MOST_FILES = 64  # that one config may be made of
 _MOST_NAMES = 30  # that an error lists
-_OVERRIDE = re.compile(rf"(?P<key>[\w-]+(?:\.[\w-]+){{0,{_MAX_DEPTH - 1}}})=(?P<value>.*)", re.DOTALL)
+KEY = re.compile(rf"[\w-]+(?:\.[\w-]+){{0,{_MAX_DEPTH - 1}}}")
+"""A dotted key of a configuration."""
+_OVERRIDE = re.compile(rf"(?P<key>{KEY.pattern})=(?P<value>.*)", re.DOTALL)
 
 
 def load_config(model: type[ModelT], name_or_path: str, *, group: str, overrides: Sequence[str] = ()) -> ModelT:
@@ -220,6 +223,17 @@ def _read_mapping(path: Path, label: str, asked_by: str) -> Tree:
     if not isinstance(tree, dict):
         raise UserError(f"must hold `key: value` lines, got {show(tree)}", where=label)
     return tree
+
+
+def as_overrides(settings: Mapping[str, Any]) -> list[str]:
+    """Dotted keys and their values, as `KEY=VALUE`; raises UserError for anything else."""
+    fix = 'as {"training.steps": 100}'
+    if not isinstance(settings, Mapping):
+        raise UserError(f"must be keys and values, got {settings!r}", where="settings", fix=fix)
+    for key in settings:
+        if not isinstance(key, str) or not KEY.fullmatch(key):
+            raise UserError(f"{key!r} is not a key", where="settings", fix=fix)
+    return [f"{key}={json.dumps(value, default=str)}" for key, value in settings.items()]
 
 
 def _parse_override(text: str) -> Layer:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from rats_video import configs
 from rats_video.cli import app as cli
 from rats_video.cli import distill, plan
 from rats_video.config.load import load_config
@@ -95,6 +97,11 @@ BUILDERS = {
     "prepare": ["run_prepare"],
 }
 Outcome = tuple[int, str, str]
+OFF = {
+    "--data", "--dimensions", "--image", "--json", "--last-image", "--preferences", "--prompts", "--push-to-hub",
+    "--rendezvous", "--vbench-layout",
+}  # fmt: skip
+"""Options whose absence needs no explanation."""
 
 
 @pytest.fixture
@@ -140,6 +147,52 @@ def test_examples_set_keys_that_are(example: str) -> None:
     words = shlex.split(example.removeprefix("Example: ").strip("`"))
     given = {option: [value for word, value in itertools.pairwise(words) if word == option] for option in words}
     load_config(DistillConfig, *given["--config"], group="distill", overrides=given.get("--set", []))
+
+
+def leaves(group: Any, words: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
+    """All commands that do something, with their words."""
+    found = []
+    for name, below in group.commands.items():
+        found += leaves(below, (*words, name)) if hasattr(below, "commands") else [((*words, name), below)]
+    return found
+
+
+LEAVES = dict(leaves(typer.main.get_group(cli.app)))
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_examples_are_calls_of_their_command(words: tuple[str, ...]) -> None:
+    command = LEAVES[words]
+    example = shlex.split((command.epilog or "").removeprefix("Example: ").strip("`"))
+    assert example[: len(words) + 1] == ["rats-video", *words]
+    context = command.make_context(words[-1], example[len(words) + 1 :])
+    named = context.params.get("config", "tiny")
+    groups = [folder for folder in Path(*configs.__path__).iterdir() if (folder / f"{named}.yaml").is_file()]
+    assert groups, named
+
+
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_every_option_says_what_it_takes(words: tuple[str, ...]) -> None:
+    """And what holds without it, unless it is a flag or something is left out."""
+    for option in LEAVES[words].params:
+        assert option.help.endswith((".", "]")), option.name
+        if option.param_type_name == "option" and not (option.is_flag or option.required or option.multiple):
+            assert option.default is not None or "[default: " in option.help or option.opts[0] in OFF, option.opts[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (("plan",), "on each of 1 x rtx4090"),
+        (("rewards", "list"), "motion_smoothness"),
+        (("rewards", "check"), "heldout_reward"),
+    ],
+)
+def test_examples_run(command: Callable[..., Outcome], words: tuple[str, ...], shown: str) -> None:
+    example = shlex.split((LEAVES[words].epilog or "").removeprefix("Example: ").strip("`"))
+    code, out, _ = command(*example[1:])
+    assert code == 0
+    assert shown in out
 
 
 @pytest.mark.parametrize(("name", "commands"), SUBCOMMANDS.items())

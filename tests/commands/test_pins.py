@@ -39,7 +39,7 @@ def test_run_keeps_its_commit(command: Command, config_file: Path, hub: Hub, tin
     evaluated = command("evaluate", "somebody/wan")
     assert evaluated.err == (
         "error: somebody/wan: a student on the hub has no run beside it "
-        "(give the folder of a `rats-video distill`, or `sample --model` this)\n"
+        "(give the folder of a `rats-video distill`; `rats-video sample --model` takes this one)\n"
     )
 
 

@@ -18,6 +18,7 @@ from rats_video.methods.custom import CustomMethodConfig
 from rats_video.methods.kinds import MethodConfig
 
 DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), DOCS.parent / "README.md"]
 
 
 MADE = DOCS / "reference"  # most of it when the site is built, which checks these links itself
@@ -28,6 +29,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text())
     paths = {link: (page.parent / link).resolve() for link in links if not link.startswith("http")}
     assert [link for link, path in paths.items() if not path.exists() and not path.is_relative_to(MADE)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(DOCS.parent)))
+def test_tables_are_whole(page: Path) -> None:
+    """A blank line would end a table: what follows is shown as text, with its bars."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    rows = [place for place, line in enumerate(lines) if line.startswith("|") and not lines[place - 1].startswith("|")]
+    assert [lines[place] for place in rows if not re.fullmatch(r"\|[ :|-]+\|", lines[place + 1])] == []
 
 
 def test_downloads_and_configurations_are_the_ones_that_ship() -> None:

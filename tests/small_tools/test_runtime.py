@@ -67,8 +67,11 @@ def test_reward_ranks_come_last() -> None:
 @pytest.mark.parametrize(
     ("parallel", "expected"),
     [
-        ({"context": 2}, r"^parallel\.context: 1 training processes are no multiple of 2 \(start more with --gpus"),
-        ({"reward_ranks": 1}, r"^parallel\.reward_ranks: 1 of 1 processes leave none to train \(start more with"),
+        (
+            {"context": 2},
+            r"^parallel\.context: 1 training processes are no multiple of 2 \(start more: rats-video distill --gpus",
+        ),
+        ({"reward_ranks": 1}, r"^parallel\.reward_ranks: 1 of 1 processes leave none to train \(start more: "),
     ],
 )
 def test_too_few_processes_are_one_line(parallel: dict[str, int], expected: str) -> None:
