@@ -7,6 +7,7 @@ import graphlib
 import re
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,12 @@ def source_files() -> dict[str, Path]:
 
 
 FILES = source_files()
-TREES = {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.items()}
+
+
+@cache
+def parsed() -> dict[str, Tree]:
+    """All of them: whoever runs other tests need not wait for that."""
+    return {name: ast.parse(path.read_text(), str(path)) for name, path in FILES.items()}
 
 
 def group(module: str) -> str:
@@ -229,7 +235,7 @@ RULES = list(dict.fromkeys(rule for rule, _, _ in BREAKS))
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule(rule: Rule) -> None:
-    assert [broken for name, tree in TREES.items() for broken in rule(name, tree)] == []
+    assert [broken for name, tree in parsed().items() for broken in rule(name, tree)] == []
 
 
 @pytest.mark.parametrize(("rule", "name", "source"), BREAKS)
@@ -269,7 +275,7 @@ def group_edges(trees: dict[str, Tree]) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("edges", [module_edges, group_edges])
 def test_no_import_cycle(edges: Callable[[dict[str, Tree]], dict[str, set[str]]]) -> None:
-    assert find_cycle(edges(TREES)) == []
+    assert find_cycle(edges(parsed())) == []
 
 
 def test_cycles_are_seen() -> None:
@@ -306,7 +312,7 @@ def importing_inits(files: dict[Path, Tree]) -> list[str]:
 def test_init_files_import_nothing() -> None:
     assert importing_inits({Path("a/__init__.py"): ast.parse("from rats_video.b import c")}) == ["a/__init__.py"]
     assert importing_inits({Path("a/__init__.py"): ast.parse("def f():\n    import rats_video.b")}) == []
-    assert importing_inits({FILES[name]: tree for name, tree in TREES.items()}) == []
+    assert importing_inits({FILES[name]: tree for name, tree in parsed().items()}) == []
 
 
 def packages_on_disk(root: Path, mapping: dict[str, str]) -> set[str]:
@@ -329,7 +335,7 @@ def test_every_package_is_listed_and_has_an_init(tmp_path: Path) -> None:
 
 
 def test_the_step_fits_one_screen() -> None:
-    if "rats_video.methods.rats" not in TREES:
+    if "rats_video.methods.rats" not in parsed():
         pytest.skip("rats_video/methods/rats.py is not written yet")
-    names = [node.name for node in ast.walk(TREES["rats_video.methods.rats"]) if isinstance(node, ast.FunctionDef)]
+    names = [node.name for node in ast.walk(parsed()["rats_video.methods.rats"]) if isinstance(node, ast.FunctionDef)]
     assert "rats_step" in names  # under this name its length is checked above

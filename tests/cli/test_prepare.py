@@ -17,10 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rats_video.backbones.wan import WanBackbone
+from rats_video.config.load import load_config
 from rats_video.datasets.prepared.cache import ClipCache
-from rats_video.datasets.video.clips import ReadChunk
+from rats_video.datasets.video.clips import ReadChunk, read_source
 from rats_video.datasets.video.isolated_worker import Failure
 from rats_video.datasets.video.records import SourceVideo
+from rats_video.datasets.video.settings import PrepareConfig
 from rats_video.errors import UserError
 
 CONFIG = """
@@ -36,18 +38,11 @@ Command = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("films")
+    """Five films, a damaged one, one without caption, and one that is there twice."""
+    folder = tmp_path_factory.mktemp("prepare") / "films"
     for number in range(5):
         film(folder / f"{number}.mp4", number)
         (folder / f"{number}.txt").write_text(f"film {number % 3}")
-    return folder
-
-
-@pytest.fixture
-def source(films: Path, tmp_path: Path) -> Path:
-    """Five films, a damaged one, one without caption, and one that is there twice."""
-    folder = tmp_path / "source"
-    shutil.copytree(films, folder)
     (folder / "broken.mp4").write_bytes(b"no film at all" * 100)
     (folder / "broken.txt").write_text("broken")
     shutil.copy(folder / "0.mp4", folder / "silent.mp4")
@@ -57,6 +52,17 @@ def source(films: Path, tmp_path: Path) -> Path:
     return folder
 
 
+def copied(films: Path) -> Path:
+    """The films, always at the place that a cache of them names."""
+    shutil.rmtree(films.parent / "source", ignore_errors=True)
+    return Path(shutil.copytree(films, films.parent / "source"))
+
+
+@pytest.fixture
+def source(films: Path) -> Path:
+    return copied(films)
+
+
 @pytest.fixture(scope="module")
 def config(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "small.yaml"
@@ -64,16 +70,37 @@ def config(tiny_wan: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def simplify(patch: pytest.MonkeyPatch) -> None:
+    """Units of two, in this process."""
+    patch.setattr("rats_video.preparation.units.UNIT_SOURCES", 2)
+    patch.setattr("rats_video.commands.prepare_sources.IsolatedPool", Inline)
+
+
 @pytest.fixture
 def prepare(command: Command, config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs `prepare`, units of two, into `cache`."""
-    monkeypatch.setattr("rats_video.preparation.units.UNIT_SOURCES", 2)
-    monkeypatch.setattr("rats_video.commands.prepare_sources.IsolatedPool", Inline)
+    """Runs `prepare` into `cache`."""
+    simplify(monkeypatch)
 
     def call(source: object, *options: object, output: Path = tmp_path / "cache") -> Any:
         return command("prepare", source, "--output", output, "--config", config, "--device", "cpu", *options)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def made(command: Command, config: Path, films: Path) -> Path:
+    cache = films.parent / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        simplify(patch)
+        options = ("--output", cache, "--config", config, "--device", "cpu")
+        assert command("prepare", copied(films), *options).code == 0
+    return cache
+
+
+@pytest.fixture
+def prepared(made: Path, tmp_path: Path) -> Path:
+    """`cache`, as `prepare(source)` leaves it."""
+    return Path(shutil.copytree(made, tmp_path / "cache"))
 
 
 @pytest.fixture
@@ -129,13 +156,8 @@ def test_what_is_kept_and_what_is_said(prepare: Command, source: Path, tmp_path:
     assert len({(record.source, record.split) for record in cache.records}) == 5
 
 
-def test_latents_are_of_the_frames(prepare: Command, source: Path, tmp_path: Path, loaded: WanBackbone) -> None:
-    from rats_video.config.load import load_config
-    from rats_video.datasets.video.clips import read_source
-    from rats_video.datasets.video.settings import PrepareConfig
-
-    prepare(source)
-    cache = ClipCache(tmp_path / "cache")
+def test_latents_are_of_the_frames(prepared: Path, source: Path, loaded: WanBackbone) -> None:
+    cache = ClipCache(prepared)
     record = cache.records[3]
     changes = ["model=x", "buckets=[{num_frames: 5, height: 32, width: 32}]", "cut.scene_threshold=null", "fps=8"]
     cfg = load_config(PrepareConfig, "tiny", group="prepare", overrides=changes)
@@ -172,25 +194,22 @@ MOMENTS = {
 }
 
 
-def test_killed_at_every_turn_it_is_the_same(prepare: Command, source: Path, tmp_path: Path) -> None:
-    prepare(source, output=tmp_path / "whole")
+def test_killed_at_every_turn_it_is_the_same(prepare: Command, prepared: Path, source: Path, tmp_path: Path) -> None:
     for moment in MOMENTS.values():
         killed(functools.partial(prepare, source, output=tmp_path / "killed"), *moment)
     assert prepare(source, output=tmp_path / "killed").code == 0
-    whole, again = files(tmp_path / "whole"), files(tmp_path / "killed")
+    whole, again = files(prepared), files(tmp_path / "killed")
     assert again.keys() == whole.keys()
     assert [name for name in whole if again[name] != whole[name]] == []
 
 
-def test_new_changed_and_vanished_files(prepare: Command, source: Path, tmp_path: Path) -> None:
-    prepare(source)
-    cache = tmp_path / "cache"
+def test_new_changed_and_vanished_files(prepare: Command, prepared: Path, source: Path, tmp_path: Path) -> None:
+    cache = prepared
     before = {record.key: record for record in ClipCache(cache).records}
     film(source / "0.mp4", 50)
     (source / "2.txt").write_text("film with another caption")
-    (source / "1.mp4").unlink()
-    (source / "3.mp4").unlink()
-    (source / "4.mp4").unlink()
+    for gone in (1, 3, 4):
+        (source / f"{gone}.mp4").unlink()
     film(source / "new.mp4", 51)
     (source / "new.txt").write_text("new")
     code, out, err = prepare(source)
@@ -206,31 +225,28 @@ def test_new_changed_and_vanished_files(prepare: Command, source: Path, tmp_path
     assert not [record for record in now.records if record.source == "0.mp4" and record.key in before]
     latents, _ = now.read(now.records)
     assert len(latents) == 8
-    named = {record.shard for record in now.records}
-    assert named <= {path.name for path in (cache / "shards").iterdir()}
+    assert {record.shard for record in now.records} <= {path.name for path in (cache / "shards").iterdir()}
     prepare(source, output=tmp_path / "fresh")
     fresh = ClipCache(tmp_path / "fresh")
     assert [(r.key, r.caption, r.split) for r in now.records] == [(r.key, r.caption, r.split) for r in fresh.records]
     assert torch.allclose(latents, fresh.read(fresh.records)[0], atol=1e-5)
 
 
-def test_shards_of_what_is_gone_are_deleted(prepare: Command, source: Path, tmp_path: Path) -> None:
-    prepare(source)
-    before = {path.name for path in (tmp_path / "cache" / "shards").iterdir()}
+def test_shards_of_what_is_gone_are_deleted(prepare: Command, prepared: Path, source: Path) -> None:
+    before = {path.name for path in (prepared / "shards").iterdir()}
     for name in ("0", "1", "2"):
         (source / f"{name}.mp4").unlink()
     prepare(source)
-    after = {path.name for path in (tmp_path / "cache" / "shards").iterdir()}
+    after = {path.name for path in (prepared / "shards").iterdir()}
     assert after < before
-    assert len(ClipCache(tmp_path / "cache").records) == 6  # the copy of 1.mp4 has taken its place
+    assert len(ClipCache(prepared).records) == 6  # the copy of 1.mp4 has taken its place
 
 
-def test_lost_shard_is_made_again(prepare: Command, source: Path, tmp_path: Path) -> None:
-    prepare(source)
-    before = files(tmp_path / "cache")
-    next((tmp_path / "cache" / "shards").iterdir()).unlink()
+def test_lost_shard_is_made_again(prepare: Command, prepared: Path, source: Path) -> None:
+    before = files(prepared)
+    next((prepared / "shards").iterdir()).unlink()
     assert prepare(source).code == 0
-    assert files(tmp_path / "cache") == before
+    assert files(prepared) == before
 
 
 @pytest.mark.parametrize(
@@ -244,36 +260,32 @@ def test_lost_shard_is_made_again(prepare: Command, source: Path, tmp_path: Path
     ],
 )
 def test_another_configuration_is_refused(
-    prepare: Command, source: Path, tmp_path: Path, change: str, expected: str
+    prepare: Command, prepared: Path, source: Path, change: str, expected: str
 ) -> None:
-    cache = tmp_path / "cache"
-    if not cache.exists():
-        prepare(source)
-    before = files(cache)
+    before = files(prepared)
     code, out, err = prepare(source, "--set", change)
     assert (code, out) == (2, "")
-    assert f"error: {cache}: holds clips made otherwise: {expected} (give another --output, or --over" in err
-    assert files(cache) == before
+    assert f"error: {prepared}: holds clips made otherwise: {expected} (give another --output, or --over" in err
+    assert files(prepared) == before
 
 
+@pytest.mark.usefixtures("prepared")
 def test_harmless_settings_may_change(prepare: Command, source: Path) -> None:
-    prepare(source)
     code, out, _ = prepare(source, "--set", "workers=1", "--set", "batch_size=3", "--set", "timeout_seconds=5")
     assert code == 0
     assert "nothing to do" in out
 
 
-def test_overwrite_makes_all_anew(prepare: Command, source: Path, tmp_path: Path) -> None:
-    prepare(source)
+def test_overwrite_makes_all_anew(prepare: Command, prepared: Path, source: Path) -> None:
     code, _, err = prepare(source, "--set", "dtype=bfloat16", "--overwrite")
     assert code == 0, err
-    cache = ClipCache(tmp_path / "cache")
+    cache = ClipCache(prepared)
     assert cache.manifest.settings["dtype"] == "bfloat16"
     assert len(cache.records) == 10
 
 
+@pytest.mark.usefixtures("prepared")
 def test_another_source_is_refused_but_a_moved_one_is_not(prepare: Command, source: Path, tmp_path: Path) -> None:
-    prepare(source)
     film(tmp_path / "other" / "0.mp4", 9)
     (tmp_path / "other" / "0.txt").write_text("film 0")
     code, _, err = prepare(tmp_path / "other")
@@ -346,7 +358,7 @@ def test_mistakes_are_one_line(prepare: Command, source: Path, tmp_path: Path) -
 
     refused(prepare(tmp_path / "nowhere"), "nowhere")
     refused(prepare(source, output=source / "cache"), "lies in")
-    refused(prepare(source, "--overwrite", output=tmp_path), "lies in it")
+    refused(prepare(source, "--overwrite", output=source.parent), "lies in it")
     refused(prepare(source, "--set", "buckets=[{num_frames: 6, height: 32, width: 32}]"), "buckets.0.num_frames")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").write_text("x")

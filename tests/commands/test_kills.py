@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from few_calls import FEW_CALLS
 from killing import killed
 
 from rats_video.commands.finish import finish
@@ -20,8 +21,8 @@ from rats_video.training.metrics import read_metrics
 from rats_video.training.run_folder import RunFolder
 
 OPTIONS = (
-    "training.steps=7", "training.checkpoint_every=2", "training.keep_checkpoints=1", "teacher.kind=ema",
-    "teacher.num_steps=4", "teacher.decay=0.5", "teacher.reuse=2", "guard={every: 2, num_clips: 2}",
+    *FEW_CALLS, "training.steps=7", "training.checkpoint_every=2", "training.keep_checkpoints=1", "teacher.kind=ema",
+    "teacher.decay=0.5", "teacher.reuse=2", "guard={every: 2, num_clips: 2}",
 )  # fmt: skip
 
 # What is replaced by a SIGKILL, and at which of its calls.

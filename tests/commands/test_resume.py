@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from few_calls import FEW_CALLS
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -53,7 +54,7 @@ def train(
 ) -> Train:
     def call(folder: str, *overrides: str) -> Trained:
         (tmp_path / folder).mkdir(exist_ok=True)
-        cfg = make_config(*overrides)
+        cfg = make_config(*FEW_CALLS, *overrides)
         rats = build_rats(cfg, *build_roles(cfg, loaded.with_own_denoiser()))
         train_loop(rats, cfg, captions, RunFolder(tmp_path / folder))
         rows = [
@@ -127,7 +128,7 @@ def run_for(make_config: Callable[..., DistillConfig], tmp_path: Path) -> Callab
     """Trains an adapter in a folder that holds a run, or none yet, as `distill --resume` does."""
 
     def call(folder: str, steps: int, *overrides: str) -> dict[str, Tensor]:
-        cfg = make_config(*LORA, f"training.steps={steps}", *overrides)
+        cfg = make_config(*FEW_CALLS, *LORA, f"training.steps={steps}", *overrides)
         student = train_student(cfg, RunFolder(tmp_path / folder), ALONE, resume=True, overwrite=False)
         assert student is not None
         return {name: weight.detach().clone() for name, weight in student.weights.items()}

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from few_calls import FEW_CALLS
 
 Command = Callable[..., Any]
 
 
 @pytest.fixture
 def distill(command: Command, config_file: Path, tmp_path: Path) -> Command:
-    """`distill` of the smoke configuration into a folder of `tmp_path`: `distill("run", "--resume", "a.b=1")`."""
+    """`distill` in few calls into a folder of `tmp_path`: `distill("run", "--resume", "a.b=1")`."""
 
     def call(name: str | Path, *arguments: str) -> Any:
-        options = [part for each in arguments for part in ([each] if each.startswith("--") else ["--set", each])]
+        both = (*FEW_CALLS, *arguments)
+        options = [part for each in both for part in ([each] if each.startswith("--") else ["--set", each])]
         return command("distill", "--config", config_file, "--output", tmp_path / name, *options)
 
     return call

@@ -19,7 +19,7 @@ Distill = Callable[..., Any]
 Mount = Callable[[int], Path]
 Fill = Callable[..., AbstractContextManager[None]]
 FOUR = ("training.steps=4", "training.checkpoint_every=2")
-MANY = ("training.steps=14", "training.checkpoint_every=100")
+MANY = ("training.steps=24", "training.checkpoint_every=100")
 
 
 @pytest.fixture

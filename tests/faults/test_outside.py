@@ -56,10 +56,12 @@ def test_reward_that_raises_amid_a_run(distill: Command, tmp_path: Path, monkeyp
 # ------------------------------------------------------------------------------------------------------------- clips
 
 
-@pytest.fixture
-def student(distill: Command, tmp_path: Path) -> Path:
-    assert distill("student", "training.steps=1").code == 0
-    return tmp_path / "student"
+@pytest.fixture(scope="module")
+def student(command: Command, config_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("faults") / "student"
+    options = ("--output", output, "--set", "training.steps=1")
+    assert command("distill", "--config", config_file, *options).code == 0
+    return output
 
 
 @pytest.fixture

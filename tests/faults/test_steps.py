@@ -90,7 +90,7 @@ def test_a_step_left_out_leaves_no_trace(
         ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (after, before))
         assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
     assert left_out(tmp_path / "run") == [0, 0, 1]
-    expected = {"step": 3, "faults/skipped": 1, "faults/rollbacks": 0, "evaluations": 32.0}
+    expected = {"step": 3, "faults/skipped": 1, "faults/rollbacks": 0, "evaluations": 20.0}
     assert rows(tmp_path / "run")[-1] == expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,12 @@ PICKLES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "mar
 RUNS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "runpy.run_path"}
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def called(node: ast.Call) -> str:
     return ast.unparse(node.func)
 
@@ -106,9 +113,7 @@ KEEPS: list[tuple[Rule, str]] = [
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule(rule: Rule) -> None:
     assert len(FILES) > 100
-    broken = {
-        path.relative_to(ROOT).as_posix(): found for path in FILES if (found := rule(ast.parse(path.read_text())))
-    }
+    broken = {path.relative_to(ROOT).as_posix(): found for path in FILES if (found := rule(parsed(path)))}
     # It turns published pickles into safetensors, reading tensors only, and names the error of a refusal.
     assert broken.pop("rats_video/rewards/convert.py", ["imports pickle"]) == ["imports pickle"]
     # What worker processes hand back to the process that started them, as multiprocessing itself would.
@@ -130,7 +135,7 @@ def test_only_named_code_of_the_user_is_imported_by_name() -> None:
     found = {
         path.name
         for path in FILES
-        for node in calls(ast.parse(path.read_text()))
+        for node in calls(parsed(path))
         if called(node).endswith(("import_module", "exec_module"))
         and not (node.args and isinstance(node.args[0], ast.Constant))  # a library, named in the code
     }

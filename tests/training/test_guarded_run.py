@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from few_calls import FEW_CALLS
 from safetensors.torch import load_file
 
 from rats_video.commands.finish import finish
@@ -27,7 +28,7 @@ Run = Callable[..., RunFolder]
 @pytest.fixture
 def run(make_config: Callable[..., DistillConfig], tmp_path: Path) -> Run:
     def call(name: str, *overrides: str) -> RunFolder:
-        cfg, folder = make_config(*overrides), RunFolder(tmp_path / name)
+        cfg, folder = make_config(*FEW_CALLS, *overrides), RunFolder(tmp_path / name)
         student = train_student(cfg, folder, ALONE, resume=True, overwrite=False)
         assert student is not None
         finish(cfg, folder, student)

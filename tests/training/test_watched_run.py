@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from few_calls import FEW_CALLS
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -47,7 +48,7 @@ def event_files_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(make_config: Callable[..., DistillConfig], tmp_path: Path) -> Run:
     def call(name: str, *overrides: str) -> RunFolder:
         folder = RunFolder(tmp_path / name)
-        train_student(make_config(*overrides), folder, ALONE, resume=True, overwrite=False)
+        train_student(make_config(*FEW_CALLS, *overrides), folder, ALONE, resume=True, overwrite=False)
         return folder
 
     return call
@@ -118,7 +119,8 @@ def test_clips_are_the_guards(run: Run) -> None:
 
 
 def test_clips_take_the_evaluations_asked_for(run: Run) -> None:
-    four, two = run("four", "training.steps=1", CLIPS), run("two", "training.steps=1", CLIPS, "validation.nfe=2")
+    options = ("training.steps=1", "teacher.num_steps=4", "student.num_steps=[4]", CLIPS)
+    four, two = run("four", *options), run("two", *options, "validation.nfe=2")
     scores = [index(each)[0]["clips"][0]["scores"]["reward"] for each in (four, two)]
     assert scores[0] != scores[1]
 
