@@ -48,7 +48,7 @@ VisionConfig = Annotated[DinoClipConfig | WordVisionConfig, Field(discriminator=
 class VisionGanConfig(Config):
     """A discriminator on frozen vision features. Real are the teacher's clips of the same prompts."""
 
-    vision: VisionConfig = DinoClipConfig(kind="dino_clip")
+    vision: VisionConfig = Field(DinoClipConfig(kind="dino_clip"), description="the frozen networks it judges by")
     weight: NonNegativeFloat = Field(2.0, description="of the hinge loss in the student's, times (1 - sigma)^2")
     frames: PositiveInt = Field(2, description="of each clip that it sees, evenly spaced from first to last")
     halvings: int = Field(3, ge=0, le=3, description="how often a head halves its map before it judges")

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 
 from rats_video.methods.base import Method
-from rats_video.methods.finite import SKIPPED
 from rats_video.methods.teacher import EmaTeacherConfig
 from rats_video.optim import build_optimizer
 from rats_video.runtime import ALONE, Runtime
@@ -86,7 +85,7 @@ def _train(
     faults.load_state(state)
     method.update_ema(start, resumed=True)
     metrics = MetricsFile(run.metrics, start) if runtime.is_main else None
-    skipped = SkippedClips(training, int(runtime.broadcast(metrics.total(SKIPPED) if metrics else 0.0)))
+    skipped = SkippedClips.since(training, metrics, runtime)
     check = PlanCheck(run.plan, method.student.device, training.steps - start) if runtime.is_main else None
     updater = Updater(cfg, optimizer, critics, runtime, skipped, watch.anchor, faults)
     asked = AskedShare(cfg, state)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from rats_video.errors import UserError
 from rats_video.methods.finite import ASKED, SKIPPED
+from rats_video.runtime import Runtime
 from rats_video.training.faults import StepFault
+from rats_video.training.metrics import MetricsFile
 from rats_video.training.settings import TrainingConfig
 
 
@@ -20,6 +22,11 @@ class SkippedClips:
 
     def __init__(self, cfg: TrainingConfig, before: int) -> None:
         self._batch_size, self._limit, self._total = cfg.batch_size, cfg.max_skipped, before
+
+    @staticmethod
+    def since(cfg: TrainingConfig, metrics: MetricsFile | None, runtime: Runtime) -> SkippedClips:
+        """Those of a run that goes on, by its log, which one process has; all call it together."""
+        return SkippedClips(cfg, int(runtime.broadcast(metrics.total(SKIPPED) if metrics else 0.0)))
 
     def count(self, row: Mapping[str, float], step: int) -> dict[str, float]:
         """A step's row, a mean over all clips, with the share of skipped clips turned into their number.
