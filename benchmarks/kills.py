@@ -259,7 +259,7 @@ def main() -> None:
     if code := Session(command(work, work / "whole"), work / "whole.log", options.processes).ended():
         sys.exit(f"the undisturbed run ended with code {code}: see {work / 'whole.log'}")
     whole = time.monotonic() - began
-    options.life = whole / 40
+    options.life = 2.5 * whole / options.kills
     kills = kill_again_and_again(options, work, work / "killed")
     last = Session(command(work, work / "killed"), work / "killed.log", options.processes).ended()
 

@@ -18,5 +18,6 @@ TALKATIVE = (
 def quiet_libraries() -> None:
     """Has them log errors alone; of tqdm's bars in a notebook nothing here makes one."""
     warnings.filterwarnings("ignore", "IProgress not found")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module")  # of predictions changed in place: there are none
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -217,6 +217,8 @@ def find_damage(path: Path) -> str | None:
         digests = state.pop(DIGESTS, {})  # older ones have none
         if state["step"] != steps_done(path):
             return f"it says that it is of step {state['step']}"
+        if missing := [name for name in digests if not (path / name).is_file()]:
+            return f"{missing[0]} is missing"
         for name, digest in digests.items():
             if digest != (json_digest(state) if name == STATE else weights_digest([path / name])):
                 return f"{name} is not what was written"
