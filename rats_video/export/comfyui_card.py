@@ -1,6 +1,7 @@
 """The card's section for ComfyUI: folders, nodes, and the noise levels for each number of calls.
 
-What it says was tried in ComfyUI 0.3.64 and 0.10.0, with random weights of the true sizes, against our sampler.
+What it says was tried in ComfyUI 0.3.64 and 0.10.0, with random weights of the true sizes, against our sampler; figures
+are in docs/exports.md.
 """
 
 from __future__ import annotations
