@@ -108,7 +108,6 @@ def test_clips_from_pictures_are_planned_with_them(
 METHODS = {
     "dmd2": ("method={kind: dmd2, gan: {}}",),
     "dmd2 lora, one clip at a time": ("method={kind: dmd2, reward_weight: 1}", *LORA, "training.micro_batch_size=1"),
-    "senseflow": ("method={kind: senseflow, gan: {vision: {kind: word}, halvings: 1}}",),
     "advdmd": ("method={kind: advdmd, policy_every: 99}", "student.sampler=renoise"),
     "rtdmd": ("method={kind: rtdmd, policy: {samples: 3}}",),
     "dollar": ("method.kind=dollar", *LORA),
