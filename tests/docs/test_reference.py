@@ -56,7 +56,7 @@ def test_every_command_is_shown_with_its_options() -> None:
     assert {"run", "distill", "export model", "train reward", "rewards check"} <= set(sections)
     assert "| `--nfe` |" in page.partition("## sample\n")[2].partition("\n## ")[0]
     assert "| `--device` | <code>auto&#124;cpu&#124;cuda&#124;cuda:N</code> | `auto` |" in page
-    assert "| `--set` | `KEY=VALUE` |  | Change one config value, as in a.b=c. Repeatable. |" in page
+    assert "| `--set` | `KEY=VALUE` |  | Change one config value, as training.steps=100. Repeatable. |" in page
 
 
 def commands_in(page: Path) -> list[str]:
