@@ -123,8 +123,6 @@ def fill_sets(scores: Sequence[ArmScores], reference: Reference | None, *, of_im
     if teacher is not None:
         for arm in scores:
             fill_shares(arm, teacher)
-            if PSNR in arm.metrics and (share := motion_share(arm, teacher)):
-                arm.sets["dynamic_degree_share"] = MetricValue.of(share)
 
 
 def motion_share(arm: ArmScores, teacher: ArmScores) -> Estimate | None:
@@ -142,10 +140,13 @@ def motion_share(arm: ArmScores, teacher: ArmScores) -> Estimate | None:
 
 
 def fill_shares(arm: ArmScores, teacher: ArmScores) -> None:
-    """Give an arm its diversity as a share of the teacher's, and how its sound differs from the teacher's, in place.
+    """Give an arm its diversity and motion as shares of the teacher's, and how its sound differs from that, in place.
 
-    Both must have their `spreads`. The sound is compared clip by clip, where both have the same prompts.
+    Both must have their `spreads`. Motion is of clips that start from pictures; the sound is compared clip by clip, where
+    both have the same prompts.
     """
+    if PSNR in arm.metrics and (share := motion_share(arm, teacher)):
+        arm.sets["dynamic_degree_share"] = MetricValue.of(share)
     for name in MONITORS:
         if name in arm.metrics and name in teacher.metrics and arm.prompts == teacher.prompts:
             apart = paired_difference(arm.metrics[name], teacher.metrics[name], arm.prompts)
