@@ -142,8 +142,8 @@ def motion_share(arm: ArmScores, teacher: ArmScores) -> Estimate | None:
 def fill_shares(arm: ArmScores, teacher: ArmScores) -> None:
     """Give an arm its diversity and motion as shares of the teacher's, and how its sound differs from that, in place.
 
-    Both must have their `spreads`. Motion is of clips that start from pictures; the sound is compared clip by clip, where
-    both have the same prompts.
+    Both must have their `spreads`. Motion is of clips that start from pictures; the sound is compared clip by clip,
+    where both have the same prompts.
     """
     if PSNR in arm.metrics and (share := motion_share(arm, teacher)):
         arm.sets["dynamic_degree_share"] = MetricValue.of(share)
