@@ -81,7 +81,8 @@ class Runtime:
             dist.new_group([trainer, trainers + trainer % reward_ranks])
             for trainer in range(trainers if reward_ranks else 0)
         )
-        savers = dist.new_group(list(range(trainers)), backend="gloo", timeout=PATIENCE)
+        network = "gloo" if device.type == "cuda" else None  # on a CPU the default is of CPUs
+        savers = dist.new_group(list(range(trainers)), backend=network, timeout=PATIENCE)
         return Runtime(device, dist.get_rank(), trainers, context, reward_ranks, mesh, everyone, links, savers)
 
     @property
