@@ -78,7 +78,7 @@ def test_pages_quote_the_committed_ratios() -> None:
     text_of_page = page("scale")
     speed, roles = read("speed"), read("levers")["lora roles"]
     assert f"takes {speed['step']['ratio']:.2f} times as long as its network" in text_of_page
-    assert f"calls {speed['sampling']['ratio']:.2f} times as long" in text_of_page
+    assert f"calls takes {speed['sampling']['ratio']:.2f} times as long" in text_of_page
     assert f"peak is {max(row['ratio'] for row in roles.values()):.2f} times" in text_of_page
     assert f"{speed['role switch']['ours ms']:.1f} ms for" in text_of_page
 
