@@ -214,3 +214,35 @@ def test_pages_quote_the_students_that_ship() -> None:
         kept = "1" if who == "teacher" else f"{share.mean:.2f} ± {share.ci95:.2f}"
         quoted = " | ".join(f"{m.mean:.3f} ± {m.ci95:.3f}" for m in cells)
         assert f"| {mean.nfe} | {quoted} | {kept} |" in readme.replace("**", "")
+
+
+def test_the_page_on_motion_quotes_its_comparison() -> None:
+    compared = read_compare_result(RESULTS / "motion.json")
+    assert ({row.seed for row in compared.rows}, compared.settings["missing"]) == ({None, 0, 1, 2}, [])
+    assert (RESULTS / "motion.md").read_text(encoding="utf-8") == markdown(compared)
+    assert summary_table(compared, 4) in page("motion")
+    text = " ".join(page("motion").split())
+    moved = {}
+    for who in ("alpha_2", "frame_gate", "clip_gate", "reward_and_motion", "reward_only"):
+        mean = compared.mean_of(who, 4)
+        assert mean is not None
+        moved[who] = mean.metrics["displacement"]
+        assert f"{moved[who].mean:.3f} ± {moved[who].ci95:.3f}" in text
+    kept, stopped = moved["alpha_2"], moved["reward_only"]
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert f"objects {stopped.mean:.2f} ± {stopped.ci95:.2f} of their way" in readme
+    assert f"brings them {kept.mean:.2f} ± {kept.ci95:.2f} of it" in readme
+    assert kept.ci95 is not None
+    assert stopped.ci95 is not None
+    assert kept.mean - kept.ci95 > 0.9
+    assert stopped.mean + stopped.ci95 < 0.2
+    leads = {(each.against, each.metric): each for each in compared.differences if each.nfe == 4}
+    for against, metric in (
+        ("teacher", "reward"), ("teacher", "heldout_reward"), ("teacher", "adherence"), ("floor", "heldout_reward"),
+        ("frame_gate", "heldout_reward"), ("motion_gate", "heldout_reward"), ("base", "heldout_reward"),
+    ):  # fmt: skip
+        lead = leads[against, metric]
+        assert f"{lead.mean:.3f} ± {lead.ci95:.3f}" in text, (against, metric)
+    clear = leads["teacher", "reward"]
+    assert clear.ci95 is not None
+    assert clear.mean > clear.ci95
