@@ -16,6 +16,7 @@ from rats_video.commands.rate_rewards import agreement, rewards_at_hand
 from rats_video.datasets.prompts.files import read_prompts
 from rats_video.errors import Interrupted, UserError
 from rats_video.files import locked
+from rats_video.inference.audio import read_sound
 from rats_video.rating.raters import Raters
 from rats_video.rating.record import RECORD, Asked, Rating
 from rats_video.rating.server import RatingServer
@@ -59,7 +60,9 @@ def run_rate(
         votes, people = counted_votes(rating, folder, least)
         if not votes:
             raise UserError("no vote counts yet", where=str(folder), fix="vote first: leave --results out")
-        found = agreement(votes, rewards_at_hand(rating.asked.runs, rewards), pick_device(options.device), folder)
+        heard = read_sound(folder / votes[0].files[0]) is not None
+        at_hand = rewards_at_hand(rating.asked.runs, rewards, with_sound=heard)
+        found = agreement(votes, at_hand, pick_device(options.device), folder)
         echo("\n".join(tell_results(rating, votes, people, found, folder)))
         return
     if not runs:

@@ -71,11 +71,11 @@ def _scores(
     return scores
 
 
-def rewards_at_hand(runs: Sequence[str], folders: Sequence[Path]) -> dict[str, RewardConfig]:
+def rewards_at_hand(runs: Sequence[str], folders: Sequence[Path], *, with_sound: bool) -> dict[str, RewardConfig]:
     """All rewards that can be had without a setting.
 
     Those of `folders`, which `train reward` wrote; those that the runs were trained and judged by; and every kind whose
-    weights are where they are looked for.
+    weights are where they are looked for. Kinds that hear are for clips with sound.
     """
     found: dict[str, RewardConfig] = {str(folder): WordRewardConfig(path=str(folder)) for folder in folders}
     for run in runs:
@@ -88,7 +88,7 @@ def rewards_at_hand(runs: Sequence[str], folders: Sequence[Path]) -> dict[str, R
             reward_folders(plain, where=kind)
         except (ValidationError, UserError):
             continue
-        if plain not in found.values():
+        if plain not in found.values() and (with_sound or not plain.hears):
             found[kind] = plain
     return found
 

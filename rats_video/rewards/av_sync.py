@@ -30,6 +30,7 @@ class AvSyncConfig(BaseRewardConfig):
 
     per = "clip"
     source = "no weights"
+    hears = True
     folders = ()
 
     kind: Literal["av_sync"]

@@ -47,10 +47,12 @@ class RewardKindConfig(Config):
         per: what one score is given to.
         source: where its weights come from.
         folders: the keys that name folders of weights.
+        hears: whether it needs the sound.
     """
 
     per: ClassVar[Literal["frame", "clip"]]
     source: ClassVar[str]
+    hears: ClassVar[bool] = False
     folders: ClassVar[tuple[str, ...]] = ("path",)
 
     def sources(self, where: str) -> list[Path]:

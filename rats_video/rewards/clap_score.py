@@ -29,6 +29,7 @@ class ClapScoreConfig(BaseRewardConfig):
 
     per = "clip"
     source = "laion/clap-htsat-unfused"
+    hears = True
 
     kind: Literal["clap_score"]
     path: str = Field("models/clap-htsat-unfused", description="folder of the model and its tokenizer, in safetensors")

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.distributed.checkpoint import state_dict_loader
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from rats_video.errors import UserError
@@ -126,7 +126,7 @@ def read(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # each process reads on its own
         try:
-            load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
+            state_dict_loader.load(targets, storage_reader=HuggingFaceStorageReader(str(path)), no_dist=True)
         except CheckpointException as error:
             raise _cause(error) from None
     return state
